@@ -1,0 +1,58 @@
+# make help    what can be made
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install -q --disable-pip-version-check
+BUNDLE := bundles/tiny
+MODEL  := checkpoints/tiny
+
+.PHONY: help demo test test-slow check bench tiny report clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s $$'\t'
+
+demo: $(VENV)/.device $(BUNDLE)/manifest.json  ## a spoken question in, a spoken answer out; WAV=my.wav for yours
+	@$(BIN)/python examples/demo.py --bundle $(BUNDLE) --out demo $(if $(WAV),--wav $(WAV))
+
+test: $(VENV)/.dev  ## run the tests
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.dev  ## run the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/.dev  ## lint, types and import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev $(BUNDLE)/manifest.json  ## measure the tiny bundle and the full-size codec on this machine
+	$(BIN)/python -m deeptalk_edge.bench --bundle $(BUNDLE)
+
+tiny: $(VENV)/.dev  ## train the tiny checkpoint again from nothing (needs espeak-ng and flite; about 90 minutes)
+	$(BIN)/python -m deeptalk_edge.training.tiny --out $(MODEL)
+
+clean:  ## remove what was made, the environment included
+	rm -rf $(VENV) build bundles demo .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BUNDLE)/manifest.json: $(wildcard $(MODEL)/*) | $(VENV)/.device
+	$(BIN)/deeptalk-edge export $(MODEL) --force -o $(BUNDLE)
+
+# What a device needs, and the exporter: no torch.
+$(VENV)/.device: pyproject.toml | $(VENV)/bin/python
+	$(PIP) -e '.[export]'
+	@touch $@
+
+# torch first and by itself: its CPU build is what the tests want.
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	$(PIP) torch==2.13.0
+	$(PIP) -e '.[dev]'
+	@touch $@ $(VENV)/.device
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)

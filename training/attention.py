@@ -1,0 +1,131 @@
+"""Latent attention: what is kept of a row is one latent, from which every head's key and value follow.
+
+`expanded_attention` computes it as it is defined; `absorbed_attention` never builds keys and values and is
+what devices decode with. Both read the same cache and give the same heads.
+
+Source: DeepSeek-V2 (arXiv 2405.04434), section 2.1 and appendix C; YaRN (arXiv 2309.00071).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deeptalk_edge.spec import DecoderSpec
+
+
+class Cache:
+    """Latents and rotary keys (B, S, R + D) of every layer; the rows of a batch have one common length."""
+
+    def __init__(self) -> None:
+        self._layers: list[Tensor] = []
+
+    @property
+    def num_rows(self) -> int:
+        return self._layers[0].shape[1] if self._layers else 0
+
+    def extend(self, layer: int, latents: Tensor) -> Tensor:
+        """Append (B, T, R + D) to a layer, layers in order; returns all of it, (B, S, R + D)."""
+        if layer == len(self._layers):
+            self._layers.append(latents)
+        else:
+            self._layers[layer] = torch.cat([self._layers[layer], latents], dim=1)
+        return self._layers[layer]
+
+
+class LatentAttention(nn.Module):
+    """Multi-head latent attention with a plain query projection (`q_lora_rank` null)."""
+
+    def __init__(self, spec: DecoderSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        heads, query_dim = spec.num_heads, spec.nope_dim + spec.rope_dim
+        self.q_proj = nn.Linear(spec.width, heads * query_dim, bias=False)
+        self.kv_a_proj_with_mqa = nn.Linear(spec.width, spec.cache_width, bias=False)
+        self.kv_a_layernorm = nn.RMSNorm(spec.latent_dim, eps=spec.norm_eps)
+        self.kv_b_proj = nn.Linear(spec.latent_dim, heads * (spec.nope_dim + spec.value_dim), bias=False)
+        self.o_proj = nn.Linear(heads * spec.value_dim, spec.width, bias=False)
+
+    def forward(self, hidden: Tensor, turns: Tensor, layer: int, cache: Cache | None) -> Tensor:
+        """(B, T, C) to (B, T, C); `turns` as of `rotary_turns` for these T rows."""
+        latents = self.latents(hidden, turns)
+        if cache is not None:
+            latents = cache.extend(layer, latents)
+        heads = expanded_attention(self, self.queries(hidden, turns), latents)
+        out: Tensor = self.o_proj(heads.flatten(2))
+        return out
+
+    def queries(self, hidden: Tensor, turns: Tensor) -> Tensor:
+        """Queries (B, T, H, N + D), the rotary part turned."""
+        queries = self.q_proj(hidden).unflatten(-1, (self.spec.num_heads, -1))
+        nope, rope = queries.split([self.spec.nope_dim, self.spec.rope_dim], dim=-1)
+        return torch.cat([nope, rotate(rope, turns[:, :, None])], dim=-1)
+
+    def latents(self, hidden: Tensor, turns: Tensor) -> Tensor:
+        """What the cache keeps (B, T, R + D): the normed latent, then the turned key of all heads."""
+        latent, key = self.kv_a_proj_with_mqa(hidden).split(
+            [self.spec.latent_dim, self.spec.rope_dim], dim=-1
+        )
+        return torch.cat([self.kv_a_layernorm(latent), rotate(key, turns)], dim=-1)
+
+
+def expanded_attention(attention: LatentAttention, queries: Tensor, latents: Tensor) -> Tensor:
+    """Attention by definition: queries (B, T, H, N + D) of the last T of S latents (B, S, R + D).
+
+    Returns the heads' values (B, T, H, V).
+    """
+    spec = attention.spec
+    latent, rope_key = latents.split([spec.latent_dim, spec.rope_dim], dim=-1)
+    keys_values = attention.kv_b_proj(latent).unflatten(-1, (spec.num_heads, -1))
+    nope_key, values = keys_values.split([spec.nope_dim, spec.value_dim], dim=-1)
+    shared = rope_key[:, :, None].expand(-1, -1, spec.num_heads, -1)
+    keys = torch.cat([nope_key, shared], dim=-1)
+    num_rows, num_keys = queries.shape[1], keys.shape[1]
+    heads = F.scaled_dot_product_attention(
+        queries.transpose(1, 2),
+        keys.transpose(1, 2),
+        values.transpose(1, 2),
+        attn_mask=None if num_rows == num_keys else _visible(num_rows, num_keys, keys.device),
+        is_causal=num_rows == num_keys,
+        scale=spec.softmax_scale,
+    )
+    return heads.transpose(1, 2)
+
+
+def absorbed_attention(attention: LatentAttention, queries: Tensor, latents: Tensor) -> Tensor:
+    """The same heads with kv_b moved into the query and the output, so that the cache is read as it is.
+
+    q . (W_k c) = (W_k^T q) . c, and the weighted sum of W_v c is W_v of the weighted sum.
+    """
+    spec = attention.spec
+    up = attention.kv_b_proj.weight.unflatten(0, (spec.num_heads, -1))
+    key_up, value_up = up.split([spec.nope_dim, spec.value_dim], dim=1)
+    nope, rope = queries.split([spec.nope_dim, spec.rope_dim], dim=-1)
+    absorbed = torch.cat([torch.einsum("bthn,hnr->bthr", nope, key_up), rope], dim=-1)
+    scores = torch.einsum("bthc,bsc->bhts", absorbed, latents) * spec.softmax_scale
+    hidden_keys = ~_visible(queries.shape[1], latents.shape[1], latents.device)
+    shares = scores.masked_fill(hidden_keys, -torch.inf).softmax(-1, torch.float32).to(latents.dtype)
+    context = torch.einsum("bhts,bsr->bthr", shares, latents[..., : spec.latent_dim])
+    return torch.einsum("bthr,hvr->bthv", context, value_up)
+
+
+def rotary_turns(spec: DecoderSpec, start: int, num_rows: int, device: torch.device) -> Tensor:
+    """Cosines and sines (2, T, D) of the rows from `start` on, in float32 whatever the model's dtype."""
+    frequencies = torch.tensor(spec.rope_frequencies(), dtype=torch.float32, device=device)
+    positions = torch.arange(start, start + num_rows, dtype=torch.float32, device=device)
+    angles = (positions[:, None] * frequencies).repeat(1, 2)
+    return torch.stack([angles.cos(), angles.sin()]) * spec.rope_amplitude
+
+
+def rotate(pairs: Tensor, turns: Tensor) -> Tensor:
+    """Turn (..., D), de-interleaved first: the checkpoint keeps the two halves of a pair side by side."""
+    halves = pairs.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
+    left, right = halves.chunk(2, dim=-1)
+    cos, sin = turns
+    return (halves * cos + torch.cat([-right, left], dim=-1) * sin).to(pairs.dtype)
+
+
+def _visible(num_rows: int, num_keys: int, device: torch.device) -> Tensor:
+    """(T, S), true where one of the last T rows may look: at itself and all before it."""
+    return torch.ones(num_rows, num_keys, dtype=torch.bool, device=device).tril(num_keys - num_rows)

