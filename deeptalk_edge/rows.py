@@ -53,8 +53,8 @@ def codec_columns(vocabulary: VocabularySpec, local_id: int) -> Ids:
 def delay(vocabulary: VocabularySpec, frames: Ids, text_ids: list[int]) -> Ids:
     """Lay an answer out: frames (A, K) and its text, EOS included, give rows (L, K + 1).
 
-    L = A + 1 + K, one row for EOA. EOT follows the text and PAD_T fills up; EOA ends every codebook.
-    A text longer than the speech lengthens the grid, and the codebooks pad.
+    L = A + 1 + K, one row for EOA. EOT follows the text, then PAD_T; EOA ends every codebook. A
+    text longer than the speech lengthens the grid, and the codebooks pad.
     """
     num_frames, k = frames.shape
     length = max(num_frames + 1 + k, len(text_ids) + 1)

@@ -356,6 +356,7 @@ def _refuse_unsupported(config: Mapping[str, Any], path: Path) -> None:
         "moe_layer_freq": (1,),
         "hidden_act": ("silu",),
         "attention_bias": (False,),
+        "tie_word_embeddings": (True,),
         "mm_audio_encoder_type": ("whisper",),
         "mm_audio_projector_type": ("linear",),
         "post_tts_adapter": (False,),
@@ -385,6 +386,8 @@ def _decoder_spec(config: Mapping[str, Any], path: Path) -> DecoderSpec:
             mscale=scaling.get("mscale", 1),
             mscale_all_dim=scaling.get("mscale_all_dim", 0),
         )
+    # moextend keeps the text experts and adds its own behind them.
+    added_experts = need("audio_num_experts") if "moextend" in config["model_type"] else 0
     return DecoderSpec(
         width=need("hidden_size"),
         num_layers=need("num_hidden_layers"),
@@ -395,7 +398,7 @@ def _decoder_spec(config: Mapping[str, Any], path: Path) -> DecoderSpec:
         latent_dim=need("kv_lora_rank"),
         dense_ffn_width=need("intermediate_size"),
         expert_ffn_width=need("moe_intermediate_size"),
-        num_experts=need("n_routed_experts"),
+        num_experts=need("n_routed_experts") + added_experts,
         num_shared_experts=need("n_shared_experts"),
         top_k=need("num_experts_per_tok"),
         num_dense_layers=need("first_k_dense_replace"),

@@ -1,7 +1,9 @@
-"""Latent attention: what is kept of a row is one latent, from which every head's key and value follow.
+"""Latent attention: of a row one latent is kept, from which every head's key and value follow.
 
-`expanded_attention` computes it as it is defined; `absorbed_attention` never builds keys and values and is
-what devices decode with. Both read the same cache and give the same heads.
+`expanded_attention` computes it as it is defined; `absorbed_attention` never builds keys and values
+and is what devices decode with. Both read the same cache and give the same heads.
+
+N is the width of a head's plain part, D of its rotary part, V of its value; R is the latent's.
 
 Source: DeepSeek-V2 (arXiv 2405.04434), section 2.1 and appendix C; YaRN (arXiv 2309.00071).
 """
@@ -16,7 +18,7 @@ from deeptalk_edge.spec import DecoderSpec
 
 
 class Cache:
-    """Latents and rotary keys (B, S, R + D) of every layer; the rows of a batch have one common length."""
+    """Latents and rotary keys (B, S, R + D) of every layer; all of a batch have the same S."""
 
     def __init__(self) -> None:
         self._layers: list[Tensor] = []
@@ -40,11 +42,13 @@ class LatentAttention(nn.Module):
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
         self.spec = spec
-        heads, query_dim = spec.num_heads, spec.nope_dim + spec.rope_dim
-        self.q_proj = nn.Linear(spec.width, heads * query_dim, bias=False)
+        heads = spec.num_heads
+        query_width = heads * (spec.nope_dim + spec.rope_dim)
+        key_value_width = heads * (spec.nope_dim + spec.value_dim)
+        self.q_proj = nn.Linear(spec.width, query_width, bias=False)
         self.kv_a_proj_with_mqa = nn.Linear(spec.width, spec.cache_width, bias=False)
         self.kv_a_layernorm = nn.RMSNorm(spec.latent_dim, eps=spec.norm_eps)
-        self.kv_b_proj = nn.Linear(spec.latent_dim, heads * (spec.nope_dim + spec.value_dim), bias=False)
+        self.kv_b_proj = nn.Linear(spec.latent_dim, key_value_width, bias=False)
         self.o_proj = nn.Linear(heads * spec.value_dim, spec.width, bias=False)
 
     def forward(self, hidden: Tensor, turns: Tensor, layer: int, cache: Cache | None) -> Tensor:
@@ -63,7 +67,7 @@ class LatentAttention(nn.Module):
         return torch.cat([nope, rotate(rope, turns[:, :, None])], dim=-1)
 
     def latents(self, hidden: Tensor, turns: Tensor) -> Tensor:
-        """What the cache keeps (B, T, R + D): the normed latent, then the turned key of all heads."""
+        """What the cache keeps (B, T, R + D): the normed latent, then the heads' turned key."""
         latent, key = self.kv_a_proj_with_mqa(hidden).split(
             [self.spec.latent_dim, self.spec.rope_dim], dim=-1
         )
@@ -76,7 +80,7 @@ def expanded_attention(attention: LatentAttention, queries: Tensor, latents: Ten
     Returns the heads' values (B, T, H, V).
     """
     spec = attention.spec
-    latent, rope_key = latents.split([spec.latent_dim, spec.rope_dim], dim=-1)
+    latent, rope_key = torch.split(latents, [spec.latent_dim, spec.rope_dim], dim=-1)
     keys_values = attention.kv_b_proj(latent).unflatten(-1, (spec.num_heads, -1))
     nope_key, values = keys_values.split([spec.nope_dim, spec.value_dim], dim=-1)
     shared = rope_key[:, :, None].expand(-1, -1, spec.num_heads, -1)
@@ -94,24 +98,25 @@ def expanded_attention(attention: LatentAttention, queries: Tensor, latents: Ten
 
 
 def absorbed_attention(attention: LatentAttention, queries: Tensor, latents: Tensor) -> Tensor:
-    """The same heads with kv_b moved into the query and the output, so that the cache is read as it is.
+    """The same heads, kv_b moved into the query and the output: the cache is read as it is.
 
     q . (W_k c) = (W_k^T q) . c, and the weighted sum of W_v c is W_v of the weighted sum.
     """
     spec = attention.spec
-    up = attention.kv_b_proj.weight.unflatten(0, (spec.num_heads, -1))
-    key_up, value_up = up.split([spec.nope_dim, spec.value_dim], dim=1)
-    nope, rope = queries.split([spec.nope_dim, spec.rope_dim], dim=-1)
+    up = attention.kv_b_proj.weight.view(spec.num_heads, -1, spec.latent_dim)
+    key_up, value_up = torch.split(up, [spec.nope_dim, spec.value_dim], dim=1)
+    nope, rope = torch.split(queries, [spec.nope_dim, spec.rope_dim], dim=-1)
     absorbed = torch.cat([torch.einsum("bthn,hnr->bthr", nope, key_up), rope], dim=-1)
     scores = torch.einsum("bthc,bsc->bhts", absorbed, latents) * spec.softmax_scale
-    hidden_keys = ~_visible(queries.shape[1], latents.shape[1], latents.device)
-    shares = scores.masked_fill(hidden_keys, -torch.inf).softmax(-1, torch.float32).to(latents.dtype)
-    context = torch.einsum("bhts,bsr->bthr", shares, latents[..., : spec.latent_dim])
+    visible = _visible(queries.shape[1], latents.shape[1], latents.device)
+    shares = scores.masked_fill(~visible, -torch.inf).softmax(-1, dtype=torch.float32)
+    latent = latents[..., : spec.latent_dim]
+    context = torch.einsum("bhts,bsr->bthr", shares.to(latent.dtype), latent)
     return torch.einsum("bthr,hvr->bthv", context, value_up)
 
 
 def rotary_turns(spec: DecoderSpec, start: int, num_rows: int, device: torch.device) -> Tensor:
-    """Cosines and sines (2, T, D) of the rows from `start` on, in float32 whatever the model's dtype."""
+    """Cosines and sines (2, T, D) of the rows from `start` on, always in float32."""
     frequencies = torch.tensor(spec.rope_frequencies(), dtype=torch.float32, device=device)
     positions = torch.arange(start, start + num_rows, dtype=torch.float32, device=device)
     angles = (positions[:, None] * frequencies).repeat(1, 2)
@@ -119,11 +124,12 @@ def rotary_turns(spec: DecoderSpec, start: int, num_rows: int, device: torch.dev
 
 
 def rotate(pairs: Tensor, turns: Tensor) -> Tensor:
-    """Turn (..., D), de-interleaved first: the checkpoint keeps the two halves of a pair side by side."""
-    halves = pairs.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
+    """Turn (..., D) by (2, ..., D); a pair stands side by side here, so de-interleave first."""
+    halves = pairs.view(*pairs.shape[:-1], -1, 2).transpose(-1, -2).flatten(-2)
     left, right = halves.chunk(2, dim=-1)
     cos, sin = turns
-    return (halves * cos + torch.cat([-right, left], dim=-1) * sin).to(pairs.dtype)
+    turned: Tensor = halves * cos + torch.cat([-right, left], dim=-1) * sin
+    return turned.to(pairs.dtype)
 
 
 def _visible(num_rows: int, num_keys: int, device: torch.device) -> Tensor:

@@ -1,9 +1,9 @@
-"""The ear: a Whisper-shaped encoder and the SwiGLU projector that takes its frames to the decoder's width.
+"""The ear: a Whisper-shaped encoder, and the projector from its frames to the decoder's width.
 
-Log-mel of the whole window in, one frame per two mel frames out; every frame attends to every other, so
-nothing may be encoded before the utterance is over. Parameter names are Whisper's and DeepTalk's own.
+Log-mel of the whole window in, one frame per two mel frames out; every frame attends to all others,
+so nothing can be encoded before the utterance is over. Parameters are named as in the checkpoint.
 
-Source: arXiv 2212.04356 (Whisper), section 2.2; LUCY `multimodal_projector/builder.py: LinearProjector`.
+Source: arXiv 2212.04356 (Whisper), section 2.2; LUCY `multimodal_projector: LinearProjector`.
 """
 
 from __future__ import annotations
@@ -36,9 +36,12 @@ class AudioEncoder(nn.Module):
 
         Raises ValueError if the window has another size.
         """
-        expected = (self._spec.num_mel_bins, 2 * self._spec.max_frames)
-        if log_mel.shape[1:] != expected:
-            raise ValueError(f"log_mel is {tuple(log_mel.shape)}, expected (B, {expected[0]}, {expected[1]})")
+        bins, mel_frames = self._spec.num_mel_bins, 2 * self._spec.max_frames
+        if log_mel.shape[1:] != (bins, mel_frames):
+            raise ValueError(
+                f"log_mel is {tuple(log_mel.shape)}, expected (B, {bins}, {mel_frames}): "
+                "pad it to the whole window"
+            )
         waves = F.gelu(self.conv1(log_mel))
         frames = F.gelu(self.conv2(waves)).transpose(1, 2)
         hidden: Tensor = frames + self.embed_positions.weight
@@ -105,7 +108,7 @@ class Projector(nn.Module):
 
 
 def sinusoids(num_positions: int, width: int) -> Tensor:
-    """Whisper's fixed positions (num_positions, width): sines in the first half, cosines in the second."""
+    """Whisper's fixed positions (num_positions, width): sines, then cosines."""
     half = width // 2
     rates = torch.exp(-math.log(10_000) / (half - 1) * torch.arange(half))
     angles = torch.arange(num_positions)[:, None] * rates

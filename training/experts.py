@@ -1,6 +1,6 @@
-"""Experts: a float32 router, the experts it picks for each token, and the shared ones that see them all.
+"""Experts: a float32 router, the experts it picks for each token, and those that all tokens share.
 
-Source: DeepSeek-V2 (arXiv 2405.04434), section 2.2; DeepTalk `LUCYDeepseekV2MoE` for the stage masks.
+Source: DeepSeek-V2 (arXiv 2405.04434), section 2.2; stage masks: DeepTalk `LUCYDeepseekV2MoE`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class Router(nn.Module):
         super().__init__()
         self._spec = spec
         self.weight = nn.Parameter(torch.empty(spec.num_experts, spec.width))
-        self.register_buffer("frozen", torch.zeros(spec.num_experts, dtype=torch.bool), persistent=False)
+        nobody = torch.zeros(spec.num_experts, dtype=torch.bool)
+        self.register_buffer("frozen", nobody, persistent=False)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden (..., C) to probabilities (..., E), weights (..., top_k) and ids (..., top_k).
@@ -97,7 +98,7 @@ class MixtureOfExperts(nn.Module):
         self.shared_experts = SwiGlu(spec.width, spec.shared_ffn_width)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, C) to (B, T, C), with the router's probabilities (B, T, E) and ids (B, T, top_k)."""
+        """(B, T, C) to (B, T, C), with the probabilities (B, T, E) and ids (B, T, top_k)."""
         probabilities, weights, ids = self.gate(hidden)
         routed = self.routed(hidden.flatten(0, -2), weights.flatten(0, -2), ids.flatten(0, -2))
         out: Tensor = routed.view_as(hidden) + self.shared_experts(hidden)
@@ -111,7 +112,7 @@ class MixtureOfExperts(nn.Module):
         picks = ids.flatten()
         order = picks.argsort(stable=True)
         sizes = torch.bincount(picks, minlength=len(self.experts)).tolist()
-        stretches = tokens[order // ids.shape[-1]].split(sizes)
+        stretches = torch.split(tokens[order // ids.shape[-1]], sizes)
         by_expert = torch.cat(
             [expert(stretch) for expert, stretch in zip(self.experts, stretches, strict=True)]
         )

@@ -1,7 +1,7 @@
 """DeepTalk in torch: the reference that trains, and that every exported graph is held against.
 
-Eight ids a row become one mean embedding; the decoder is DeepSeek-V2's; text and codes are slices of one
-tied head. All sizes and ids come from the ModelSpec, and the state dict has the official names.
+The ids of a row become one mean embedding; the decoder is DeepSeek-V2's; text and codes are slices
+of one tied head. Sizes and ids come from the ModelSpec; the state dict has the official names.
 
 Source: arXiv 2506.21864 (DeepTalk); arXiv 2405.04434 (DeepSeek-V2).
 """
@@ -45,8 +45,8 @@ class DeepTalk(nn.Module):
     ) -> Tensor:
         """Rows (B, T, K + 1) to their mean embedding (B, T, C).
 
-        Where `audio_mask` (B, T) is set, `features` (B, T, C) stand in for the embedding of each of the
-        K codec columns; the text column's stays.
+        Where `audio_mask` (B, T) is set, `features` (B, T, C) stand in for the embedding of each of
+        the K codec columns; the text column's stays.
         """
         num_codebooks = self.spec.vocabulary.num_codebooks
         columns: Tensor = self.model.embed_tokens(rows)
@@ -67,8 +67,8 @@ class DeepTalk(nn.Module):
     ) -> Tensor:
         """Rows (B, T, K + 1) to hidden states (B, T, C) after the final norm.
 
-        `features` and `audio_mask` as in `embed`. With a `cache` the rows continue those that it holds,
-        and it keeps them too. Every MoE layer appends to `routing`.
+        `features` and `audio_mask` as in `embed`. With a `cache` the rows continue those that it
+        holds, and it keeps them too. Every MoE layer appends to `routing`.
         """
         return self.decode(self.embed(rows, features, audio_mask), cache=cache, routing=routing)
 
@@ -91,20 +91,20 @@ class DeepTalk(nn.Module):
         """(..., C) to (..., K, V_code), un-shifted ids."""
         vocabulary = self.spec.vocabulary
         logits = F.linear(hidden, self.lm_head.weight[vocabulary.text_size :])
-        return logits.unflatten(-1, (vocabulary.num_codebooks, vocabulary.codebook_block))
+        return logits.view(*hidden.shape[:-1], vocabulary.num_codebooks, vocabulary.codebook_block)
 
     def set_frozen_experts(self, expert_ids: Sequence[Sequence[int]] | None) -> None:
-        """Bar experts from every token and from training, one list per MoE layer; None releases all.
+        """Bar experts from all tokens and from training, a list per MoE layer; None bars none.
 
         Raises ValueError if the lists do not fit the model.
         """
-        layers = [self.model.layers[i] for i in self.spec.decoder.moe_layers]
+        mixtures = [m for m in self.modules() if isinstance(m, MixtureOfExperts)]
         if expert_ids is None:
-            expert_ids = [[]] * len(layers)
-        if len(expert_ids) != len(layers):
-            raise ValueError(f"{len(expert_ids)} lists of experts for {len(layers)} MoE layers")
-        for layer, barred in zip(layers, expert_ids, strict=True):
-            layer.mlp.freeze_experts(barred)
+            expert_ids = [[]] * len(mixtures)
+        if len(expert_ids) != len(mixtures):
+            raise ValueError(f"{len(expert_ids)} lists of experts for {len(mixtures)} MoE layers")
+        for mixture, barred in zip(mixtures, expert_ids, strict=True):
+            mixture.freeze_experts(barred)
 
 
 class Body(nn.Module):
@@ -146,15 +146,13 @@ class DecoderLayer(nn.Module):
             return dense
         mixed, probabilities, ids = self.mlp(normed)
         if routing is not None:
-            routing.append(
-                Routing(layer=self._index, probabilities=probabilities, expert_ids=ids)
-            )
+            routing.append(Routing(layer=self._index, probabilities=probabilities, expert_ids=ids))
         routed: Tensor = hidden + mixed
         return routed
 
 
 def align_features(features: Tensor, audio_mask: Tensor) -> Tensor:
-    """Bring frames (B, F, C) to the rows (B, T, C) that hear them: the n-th masked row takes frame n.
+    """Bring frames (B, F, C) to the rows (B, T, C) that hear them: masked row n takes frame n.
 
     Rows outside `audio_mask` (B, T) hold frame 0 or the last one before them, which nobody reads.
     """

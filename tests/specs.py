@@ -1,0 +1,69 @@
+"""Small models for tests: each is odd in another way, none has two sizes alike by chance."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from deeptalk_edge.spec import (
+    DecoderSpec,
+    EncoderSpec,
+    ModelSpec,
+    VocabularySpec,
+    YarnSpec,
+)
+
+VOCABULARY = VocabularySpec(
+    text_size=40,
+    num_codebooks=7,
+    codebook_size=32,
+    codebook_block=48,
+    bos=30,
+    eos=31,
+    text_specials={"EOT": 34, "PAD_T": 35, "BOT": 36},
+    audio_specials={"EOA": 32, "PAD_A": 33, "BOA": 34, "ANS_A": 35, "M29": 39, "F10": 40},
+)
+
+ENCODER = EncoderSpec(
+    num_mel_bins=10, width=12, num_layers=2, num_heads=3, ffn_width=20, max_frames=16
+)
+
+DECODER = DecoderSpec(
+    width=24,
+    num_layers=3,
+    num_heads=4,
+    nope_dim=6,
+    rope_dim=4,
+    value_dim=10,
+    latent_dim=14,
+    dense_ffn_width=36,
+    expert_ffn_width=8,
+    num_experts=5,
+    num_shared_experts=2,
+    top_k=2,
+    num_dense_layers=1,
+    norm_eps=1e-6,
+    rope_theta=10_000.0,
+    max_positions=4096,
+)
+
+YARN = YarnSpec(
+    factor=40, original_positions=64, beta_fast=32, beta_slow=1, mscale=0.9, mscale_all_dim=0.707
+)
+"""The two scales differ, so that the factor on cos and sin is not 1."""
+
+PLAIN = ModelSpec(decoder=DECODER, encoder=ENCODER, projector_width=18, vocabulary=VOCABULARY)
+
+SPECS = {
+    "plain": PLAIN,
+    "yarn": replace(PLAIN, decoder=replace(DECODER, rope_dim=8, rope_theta=100.0, yarn=YARN)),
+    "two dense layers, top 3": replace(
+        PLAIN,
+        decoder=replace(
+            DECODER, num_layers=4, num_dense_layers=2, num_experts=7, top_k=3, routed_scale=2.5
+        ),
+    ),
+    "wide values, three shared experts": replace(
+        PLAIN,
+        decoder=replace(DECODER, nope_dim=8, rope_dim=2, value_dim=14, num_shared_experts=3),
+    ),
+}

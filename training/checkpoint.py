@@ -1,0 +1,217 @@
+"""Checkpoints in torch: read one into a model, write one in the official layout.
+
+Source: DeepTalk `vita_arch.py: initialize_additional_configs`; DeepSeek-V2-Lite's config.json.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from deeptalk_edge.checkpoint import TIED_HEAD, Checkpoint, expected_tensors
+from deeptalk_edge.errors import ArtifactError
+from deeptalk_edge.spec import DecoderSpec, EncoderSpec, ModelSpec, VocabularySpec
+from deeptalk_edge.training.model import INITIAL_STD, DeepTalk
+from deeptalk_edge.weights import INDEX, WEIGHTS
+
+ENCODER_DIRECTORY = "audio_encoder"
+SHARD_BYTES = 5 * 10**9  # Hugging Face's own
+
+_DTYPE_NAMES = {
+    torch.float32: "float32",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+}
+
+
+def load_model(directory: Path, *, encoder: Path | None = None) -> DeepTalk:
+    """Read a checkpoint into a float32 model on the CPU; `encoder` as in `Checkpoint.open`.
+
+    Raises ArtifactError if the checkpoint is not whole.
+    """
+    checkpoint = Checkpoint.open(directory, encoder=encoder)
+    model = DeepTalk(checkpoint.spec)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name in expected_tensors(checkpoint.spec):
+            parameters[name].copy_(torch.from_numpy(checkpoint.tensor(name)))
+    return model
+
+
+def save_checkpoint(
+    directory: Path,
+    model: DeepTalk,
+    config: Mapping[str, Any],
+    *,
+    dtype: torch.dtype = torch.float32,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write a model as a new checkpoint: all of it appears under its name, or nothing does.
+
+    `config` is what config.json is to hold (`config_of`), its torch_dtype aside.
+
+    Raises ArtifactError if `directory` exists, ValueError if `dtype` is not float32, float16 or
+    bfloat16.
+    """
+    if dtype not in _DTYPE_NAMES:
+        raise ValueError(f"{dtype}: checkpoints hold {', '.join(_DTYPE_NAMES.values())}")
+    if directory.exists():
+        raise ArtifactError(f"{directory} exists; name another directory or remove it")
+    partial = directory.with_name(directory.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a run that died here
+    (partial / ENCODER_DIRECTORY).mkdir(parents=True)
+    _write_json(partial / "config.json", {**config, "torch_dtype": _DTYPE_NAMES[dtype]})
+    encoder_config = encoder_config_of(model.spec.encoder)
+    _write_json(partial / ENCODER_DIRECTORY / "config.json", encoder_config)
+    _write_shards(partial, model, dtype, shard_bytes)
+    partial.rename(directory)
+
+
+def config_of(spec: ModelSpec, *, model_type: str = "lucy-deepseek_v2") -> dict[str, Any]:
+    """The config.json of a model, from which `read_model_spec` gives the same `spec` again."""
+    return {
+        "model_type": model_type,
+        **_decoder_config(spec.decoder),
+        **_vocabulary_config(spec.vocabulary),
+        "mm_audio_encoder": ENCODER_DIRECTORY,
+        "mm_audio_encoder_type": "whisper",
+        "mm_audio_encoder_hidden_size": spec.encoder.width,
+        "mm_audio_projector_type": "linear",
+        "mm_audio_projector_hidden_size": spec.projector_width,
+        "mm_audio_num_codebook": spec.vocabulary.num_codebooks,
+        "text_alignment": spec.text_alignment,
+        "tune_text_embed": True,
+        "tie_word_embeddings": True,
+        "post_tts_adapter": False,
+        "loss_reduction": "mean",
+        "loss_weights": [1.0] * (spec.vocabulary.num_codebooks + 1),
+        "tokenizer_padding_side": "right",
+        "tokenizer_model_max_length": spec.decoder.max_positions,
+        "freeze_audio_experts": False,
+        "freeze_text_experts": False,
+    }
+
+
+def encoder_config_of(spec: EncoderSpec) -> dict[str, Any]:
+    """The config.json of the Whisper directory beside a checkpoint."""
+    return {
+        "model_type": "whisper",
+        "num_mel_bins": spec.num_mel_bins,
+        "d_model": spec.width,
+        "encoder_layers": spec.num_layers,
+        "encoder_attention_heads": spec.num_heads,
+        "encoder_ffn_dim": spec.ffn_width,
+        "max_source_positions": spec.max_frames,
+    }
+
+
+def _decoder_config(spec: DecoderSpec) -> dict[str, Any]:
+    return {
+        "hidden_size": spec.width,
+        "num_hidden_layers": spec.num_layers,
+        "num_attention_heads": spec.num_heads,
+        "num_key_value_heads": spec.num_heads,
+        "q_lora_rank": None,
+        "kv_lora_rank": spec.latent_dim,
+        "qk_nope_head_dim": spec.nope_dim,
+        "qk_rope_head_dim": spec.rope_dim,
+        "v_head_dim": spec.value_dim,
+        "intermediate_size": spec.dense_ffn_width,
+        "moe_intermediate_size": spec.expert_ffn_width,
+        "first_k_dense_replace": spec.num_dense_layers,
+        "moe_layer_freq": 1,
+        "n_routed_experts": spec.num_experts,
+        "n_shared_experts": spec.num_shared_experts,
+        "num_experts_per_tok": spec.top_k,
+        "scoring_func": "softmax",
+        "topk_method": "greedy",
+        "n_group": 1,
+        "topk_group": 1,
+        "norm_topk_prob": spec.normalise_top_k,
+        "routed_scaling_factor": spec.routed_scale,
+        "seq_aux": True,
+        "hidden_act": "silu",
+        "rms_norm_eps": spec.norm_eps,
+        "initializer_range": INITIAL_STD,
+        "rope_theta": spec.rope_theta,
+        "max_position_embeddings": spec.max_positions,
+        "rope_scaling": _rope_scaling(spec),
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+    }
+
+
+def _rope_scaling(spec: DecoderSpec) -> dict[str, Any] | None:
+    yarn = spec.yarn
+    if yarn is None:
+        return None
+    return {
+        "type": "yarn",
+        "factor": yarn.factor,
+        "original_max_position_embeddings": yarn.original_positions,
+        "beta_fast": yarn.beta_fast,
+        "beta_slow": yarn.beta_slow,
+        "mscale": yarn.mscale,
+        "mscale_all_dim": yarn.mscale_all_dim,
+    }
+
+
+def _vocabulary_config(spec: VocabularySpec) -> dict[str, Any]:
+    first_special = min(spec.text_specials.values())  # the specials end the block of text ids
+    return {
+        "bos_token_id": spec.bos,
+        "eos_token_id": spec.eos,
+        "vocab_size": spec.size,
+        "total_vocab_size": spec.size,
+        "text_vocab_size": first_special,
+        "text_special_tokens": spec.text_size - first_special,
+        "text_vocab_size_padded": spec.text_size,
+        "audio_vocab_size": spec.codebook_size,
+        "audio_special_tokens": spec.codebook_block - spec.codebook_size,
+        "audio_vocab_size_padded": spec.codebook_block,
+        "text_additional_tokens": dict(spec.text_specials),
+        "audio_additional_tokens": dict(spec.audio_specials),
+    }
+
+
+def _write_shards(directory: Path, model: DeepTalk, dtype: torch.dtype, shard_bytes: int) -> None:
+    """Fill shards in the order of the state dict, none beyond `shard_bytes` but for one tensor."""
+    state = {name: tensor for name, tensor in model.state_dict().items() if name != TIED_HEAD}
+    sizes = {name: tensor.numel() * dtype.itemsize for name, tensor in state.items()}
+    shards = _split(sizes, shard_bytes)
+    weight_map: dict[str, str] = {}
+    for i, names in enumerate(shards, 1):
+        file = WEIGHTS if len(shards) == 1 else f"model-{i:05}-of-{len(shards):05}.safetensors"
+        stored = {name: _stored(state[name], dtype) for name in names}
+        save_file(stored, directory / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+        _write_json(directory / INDEX, index)
+
+
+def _split(sizes: Mapping[str, int], shard_bytes: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    room = shard_bytes
+    for name, size in sizes.items():
+        if size > room and shards[-1]:
+            shards.append([])
+            room = shard_bytes
+        shards[-1].append(name)
+        room -= size
+    return shards
+
+
+def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.detach().to("cpu", dtype).contiguous()
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
