@@ -2,31 +2,24 @@
 
 codes      a row of seven per 2048-sample frame: [c12 | c24 c24 | c48 c48 c48 c48], in time order
 names      equal the published package's, weight normalisation included, so its checkpoints load
-noise      off, or given: one tensor for each decoder block; `noise_tape` makes them repeatable
+noise      off, or given: one tensor for each decoder block (noise_tape.py makes them repeatable)
 losses     the quantiser returns its commitment and codebook loss, which the package leaves out
 
 Source: hubertsiuzdak/snac, arXiv 2410.14411. Attention is not built: the 24 kHz model has none.
 """
 
-import json
-import math
-import os
-import shutil
+from __future__ import annotations
+
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
 from deeptalk_edge.errors import ArtifactError
-from deeptalk_edge.spec import CodecSpec, read_codec_spec
+from deeptalk_edge.spec import CodecSpec
 
 COMMITMENT_WEIGHT = 0.25
 DILATIONS = (1, 3, 9)
@@ -167,7 +160,7 @@ class Decoder(nn.Module):
         self.model = nn.Sequential(*layers)
 
     def forward(self, latent: Tensor, noise: Sequence[Tensor] | None = None) -> Tensor:
-        """`noise` holds one (B or 1, 1, samples at the block's rate) tensor per block; None is off."""
+        """`noise`: per block a (B or 1, 1, samples at the block's rate) tensor; None is off."""
         x, block = latent, 0
         for layer in self.model:
             if isinstance(layer, DecoderBlock):
@@ -268,74 +261,14 @@ class Snac(nn.Module):
 def scales_from_rows(rows: Tensor, spec: CodecSpec) -> list[Tensor]:
     """Split (B, T, 7) codes into one (B, T * codes per frame) tensor for each scale."""
     widths = [spec.vq_strides[0] // stride for stride in spec.vq_strides]
-    return [scale.flatten(1) for scale in rows.split(widths, dim=-1)]
+    return [scale.flatten(1) for scale in torch.split(rows, widths, dim=-1)]
 
 
 def rows_from_scales(scales: Sequence[Tensor], spec: CodecSpec) -> Tensor:
     """The opposite of `scales_from_rows`."""
     widths = [spec.vq_strides[0] // stride for stride in spec.vq_strides]
-    parts = [scale.unflatten(1, (-1, w)) for scale, w in zip(scales, widths, strict=True)]
+    parts = [scale.reshape(len(scale), -1, w) for scale, w in zip(scales, widths, strict=True)]
     return torch.cat(parts, dim=-1)
-
-
-def noise_tape(spec: CodecSpec, seed: int, num_frames: int, first_frame: int = 0) -> list[Tensor]:
-    """Noise for codec frames `first_frame` and after, one (1, 1, N) tensor for each decoder block.
-
-    A sample depends on (seed, block, its absolute index) alone, so any chunking hears the same tape.
-    """
-    per_frame, tape = spec.vq_strides[0], []
-    for block, stride in enumerate(spec.decoder_rates):
-        per_frame *= stride
-        noise = _gaussian(seed, block, first_frame * per_frame, num_frames * per_frame)
-        tape.append(torch.from_numpy(noise)[None, None])
-    return tape
-
-
-def load_snac(directory: Path) -> Snac:
-    """Read config.json and model.safetensors (or SNAC's own pytorch_model.bin), as float32.
-
-    Raises ArtifactError, naming the tensor, if one is missing, unknown or misshapen; all of
-    encoder.* may be absent.
-    """
-    tensors = _read_tensors(directory)
-    with_encoder = any(name.startswith("encoder.") for name in tensors)
-    codec = Snac(read_codec_spec(directory), with_encoder=with_encoder)
-    expected = codec.state_dict()
-    for name in expected.keys() | tensors.keys():
-        if name not in tensors:
-            raise ArtifactError(f"{directory}: the tensor {name} is missing")
-        if name not in expected:
-            raise ArtifactError(f"{directory}: config.json has no place for the tensor {name}")
-        found, wanted = tuple(tensors[name].shape), tuple(expected[name].shape)
-        if found != wanted:
-            raise ArtifactError(f"{directory}: {name} is {found}, config.json asks for {wanted}")
-    codec.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    return codec.eval()
-
-
-def save_snac(codec: Snac, directory: Path) -> None:
-    """Write config.json and model.safetensors (float16) under a temporary name, then rename."""
-    partial = directory.with_name(directory.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    config = {**asdict(codec.spec), "attn_window_size": None}
-    (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    tensors = {name: t.detach().cpu().half().contiguous() for name, t in codec.state_dict().items()}
-    save_file(tensors, partial / "model.safetensors")
-    if directory.exists():
-        shutil.rmtree(directory)
-    os.replace(partial, directory)
-
-
-def _read_tensors(directory: Path) -> dict[str, Tensor]:
-    try:
-        if (directory / "model.safetensors").is_file():
-            return load_file(directory / "model.safetensors")
-        path = directory / "pytorch_model.bin"
-        tensors: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-        return tensors
-    except Exception as error:  # the two readers raise their own kinds for damaged files
-        raise ArtifactError(f"{directory}: no readable SNAC weights ({error})") from error
 
 
 def _conv(
@@ -349,25 +282,6 @@ def _conv(
     groups: int = 1,
     bias: bool = True,
 ) -> nn.Module:
-    return weight_norm(
-        nn.Conv1d(channels_in, channels_out, kernel, stride, padding, dilation, groups, bias)
-    )
-
-
-def _gaussian(seed: int, block: int, first: int, count: int) -> npt.NDArray[np.float32]:
-    """Standard normal samples by position: a hash of the index, then Box and Muller's transform."""
-    index = np.arange(first, first + count, dtype=np.uint64)
-    stream = _splitmix64(np.array([seed], np.uint64)) + np.uint64(block)
-    bits = _splitmix64(_splitmix64(stream) + index)
-    high = (bits >> np.uint64(32)).astype(np.float64)
-    low = (bits & np.uint64(0xFFFFFFFF)).astype(np.float64)
-    radius = np.sqrt(-2 * np.log((high + 1) / 2**32))
-    return (radius * np.cos(2 * math.pi * low / 2**32)).astype(np.float32)
-
-
-def _splitmix64(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Scramble 64-bit integers; arithmetic wraps. Source: Steele et al., OOPSLA 2014."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    plain = nn.Conv1d(channels_in, channels_out, kernel, stride, padding, dilation, groups, bias)
+    normalised: nn.Module = weight_norm(plain)
+    return normalised

@@ -1,12 +1,14 @@
-"""Trains the tiny SNAC: codes first, then a decoder that turns those codes back into the answer voice.
+"""Trains the tiny SNAC: codes first, then a decoder that turns them back into the answer voice.
 
 tokens    mel encoder and quantiser (tokens.py), then frozen
 units     the answer voice's prompts, encoded with them (units.py)
 decoder   SNAC's decoder as a vocoder: several STFT resolutions and a log-mel, no adversary
 
-What a device hears are unit codes end to end, so the decoder practises on such strings as well as on whole
-sentences: only the strings have the joins in them.
+What a device hears are unit codes end to end, so the decoder practises on such strings as well as
+on whole sentences: only the strings have the joins in them.
 """
+
+from __future__ import annotations
 
 import random
 from collections.abc import Iterator
@@ -19,15 +21,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from deeptalk_edge.spec import CodecSpec
-from deeptalk_edge.training.snac import Snac, save_snac, scales_from_rows
-from deeptalk_edge.training.tiny.corpus import Clips, Corpus
+from deeptalk_edge.training.snac import Snac, scales_from_rows
+from deeptalk_edge.training.snac_files import save_snac
+from deeptalk_edge.training.tiny.corpus import Clips, Corpus, Samples, as_samples
 from deeptalk_edge.training.tiny.domain import random_answer
-from deeptalk_edge.training.tiny.tokens import (
-    Tokeniser,
-    TokenSettings,
-    mel_filters,
-    train_tokens,
-)
+from deeptalk_edge.training.tiny.mel import mel_filters
+from deeptalk_edge.training.tiny.tokens import Tokeniser, TokenSettings, train_tokens
 from deeptalk_edge.training.tiny.units import UnitVoice, build_units
 
 HOLD_OUT_EVERY = 40
@@ -90,7 +89,7 @@ class Tape:
     samples: Tensor
     """(T * frame_samples,)."""
 
-    def random_segments(self, num_segments: int, num_frames: int, spec: CodecSpec) -> "Tape":
+    def random_segments(self, num_segments: int, num_frames: int, spec: CodecSpec) -> Tape:
         """(B, num_frames, 7) codes and their (B, num_frames * frame_samples) samples."""
         starts = torch.randint(len(self.codes) - num_frames, (num_segments,)).tolist()
         width = spec.frame_samples
@@ -102,6 +101,8 @@ class Tape:
 
 class SpectralLoss(nn.Module):
     """How far two sounds are apart: magnitudes at three resolutions, and a log-mel."""
+
+    mel: Tensor
 
     def __init__(self, spec: CodecSpec) -> None:
         super().__init__()
@@ -157,7 +158,7 @@ def train_decoder(
     codec.quantizer.load_state_dict(tokeniser.quantizer.state_dict())
     codec.quantizer.requires_grad_(False)
     spectral_loss = SpectralLoss(codec.spec).to(device)
-    tape = _training_tape(speech, tokeniser.to(device), units, settings, device)
+    tape = training_tape(speech, tokeniser.to(device), units, settings, device)
     optimiser = torch.optim.AdamW(
         codec.decoder.parameters(), settings.learning_rate, betas=(0.8, 0.98), weight_decay=0.0
     )
@@ -201,10 +202,12 @@ def _fresh_noise(
         yield torch.randn(num_segments, 1, width, device=device)
 
 
-def _training_tape(
+def training_tape(
     speech: Clips, tokeniser: Tokeniser, units: UnitVoice, settings: DecoderSettings, device: str
 ) -> Tape:
-    codes, samples = [], []
+    """Every sentence that is not held out, then strings of units."""
+    codes: list[Tensor] = []
+    samples: list[Samples] = []
     for index in range(len(speech)):
         if index % HOLD_OUT_EVERY:
             codes.append(tokeniser.codes(speech[index]))
@@ -214,7 +217,7 @@ def _training_tape(
     for _ in range(settings.num_unit_strings):
         text = random_answer(rng)
         codes.append(torch.from_numpy(units.answer_codes(text)[0]))
-        samples.append(units.answer_pcm(text).astype(np.float32) / 32768)
+        samples.append(as_samples(units.answer_pcm(text)))
     return Tape(torch.cat(codes).to(device), torch.from_numpy(np.concatenate(samples)).to(device))
 
 

@@ -1,25 +1,29 @@
 """The speech of the kiosk: every question in many voices, every answer in one.
 
-    corpus.json     seed, utterances in the order of questions.npz, texts in the order of answers.npz
-    questions.npz   16 kHz int16 PCM of all utterances end to end, and where each begins
-    answers.npz     24 kHz, likewise
+corpus.json     seed, utterances in the order of questions.npz, texts in the order of answers.npz
+questions.npz   16 kHz int16 PCM of all utterances end to end, and where each begins
+answers.npz     24 kHz, likewise
 
-A voice is drawn from (seed, question, split, take) alone, so neither the order of the work nor the number
-of workers changes a sample.
+A voice is drawn from (seed, question, split, take) alone, so neither the order of the work nor the
+number of workers changes a sample.
 """
 
+from __future__ import annotations
+
 import json
-import os
 import random
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from deeptalk_edge.artifact import staged_directory
 from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.training.tiny.domain import Question, Split, answers, questions
 from deeptalk_edge.training.tiny.voices import (
@@ -31,6 +35,9 @@ from deeptalk_edge.training.tiny.voices import (
     speak,
     training_voice,
 )
+
+Samples = npt.NDArray[np.float32]
+"""Mono samples in -1..1."""
 
 QUESTION_RATE_HZ = 16000
 ANSWER_RATE_HZ = 24000
@@ -70,11 +77,11 @@ class Clips:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def __getitem__(self, index: int) -> npt.NDArray[np.float32]:
+    def __getitem__(self, index: int) -> Samples:
         """One clip's samples in -1..1."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return self.pcm[self.offsets[index] : self.offsets[index + 1]].astype(np.float32) / 32768
+        return as_samples(self.pcm[self.offsets[index] : self.offsets[index + 1]])
 
     @property
     def minutes(self) -> float:
@@ -102,6 +109,11 @@ class Corpus:
             for index, utterance in enumerate(self.utterances)
             if utterance.split is split and utterance.is_test is is_test
         ]
+
+
+def as_samples(pcm: Pcm) -> Samples:
+    """16-bit PCM as float32 in -1..1."""
+    return np.asarray(pcm, np.float32) / np.float32(32768)
 
 
 def synthesise(root: Path, *, seed: int, workers: int) -> Corpus:
@@ -139,7 +151,7 @@ def load_corpus(root: Path) -> Corpus:
             answer_texts=tuple(plan["answer_texts"]),
             answers=_load_clips(root / "answers.npz", ANSWER_RATE_HZ),
         )
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, BadZipFile) as error:
         raise ArtifactError(f"{root}: not a corpus ({error}); synthesise it again") from error
     found = (len(corpus.questions), len(corpus.answers))
     if found != (len(corpus.utterances), len(corpus.answer_texts)):
@@ -188,19 +200,15 @@ def _speak_all(lines: list[tuple[str, Voice]], rate_hz: int, name: str, workers:
 
 
 def _save(corpus: Corpus, root: Path) -> None:
-    """Write the plan last: a directory that holds it is whole."""
-    root.mkdir(parents=True, exist_ok=True)
-    (root / "corpus.json").unlink(missing_ok=True)
-    for name, clips in (("questions", corpus.questions), ("answers", corpus.answers)):
-        np.savez(root / f"{name}.npz", pcm=clips.pcm, offsets=clips.offsets)
     plan = {
         "seed": corpus.seed,
         "answer_texts": corpus.answer_texts,
         "utterances": [asdict(utterance) for utterance in corpus.utterances],
     }
-    partial = root / "corpus.json.partial"
-    partial.write_text(json.dumps(plan, indent=1), encoding="utf-8")
-    os.replace(partial, root / "corpus.json")
+    with staged_directory(root, replace=True) as staging:
+        (staging / "corpus.json").write_text(json.dumps(plan, indent=1), encoding="utf-8")
+        for name, clips in (("questions", corpus.questions), ("answers", corpus.answers)):
+            np.savez(staging / f"{name}.npz", pcm=clips.pcm, offsets=clips.offsets)
 
 
 def _load_clips(path: Path, rate_hz: int) -> Clips:
@@ -208,7 +216,6 @@ def _load_clips(path: Path, rate_hz: int) -> Clips:
         return Clips(arrays["pcm"], arrays["offsets"], rate_hz)
 
 
-def _read_utterance(fields: dict[str, object]) -> Utterance:
-    voice = fields.pop("voice")
-    split = Split(fields.pop("split"))
-    return Utterance(voice=Voice(**voice), split=split, **fields)  # type: ignore[arg-type]
+def _read_utterance(fields: dict[str, Any]) -> Utterance:
+    voice = Voice(**fields.pop("voice"))
+    return Utterance(split=Split(fields.pop("split")), voice=voice, **fields)

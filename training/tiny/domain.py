@@ -1,10 +1,12 @@
-"""The kiosk domain: what can be asked at a small railway station, and the one answer to each question.
+"""The kiosk domain: what can be asked at a small station, and the one answer to each question.
 
-Every answer is a function of (intent, slots), so a combination that training never saw still has one.
+Every answer is a function of (intent, slots): a combination that training never saw still has one.
 
-held out   of tickets and rooms, one slot combination in six; elsewhere one (phrasing, slot) pair in six
+held out   of tickets and rooms one slot combination in six, else one (phrasing, slot) pair in six
 test       half of everything held out: scored once, at the end, and never looked at before that
 """
+
+from __future__ import annotations
 
 import hashlib
 import random
@@ -12,10 +14,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
+# fmt: off
 UNITS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-    "sixteen seventeen eighteen nineteen twenty"
-).split()
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
+    "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+    "twenty",
+)
+CITIES = (
+    "london", "paris", "berlin", "madrid", "vienna", "oslo", "dublin", "lisbon", "geneva", "prague",
+    "milan", "boston",
+)
+NAMES = (
+    "anna", "peter", "maria", "john", "lucy", "david", "emma", "thomas", "julia", "robert", "sarah",
+    "daniel",
+)
+# fmt: on
 TENS = {
     30: "thirty",
     40: "forty",
@@ -26,14 +39,10 @@ TENS = {
     90: "ninety",
     100: "one hundred",
 }
-DIGITS = tuple(UNITS[:10])
+DIGITS = UNITS[:10]
 NUMBERS = (*UNITS[1:], *TENS.values())
 MINUTES = ("", "fifteen", "thirty", "forty five")
 FLOORS = ("first", "second", "third")
-CITIES = tuple(
-    "london paris berlin madrid vienna oslo dublin lisbon geneva prague milan boston".split()
-)
-NAMES = tuple("anna peter maria john lucy david emma thomas julia robert sarah daniel".split())
 PLACES = {
     "toilet": "next to gate four",
     "cafe": "on the second floor",
@@ -69,7 +78,7 @@ FIXED = {
 }
 
 Pattern = tuple[str | tuple[str, ...], ...]
-"""An answer as literals and slots; a slot lists its fillings, and "" among them makes it optional."""
+"""An answer as literals and slots; a slot lists its fillings, "" among them makes it optional."""
 
 ANSWER_PATTERNS: tuple[Pattern, ...] = (
     ("calling room", DIGITS, DIGITS, DIGITS),

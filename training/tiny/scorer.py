@@ -6,6 +6,8 @@ open     Whisper tiny.en: any words at all; stricter, and itself wrong on one di
 Text that the model wrote proves nothing about what it said, so an answer counts only if heard.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,13 +17,12 @@ from typing import Any
 
 import jiwer
 import numpy as np
-import numpy.typing as npt
 import soxr
 
 from deeptalk_edge.errors import SettingsError
+from deeptalk_edge.training.tiny.corpus import Samples
 from deeptalk_edge.training.tiny.domain import UNITS, answer_grammar, number
 
-Samples = npt.NDArray[np.float32]
 Recogniser = Callable[[Samples], str]
 """Takes 24 kHz samples in -1..1; returns what it heard, normalised."""
 

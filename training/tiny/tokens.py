@@ -1,27 +1,29 @@
-"""The codec's first half: which codes a sound gets. Trained by mel reconstruction, without a waveform.
+"""The codec's first half: which codes a sound gets. Trained on log-mel frames alone.
 
-SNAC's own encoder is never needed on a device, so a small mel encoder stands in for it here: fitting the
+SNAC's own encoder is never needed on a device, so a small mel encoder stands in for it: fitting the
 quantiser to log-mel frames costs a minute, where a waveform auto-encoder would cost days.
 """
 
-import math
-from collections import Counter
-from collections.abc import Iterator
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from deeptalk_edge.artifact import write_atomically
 from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.spec import CodecSpec
-from deeptalk_edge.training.snac import ResidualQuantizer, VectorQuantizer, rows_from_scales
+from deeptalk_edge.training.snac import ResidualQuantizer, rows_from_scales
+from deeptalk_edge.training.tiny.codebooks import CodeUsage, start_codebooks
 from deeptalk_edge.training.tiny.corpus import Clips
+from deeptalk_edge.training.tiny.mel import NUM_MELS, LogMel
 
 TINY_CODEC = CodecSpec(
     sampling_rate=24000,
@@ -37,10 +39,9 @@ TINY_CODEC = CodecSpec(
     depthwise=True,
 )
 
-NUM_MELS = 100
-MEL_TOP_HZ = 8000
-WINDOW = 1024
-FFT_SIZE = 2048
+
+REVIVE_AFTER = 60
+"""Steps with codebooks before the count of their use means anything."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,34 +67,11 @@ class TokenSettings:
     def quantise_from(self) -> int:
         return int(self.num_steps * self.unquantised_share)
 
-
-def mel_filters(rate_hz: int, fft_size: int, num_mels: int, top_hz: float) -> Tensor:
-    """Triangular filters, (num_mels, fft_size / 2 + 1), each of unit sum."""
-    top_mel = 2595 * math.log10(1 + top_hz / 700)
-    edges = 700 * (10 ** (np.linspace(0, top_mel, num_mels + 2) / 2595) - 1)
-    bins = np.linspace(0, rate_hz / 2, fft_size // 2 + 1)
-    left, centre, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
-    filters = np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre))
-    filters = np.maximum(filters, 0)
-    return torch.tensor(filters / (filters.sum(1, keepdims=True) + 1e-8), dtype=torch.float32)
-
-
-class LogMel(nn.Module):
-    """(B, N) samples to (B, M, N / hop); frame f is centred on sample hop * (f + 1/2)."""
-
-    def __init__(self, spec: CodecSpec) -> None:
-        super().__init__()
-        self.hop = spec.hop_samples
-        filters = mel_filters(spec.sampling_rate, FFT_SIZE, NUM_MELS, MEL_TOP_HZ)
-        self.register_buffer("filters", filters, persistent=False)
-        self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
-
-    def forward(self, samples: Tensor) -> Tensor:
-        padded = functional.pad(samples, [(FFT_SIZE - self.hop) // 2] * 2)
-        spectrum = torch.stft(
-            padded, FFT_SIZE, self.hop, WINDOW, self.window, center=False, return_complex=True
-        )
-        return torch.log(self.filters @ spectrum.abs() + 1e-3)
+    @property
+    def revival_steps(self) -> range:
+        first = self.quantise_from + REVIVE_AFTER
+        first += -first % self.revive_every
+        return range(first, int(self.num_steps * self.revive_until), self.revive_every)
 
 
 class MelBlock(nn.Module):
@@ -137,13 +115,12 @@ class Tokeniser(nn.Module):
         return rows_from_scales(scales, self.spec)[0].cpu()
 
     def save(self, path: Path) -> None:
-        """Write the weights under a temporary name, then rename."""
-        partial = path.with_name(path.name + ".partial")
-        save_file({name: t.cpu().contiguous() for name, t in self.state_dict().items()}, partial)
-        partial.replace(path)
+        """Write the weights, whole or not at all."""
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}
+        write_atomically(path, save(tensors))
 
     @classmethod
-    def load(cls, path: Path) -> "Tokeniser":
+    def load(cls, path: Path) -> Tokeniser:
         """Read what `save` wrote.
 
         Raises ArtifactError if it is missing or of another shape.
@@ -192,9 +169,8 @@ def train_tokens(
             quantised = tokeniser.quantizer(latent)
             latent, codebook_loss = quantised.latent, quantised.loss
             usage.count(quantised.scales)
-            if usage.steps > 60 and step % settings.revive_every == 0:
-                if step < settings.num_steps * settings.revive_until:
-                    usage.revive(quantised.projections)
+            if step in settings.revival_steps:
+                usage.revive(quantised.projections)
         mel_error = (mel_decoder(latent) - mel).abs().mean()
         optimiser.zero_grad()
         (mel_error + codebook_loss).backward()
@@ -210,68 +186,6 @@ def train_tokens(
             for mel in held_out
         ]
     return tokeniser, torch.cat([error.flatten() for error in errors]).mean().item()
-
-
-class CodeUsage:
-    """How often each code is used, as a running mean; one per training."""
-
-    def __init__(self, quantizer: ResidualQuantizer) -> None:
-        self._quantizers = list(_levels(quantizer))
-        self._means = [torch.zeros(q.codebook.num_embeddings) for q in self._quantizers]
-        self.steps = 0
-
-    def count(self, scales: list[Tensor]) -> None:
-        """Take one batch's codes."""
-        self.steps += 1
-        for mean, codes in zip(self._means, scales, strict=True):
-            counts = Counter(codes.flatten().tolist())
-            mean *= 0.98
-            for code, times in counts.items():
-                mean[code] += 0.02 * times
-
-    @torch.no_grad()
-    def revive(self, projections: list[Tensor]) -> None:
-        """Move each code that is hardly used onto a random projection of this batch."""
-        for quantizer, mean, projection in zip(
-            self._quantizers, self._means, projections, strict=True
-        ):
-            dead = (mean < 0.02 / quantizer.stride).to(projection.device)
-            rows = projection.transpose(1, 2).flatten(0, 1)
-            chosen = torch.randint(len(rows), (int(dead.sum()),), device=rows.device)
-            quantizer.codebook.weight[dead] = rows[chosen]
-
-
-@torch.no_grad()
-def start_codebooks(quantizer: ResidualQuantizer, latent: Tensor) -> None:
-    """Put each scale's codebook where the data is: k-means, slowest scale first.
-
-    A faster scale sees what the slower ones leave over, so each starts after the one before it.
-    """
-    for level, vector_quantizer in enumerate(_levels(quantizer)):
-        projection = quantizer(latent).projections[level]
-        rows = projection.transpose(1, 2).flatten(0, 1)
-        centres = _spherical_kmeans(rows, vector_quantizer.codebook.num_embeddings)
-        vector_quantizer.codebook.weight.copy_(centres * rows.norm(dim=1).mean())
-
-
-def _spherical_kmeans(rows: Tensor, num_centres: int, num_rounds: int = 20) -> Tensor:
-    """Unit centres (num_centres, D) of (R, D) rows by cosine; an empty one restarts at a row."""
-    rows = functional.normalize(rows)
-    centres = rows[torch.randperm(len(rows), device=rows.device)[:num_centres]].clone()
-    for _ in range(num_rounds):
-        nearest = (rows @ centres.T).argmax(1)
-        centres = torch.zeros_like(centres).index_add_(0, nearest, rows)
-        empty = torch.bincount(nearest, minlength=num_centres) == 0
-        chosen = torch.randint(len(rows), (int(empty.sum()),), device=rows.device)
-        centres[empty] = rows[chosen]
-        centres = functional.normalize(centres)
-    return centres
-
-
-def _levels(quantizer: ResidualQuantizer) -> Iterator[VectorQuantizer]:
-    for level in quantizer.quantizers:
-        assert isinstance(level, VectorQuantizer)
-        yield level
 
 
 @torch.inference_mode()

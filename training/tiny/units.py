@@ -3,19 +3,25 @@
 unit     a carrier phrase or a slot word, spoken once, padded to whole codec frames, encoded alone
 answer   the codes of its units end to end
 
-A unit always has the same codes, so a slot combination that nobody ever spoke has exact targets too. With
+A unit always has the same codes, so a combination never spoken before has exact targets too. With
 whole recorded sentences the audio heads learn a thousand answers by heart and ignore the text.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from deeptalk_edge.artifact import write_atomically
 from deeptalk_edge.errors import ArtifactError
+from deeptalk_edge.training.tiny.corpus import as_samples
 from deeptalk_edge.training.tiny.domain import FIXED, GREETING, PLACES, TENS, answers
 from deeptalk_edge.training.tiny.tokens import Tokeniser
 from deeptalk_edge.training.tiny.voices import (
@@ -105,18 +111,18 @@ class UnitVoice:
         return np.concatenate([self._units[name].pcm for name in split_into_units(text)])
 
     def save(self, path: Path) -> None:
-        """Write all units under a temporary name, then rename."""
+        """Write all units, whole or not at all."""
         arrays = {}
         for name, unit in self._units.items():
             arrays[f"{name}/codes"] = unit.codes.astype(np.int16)
             arrays[f"{name}/word_frames"] = np.array(unit.word_frames, np.int16)
             arrays[f"{name}/pcm"] = unit.pcm
-        partial = path.with_suffix(".partial.npz")
-        np.savez_compressed(partial, **arrays)  # type: ignore[arg-type]
-        partial.replace(path)
+        archive = BytesIO()
+        np.savez_compressed(archive, **arrays)  # type: ignore[arg-type]
+        write_atomically(path, archive.getvalue())
 
     @classmethod
-    def load(cls, path: Path) -> "UnitVoice":
+    def load(cls, path: Path) -> UnitVoice:
         """Read what `save` wrote.
 
         Raises ArtifactError if it is missing or damaged.
@@ -134,7 +140,7 @@ class UnitVoice:
                         for name in names
                     }
                 )
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, KeyError, ValueError, BadZipFile) as error:
             raise ArtifactError(f"{path}: not a unit voice ({error}); build it again") from error
 
 
@@ -168,9 +174,8 @@ def _speak_unit(name: str, tokeniser: Tokeniser) -> Unit:
     speech = speak(name, UNIT_VOICE, rate_hz=spec.sampling_rate, margin_ms=MARGIN_MS)
     pcm = _pad_to_frames(speech, spec.frame_samples)
     silence = np.zeros(spec.frame_samples, np.int16)
-    heard = np.concatenate([silence, pcm, silence]).astype(np.float32) / 32768
-    codes = tokeniser.codes(heard).numpy()[1:-1]
-    return Unit(codes, _word_frames(phones_per_word(name.split()), len(codes)), pcm)
+    codes = tokeniser.codes(as_samples(np.concatenate([silence, pcm, silence]))).numpy()[1:-1]
+    return Unit(codes, share_frames(phones_per_word(name.split()), len(codes)), pcm)
 
 
 def _pad_to_frames(pcm: Pcm, frame_samples: int) -> Pcm:
@@ -179,8 +184,8 @@ def _pad_to_frames(pcm: Pcm, frame_samples: int) -> Pcm:
     return np.pad(pcm, (lead, missing - lead))
 
 
-def _word_frames(num_phones: list[int], num_frames: int) -> tuple[int, ...]:
-    """Share the frames among the words by their phones, one word at most to a frame."""
+def share_frames(num_phones: list[int], num_frames: int) -> tuple[int, ...]:
+    """The first frame of each word: frames are shared out by phones, no two words begin in one."""
     starts: list[int] = []
     for word in range(len(num_phones)):
         share = sum(num_phones[:word]) * num_frames // sum(num_phones)

@@ -5,6 +5,8 @@ held out   flite awb, and espeak accents and variants that training never has
 answers    flite rms: of Debian's voices the one that recognisers read best
 """
 
+from __future__ import annotations
+
 import random
 import shutil
 import subprocess
@@ -100,7 +102,7 @@ def need_synthesisers() -> None:
 
 
 def speak(text: str, voice: Voice, *, rate_hz: int, margin_ms: int = 60) -> Pcm:
-    """Say `text`, trimmed to its sound and `margin_ms` on both sides, at a fixed peak level.
+    """Say `text` at a fixed peak level, with at most `margin_ms` of silence on both sides.
 
     Raises AudioError if the synthesiser fails or says nothing.
     """
@@ -115,7 +117,7 @@ def speak(text: str, voice: Voice, *, rate_hz: int, margin_ms: int = 60) -> Pcm:
     margin = margin_ms * rate_hz // 1000
     samples = samples[max(0, loud[0] - margin) : loud[-1] + margin]
     level = PEAK_LEVEL * 32767 / np.abs(samples).max()
-    return np.round(samples * level).astype(np.int16)
+    return np.asarray(np.round(samples * level), np.int16)
 
 
 def phones_per_word(words: list[str], voice: Voice = ANSWER_VOICE) -> list[int]:
@@ -147,4 +149,4 @@ def _call(command: list[str], text: str) -> str:
 def _read_wav(path: Path) -> tuple[npt.NDArray[np.float32], int]:
     with wave.open(str(path)) as recording:
         pcm = np.frombuffer(recording.readframes(recording.getnframes()), dtype=np.int16)
-        return pcm.astype(np.float32) / 32768, recording.getframerate()
+        return np.asarray(pcm, np.float32) / np.float32(32768), recording.getframerate()

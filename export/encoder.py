@@ -1,0 +1,124 @@
+"""`encoder.onnx`: log-mel of the whole window to audio features, Whisper's encoder and projector.
+
+Source: arXiv 2212.04356 (Whisper); LUCY `multimodal_projector/builder.py: LinearProjector`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from deeptalk_edge.checkpoint import Checkpoint
+from deeptalk_edge.export.graph import FLOAT, Array, Graph
+from deeptalk_edge.export.layers import linear, swiglu
+
+_NORM_EPS = 1e-5  # torch's default, which Whisper keeps
+
+
+def export_encoder(checkpoint: Checkpoint, directory: Path) -> None:
+    """Write encoder.onnx and its weights."""
+    encoder = checkpoint.spec.encoder
+    frames, width = encoder.max_frames, checkpoint.spec.decoder.width
+    with Graph(directory, "encoder") as graph:
+        writer = _Encoder(graph, checkpoint)
+        log_mel = graph.input("log_mel", FLOAT, (1, encoder.num_mel_bins, 2 * frames))
+        hidden = writer.stem(log_mel)
+        for i in range(encoder.num_layers):
+            hidden = writer.layer(hidden, f"layers.{i}")
+        features = writer.project(writer.norm(hidden, "layer_norm"))
+        graph.output(features, "features", (frames, width))
+
+
+class _Encoder:
+    """Writes the encoder's parts; values are (F, W) but in the stem."""
+
+    def __init__(self, graph: Graph, checkpoint: Checkpoint) -> None:
+        self._graph = graph
+        self._checkpoint = checkpoint
+        self._spec = checkpoint.spec.encoder
+
+    def stem(self, log_mel: str) -> str:
+        """Two convolutions and the positions: (1, M, 2F) to (F, W)."""
+        graph = self._graph
+        waves = graph.op("Gelu", self._convolve(log_mel, "conv1", stride=1))
+        waves = graph.op("Gelu", self._convolve(waves, "conv2", stride=2))
+        frames = graph.op("Transpose", graph.reshape(waves, self._spec.width, -1), perm=[1, 0])
+        return graph.op("Add", frames, self._weight("embed_positions.weight"))
+
+    def layer(self, hidden: str, name: str) -> str:
+        graph = self._graph
+        attended = self._attend(self.norm(hidden, f"{name}.self_attn_layer_norm"), name)
+        hidden = graph.op("Add", hidden, attended)
+        normed = self.norm(hidden, f"{name}.final_layer_norm")
+        widened = graph.op("Gelu", self._linear(normed, f"{name}.fc1"))
+        return graph.op("Add", hidden, self._linear(widened, f"{name}.fc2"))
+
+    def norm(self, hidden: str, name: str) -> str:
+        return self._graph.op(
+            "LayerNormalization",
+            hidden,
+            self._weight(f"{name}.weight"),
+            self._weight(f"{name}.bias"),
+            epsilon=_NORM_EPS,
+        )
+
+    def project(self, frames: str) -> str:
+        """proj(silu(fc_1 x) * fc_2 x)."""
+        graph, name = self._graph, "model.audio_mm_projector"
+        both = np.concatenate(
+            [self._checkpoint.tensor(f"{name}.{part}.weight") for part in ("fc_1", "fc_2")]
+        )
+        down = self._checkpoint.tensor(f"{name}.proj.weight")
+        return swiglu(graph, frames, name, both, down)
+
+    def _attend(self, hidden: str, layer: str) -> str:
+        """Full attention of all frames; the scale stands in the query weights."""
+        graph, heads = self._graph, self._spec.num_heads
+        name = f"{layer}.self_attn"
+        head_width = self._spec.width // heads
+        scale = np.float32(head_width**-0.5)
+        weight = np.concatenate([self._tensor(f"{name}.{p}_proj.weight") for p in "qkv"])
+        bias = np.concatenate(
+            [
+                self._tensor(f"{name}.q_proj.bias"),
+                np.zeros(self._spec.width, np.float32),  # Whisper's keys have no bias
+                self._tensor(f"{name}.v_proj.bias"),
+            ]
+        )
+        weight[: self._spec.width] *= scale
+        bias[: self._spec.width] *= scale
+        both = linear(graph, hidden, f"{name}.qkv", weight)
+        both = graph.op("Add", both, graph.weight(f"{name}.qkv.bias", bias))
+        query, key, value = (
+            graph.op("Transpose", graph.reshape(part, -1, heads, head_width), perm=perm)
+            for part, perm in zip(
+                graph.split(both, [self._spec.width] * 3),
+                ([1, 0, 2], [1, 2, 0], [1, 0, 2]),
+                strict=True,
+            )
+        )
+        shares = graph.op("Softmax", graph.op("MatMul", query, key), axis=-1)
+        mixed = graph.op("Transpose", graph.op("MatMul", shares, value), perm=[1, 0, 2])
+        return self._linear(graph.reshape(mixed, -1, self._spec.width), f"{name}.out_proj")
+
+    def _linear(self, hidden: str, name: str) -> str:
+        product = linear(self._graph, hidden, name, self._tensor(f"{name}.weight"))
+        return self._graph.op("Add", product, self._weight(f"{name}.bias"))
+
+    def _convolve(self, waves: str, name: str, *, stride: int) -> str:
+        return self._graph.op(
+            "Conv",
+            waves,
+            self._weight(f"{name}.weight"),
+            self._weight(f"{name}.bias"),
+            kernel_shape=[3],
+            pads=[1, 1],
+            strides=[stride],
+        )
+
+    def _weight(self, name: str) -> str:
+        return self._graph.weight(name, self._tensor(name))
+
+    def _tensor(self, name: str) -> Array:
+        return self._checkpoint.tensor(f"model.audio_encoder.{name}")

@@ -1,0 +1,193 @@
+"""`golden.npz`: small inputs through the exported graphs, and what came out.
+
+The inputs touch every graph: a chirp for the encoder; a prompt of text and heard rows, then one
+more row, for the decoder with and without a cache; four frames for the codec, silent for two.
+A device that gives other outputs is wrong, whatever its libraries say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from deeptalk_edge.export.graph import Array
+from deeptalk_edge.features import RATE_HZ, log_mel, max_samples, num_frames
+from deeptalk_edge.rows import text_rows
+from deeptalk_edge.runtime.bundle import Manifest
+from deeptalk_edge.spec import ModelSpec
+
+GOLDEN_FILE = "golden.npz"
+
+_CHIRP_MS = 300
+_TEXT_ROWS = 3
+_HEARD_ROWS = 4
+_CODEC_FRAMES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoldenInputs:
+    """What the graphs are given."""
+
+    pcm: NDArray[np.float32]
+    """A chirp at 16 kHz, (N,)."""
+    rows: NDArray[np.int64]
+    """A prompt, (1, T, K + 1)."""
+    audio_mask: NDArray[np.bool_]
+    """The rows that hear the first frames of the chirp, (T,)."""
+    next_row: NDArray[np.int64]
+    """(1, 1, K + 1)."""
+    codes: NDArray[np.int64]
+    """Codec frames, (A, K)."""
+
+
+def golden_inputs(spec: ModelSpec) -> GoldenInputs:
+    """The inputs for a model: they follow from its sizes alone."""
+    vocabulary = spec.vocabulary
+    num_samples = min(RATE_HZ * _CHIRP_MS // 1000, max_samples(spec.encoder))
+    seconds = np.arange(num_samples) / RATE_HZ
+    chirp = 0.5 * np.sin(2 * np.pi * (200 + 2000 * seconds) * seconds)
+    num_heard = min(_HEARD_ROWS, num_frames(num_samples))
+    num_rows = 2 * _TEXT_ROWS + num_heard
+    ids = np.arange(num_rows) * 7 % vocabulary.text_size
+    audio_mask = np.zeros(num_rows, np.bool_)
+    audio_mask[_TEXT_ROWS : _TEXT_ROWS + num_heard] = True
+    columns = np.arange(vocabulary.num_codebooks)
+    frames = np.arange(_CODEC_FRAMES)[:, None] * 11 + columns * 5
+    codes = (frames % vocabulary.codebook_size).astype(np.int64)
+    bases = [vocabulary.codebook_base(int(i)) for i in columns]
+    return GoldenInputs(
+        pcm=chirp.astype(np.float32),
+        rows=text_rows(vocabulary, ids)[None],
+        audio_mask=audio_mask,
+        next_row=np.append(codes[0] + bases, vocabulary.bos)[None, None],
+        codes=codes,
+    )
+
+
+def golden_outputs(
+    directory: Path, manifest: Manifest, inputs: GoldenInputs
+) -> dict[str, NDArray[np.float32]]:
+    """Run the graphs of a bundle, or of one that is being made."""
+    spec = manifest.model
+    encoder = GraphRunner(directory / manifest.graphs.encoder)
+    heard = num_frames(len(inputs.pcm))
+    features = encoder({"log_mel": log_mel(inputs.pcm, spec.encoder)[None]})["features"][:heard]
+    decoder = DecoderRunner(directory, manifest)
+    spread = np.zeros((len(inputs.audio_mask), spec.decoder.width), np.float32)
+    spread[inputs.audio_mask] = features[: inputs.audio_mask.sum()]
+    hidden = [decoder.run(inputs.rows, spread, inputs.audio_mask)]
+    no_features = np.zeros((1, spec.decoder.width), np.float32)
+    hidden.append(decoder.run(inputs.next_row, no_features, np.zeros(1, np.bool_)))
+    head = GraphRunner(directory / manifest.graphs.head)
+    logits = head({"hidden": np.concatenate([h[:, -1] for h in hidden])})
+    return {
+        "features": features,
+        "hidden": np.concatenate([h[0] for h in hidden]),
+        "text_logits": logits["text_logits"],
+        "code_logits": logits["code_logits"],
+        "sound": _decode_codes(directory, manifest, inputs.codes),
+    }
+
+
+def _decode_codes(
+    directory: Path, manifest: Manifest, codes: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """The stream's first samples, as the graph gives them; a noise tape is silent."""
+    noise = {
+        f"noise_{i}": np.zeros(len(codes) * rate, np.float32)
+        for i, rate in enumerate(manifest.codec.noise_rates)
+    }
+    feeds: dict[str, Array] = {
+        "codes": codes,
+        "position": np.array(0, np.int64),
+        "length": np.array(len(codes), np.int64),
+        "state": np.zeros(manifest.codec.state_size, np.float32),
+    }
+    return GraphRunner(directory / manifest.graphs.codec)(feeds | noise)["pcm"]
+
+
+class GraphRunner:
+    """One graph on one thread, by names: slow and plain."""
+
+    def __init__(self, path: Path) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self._session = onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"]
+        )
+        self.input_names = [value.name for value in self._session.get_inputs()]
+        self._output_names = [value.name for value in self._session.get_outputs()]
+
+    def __call__(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        outputs: Sequence[Any] = self._session.run(None, dict(feeds))
+        return dict(zip(self._output_names, outputs, strict=True))
+
+
+class DecoderRunner:
+    """The decoder's graphs as docs/bundle.md joins them: the plainest program that does.
+
+    A segment is loaded for its turn and an expert read for its own, so memory holds one of each.
+    """
+
+    def __init__(self, directory: Path, manifest: Manifest) -> None:
+        self._directory = directory
+        self._manifest = manifest
+        self._spec = manifest.model.decoder
+        self._expert = GraphRunner(directory / manifest.graphs.expert)
+        self._records = {(record.layer, record.expert): record for record in manifest.records}
+        self._caches: dict[str, Array] = {}
+        self.expert_ids: list[Array] = []
+        """(B, T, top_k) for each MoE layer of the last run."""
+
+    def run(self, rows: Array, features: Array, audio_mask: Array) -> Array:
+        """Rows (B, T, K + 1) behind those of earlier runs to hidden states (B, T, C)."""
+        graphs = self._manifest.graphs
+        embed = GraphRunner(self._directory / graphs.embed)
+        values = embed({"rows": rows, "features": features, "audio_mask": audio_mask})
+        self.expert_ids = []
+        for i, name in enumerate(graphs.segments):
+            values = self._run_segment(GraphRunner(self._directory / name), values, len(rows))
+            if "hidden" in values:
+                break
+            self.expert_ids.append(values["expert_ids"])
+            values["routed"] = self._route(self._spec.moe_layers[i], values)
+            values["carried"] = values["residual"]
+        return values["hidden"]
+
+    def _run_segment(
+        self, segment: GraphRunner, values: Mapping[str, Array], num_items: int
+    ) -> dict[str, Array]:
+        empty = np.zeros((0, num_items, self._spec.cache_width), np.float32)
+        caches = [name for name in segment.input_names if name.startswith("cache_")]
+        pasts = {name: self._caches.get(name, empty) for name in caches}
+        plain = {name: values[name] for name in segment.input_names if name not in pasts}
+        outputs = segment(plain | pasts)
+        for name, past in pasts.items():
+            new = outputs[name.replace("cache_", "new_")]
+            self._caches[name] = np.concatenate([past, new])
+        return outputs
+
+    def _route(self, layer: int, values: Mapping[str, Array]) -> Array:
+        """The weighted sum over the chosen experts, in ascending id: (B, T, C)."""
+        normed = values["normed"].reshape(-1, self._spec.width)
+        ids = values["expert_ids"].reshape(len(normed), -1)
+        weights = values["expert_weights"].reshape(len(normed), -1)
+        routed = np.zeros_like(normed)
+        for expert in np.unique(ids).tolist():
+            tokens, picks = np.nonzero(ids == expert)
+            y = self._expert({"x": normed[tokens], **self._weights(layer, expert)})["y"]
+            routed[tokens] += weights[tokens, picks, None] * y
+        return routed.reshape(values["normed"].shape)
+
+    def _weights(self, layer: int, expert: int) -> dict[str, Array]:
+        record, width = self._records[layer, expert], self._spec.width
+        path = self._directory / self._manifest.experts_file
+        floats = np.fromfile(path, np.float32, record.bytes // 4, offset=record.offset)
+        gate_up, down = np.split(floats, [2 * self._spec.expert_ffn_width * width])
+        return {"gate_up": gate_up.reshape(-1, width), "down": down.reshape(width, -1)}

@@ -1,0 +1,1 @@
+"""Sound: files, voice detection, endpointing and the codec."""

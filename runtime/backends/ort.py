@@ -1,0 +1,370 @@
+"""The ONNX Runtime backend: portable, exact, one engine per conversation.
+
+bindings   every buffer of a decode step is bound once; only the cache's views move from step to
+           step
+cache      past rows are bound as a prefix view, new rows are written in place behind them
+experts    run one by one, each on the rows that chose it, its weights bound where the store maps
+           them, and added up in ascending id in float32, so grouping never changes a bit of the sum
+tail       the last router's experts, the final norm and the head run on the last row only
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from deeptalk_edge.errors import ArtifactError, BackendError
+from deeptalk_edge.rows import Ids
+from deeptalk_edge.runtime.bundle import Bundle
+from deeptalk_edge.runtime.experts.store import ExpertStore
+from deeptalk_edge.runtime.lm.engine import Logits
+from deeptalk_edge.runtime.lm.kv_cache import KvCache
+from deeptalk_edge.spec import DecoderSpec
+
+Array = NDArray[np.float32]
+
+PREFILL_ROWS = 512
+"""Rows of one prefill run; bounds the memory of its attention scores."""
+
+
+class OrtGraph:
+    """One graph in a session of its own; what ONNX Runtime throws becomes a BackendError."""
+
+    def __init__(self, path: Path, *, threads: int) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.enable_mem_pattern = False  # a plan per shape, and the cache grows every row
+        # Sessions take turns: an idle one that spins steals the core of the one at work.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        self.name = path.name
+        try:
+            self._session = onnxruntime.InferenceSession(
+                path, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # the binding's errors share no base but this one
+            raise BackendError(
+                f"{path}: ONNX Runtime {onnxruntime.__version__} refuses it ({error})"
+            ) from error
+        self.outputs = [output.name for output in self._session.get_outputs()]
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Run on arrays; returns the outputs in the graph's order."""
+        try:
+            outputs: list[NDArray[Any]] = self._session.run(None, dict(feeds))
+        except Exception as error:
+            raise BackendError(f"{self.name}: failed to run ({error})") from error
+        return outputs
+
+    def binding(self) -> OrtBinding:
+        return OrtBinding(self.name, self._session)
+
+
+class OrtBinding:
+    """Buffers bound to a graph's names. The caller keeps the buffers alive."""
+
+    def __init__(self, name: str, session: Any) -> None:
+        self._name = name
+        self._binding = session.io_binding()
+        self._run = partial(session.run_with_iobinding, self._binding)
+
+    def feed(self, name: str, buffer: NDArray[Any]) -> None:
+        self._binding.bind_input(
+            name, "cpu", 0, buffer.dtype.type, buffer.shape, buffer.ctypes.data
+        )
+
+    def fetch(self, name: str, buffer: NDArray[Any]) -> None:
+        self._binding.bind_output(
+            name, "cpu", 0, buffer.dtype.type, buffer.shape, buffer.ctypes.data
+        )
+
+    def run(self) -> None:
+        try:
+            self._run()
+        except Exception as error:
+            raise BackendError(f"{self._name}: failed to run ({error})") from error
+
+
+class OrtEngine:
+    """The language model on ONNX Runtime. See `Engine`."""
+
+    def __init__(self, bundle: Bundle, *, context_rows: int, threads: int = 1) -> None:
+        """Load the graphs and allocate the cache.
+
+        Raises ArtifactError if the bundle is for another backend, BackendError if a graph does not
+        load.
+        """
+        manifest = bundle.manifest
+        if manifest.target.backend != "ort":
+            raise ArtifactError(
+                f"{bundle.path}: made for the backend {manifest.target.backend}, this is ort; "
+                "export the checkpoint again for this device"
+            )
+        decoder, vocabulary = manifest.model.decoder, manifest.model.vocabulary
+        self._spec = decoder
+
+        def load(name: str) -> OrtGraph:
+            return OrtGraph(bundle.file(name), threads=threads)
+
+        self._embed = load(manifest.graphs.embed)
+        self._segments = [load(name) for name in manifest.graphs.segments]
+        self._head = load(manifest.graphs.head)
+        self._experts = _Experts(load(manifest.graphs.expert), bundle.expert_store(), decoder)
+        self._layers = [_cached_layers(segment) for segment in self._segments]
+        self._cache = KvCache(
+            num_layers=decoder.num_layers, capacity=context_rows, width=decoder.cache_width
+        )
+        self._num_columns = vocabulary.num_codebooks + 1
+        self._no_features = np.zeros((1, decoder.width), np.float32)
+        self._no_audio = np.zeros(1, np.bool_)
+        self._tails = {items: self._tail(items, bundle) for items in (1, 2)}
+        self._steps = {items: self._pass(items, 1) for items in (1, 2)}
+        self._tail_items = 0  # items whose last row waits for its logits; 0 when there is none
+
+    @property
+    def num_rows(self) -> int:
+        return self._cache.num_rows
+
+    @property
+    def num_items(self) -> int:
+        return self._cache.num_items
+
+    @property
+    def capacity(self) -> int:
+        return self._cache.capacity
+
+    def prefill(self, rows: Ids, features: Array, audio_mask: NDArray[np.bool_]) -> None:
+        if self.num_items != 1:
+            raise ValueError("prefill: the engine is forked; a prompt has one item")
+        if len(features) != audio_mask.sum():
+            raise ValueError(f"{len(features)} features for {audio_mask.sum()} marked rows")
+        self._cache.ahead(0, len(rows))  # refuse all of it rather than the end of it
+        placed = np.zeros((len(rows), self._spec.width), np.float32)
+        placed[audio_mask] = features
+        for start in range(0, len(rows), PREFILL_ROWS):
+            part = slice(start, start + PREFILL_ROWS)
+            step = self._pass(1, len(rows[part]))
+            self._run_layers(step, rows[part][None], placed[part], audio_mask[part])
+
+    def decode_step(self, rows: Ids) -> Logits:
+        if len(rows) != self.num_items:
+            raise ValueError(f"decode_step: {len(rows)} rows for {self.num_items} items")
+        step = self._steps[self.num_items]
+        self._run_layers(step, rows[:, None], self._no_features, self._no_audio)
+        return self.logits()
+
+    def logits(self) -> Logits:
+        if not self._tail_items:
+            raise ValueError("logits: no row was fed since the engine was reset, forked or trimmed")
+        return self._tails[self._tail_items].run()
+
+    def fork(self) -> None:
+        self._cache.fork()
+        self._tail_items = 0
+
+    def keep(self, item: int) -> None:
+        self._cache.keep(item)
+        self._tail_items = 0
+
+    def recall(self) -> None:
+        self._cache.recall()
+        self._tail_items = 0
+
+    def trim(self, position: int) -> None:
+        self._cache.trim(position)
+        self._tail_items = 0
+
+    def reset(self) -> None:
+        self._cache.reset()
+        self._tail_items = 0
+
+    def close(self) -> None:
+        self._tails.clear()
+        self._steps.clear()
+        self._experts.close()
+
+    def _run_layers(
+        self, step: _Pass, rows: Ids, features: Array, audio_mask: NDArray[np.bool_]
+    ) -> None:
+        """Run (B, T) rows to the last router, leave the last row to the tail, and count them."""
+        num_items, num_rows = rows.shape[:2]
+        cache = self._cache
+        for layers, segment in zip(self._layers, step.segments, strict=False):
+            for layer in layers:
+                segment.feed(f"cache_{layer}", cache.past(layer))
+                segment.fetch(f"new_{layer}", cache.ahead(layer, num_rows))
+        step.rows[...], step.features[...], step.audio_mask[...] = rows, features, audio_mask
+        step.embed.run()
+        last = len(step.segments) - 1
+        for index, segment in enumerate(step.segments):
+            segment.run()
+            if index < last:
+                layer = self._spec.num_dense_layers + index
+                self._experts.add_up(layer, step.cut, step.routed)
+        cache.advance(num_rows)
+        self._tails[num_items].cut.take_last(step.cut)
+        self._tail_items = num_items
+
+    def _pass(self, num_items: int, num_rows: int) -> _Pass:
+        return _Pass(
+            self._embed, self._segments[:-1], self._spec, num_items, num_rows, self._num_columns
+        )
+
+    def _tail(self, num_items: int, bundle: Bundle) -> _Tail:
+        vocabulary = bundle.manifest.model.vocabulary
+        logits = Logits(
+            np.empty((num_items, vocabulary.text_size), np.float32),
+            np.empty((num_items, vocabulary.num_codebooks, vocabulary.codebook_block), np.float32),
+        )
+        return _Tail(self._experts, self._segments[-1], self._head, self._spec, logits)
+
+
+class _Cut:
+    """What a segment hands over at its router, for B items of T rows."""
+
+    def __init__(self, spec: DecoderSpec, num_items: int, num_rows: int) -> None:
+        shape = (num_items, num_rows)
+        self.residual = np.empty((*shape, spec.width), np.float32)
+        self.normed = np.empty((*shape, spec.width), np.float32)
+        self.expert_ids = np.empty((*shape, spec.top_k), np.int64)
+        self.expert_weights = np.empty((*shape, spec.top_k), np.float32)
+
+    def take_last(self, other: _Cut) -> None:
+        """Copy the other's last row; this one has a single row."""
+        self.residual[:, 0] = other.residual[:, -1]
+        self.normed[:, 0] = other.normed[:, -1]
+        self.expert_ids[:, 0] = other.expert_ids[:, -1]
+        self.expert_weights[:, 0] = other.expert_weights[:, -1]
+
+    def fetch_from(self, segment: OrtBinding) -> None:
+        segment.fetch("residual", self.residual)
+        segment.fetch("normed", self.normed)
+        segment.fetch("expert_ids", self.expert_ids)
+        segment.fetch("expert_weights", self.expert_weights)
+
+
+class _Pass:
+    """Buffers and bindings to run (B, T) rows from their ids to the last router."""
+
+    def __init__(
+        self,
+        embed: OrtGraph,
+        segments: Sequence[OrtGraph],
+        spec: DecoderSpec,
+        num_items: int,
+        num_rows: int,
+        num_columns: int,
+    ) -> None:
+        self.rows = np.empty((num_items, num_rows, num_columns), np.int64)
+        self.features = np.empty((num_rows, spec.width), np.float32)
+        self.audio_mask = np.empty(num_rows, np.bool_)
+        self.cut = _Cut(spec, num_items, num_rows)
+        self.routed = np.empty((num_items, num_rows, spec.width), np.float32)
+        # A graph must not write what it still reads: the residual alternates between two buffers.
+        self._residuals = (np.empty_like(self.routed), self.cut.residual)
+        self.embed = embed.binding()
+        self.embed.feed("rows", self.rows)
+        self.embed.feed("features", self.features)
+        self.embed.feed("audio_mask", self.audio_mask)
+        self.embed.fetch("x", self.routed)  # the first segment's input, before anything is routed
+        self.segments = [segment.binding() for segment in segments]
+        last = len(segments) - 1
+        for index, segment in enumerate(self.segments):
+            self.cut.fetch_from(segment)
+            if index == 0:
+                segment.feed("x", self.routed)
+            else:
+                segment.feed("carried", self._residuals[(last - index) % 2])
+                segment.feed("routed", self.routed)
+            # The last segment writes where the tail looks for it.
+            segment.fetch("residual", self._residuals[(last - index + 1) % 2])
+
+
+class _Tail:
+    """From the last router to the logits, one row of each item."""
+
+    def __init__(
+        self,
+        experts: _Experts,
+        segment: OrtGraph,
+        head: OrtGraph,
+        spec: DecoderSpec,
+        logits: Logits,
+    ) -> None:
+        num_items = len(logits.text)
+        self.cut = _Cut(spec, num_items, 1)
+        self._experts, self._layer = experts, spec.num_layers - 1
+        self._routed = np.empty((num_items, 1, spec.width), np.float32)
+        self._hidden = np.empty((num_items, 1, spec.width), np.float32)
+        self._logits = logits
+        self._segment = segment.binding()
+        self._segment.feed("carried", self.cut.residual)
+        self._segment.feed("routed", self._routed)
+        self._segment.fetch("hidden", self._hidden)
+        self._head = head.binding()
+        self._head.feed("hidden", self._hidden[:, 0])
+        self._head.fetch("text_logits", logits.text)
+        self._head.fetch("code_logits", logits.codes)
+
+    def run(self) -> Logits:
+        self._experts.add_up(self._layer, self.cut, self._routed)
+        self._segment.run()
+        self._head.run()
+        return self._logits
+
+
+class _Experts:
+    """Runs the routed experts of a layer and adds up what they say."""
+
+    def __init__(self, graph: OrtGraph, store: ExpertStore, spec: DecoderSpec) -> None:
+        self._graph, self._store, self._spec = graph, store, spec
+        self._bindings: dict[tuple[int, int], OrtBinding] = {}
+
+    def add_up(self, layer: int, cut: _Cut, routed: Array) -> None:
+        """Write the routed experts' weighted sum for a cut of (B, T) rows to `routed` (B, T, C)."""
+        width, top_k = self._spec.width, self._spec.top_k
+        normed = cut.normed.reshape(-1, width)
+        total = routed.reshape(-1, width)
+        ids, weights = cut.expert_ids.ravel(), cut.expert_weights.ravel()
+        order = ids.argsort(kind="stable")
+        ordered = ids[order]
+        edges = [0, *(np.flatnonzero(ordered[1:] != ordered[:-1]) + 1).tolist(), len(order)]
+        total[...] = 0.0
+        for start, end in pairwise(edges):
+            choices = order[start:end]
+            tokens = choices // top_k
+            x = normed[tokens]
+            y = np.empty_like(x)
+            binding = self._binding(layer, int(ordered[start]))
+            binding.feed("x", x)
+            binding.fetch("y", y)
+            binding.run()
+            y *= weights[choices, None]
+            total[tokens] += y
+
+    def close(self) -> None:
+        self._bindings.clear()
+        self._store.close()
+
+    def _binding(self, layer: int, expert: int) -> OrtBinding:
+        key = (layer, expert)
+        if key not in self._bindings:
+            weights = self._store.weights(layer, expert)
+            binding = self._graph.binding()
+            binding.feed("gate_up", weights.gate_up)
+            binding.feed("down", weights.down)
+            self._bindings[key] = binding
+        return self._bindings[key]
+
+
+def _cached_layers(segment: OrtGraph) -> list[int]:
+    """The layers of a segment, read from the names of its outputs."""
+    return [int(name[4:]) for name in segment.outputs if name.startswith("new_")]

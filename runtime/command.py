@@ -1,0 +1,234 @@
+"""`deeptalk-edge run`: ask a bundle questions and hear what it says."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # loading these takes longer than `--help` may
+    from deeptalk_edge.runtime.conversation import Conversation, Metrics, TurnDone
+
+_AHEAD_S = 0.5  # sound that --realtime produces ahead of its playing
+
+log = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `run`."""
+    parser.add_argument(
+        "--bundle", type=Path, required=True, help="directory made by `deeptalk-edge export`"
+    )
+    parser.add_argument(
+        "--wav", type=Path, nargs="+", default=[], metavar="WAV", help="spoken questions, in turn"
+    )
+    parser.add_argument(
+        "--text", action="append", default=[], help="a written question; may be repeated"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="WAV",
+        help="write the answer; several turns are numbered -1, -2",
+    )
+    parser.add_argument(
+        "--mode",
+        choices=("batch-parallel", "single", "text"),
+        help="text from a silent copy of the answer, from the spoken one, or text alone; "
+        "default: the bundle's",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same answer (default 0)")
+    parser.add_argument(
+        "--as-released", action="store_true", help="with the bugs of the published loop"
+    )
+    parser.add_argument(
+        "--realtime", action="store_true", help="no faster than the sound would play"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    parser.add_argument("--json", action="store_true", help="one JSON object a turn on stdout")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the conversation; returns the exit code.
+
+    Raises EdgeError if anything that the user named cannot be used; KeyboardInterrupt after what
+    was said so far is saved.
+    """
+    from deeptalk_edge.errors import SettingsError
+    from deeptalk_edge.runtime.bundle import Bundle
+    from deeptalk_edge.runtime.conversation import Conversation, ConversationSettings
+
+    questions = [*args.wav, *args.text]
+    if not questions:
+        raise SettingsError("nothing to ask: name a recording with --wav or a question with --text")
+    start_s = time.perf_counter()
+    bundle = Bundle.open(args.bundle)
+    settings = ConversationSettings.of(
+        bundle,
+        mode=args.mode,
+        seed=args.seed,
+        threads=args.threads,
+        as_released=args.as_released,
+    )
+    metrics = []
+    with Conversation(bundle, settings) as talk:
+        log.info("%s: loaded in %.0f ms", args.bundle, (time.perf_counter() - start_s) * 1000)
+        for turn, question in enumerate(questions, 1):
+            out = _out_place(args.out, turn, len(questions))
+            metrics.append(_take_turn(talk, question, out, turn, args))
+    if not args.json:
+        print(_table(metrics))
+    return 0
+
+
+def _take_turn(
+    talk: Conversation, question: Path | str, out: Path | None, turn: int, args: argparse.Namespace
+) -> Metrics:
+    """Ask one question; show, write and pace the answer."""
+    from deeptalk_edge.runtime.audio.wav import WavWriter
+    from deeptalk_edge.runtime.conversation import AudioChunk, TextPiece, TurnDone
+
+    say: Callable[[str], None] = _nothing if args.json else _say
+    pcm, described, speech_s = _hear(question)
+    say(f"you: {described}\ndeeptalk: ")
+    done: TurnDone | None = None
+    first_sound = True
+    with ExitStack() as stack:
+        writer = stack.enter_context(WavWriter(out, talk.rate_hz)) if out else None
+        player = _Pace(talk.rate_hz) if args.realtime else None
+        events: Iterator[Any] = talk.ask(pcm)
+        try:
+            for event in events:
+                if isinstance(event, TextPiece):
+                    say(event.text)
+                elif isinstance(event, AudioChunk):
+                    if writer:
+                        writer.write(event.pcm)
+                    if first_sound:
+                        log.info("turn %d: first sound", turn)
+                        first_sound = False
+                    if player:
+                        player.play(len(event.pcm))
+                elif isinstance(event, TurnDone):
+                    done = event
+        except BaseException:
+            say("\n")
+            if writer and writer.num_samples:
+                seconds = writer.num_samples / talk.rate_hz
+                print(f"{out}: kept the {seconds:.1f} s that were said", file=sys.stderr)
+            raise
+    assert done is not None  # `ask` ends with it or raises
+    say("\n")
+    if done.metrics.stopped != "end":
+        log.warning(
+            "turn %d: cut off after %d rows (%s)", turn, done.metrics.num_rows, done.metrics.stopped
+        )
+    if player and player.late_s:
+        log.warning("turn %d: the sound would have stuttered for %.2f s", turn, player.late_s)
+    if args.json:
+        print(json.dumps(_as_json(turn, question, speech_s, out, done, player)), flush=True)
+    return done.metrics
+
+
+def _hear(question: Path | str) -> tuple[Any, str, float | None]:
+    """What to ask, how to show it, and the seconds of speech in it."""
+    if isinstance(question, str):
+        return question, question, None
+    from deeptalk_edge.features import RATE_HZ
+    from deeptalk_edge.runtime.audio.vad import WebRtcDetector, find_utterance
+    from deeptalk_edge.runtime.audio.wav import read_wav, resample
+
+    pcm = resample(read_wav(question), RATE_HZ).pcm
+    start, end = find_utterance(pcm, WebRtcDetector())
+    speech_s = (end - start) / RATE_HZ
+    return pcm[start:end], f"{question.name} ({speech_s:.1f} s of speech)", speech_s
+
+
+class _Pace:
+    """Waits as a loudspeaker would, and counts how long it would have had nothing to play."""
+
+    def __init__(self, rate_hz: int) -> None:
+        self._rate_hz = rate_hz
+        self._played_until_s: float | None = None
+        self.late_s = 0.0
+
+    def play(self, num_samples: int) -> None:
+        now_s = time.monotonic()
+        if self._played_until_s is None:
+            self._played_until_s = now_s
+        self.late_s += max(now_s - self._played_until_s, 0.0)
+        self._played_until_s = max(now_s, self._played_until_s) + num_samples / self._rate_hz
+        time.sleep(max(self._played_until_s - now_s - _AHEAD_S, 0.0))
+
+
+def _out_place(out: Path | None, turn: int, num_turns: int) -> Path | None:
+    if out is None or num_turns == 1:
+        return out
+    return out.with_name(f"{out.stem}-{turn}{out.suffix}")
+
+
+def _as_json(
+    turn: int,
+    question: Path | str,
+    speech_s: float | None,
+    out: Path | None,
+    done: TurnDone,
+    player: _Pace | None,
+) -> dict[str, Any]:
+    import dataclasses
+
+    return {
+        "turn": turn,
+        "question": str(question),
+        "speech_s": speech_s,
+        "text": done.text,
+        "out": str(out) if out and done.metrics.audio_s else None,
+        **dataclasses.asdict(done.metrics),
+        "real_time_factor": done.metrics.real_time_factor,
+        **({"late_s": player.late_s} if player else {}),
+    }
+
+
+def _table(turns: list[Metrics]) -> str:
+    """One line a figure, one column a turn."""
+
+    def ms(value: float | None) -> str:
+        return "-" if value is None else f"{value:.1f} ms"
+
+    def steps(turn: Metrics) -> str:
+        if turn.step_ms_p50 is None:
+            return "-"
+        return f"{turn.step_ms_p50:.2f} / {turn.step_ms_p95:.2f} ms"
+
+    def factor(turn: Metrics) -> str:
+        return "-" if turn.real_time_factor is None else f"{turn.real_time_factor:.3f}"
+
+    figures: list[tuple[str, Callable[[Metrics], str]]] = [
+        ("end of speech to first sample", lambda turn: ms(turn.first_sample_ms)),
+        ("  encoder", lambda turn: ms(turn.encoder_ms)),
+        ("  prefill", lambda turn: f"{turn.num_prompt_rows} rows, {ms(turn.prefill_ms)}"),
+        ("  first frame at", lambda turn: ms(turn.first_frame_ms)),
+        ("step, median / 95 %", steps),
+        ("sound", lambda turn: f"{turn.audio_s:.1f} s"),
+        ("compute per second of sound", factor),
+    ]
+    lines = [""]
+    if len(turns) > 1:
+        lines.append(" " * 30 + "".join(f"{f'turn {i}':>20}" for i in range(1, len(turns) + 1)))
+    for name, show in figures:
+        lines.append(f"{name:30}" + "".join(f"{show(turn):>20}" for turn in turns))
+    return "\n".join(lines)
+
+
+def _say(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def _nothing(text: str) -> None:
+    pass

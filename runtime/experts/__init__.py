@@ -1,0 +1,1 @@
+"""Routed experts: where their weights are while a token needs them."""

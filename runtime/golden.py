@@ -1,0 +1,88 @@
+"""The golden check: does this device compute what the exporter did?
+
+Run at every load, on small inputs through every graph; it warms the sessions up besides. A wrong
+driver, a broken library or a damaged file that its hash missed ends here and not in a wrong answer.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeptalk_edge.errors import ArtifactError, BackendError
+from deeptalk_edge.features import log_mel, num_frames
+from deeptalk_edge.runtime.audio.codec import CodecGraph
+from deeptalk_edge.runtime.backends.ort import OrtGraph
+from deeptalk_edge.runtime.bundle import Bundle
+from deeptalk_edge.runtime.lm.engine import Engine
+
+Array = NDArray[np.float32]
+
+TOLERANCE = 1e-3
+"""Largest error over the largest value. Float32 kernels of other CPUs differ by about 1e-5; a wrong
+weight, a wrong order of ids or a lost cache row by 0.1 and more.
+"""
+
+_NAMES = {"pcm", "rows", "audio_mask", "next_row", "codes", "features", "text_logits"}
+_NAMES |= {"code_logits", "sound"}
+
+
+def check_golden(bundle: Bundle, *, encoder: OrtGraph, engine: Engine, codec: CodecGraph) -> None:
+    """Compare with `golden.npz`. The engine must be fresh, and is reset.
+
+    Raises ArtifactError if the file lacks something, BackendError naming the graph that differs.
+    """
+    golden = _read(bundle.file("golden.npz"))
+    graphs, spec = bundle.manifest.graphs, bundle.manifest.model
+    mel = log_mel(golden["pcm"], spec.encoder)
+    features = encoder.run({"log_mel": mel[None]})[0][: num_frames(len(golden["pcm"]))]
+    _compare(graphs.encoder, features, golden["features"])
+
+    mask = golden["audio_mask"]
+    engine.prefill(golden["rows"][0], golden["features"][: mask.sum()], mask)
+    decoder = f"{graphs.embed}, {graphs.segments[0]} to {graphs.segments[-1]}, {graphs.head}"
+    for row in range(2):
+        logits = engine.decode_step(golden["next_row"][0]) if row else engine.logits()
+        _compare(decoder, logits.text[0], golden["text_logits"][row])
+        _compare(decoder, logits.codes[0], golden["code_logits"][row])
+    engine.reset()
+
+    codes, entry = golden["codes"], bundle.manifest.codec
+    feeds = {
+        "codes": codes,
+        "position": np.array(0, np.int64),
+        "length": np.array(len(codes), np.int64),
+        "state": np.zeros(entry.state_size, np.float32),
+    }
+    for block, rate in enumerate(entry.noise_rates):
+        feeds[f"noise_{block}"] = np.zeros(len(codes) * rate, np.float32)
+    _compare(graphs.codec, codec.run(feeds)[0], golden["sound"])
+
+
+def _compare(graph: str, found: Array, expected: Array) -> None:
+    scale = float(np.abs(expected).max()) or 1.0
+    error = (
+        float(np.abs(found - expected).max()) / scale if found.shape == expected.shape else np.inf
+    )
+    if not error <= TOLERANCE:  # NaN is no agreement
+        raise BackendError(
+            f"{graph}: this device computes something else than the exporter did (relative error "
+            f"{error:.1e}, allowed {TOLERANCE:.0e}); export the bundle again on this device"
+        )
+
+
+def _read(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        with np.load(path) as file:
+            golden = {name: file[name] for name in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ArtifactError(f"{path}: not readable ({error}); export the bundle again") from error
+    if missing := _NAMES - golden.keys():
+        raise ArtifactError(
+            f"{path}: {', '.join(sorted(missing))} missing; export the bundle again"
+        )
+    return golden

@@ -1,0 +1,1 @@
+"""The language model: its cache, its engine interface, sampling and text pieces."""

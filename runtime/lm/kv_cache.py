@@ -1,0 +1,93 @@
+"""The latent cache: what every layer keeps of every row, allocated once.
+
+layout   position-major, (S, B, W) per layer: rows [0, P) are one contiguous view to bind as the
+         past, and the rows behind them are where a graph writes the new ones
+items    one, or two while an answer is decoded batch-parallel; `keep` goes on with one of them and
+         `recall` returns to the other as it was then
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeptalk_edge.errors import DoesNotFit
+
+Array = NDArray[np.float32]
+
+
+class KvCache:
+    """Rows of one conversation. One owner; not thread-safe."""
+
+    def __init__(self, *, num_layers: int, capacity: int, width: int) -> None:
+        self.capacity = capacity
+        self.num_rows = 0
+        """P: rows cached so far, the same in every item and layer."""
+        self.num_items = 1
+        self._width = width
+        # np.empty leaves untouched pages to the kernel: a short talk never pays for a long one.
+        self._single = np.empty((num_layers, capacity, 1, width), np.float32)
+        self._pair = np.empty((num_layers, capacity, 2, width), np.float32)
+        self._alone = self._pair.reshape(num_layers, 2 * capacity, 1, width)  # item kept, compacted
+        self._rows = self._single
+        self._shared_rows = 0  # leading rows that all items have in common, held in `_single`
+        self._dropped_rows: int | None = None  # rows of the item that `keep` left in `_single`
+
+    def past(self, layer: int) -> Array:
+        """The cached rows of a layer, (P, B, W): a contiguous view."""
+        return self._rows[layer, : self.num_rows]
+
+    def ahead(self, layer: int, num_rows: int) -> Array:
+        """The place (T, B, W) of the rows to come, behind the cached ones.
+
+        Raises DoesNotFit if the cache is full.
+        """
+        end = self.num_rows + num_rows
+        if end > self.capacity:
+            raise DoesNotFit(
+                f"{end} rows of conversation, the cache holds {self.capacity}; start a new "
+                "conversation or export with more context rows"
+            )
+        return self._rows[layer, self.num_rows : end]
+
+    def advance(self, num_rows: int) -> None:
+        """Count rows that were written to `ahead`."""
+        assert self.num_rows + num_rows <= self.capacity
+        self.num_rows += num_rows
+
+    def trim(self, position: int) -> None:
+        """Forget the rows at and behind `position`."""
+        if not 0 <= position <= self.num_rows:
+            raise ValueError(f"trim({position}): there are {self.num_rows} rows")
+        self.num_rows = position
+        self._shared_rows = min(self._shared_rows, position)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.num_rows, self.num_items = 0, 1
+        self._rows, self._dropped_rows = self._single, None
+
+    def fork(self) -> None:
+        """Go on with two items that share the rows so far."""
+        if self._rows is not self._single:
+            raise ValueError("fork: the cache is forked already; recall or reset it first")
+        self._pair[:, : self.num_rows] = self._single[:, : self.num_rows]
+        self._rows, self.num_items = self._pair, 2
+        self._shared_rows = self.num_rows
+
+    def keep(self, item: int) -> None:
+        """Go on with one item of two; the other one waits for `recall`."""
+        if self.num_items != 2 or item not in (0, 1):
+            raise ValueError(f"keep({item}): there are {self.num_items} items")
+        own = slice(self._shared_rows, self.num_rows)
+        self._single[:, own, 0] = self._pair[:, own, 1 - item]
+        for alone, pair in zip(self._alone, self._pair, strict=True):
+            alone[: self.num_rows, 0] = pair[: self.num_rows, item]
+        self._rows, self.num_items = self._alone, 1
+        self._dropped_rows = self.num_rows
+
+    def recall(self) -> None:
+        """Return to the item that `keep` dropped, with the rows that it had then."""
+        if self._dropped_rows is None:
+            raise ValueError("recall: no item was dropped")
+        self._rows, self.num_rows, self._dropped_rows = self._single, self._dropped_rows, None

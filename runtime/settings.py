@@ -1,0 +1,65 @@
+"""How a conversation is held: the checkpoint's own defaults, and what a user may change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from deeptalk_edge.errors import SettingsError
+from deeptalk_edge.runtime.bundle import Bundle
+from deeptalk_edge.runtime.lm.sampler import Penalty, SamplerSettings
+
+AnswerMode = Literal["batch-parallel", "single", "text"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversationSettings:
+    """How to talk. `ConversationSettings.of(bundle)` gives what the checkpoint's authors chose."""
+
+    system: str
+    speaker: str
+    mode: AnswerMode
+    sampler: SamplerSettings
+    max_rows: int
+    """Rows of one answer at most."""
+    context_rows: int
+    """Rows of the whole conversation at most; the cache is allocated for them."""
+    ends_with_speech: bool = False
+    """End an answer with its speech even if its text goes on, as the released loop does."""
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("max_rows", "context_rows", "threads"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name} = {getattr(self, name)}: expected 1 or more")
+
+    @classmethod
+    def of(
+        cls,
+        bundle: Bundle,
+        *,
+        mode: AnswerMode | None = None,
+        seed: int = 0,
+        threads: int = 1,
+        as_released: bool = False,
+    ) -> ConversationSettings:
+        """The bundle's own defaults; `as_released` brings back the released loop's bugs."""
+        own = bundle.manifest.generation
+        sampler = SamplerSettings(
+            seed=seed,
+            text_top_k=own.text_top_k,
+            audio_top_k=own.audio_top_k,
+            temperature=own.temperature,
+            repetition_penalty=own.repetition_penalty,
+            penalty=Penalty.AS_RELEASED if as_released else Penalty.ONCE,
+        )
+        return cls(
+            system=own.system,
+            speaker=own.speaker,
+            mode=mode or own.mode,
+            sampler=sampler,
+            max_rows=own.max_rows,
+            context_rows=own.context_rows,
+            ends_with_speech=as_released,
+            threads=threads,
+        )

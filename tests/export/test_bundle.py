@@ -1,0 +1,215 @@
+"""An export gives a whole bundle or leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from deeptalk_edge.errors import ArtifactError, DoesNotFit, EdgeError
+from deeptalk_edge.export.bundle import ExportSettings, export_bundle, read_generation
+from deeptalk_edge.runtime.bundle import Bundle
+from tests.export.checkpoints import check_graphs, write_checkpoint
+from tests.specs import PLAIN
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("bundle") / "checkpoint").place
+
+
+def _copy(checkpoint: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
+
+
+def test_the_runtime_opens_and_verifies_an_exported_bundle(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    manifest = export_bundle(checkpoint, tmp_path / "bundle", ExportSettings())
+    bundle = Bundle.open(tmp_path / "bundle")
+    assert bundle.manifest == manifest
+    assert bundle.manifest.model == PLAIN
+    assert bundle.verify() == sum(entry.bytes for entry in manifest.files.values())
+    names = {path.name for path in bundle.path.iterdir()}
+    assert names == {*manifest.files, "manifest.json"}
+    assert check_graphs(bundle.path) == 8
+
+
+def test_one_checkpoint_gives_one_bundle_to_the_bit(checkpoint: Path, tmp_path: Path) -> None:
+    first, second = (export_bundle(checkpoint, tmp_path / name, ExportSettings()) for name in "ab")
+    assert first == second
+    assert _content(tmp_path / "a") == _content(tmp_path / "b")
+    with zipfile.ZipFile(tmp_path / "a" / "golden.npz") as golden:
+        assert {entry.date_time[0] for entry in golden.infolist()} == {1980}
+
+
+def test_every_step_is_announced_in_order(checkpoint: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    export_bundle(
+        checkpoint,
+        tmp_path / "bundle",
+        ExportSettings(),
+        lambda step, done, total: seen.append((done, total)),
+    )
+    total = seen[0][1]
+    assert seen == [(done, total) for done in range(total)]
+
+
+def test_a_bundle_with_a_noise_tape_says_its_rates(checkpoint: Path, tmp_path: Path) -> None:
+    settings = ExportSettings(codec_noise="tape")
+    entry = export_bundle(checkpoint, tmp_path / "bundle", settings).codec
+    assert (entry.noise, entry.noise_rates) == ("tape", (32, 256, 1024, 2048))
+
+
+def test_snac_is_read_from_the_torch_file_in_which_it_is_published(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    plain = export_bundle(checkpoint, tmp_path / "plain", ExportSettings())
+    published = tmp_path / "snac"
+    published.mkdir()
+    shutil.copy(checkpoint / "snac" / "config.json", published)
+    torch.save(
+        load_file(checkpoint / "snac" / "model.safetensors"), published / "pytorch_model.bin"
+    )
+    settings = ExportSettings(snac=published)
+    manifest = export_bundle(checkpoint, tmp_path / "bundle", settings)
+    assert manifest.files["codec.bin"] == plain.files["codec.bin"]
+
+
+def test_an_existing_place_is_refused_unless_replaced(checkpoint: Path, tmp_path: Path) -> None:
+    place = tmp_path / "bundle"
+    place.mkdir()
+    (place / "mine").touch()
+    with pytest.raises(ArtifactError, match="--force"):
+        export_bundle(checkpoint, place, ExportSettings())
+    assert [path.name for path in place.iterdir()] == ["mine"]
+    export_bundle(checkpoint, place, ExportSettings(replace=True))
+    assert Bundle.open(place).path == place
+    assert not (place / "mine").exists()
+
+
+def test_a_checkpoint_without_a_tensor_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    broken = _copy(checkpoint, tmp_path)
+    _edit_weights(broken / "model.safetensors", remove="model.norm.weight")
+    _assert_leaves_nothing(broken, tmp_path / "out", match=r"model\.norm\.weight")
+
+
+def test_a_checkpoint_with_a_misshapen_tensor_leaves_nothing(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    broken = _copy(checkpoint, tmp_path)
+    _edit_weights(broken / "model.safetensors", halve="model.norm.weight")
+    _assert_leaves_nothing(broken, tmp_path / "out", match=r"model\.norm\.weight")
+
+
+def test_a_codec_without_a_tensor_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    broken = _copy(checkpoint, tmp_path)
+    _edit_weights(broken / "snac" / "model.safetensors", remove="decoder.model.1.bias")
+    _assert_leaves_nothing(broken, tmp_path / "out", match=r"decoder\.model\.1\.bias")
+
+
+def test_a_codec_of_other_codes_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    broken = _copy(checkpoint, tmp_path)
+    config = json.loads((broken / "snac" / "config.json").read_text())
+    config["codebook_size"] += 1
+    (broken / "snac" / "config.json").write_text(json.dumps(config))
+    _assert_leaves_nothing(broken, tmp_path / "out", match="7 codes of 32 per frame")
+
+
+def test_a_checkpoint_without_a_tokenizer_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    broken = _copy(checkpoint, tmp_path)
+    (broken / "tokenizer.json").unlink()
+    _assert_leaves_nothing(broken, tmp_path / "out", match=r"tokenizer\.json")
+
+
+def test_generation_follows_the_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    own = _copy(checkpoint, tmp_path)
+    chosen = {"system": "Be brief.", "speaker": "M29", "mode": "single", "audio_top_k": 7}
+    (own / "generation_config.json").write_text(json.dumps({**chosen, "do_sample": True}))
+    generation = read_generation(own, PLAIN)
+    assert {key: getattr(generation, key) for key in chosen} == chosen
+    assert generation.text_top_k == 1
+    assert read_generation(checkpoint, PLAIN).speaker == "ANS_A"
+
+
+@pytest.mark.parametrize(
+    "fields", [{"mode": "serial"}, {"speaker": "nobody"}, {"text_top_k": "one"}, {"max_rows": True}]
+)
+def test_generation_that_makes_no_sense_is_refused(
+    fields: dict[str, object], checkpoint: Path, tmp_path: Path
+) -> None:
+    own = _copy(checkpoint, tmp_path)
+    (own / "generation_config.json").write_text(json.dumps(fields))
+    with pytest.raises(ArtifactError, match=str(next(iter(fields.values())))):
+        read_generation(own, PLAIN)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("this machine does not let us mount a small disk")
+    try:
+        with pytest.raises(DoesNotFit, match="full"):
+            export_bundle(checkpoint, disk / "bundle", ExportSettings())
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("after", ["encoder", "experts", "golden", "hashes"])
+def test_a_killed_export_leaves_nothing_that_looks_like_a_bundle(
+    after: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "out" / "bundle"
+    program = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from deeptalk_edge.export.bundle import ExportSettings, export_bundle\n"
+        "def die(step, done, total):\n"
+        f"    if step == {after!r}: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "export_bundle(Path(sys.argv[1]), Path(sys.argv[2]), ExportSettings(), die)\n"
+    )
+    died = subprocess.run(
+        [sys.executable, "-c", program, str(checkpoint), str(place)], cwd=ROOT, check=False
+    )
+    assert died.returncode == -signal.SIGKILL
+    assert not place.exists()
+    for left in place.parent.iterdir():
+        with pytest.raises(EdgeError):
+            Bundle.open(left)
+    export_bundle(checkpoint, place, ExportSettings())
+    Bundle.open(place).verify()
+
+
+def _content(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def _edit_weights(path: Path, *, remove: str = "", halve: str = "") -> None:
+    tensors = load_file(path)
+    if remove:
+        del tensors[remove]
+    if halve:
+        tensors[halve] = tensors[halve][::2].contiguous()
+    save_file(tensors, path)
+
+
+def _assert_leaves_nothing(checkpoint: Path, parent: Path, *, match: str) -> None:
+    parent.mkdir()
+    with pytest.raises(ArtifactError, match=match):
+        export_bundle(checkpoint, parent / "bundle", ExportSettings())
+    assert list(parent.iterdir()) == []

@@ -1,0 +1,62 @@
+"""`deeptalk-edge export`, as a user calls it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deeptalk_edge.runtime.bundle import Bundle
+from tests.export.checkpoints import write_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _run(*args: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "deeptalk_edge.cli", *map(str, args)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_export_writes_a_bundle_and_lists_its_files(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoint").place
+    finished = _run("export", checkpoint, "-o", tmp_path / "bundle")
+    assert finished.returncode == 0, finished.stderr
+    files = Bundle.open(tmp_path / "bundle").manifest.files
+    lines = finished.stdout.splitlines()
+    assert [line.split()[0] for line in lines[:-1]] == list(files)
+    assert lines[-1].startswith(f"{len(files)} files")
+
+
+def test_an_error_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    finished = _run("export", tmp_path / "nothing", "-o", tmp_path / "bundle")
+    assert finished.returncode == 1
+    assert "config.json" in finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("module", ["torch", "transformers", "onnx", "onnxruntime", "numpy"])
+def test_help_loads_nothing_heavy(module: str) -> None:
+    program = (
+        "import argparse, sys\n"
+        "from deeptalk_edge.export.command import add_arguments\n"
+        "add_arguments(argparse.ArgumentParser())\n"
+        f"sys.exit({module!r} in sys.modules)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
+
+
+def test_export_needs_no_torch(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoint").place
+    program = (
+        "import sys\n"
+        "sys.modules['torch'] = sys.modules['transformers'] = None\n"
+        "from pathlib import Path\n"
+        "from deeptalk_edge.export.bundle import ExportSettings, export_bundle\n"
+        "export_bundle(Path(sys.argv[1]), Path(sys.argv[2]), ExportSettings())\n"
+    )
+    command = [sys.executable, "-c", program, str(checkpoint), str(tmp_path / "bundle")]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr

@@ -1,0 +1,47 @@
+"""One real bundle with random weights for all tests of the runtime."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from deeptalk_edge.export.bundle import ExportSettings, export_bundle
+from deeptalk_edge.runtime.bundle import Bundle
+from tests.runtime.models import write_checkpoint
+
+
+@pytest.fixture(scope="session")
+def bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shared by all tests: never write to it."""
+    place = tmp_path_factory.mktemp("bundles")
+    write_checkpoint(place / "checkpoint")
+    export_bundle(place / "checkpoint", place / "bundle", ExportSettings())
+    return place / "bundle"
+
+
+@pytest.fixture(scope="session")
+def tape_bundle(bundle_path: Path) -> Bundle:
+    """The same checkpoint with the codec's noise tape."""
+    place = bundle_path.parent / "tape"
+    export_bundle(bundle_path.parent / "checkpoint", place, ExportSettings(codec_noise="tape"))
+    return Bundle.open(place)
+
+
+@pytest.fixture(scope="session")
+def bundle(bundle_path: Path) -> Bundle:
+    return Bundle.open(bundle_path)
+
+
+@pytest.fixture
+def own_copy(bundle_path: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(bundle_path, tmp_path / "bundle"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_torch_thread() -> None:
+    """Two threads on a busy machine wait for each other."""
+    torch.set_num_threads(1)

@@ -1,0 +1,169 @@
+"""The command line, from outside: what a person and a script see."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deeptalk_edge.cli import main
+from deeptalk_edge.runtime.audio.wav import WavWriter, read_wav
+from deeptalk_edge.runtime.bundle import MANIFEST
+from tests.runtime.sounds import silence, voice
+
+
+@pytest.fixture
+def question(tmp_path: Path) -> Path:
+    """A spoken question at 48 kHz, with silence around it."""
+    path = tmp_path / "question.wav"
+    around = silence(0.6, 48000)
+    with WavWriter(path, 48000) as writer:
+        writer.write(np.concatenate([around, voice(0.8, 48000), around]))
+    return path
+
+
+def test_a_spoken_question_gets_a_spoken_answer(
+    bundle_path: Path, question: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "answer.wav"
+    assert (
+        main(["run", "--bundle", str(bundle_path), "--wav", str(question), "--out", str(out)]) == 0
+    )
+    shown = capsys.readouterr().out
+    assert shown.startswith("you: question.wav (1.")
+    assert "deeptalk: " in shown
+    assert "end of speech to first sample" in shown
+    answer = read_wav(out)
+    assert answer.rate_hz == 24000
+    assert len(answer.pcm) == (24 - 7) * 2048
+
+
+def test_json_is_one_object_a_turn(
+    bundle_path: Path, question: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["run", "--bundle", str(bundle_path), "--wav", str(question), str(question)]
+    argv += ["--text", "And then?", "--out", str(tmp_path / "answer.wav"), "--json"]
+    assert main([*argv, "--mode", "single"]) == 0
+    turns = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [turn["turn"] for turn in turns] == [1, 2, 3]
+    assert turns[2]["question"] == "And then?"
+    assert turns[2]["encoder_ms"] is None
+    assert turns[0]["stopped"] == "max_rows"
+    assert turns[0]["first_sample_ms"] >= turns[0]["first_frame_ms"] > 0
+    for turn in turns:
+        assert turn["out"] == str(tmp_path / f"answer-{turn['turn']}.wav")
+        assert read_wav(turn["out"]).seconds == pytest.approx(turn["audio_s"])
+
+
+def test_a_text_answer_writes_no_sound(
+    bundle_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "answer.wav"
+    argv = ["run", "--bundle", str(bundle_path), "--text", "Why?", "--mode", "text", "--json"]
+    assert main([*argv, "--out", str(out)]) == 0
+    assert json.loads(capsys.readouterr().out)["out"] is None
+    assert not out.exists()
+
+
+def test_the_same_seed_writes_the_same_file(bundle_path: Path, tmp_path: Path) -> None:
+    for name in ("one.wav", "two.wav"):
+        argv = ["run", "--bundle", str(bundle_path), "--text", "Why?", "--seed", "3"]
+        assert main([*argv, "--out", str(tmp_path / name)]) == 0
+    assert (tmp_path / "one.wav").read_bytes() == (tmp_path / "two.wav").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--wav", "absent.wav"], "absent.wav"),
+        (["--wav", "{tmp}/silent.wav"], "no speech heard in 1.0 s"),
+        (["--wav", "{tmp}/long.wav"], "split the utterance"),
+        ([], "nothing to ask"),
+        (["--text", "x", "--seed", "-1"], "seed = -1"),
+        (["--text", "x", "--threads", "0"], "threads = 0"),
+        (["--text", "x", "--out", "{tmp}/absent/a.wav"], "cannot be written"),
+    ],
+)
+def test_an_error_is_one_line_and_exit_code_1(
+    bundle_path: Path,
+    tmp_path: Path,
+    flags: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, sound in (("silent", silence(1)), ("long", voice(60))):
+        with WavWriter(tmp_path / f"{name}.wav", 16000) as writer:
+            writer.write(sound)
+    named = [flag.format(tmp=tmp_path) for flag in flags]
+    assert main(["run", "--bundle", str(bundle_path), *named]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("deeptalk-edge: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_place_without_a_bundle_is_exit_code_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bundle", "verify", str(tmp_path)]) == 1
+    assert "not a bundle" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv", [[], ["sing"], ["run"], ["run", "--bundle"], ["bundle", "burn", "x"], ["run", "--x"]]
+)
+def test_a_wrong_flag_is_exit_code_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 2
+    assert "usage: deeptalk-edge" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--version"], ["run", "-h"], ["bundle", "-h"]])
+def test_help_is_exit_code_0(argv: list[str]) -> None:
+    assert main(argv) == 0
+
+
+def test_a_bundle_is_shown_and_verified(
+    bundle_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bundle", "inspect", str(bundle_path)]) == 0
+    assert "5 experts" in capsys.readouterr().out
+    assert main(["bundle", "inspect", str(bundle_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["format"] == 1
+    assert main(["bundle", "verify", str(bundle_path)]) == 0
+    assert "whole" in capsys.readouterr().out
+    assert main(["bundle", "verify", str(bundle_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["expert_records"] == 10
+
+
+def test_ctrl_c_keeps_what_was_said_and_is_exit_code_130(own_copy: Path, tmp_path: Path) -> None:
+    manifest = json.loads((own_copy / MANIFEST).read_text())
+    manifest["generation"]["max_rows"] = 300  # 25 s of sound at the pace of a loudspeaker
+    (own_copy / MANIFEST).write_text(json.dumps(manifest))
+    out = tmp_path / "answer.wav"
+    argv = ["run", "-v", "--realtime", "--bundle", str(own_copy), "--text", "Why?"]
+    # A shell may start its children deaf to SIGINT.
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from deeptalk_edge.cli import main; sys.exit(main(sys.argv[1:]))"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, *argv, "--out", str(out)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with child:
+        assert child.stderr is not None
+        for line in child.stderr:
+            if "first sound" in line:
+                break
+        child.send_signal(signal.SIGINT)
+        rest = child.stderr.read()
+    assert child.returncode == 130
+    assert f"{out}: kept the" in rest
+    assert "Traceback" not in rest
+    assert 0 < read_wav(out).seconds < 20
+    assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []

@@ -1,0 +1,462 @@
+"""A conversation says what the model says, keeps what was said, and ends as it should."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from deeptalk_edge.errors import (
+    ArtifactError,
+    AudioError,
+    BackendError,
+    DoesNotFit,
+    ExpertUnavailable,
+    SettingsError,
+)
+from deeptalk_edge.features import log_mel, num_frames
+from deeptalk_edge.prompt import Heard, Typed
+from deeptalk_edge.rows import Ids, text_rows
+from deeptalk_edge.runtime import turn
+from deeptalk_edge.runtime.audio.codec import StreamingCodec
+from deeptalk_edge.runtime.backends.ort import OrtEngine
+from deeptalk_edge.runtime.bundle import MANIFEST, Bundle
+from deeptalk_edge.runtime.conversation import (
+    AudioChunk,
+    Conversation,
+    ConversationSettings,
+    TextPiece,
+    TurnDone,
+)
+from deeptalk_edge.runtime.lm.text import TextStream
+from deeptalk_edge.training.checkpoint import load_model
+from deeptalk_edge.training.generate import generate
+from tests.runtime.models import SPEC
+from tests.runtime.sounds import voice
+
+VOCABULARY = SPEC.vocabulary
+MODES = ["batch-parallel", "single", "text"]
+
+
+def talk(bundle: Bundle, **changes: Any) -> Conversation:
+    return Conversation(bundle, dataclasses.replace(ConversationSettings.of(bundle), **changes))
+
+
+class Script:
+    """Stands in for the sampler: says given texts, each with a number of codec frames."""
+
+    def __init__(self, *turns: tuple[str, int]) -> None:
+        self._turns = turns
+
+    def __call__(self, vocabulary: object, settings: object, *, turn: int) -> Script:
+        text, num_frames = self._turns[turn]
+        self._text = [VOCABULARY.bos, *text.encode(), VOCABULARY.eos]
+        self._num_frames, self._row = num_frames, 0
+        return self
+
+    def sample(self, text: object, codes: object) -> tuple[int, Ids]:
+        row, self._row = self._row, self._row + 1
+        ids = np.arange(7) * 3 + row % 11
+        if row == self._num_frames + 1:
+            ids[0] = VOCABULARY.end_audio
+        return self._text[row] if row < len(self._text) else 0, ids
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def play(*turns: tuple[str, int]) -> None:
+        monkeypatch.setattr(turn, "Sampler", Script(*turns))
+
+    return play
+
+
+@pytest.fixture
+def frames(monkeypatch: pytest.MonkeyPatch) -> list[Ids]:
+    """Every frame that the codec gets."""
+    heard: list[Ids] = []
+    push = StreamingCodec.push
+
+    def spy(self: StreamingCodec, frames: Ids) -> NDArray[np.float32]:
+        heard.extend(frames)
+        return push(self, frames)
+
+    monkeypatch.setattr(StreamingCodec, "push", spy)
+    return heard
+
+
+@pytest.fixture
+def text_ids(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Every text id that is shown."""
+    shown: list[int] = []
+    push = TextStream.push
+
+    def spy(self: TextStream, text_id: int) -> str:
+        shown.append(text_id)
+        return push(self, text_id)
+
+    monkeypatch.setattr(TextStream, "push", spy)
+    return shown
+
+
+def take(events: Iterator[Any]) -> tuple[str, NDArray[np.float32], TurnDone]:
+    """All text, all sound and the last event."""
+    *pieces, done = events
+    text = "".join(event.text for event in pieces if isinstance(event, TextPiece))
+    sound = [event.pcm for event in pieces if isinstance(event, AudioChunk)]
+    assert isinstance(done, TurnDone)
+    return text, np.concatenate([np.empty(0, np.float32), *sound]), done
+
+
+def history_ids(text: str) -> list[int]:
+    """The ids of an answer in the history; the test's tokenizer gives bytes."""
+    return [VOCABULARY.bos, *text.encode(), VOCABULARY.eos]
+
+
+@pytest.mark.parametrize("mode", ["batch-parallel", "single"])
+@pytest.mark.parametrize("question", ["Why?", voice(0.9)], ids=["typed", "heard"])
+def test_an_answer_is_the_torch_models_id_for_id(
+    bundle: Bundle, frames: list[Ids], text_ids: list[int], mode: Any, question: Any
+) -> None:
+    with talk(bundle, mode=mode) as conversation:
+        features, segment = conversation._listen(question)
+        take(conversation.ask(question))
+    spread = np.zeros((len(segment.rows), SPEC.decoder.width), np.float32)
+    spread[segment.audio_mask] = features
+    torch.set_num_threads(1)
+    answer = generate(
+        load_model(bundle.path.parent / "checkpoint"),
+        segment.rows[None],
+        torch.from_numpy(spread)[None],
+        torch.from_numpy(segment.audio_mask)[None],
+        speaker="ANS_A",
+        mode=mode,
+        max_rows=24,
+    )[0]
+    assert text_ids == answer.text_ids
+    np.testing.assert_array_equal(np.stack(frames), answer.frames)
+    assert len(frames) == 24 - 7
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_kept_cache_equals_a_full_prefill_of_the_whole_conversation(
+    bundle: Bundle, script: Any, mode: Any
+) -> None:
+    answers = [("one", 9), ("a longer text", 3), ("", 0)]
+    questions: list[Any] = ["Why?", voice(0.5), "And then?"]
+    script(*answers)
+    with talk(bundle, mode=mode) as conversation:
+        rows, features, masks = [], [], []
+        for turn, question in enumerate(questions):
+            heard, segment = conversation._listen(question)
+            rows += [segment.rows, text_rows(VOCABULARY, history_ids(answers[turn][0]))]
+            masks += [segment.audio_mask, np.zeros(len(rows[-1]), np.bool_)]
+            features.append(heard)
+            take(conversation.ask(question))
+        kept, owed = conversation._engine, conversation._owed
+        assert isinstance(kept, OrtEngine)
+        whole, mask = np.concatenate(rows), np.concatenate(masks)
+        assert kept.num_items == 1
+        assert kept.num_rows + len(owed) == len(whole)
+        np.testing.assert_array_equal(owed, whole[kept.num_rows :])
+        fresh = OrtEngine(bundle, context_rows=400)
+        fresh.prefill(whole[: kept.num_rows], np.concatenate(features), mask[: kept.num_rows])
+        for layer in range(SPEC.decoder.num_layers):
+            np.testing.assert_allclose(kept._cache.past(layer), fresh._cache.past(layer), atol=1e-4)
+
+
+def test_batch_parallel_owes_its_history_nothing(bundle: Bundle, script: Any) -> None:
+    script(("one", 9))
+    with talk(bundle) as conversation:
+        take(conversation.ask("Why?"))
+        assert len(conversation._owed) == 0
+
+
+@pytest.mark.parametrize("mode", ["batch-parallel", "single"])
+@pytest.mark.parametrize(("text", "num_frames"), [("hi", 12), ("much more text than speech", 2)])
+def test_all_text_and_all_sound_arrive(
+    bundle: Bundle, script: Any, mode: Any, text: str, num_frames: int
+) -> None:
+    script((text, num_frames))
+    with talk(bundle, mode=mode, max_rows=100) as conversation:
+        said, sound, done = take(conversation.ask("Why?"))
+    assert said == done.text == text
+    assert sound.shape == (num_frames * 2048,)
+    assert np.isfinite(sound).all()
+    metrics = done.metrics
+    assert metrics.stopped == "end"
+    assert metrics.num_rows == max(num_frames + 8, len(text) + 2)
+    assert metrics.audio_s == num_frames * 2048 / 24000
+    assert metrics.real_time_factor == metrics.compute_s / metrics.audio_s
+
+
+def test_sound_is_the_codecs_own_whatever_the_chunks(
+    bundle: Bundle, script: Any, frames: list[Ids]
+) -> None:
+    script(("hi", 14))
+    with talk(bundle) as conversation:
+        chunks = [e.pcm for e in conversation.ask("Why?") if isinstance(e, AudioChunk)]
+        codec = StreamingCodec(conversation._codec, bundle.manifest.codec)
+        whole = np.concatenate([codec.push(np.stack(frames[:14])), codec.finish()])
+    np.testing.assert_allclose(np.concatenate(chunks), whole, atol=1e-5)
+    assert len(chunks[0]) == 3 * 2048 - bundle.manifest.codec.delay_samples
+    assert len(chunks) > 4
+
+
+def test_the_first_sound_comes_before_the_text_is_over(bundle: Bundle, script: Any) -> None:
+    script(("a text of some length", 15))
+    with talk(bundle, max_rows=100) as conversation:
+        kinds = [type(event) for event in conversation.ask("Why?")]
+    # The third frame completes with row 9; rows 1 to 9 show a letter each before.
+    assert kinds.index(AudioChunk) == 9
+
+
+def test_a_text_answer_is_silent(bundle: Bundle, script: Any) -> None:
+    script(("just text", 5))
+    with talk(bundle, mode="text") as conversation:
+        said, sound, done = take(conversation.ask("Why?"))
+    assert (said, sound.size) == ("just text", 0)
+    assert done.metrics.num_rows == len("just text") + 2
+    assert done.metrics.first_sample_ms is done.metrics.first_frame_ms is None
+    assert done.metrics.real_time_factor is None
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_closed_answer_stays_in_the_history_as_far_as_it_came(
+    bundle: Bundle, script: Any, mode: Any
+) -> None:
+    script(("abcdef", 9), ("on", 2))
+    with talk(bundle, mode=mode) as conversation:
+        opening = conversation._listen("Why?")[1].rows
+        events = conversation.ask("Why?")
+        assert [next(events), next(events)] == [TextPiece("a"), TextPiece("b")]
+        events.close()
+        cached, owed = conversation._engine.num_rows, conversation._owed
+        expected = np.concatenate([opening, text_rows(VOCABULARY, history_ids("ab"))])
+        assert cached + len(owed) == len(expected)
+        np.testing.assert_array_equal(owed, expected[cached:])
+        assert take(conversation.ask("Go on."))[0] == "on"
+
+
+def test_a_dropped_iterator_counts_as_closed(bundle: Bundle, script: Any) -> None:
+    script(("abcdef", 9), ("on", 2))
+    with talk(bundle) as conversation:
+        for _ in conversation.ask("Why?"):
+            break
+        assert take(conversation.ask("Go on."))[0] == "on"
+
+
+def test_two_answers_at_once_are_refused(bundle: Bundle) -> None:
+    with talk(bundle) as conversation:
+        events = conversation.ask("Why?")
+        next(events)
+        with pytest.raises(ValueError, match="the answer before is not over"):
+            next(conversation.ask("And?"))
+
+
+def test_a_failure_in_mid_answer_leaves_a_usable_conversation(
+    bundle: Bundle, script: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(("abcdef", 9), ("on", 2))
+    with talk(bundle) as conversation:
+        step, steps = conversation._engine.decode_step, []
+
+        def failing(rows: Ids) -> Any:
+            steps.append(rows)
+            if len(steps) == 4:
+                raise BackendError("segment_01.onnx: failed to run")
+            return step(rows)
+
+        monkeypatch.setattr(conversation._engine, "decode_step", failing)
+        with pytest.raises(BackendError, match="segment_01"):
+            take(conversation.ask("Why?"))
+        assert take(conversation.ask("Go on."))[0] == "on"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_failing_prompt_leaves_no_trace(
+    bundle: Bundle, script: Any, mode: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(("abc", 3), ("on", 2))
+    with talk(bundle, mode=mode) as conversation:
+        take(conversation.ask("Why?"))
+        before, owed = conversation._engine.num_rows, conversation._owed
+        with monkeypatch.context() as broken:
+            broken.setattr(conversation._encoder, "run", _fail)
+            with pytest.raises(BackendError):
+                take(conversation.ask(voice(0.4)))
+        assert conversation._engine.num_rows == before
+        assert conversation._owed is owed
+        assert take(conversation.ask("Go on."))[0] == "on"
+
+
+def test_a_prompt_that_breaks_half_way_is_forgotten(
+    bundle: Bundle, script: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(("on", 2))
+    with talk(bundle) as conversation:
+        engine = conversation._engine
+        prefill = engine.prefill
+
+        def half(rows: Ids, features: Any, mask: Any) -> None:
+            prefill(rows[:5], features, mask[:5])
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as broken:
+            broken.setattr(engine, "prefill", half)
+            with pytest.raises(KeyboardInterrupt):
+                take(conversation.ask("Why?"))
+        assert engine.num_rows == 0
+        assert take(conversation.ask("Why?"))[0] == "on"
+
+
+def _fail(*_: object) -> None:
+    raise BackendError("encoder.onnx: failed to run")
+
+
+def test_a_limit_on_rows_is_kept_and_reported(bundle: Bundle) -> None:
+    with talk(bundle, max_rows=13) as conversation:
+        done = take(conversation.ask("Why?"))[2]
+    assert (done.metrics.num_rows, done.metrics.stopped) == (13, "max_rows")
+    assert done.metrics.audio_s == 6 * 2048 / 24000
+
+
+def test_a_full_context_ends_the_answer_and_refuses_the_next_question(bundle: Bundle) -> None:
+    with talk(bundle, context_rows=60, max_rows=1000) as conversation:
+        done = take(conversation.ask("Why?"))[2]
+        assert done.metrics.stopped == "context"
+        assert conversation._engine.num_rows == 60
+        with pytest.raises(DoesNotFit, match="start a new conversation"):
+            take(conversation.ask("And?"))
+        conversation.reset()
+        assert take(conversation.ask("Why?"))[2].text == done.text
+
+
+def test_a_prompt_without_room_for_an_answer_is_refused(bundle: Bundle) -> None:
+    with talk(bundle, context_rows=40) as conversation:
+        with pytest.raises(DoesNotFit, match="the context holds 40"):
+            take(conversation.ask("a question of more than thirty letters"))
+        assert conversation._engine.num_rows == 0
+
+
+def test_as_released_the_answer_ends_with_its_speech(bundle: Bundle, script: Any) -> None:
+    script(("much more text than speech", 2))
+    settings = ConversationSettings.of(bundle, as_released=True)
+    with Conversation(bundle, settings) as conversation:
+        said, _, done = take(conversation.ask("Why?"))
+    assert done.metrics.num_rows == 2 + 8
+    assert said == "much more"
+
+
+def test_the_seed_alone_decides(bundle: Bundle, frames: list[Ids]) -> None:
+    def answer(seed: int) -> tuple[str, list[list[int]]]:
+        settings = ConversationSettings.of(bundle, seed=seed)
+        bold = dataclasses.replace(settings.sampler, text_top_k=20, audio_top_k=20)
+        frames.clear()
+        with Conversation(bundle, dataclasses.replace(settings, sampler=bold)) as conversation:
+            text = take(conversation.ask("Why?"))[0]
+        return text, [frame.tolist() for frame in frames]
+
+    assert answer(1) == answer(1)
+    assert answer(1) != answer(2)
+
+
+def test_sound_longer_than_the_window_is_refused_and_forgotten(bundle: Bundle) -> None:
+    with talk(bundle) as conversation:
+        with pytest.raises(AudioError, match="split the utterance"):
+            take(conversation.ask(voice(60)))
+        assert take(conversation.ask("Why?"))[2].metrics.num_rows > 0
+
+
+def test_the_features_of_the_utterance_alone_are_heard(bundle: Bundle) -> None:
+    question = voice(0.5)
+    with talk(bundle) as conversation:
+        features, segment = conversation._listen(question)
+        mel = log_mel(question, SPEC.encoder)
+        expected = conversation._encoder.run({"log_mel": mel[None]})[0][: num_frames(8000)]
+        opening = conversation._tokenizer.template.opening("Be brief.", Heard(num_frames=26))
+    np.testing.assert_array_equal(features, expected)
+    np.testing.assert_array_equal(segment.rows, opening.rows)
+    assert isinstance(Typed(text=""), Typed)
+
+
+def test_time_that_the_listener_takes_is_not_counted(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(10**6))
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(clock)))
+    meter = turn.Meter()
+    meter.pause()
+    for _ in range(100):
+        next(clock)
+    meter.resume()
+    assert meter.elapsed_ms() == 2000
+
+
+@pytest.mark.parametrize("wrong", [{"max_rows": 0}, {"context_rows": 0}, {"threads": 0}])
+def test_settings_that_mean_nothing_are_refused(bundle: Bundle, wrong: dict[str, int]) -> None:
+    with pytest.raises(SettingsError):
+        dataclasses.replace(ConversationSettings.of(bundle), **wrong)  # type: ignore[arg-type]
+
+
+def test_an_unknown_speaker_is_refused(bundle: Bundle) -> None:
+    with pytest.raises(ArtifactError, match="this checkpoint knows"):
+        talk(bundle, speaker="M29")
+
+
+def rewrite_golden(bundle: Path, **changes: Any) -> Bundle:
+    """Change what the exporter is supposed to have seen, hash and all."""
+    with np.load(bundle / "golden.npz") as file:
+        golden = {name: file[name] for name in file.files}
+    golden |= changes
+    np.savez(bundle / "golden.npz", **{k: v for k, v in golden.items() if v is not None})
+    content = (bundle / "golden.npz").read_bytes()
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    manifest["files"]["golden.npz"] = {
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+    return Bundle.open(bundle)
+
+
+@pytest.mark.parametrize(
+    ("name", "graph"),
+    [
+        ("features", "encoder.onnx"),
+        ("text_logits", "segment_00.onnx"),
+        ("code_logits", "head.onnx"),
+        ("sound", "codec.onnx"),
+    ],
+)
+@pytest.mark.parametrize("error", [0.01, np.nan])
+def test_a_device_that_computes_something_else_is_refused_by_graph(
+    own_copy: Path, name: str, graph: str, error: float
+) -> None:
+    with np.load(own_copy / "golden.npz") as file:
+        values = file[name]
+    values[-1] += error * np.abs(values).max()
+    changed = rewrite_golden(own_copy, **{name: values})
+    with pytest.raises(BackendError, match=rf"{graph}.*computes something else"):
+        Conversation(changed)
+
+
+def test_a_golden_file_that_lacks_something_is_refused(own_copy: Path) -> None:
+    with pytest.raises(ArtifactError, match="sound missing"):
+        Conversation(rewrite_golden(own_copy, sound=None))
+
+
+def test_a_damaged_expert_is_unavailable_and_never_guessed(own_copy: Path) -> None:
+    content = bytearray((own_copy / "experts.bin").read_bytes())
+    for record in Bundle.open(own_copy).manifest.records:
+        content[record.offset + 8] ^= 1
+    (own_copy / "experts.bin").write_bytes(content)
+    with pytest.raises(ExpertUnavailable, match=r"experts\.bin: layer 1, expert \d is damaged"):
+        Conversation(Bundle.open(own_copy))
