@@ -117,25 +117,30 @@ def export_bundle(
 
 
 def read_generation(checkpoint: Path, spec: ModelSpec) -> Generation:
-    """How to decode by default: the checkpoint's generation_config.json, or the official scripts'.
+    """How to decode by default: the object `deeptalk` of the checkpoint's generation_config.json.
 
-    Source of the defaults: DeepTalk `eval_qa.py`; top-k 1 instead of its 10 for the codes.
+    What is not said there is as in the official scripts. Other fields of that file (DeepSeek's own
+    temperature, say) belong to text chat and are left alone.
+
+    Source of the defaults: DeepTalk `eval_qa.py`; the system text is the first sentence of its own.
 
     Raises ArtifactError if a value has the wrong type or the speaker is unknown.
     """
     path = checkpoint / "generation_config.json"
-    config = read_json(path) if path.is_file() else {}
+    config = read_json(path).get("deeptalk", {}) if path.is_file() else {}
     defaults: dict[str, Any] = {
         "system": "You are an AI robot and your name is Lucy.",
         "speaker": "ANS_A",
         "mode": "batch-parallel",
         "text_top_k": 1,
-        "audio_top_k": 1,
+        "audio_top_k": 10,
         "temperature": 1.0,
-        "repetition_penalty": 1.0,
+        "repetition_penalty": 1.2,
         "max_rows": 1000,
         "context_rows": min(_DEFAULT_CONTEXT_ROWS, spec.decoder.max_positions),
     }
+    if unknown := config.keys() - defaults.keys():
+        raise ArtifactError(f"{path}: deeptalk has no {', '.join(sorted(unknown))}")
     values = {key: config.get(key, default) for key, default in defaults.items()}
     for key, default in defaults.items():
         kinds = (int, float) if isinstance(default, float) else (type(default),)

@@ -136,22 +136,30 @@ def test_a_checkpoint_without_a_tokenizer_is_refused(checkpoint: Path, tmp_path:
 def test_generation_follows_the_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
     own = _copy(checkpoint, tmp_path)
     chosen = {"system": "Be brief.", "speaker": "M29", "mode": "single", "audio_top_k": 7}
-    (own / "generation_config.json").write_text(json.dumps({**chosen, "do_sample": True}))
+    config = {"temperature": 0.3, "deeptalk": chosen}
+    (own / "generation_config.json").write_text(json.dumps(config))
     generation = read_generation(own, PLAIN)
     assert {key: getattr(generation, key) for key in chosen} == chosen
-    assert generation.text_top_k == 1
+    assert generation.temperature == 1.0  # the other one is DeepSeek's, for chat
     assert read_generation(checkpoint, PLAIN).speaker == "ANS_A"
 
 
 @pytest.mark.parametrize(
-    "fields", [{"mode": "serial"}, {"speaker": "nobody"}, {"text_top_k": "one"}, {"max_rows": True}]
+    "fields",
+    [
+        {"mode": "serial"},
+        {"speaker": "nobody"},
+        {"text_top_k": "one"},
+        {"max_rows": True},
+        {"top": 1},
+    ],
 )
 def test_generation_that_makes_no_sense_is_refused(
     fields: dict[str, object], checkpoint: Path, tmp_path: Path
 ) -> None:
     own = _copy(checkpoint, tmp_path)
-    (own / "generation_config.json").write_text(json.dumps(fields))
-    with pytest.raises(ArtifactError, match=str(next(iter(fields.values())))):
+    (own / "generation_config.json").write_text(json.dumps({"deeptalk": fields}))
+    with pytest.raises(ArtifactError, match="|".join(map(str, next(iter(fields.items()))))):
         read_generation(own, PLAIN)
 
 

@@ -56,8 +56,16 @@ def write_checkpoint(directory: Path) -> None:
     torch.manual_seed(1)
     save_snac(Snac(CODEC), directory / "snac")
     byte_level_tokenizer().save(str(directory / "tokenizer.json"))
-    generation = {"system": "Be brief.", "max_rows": 24, "context_rows": 400}
-    (directory / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
+    chosen = {
+        "system": "Be brief.",
+        "max_rows": 24,
+        "context_rows": 400,
+        "audio_top_k": 1,
+        "repetition_penalty": 1.0,
+    }
+    (directory / "generation_config.json").write_text(
+        json.dumps({"deeptalk": chosen}), encoding="utf-8"
+    )
 
 
 def byte_level_tokenizer() -> Tokenizer:
