@@ -108,8 +108,10 @@ class _Rows:
     sin: str
     causal: str
     """(T * H, T): 0 where a row may look, else -inf."""
+    past: str
+    """(1 + P,): 0, but -inf for the null row."""
     past_and_new: str
-    """[P, T]."""
+    """[1 + P, T]."""
     per_item: str
     """[B, -1, cache_width]."""
     per_row: str
@@ -167,7 +169,7 @@ class _Segment:
         """x + attention(norm(x)), over the cache and the rows themselves."""
         graph, spec = self._graph, self._spec
         heads, name = spec.num_heads, f"model.layers.{layer}.self_attn"
-        cache = graph.input(f"cache_{layer}", FLOAT, ("P", "B", spec.cache_width))
+        cache = graph.input(f"cache_{layer}", FLOAT, ("1+P", "B", spec.cache_width))
         if self._rows is None:
             self._rows = self._make_rows(x, cache)
         rows = self._rows
@@ -197,13 +199,13 @@ class _Segment:
         return graph.op("Add", x, out)
 
     def _mix(self, query: str, cache: str, new: str, rows: _Rows) -> str:
-        """Queries (B, T * H, W) against P cached rows and T new ones: mixed rows (B, T * H, W)."""
+        """Queries (B, T * H, W) against the cache and T new rows: mixed rows (B, T * H, W)."""
         graph = self._graph
         # ORT fuses both transposes into its MatMul: the cache is read where it lies.
         past_keys = graph.op("Transpose", cache, perm=[1, 2, 0])
         past_values = graph.op("Transpose", cache, perm=[1, 0, 2])
         new_keys = graph.op("Transpose", new, perm=[0, 2, 1])
-        past_scores = graph.op("MatMul", query, past_keys)
+        past_scores = graph.op("Add", graph.op("MatMul", query, past_keys), rows.past)
         new_scores = graph.op("Add", graph.op("MatMul", query, new_keys), rows.causal)
         scores = graph.op("Concat", past_scores, new_scores, axis=-1)
         shares = graph.op("Softmax", scores, axis=-1)
@@ -230,8 +232,12 @@ class _Segment:
         graph, spec = self._graph, self._spec
         num_items = graph.op("Shape", x, start=0, end=1)
         num_rows = graph.op("Shape", x, start=1, end=2)
-        num_past = graph.op("Shape", cache, start=0, end=1)
+        # The null row in front keeps every dimension above 0: ONNX Runtime before 1.24 divides by the
+        # size of an empty MatMul. It is the caller's zeros, and its share of any softmax is 0.
+        num_cached = graph.op("Shape", cache, start=0, end=1)
         zero, one = (graph.constant(np.array(i, np.int64)) for i in (0, 1))
+        num_past = graph.op("Sub", num_cached, one)
+        null = graph.op("Equal", graph.op("Range", zero, graph.op("Squeeze", num_cached), one), zero)
         rows = graph.op("Range", zero, graph.op("Squeeze", num_rows), one)
         column = graph.op("Unsqueeze", rows, graph.ints(1))
         positions = graph.op("Cast", graph.op("Add", column, num_past), to=FLOAT)
@@ -246,7 +252,8 @@ class _Segment:
             cos=cos,
             sin=sin,
             causal=self._causal(rows, column),
-            past_and_new=graph.op("Concat", num_past, num_rows, axis=0),
+            past=graph.op("Where", null, graph.scalar(-np.inf), graph.scalar(0.0)),
+            past_and_new=graph.op("Concat", num_cached, num_rows, axis=0),
             per_item=graph.op("Concat", num_items, graph.ints(-1, spec.cache_width), axis=0),
             per_row=graph.op(
                 "Concat", num_items, graph.ints(-1, spec.num_heads * spec.value_dim), axis=0

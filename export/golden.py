@@ -163,9 +163,9 @@ class DecoderRunner:
     def _run_segment(
         self, segment: GraphRunner, values: Mapping[str, Array], num_items: int
     ) -> dict[str, Array]:
-        empty = np.zeros((0, num_items, self._spec.cache_width), np.float32)
+        null_row = np.zeros((1, num_items, self._spec.cache_width), np.float32)
         caches = [name for name in segment.input_names if name.startswith("cache_")]
-        pasts = {name: self._caches.get(name, empty) for name in caches}
+        pasts = {name: self._caches.get(name, null_row) for name in caches}
         plain = {name: values[name] for name in segment.input_names if name not in pasts}
         outputs = segment(plain | pasts)
         for name, past in pasts.items():

@@ -1,7 +1,7 @@
 """The latent cache: what every layer keeps of every row, allocated once.
 
-layout   position-major, (S, B, W) per layer: rows [0, P) are one contiguous view to bind as the
-         past, and the rows behind them are where a graph writes the new ones
+layout   position-major, (1 + S, B, W) per layer: the null row and rows [0, P) are one contiguous
+         view to bind as the past, and what lies behind is where a graph writes the new rows
 items    one, or two while an answer is decoded batch-parallel; `keep` goes on with one of them and
          `recall` returns to the other as it was then
 """
@@ -15,6 +15,8 @@ from deeptalk_edge.errors import DoesNotFit
 
 Array = NDArray[np.float32]
 
+_NULL_ROWS = 1  # zeros that no query sees; with them no bound view is ever empty
+
 
 class KvCache:
     """Rows of one conversation. One owner; not thread-safe."""
@@ -24,18 +26,24 @@ class KvCache:
         self.num_rows = 0
         """P: rows cached so far, the same in every item and layer."""
         self.num_items = 1
-        self._width = width
         # np.empty leaves untouched pages to the kernel: a short talk never pays for a long one.
-        self._single = np.empty((num_layers, capacity, 1, width), np.float32)
-        self._pair = np.empty((num_layers, capacity, 2, width), np.float32)
-        self._alone = self._pair.reshape(num_layers, 2 * capacity, 1, width)  # item kept, compacted
+        size = _NULL_ROWS + capacity
+        self._single = np.empty((num_layers, size, 1, width), np.float32)
+        self._pair = np.empty((num_layers, size, 2, width), np.float32)
+        self._alone = self._pair.reshape(num_layers, 2 * size, 1, width)  # item kept, compacted
+        self._single[:, :_NULL_ROWS] = self._pair[:, :_NULL_ROWS] = 0.0
         self._rows = self._single
         self._shared_rows = 0  # leading rows that all items have in common, held in `_single`
         self._dropped_rows: int | None = None  # rows of the item that `keep` left in `_single`
 
+    @property
+    def _end(self) -> int:
+        """Where the cached rows end in the arrays."""
+        return _NULL_ROWS + self.num_rows
+
     def past(self, layer: int) -> Array:
-        """The cached rows of a layer, (P, B, W): a contiguous view."""
-        return self._rows[layer, : self.num_rows]
+        """The null row and the cached rows of a layer, (1 + P, B, W): a contiguous view."""
+        return self._rows[layer, : self._end]
 
     def ahead(self, layer: int, num_rows: int) -> Array:
         """The place (T, B, W) of the rows to come, behind the cached ones.
@@ -48,7 +56,7 @@ class KvCache:
                 f"{end} rows of conversation, the cache holds {self.capacity}; start a new "
                 "conversation or export with more context rows"
             )
-        return self._rows[layer, self.num_rows : end]
+        return self._rows[layer, self._end : _NULL_ROWS + end]
 
     def advance(self, num_rows: int) -> None:
         """Count rows that were written to `ahead`."""
@@ -71,7 +79,7 @@ class KvCache:
         """Go on with two items that share the rows so far."""
         if self._rows is not self._single:
             raise ValueError("fork: the cache is forked already; recall or reset it first")
-        self._pair[:, : self.num_rows] = self._single[:, : self.num_rows]
+        self._pair[:, : self._end] = self._single[:, : self._end]
         self._rows, self.num_items = self._pair, 2
         self._shared_rows = self.num_rows
 
@@ -79,10 +87,10 @@ class KvCache:
         """Go on with one item of two; the other one waits for `recall`."""
         if self.num_items != 2 or item not in (0, 1):
             raise ValueError(f"keep({item}): there are {self.num_items} items")
-        own = slice(self._shared_rows, self.num_rows)
+        own = slice(_NULL_ROWS + self._shared_rows, self._end)
         self._single[:, own, 0] = self._pair[:, own, 1 - item]
         for alone, pair in zip(self._alone, self._pair, strict=True):
-            alone[: self.num_rows, 0] = pair[: self.num_rows, item]
+            alone[: self._end, 0] = pair[: self._end, item]
         self._rows, self.num_items = self._alone, 1
         self._dropped_rows = self.num_rows
 

@@ -1,0 +1,29 @@
+"""Ask a bundle one spoken question; the answer's text and sound come as they are made."""
+
+import sys
+from pathlib import Path
+
+from deeptalk_edge.features import RATE_HZ
+from deeptalk_edge.runtime.audio.vad import WebRtcDetector, find_utterance
+from deeptalk_edge.runtime.audio.wav import WavWriter, read_wav, resample
+from deeptalk_edge.runtime.bundle import Bundle
+from deeptalk_edge.runtime.conversation import AudioChunk, Conversation, TextPiece
+
+
+def main(bundle: str, question: str, answer: str) -> None:
+    pcm = resample(read_wav(Path(question)), RATE_HZ).pcm
+    start, end = find_utterance(pcm, WebRtcDetector())
+    with (
+        Conversation(Bundle.open(Path(bundle))) as talk,
+        WavWriter(Path(answer), talk.rate_hz) as writer,
+    ):
+        for event in talk.ask(pcm[start:end]):
+            if isinstance(event, TextPiece):
+                print(event.text, end="", flush=True)
+            elif isinstance(event, AudioChunk):
+                writer.write(event.pcm)  # or hand it to a sound card
+    print()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
