@@ -232,12 +232,13 @@ class _Segment:
         graph, spec = self._graph, self._spec
         num_items = graph.op("Shape", x, start=0, end=1)
         num_rows = graph.op("Shape", x, start=1, end=2)
-        # The null row in front keeps every dimension above 0: ONNX Runtime before 1.24 divides by the
-        # size of an empty MatMul. It is the caller's zeros, and its share of any softmax is 0.
+        # The null row keeps every dimension above 0: ONNX Runtime 1.23 divides by the size of an
+        # empty product. It is the caller's zeros, and its share of any softmax is 0.
         num_cached = graph.op("Shape", cache, start=0, end=1)
         zero, one = (graph.constant(np.array(i, np.int64)) for i in (0, 1))
         num_past = graph.op("Sub", num_cached, one)
-        null = graph.op("Equal", graph.op("Range", zero, graph.op("Squeeze", num_cached), one), zero)
+        cached = graph.op("Range", zero, graph.op("Squeeze", num_cached), one)
+        is_null = graph.op("Equal", cached, zero)
         rows = graph.op("Range", zero, graph.op("Squeeze", num_rows), one)
         column = graph.op("Unsqueeze", rows, graph.ints(1))
         positions = graph.op("Cast", graph.op("Add", column, num_past), to=FLOAT)
@@ -252,7 +253,7 @@ class _Segment:
             cos=cos,
             sin=sin,
             causal=self._causal(rows, column),
-            past=graph.op("Where", null, graph.scalar(-np.inf), graph.scalar(0.0)),
+            past=graph.op("Where", is_null, graph.scalar(-np.inf), graph.scalar(0.0)),
             past_and_new=graph.op("Concat", num_cached, num_rows, axis=0),
             per_item=graph.op("Concat", num_items, graph.ints(-1, spec.cache_width), axis=0),
             per_row=graph.op(
