@@ -10,7 +10,7 @@ PIP    := $(BIN)/python -m pip install -q --disable-pip-version-check
 BUNDLE := bundles/tiny
 MODEL  := checkpoints/tiny
 
-.PHONY: help demo test test-slow check bench tiny report clean
+.PHONY: help demo test test-slow check bench gpu-check plugin tiny clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s $$'\t'
@@ -32,6 +32,16 @@ check: $(VENV)/.dev  ## lint, types and import contracts
 
 bench: $(VENV)/.dev $(BUNDLE)/manifest.json  ## measure the tiny bundle and the full-size codec on this machine
 	$(BIN)/python -m deeptalk_edge.bench --bundle $(BUNDLE)
+
+gpu-check:  ## check and time the MoE kernels on this machine's NVIDIA GPU (nvcc and a CUDA PyTorch)
+	$(PYTHON) -m native.gpu_check.check
+
+plugin:  ## the TensorRT plugin for x86-64 and aarch64 (needs nvcc, g++-aarch64-linux-gnu)
+	cmake -S native/tensorrt_plugin -B build/plugin
+	cmake --build build/plugin
+	cmake -S native/tensorrt_plugin -B build/plugin-aarch64 \
+	    -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/native/tensorrt_plugin/aarch64.cmake
+	cmake --build build/plugin-aarch64
 
 tiny: $(VENV)/.dev  ## train the tiny checkpoint again from nothing (needs espeak-ng and flite; about 90 minutes)
 	$(BIN)/python -m deeptalk_edge.training.tiny --out $(MODEL)
