@@ -31,7 +31,7 @@ check: $(VENV)/.dev  ## lint, types and import contracts
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.dev $(BUNDLE)/manifest.json  ## measure the tiny bundle and the full-size codec on this machine
-	$(BIN)/python -m deeptalk_edge.bench --bundle $(BUNDLE)
+	$(BIN)/python -m deeptalk_edge.bench --bundle $(BUNDLE) --wav $(MODEL)/questions/*-0.wav
 
 gpu-check:  ## check and time the MoE kernels on this machine's NVIDIA GPU (nvcc and a CUDA PyTorch)
 	$(PYTHON) -m native.gpu_check.check
@@ -44,7 +44,11 @@ plugin:  ## the TensorRT plugin for x86-64 and aarch64 (needs nvcc, g++-aarch64-
 	cmake --build build/plugin-aarch64
 
 tiny: $(VENV)/.dev  ## train the tiny checkpoint again from nothing (needs espeak-ng and flite; about 90 minutes)
-	$(BIN)/python -m deeptalk_edge.training.tiny --out $(MODEL)
+	$(PIP) -e '.[report]'
+	$(BIN)/python -m deeptalk_edge.training.tiny --out $(MODEL) --work build/tiny
+	$(BIN)/deeptalk-edge export $(MODEL) --force -o $(BUNDLE)
+	$(BIN)/python -m deeptalk_edge.evaluate --bundle $(BUNDLE) --snac $(MODEL)/snac \
+	    --work build/tiny --report $(MODEL)/SCORES.md --clips $(MODEL)/questions
 
 clean:  ## remove what was made, the environment included
 	rm -rf $(VENV) build bundles demo .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -116,7 +116,7 @@ def test_the_int4_byte_is_sixteen_odd_plus_even_plus_eight() -> None:
 
 @given(
     st.lists(
-        st.floats(allow_nan=False, allow_infinity=False, width=32, min_value=-(2.0**127), max_value=2.0**127),
+        st.floats(-(2.0**127), 2.0**127, allow_nan=False, allow_infinity=False, width=32),
         min_size=1,
     )
 )

@@ -1,0 +1,150 @@
+"""`make tiny`'s report: what the tiny checkpoint can do, by ear, through the exported bundle.
+
+Answers come from the real runtime, voice detector included; the recognisers read the waveform.
+Writes Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from deeptalk_edge.artifact import write_atomically
+from deeptalk_edge.features import RATE_HZ
+from deeptalk_edge.runtime.audio.vad import WebRtcDetector, find_utterance
+from deeptalk_edge.runtime.audio.wav import WavWriter
+from deeptalk_edge.runtime.bundle import Bundle
+from deeptalk_edge.runtime.conversation import AudioChunk, Conversation, TextPiece
+from deeptalk_edge.training.snac_files import load_snac
+from deeptalk_edge.training.tiny.corpus import Corpus, Samples, load_corpus
+from deeptalk_edge.training.tiny.domain import answers_never_trained
+from deeptalk_edge.training.tiny.evaluate import HELD_OUT, SetScore, evaluate, run_controls
+from deeptalk_edge.training.tiny.quality import CodecScore, codec_quality
+from deeptalk_edge.training.tiny.scorer import GrammarRecogniser, Recogniser, WhisperRecogniser
+from deeptalk_edge.training.tiny.tokens import Tokeniser
+from deeptalk_edge.training.tiny.units import UnitVoice
+
+CLIPS_PER_SET = 8
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Score a bundle on the corpus that its checkpoint was trained beside."""
+    parser = argparse.ArgumentParser(prog="evaluate", description=__doc__)
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--snac", type=Path, required=True, help="the checkpoint's codec")
+    parser.add_argument("--work", type=Path, required=True, help="working directory of `make tiny`")
+    parser.add_argument("--report", type=Path, required=True, metavar="MD")
+    parser.add_argument("--clips", type=Path, help="write some held-out questions here as WAV")
+    parser.add_argument("--every", type=int, default=1, help="score one question in so many")
+    parser.add_argument(
+        "--open-every", type=int, default=6, help="and so many times fewer by the open recogniser"
+    )
+    args = parser.parse_args(argv)
+    corpus = load_corpus(args.work / "corpus")
+    units, codec = UnitVoice.load(args.work / "units.npz"), load_snac(args.snac)
+    tokeniser = Tokeniser.load(args.work / "tokeniser.safetensors")
+    closed, opened = GrammarRecogniser(), WhisperRecogniser()
+    if args.clips:
+        write_clips(corpus, args.clips)
+    lines = [
+        f"Seed {corpus.seed}; one question in {args.every}. Answers by the exported bundle and the "
+        "runtime, batch-parallel, greedy.",
+        "",
+    ]
+    with Conversation(Bundle.open(args.bundle)) as talk:
+
+        def ask(pcm: Samples) -> tuple[str, Samples]:
+            return answer(talk, pcm)
+
+        for title, is_test in (("Validation halves", False), ("Test halves", True)):
+            scores = evaluate(ask, corpus, units, codec, closed, is_test=is_test, every=args.every)
+            lines += [f"## {title}", "", *_score_table(scores), ""]
+        sample = args.every * args.open_every
+        scores = evaluate(ask, corpus, units, codec, closed, opened=opened, every=sample)
+        title = "The open recogniser, on some of the validation halves"
+        lines += [f"## {title}", "", *_score_table(scores), ""]
+    asked = sorted(answers_never_trained())[::16]
+    controls = run_controls(asked, units, codec, closed)
+    lines += [
+        f"Controls (n = {len(asked)}), spoken exact: untrained decoder "
+        f"{controls.untrained_decoder:.3f}, shuffled codes {controls.shuffled_codes:.3f}.",
+        "",
+        "## The codec alone, true codes decoded",
+        "",
+    ]
+    recognisers: dict[str, Recogniser] = {"closed": closed, "open": opened}
+    quality = codec_quality(corpus, tokeniser, units, codec, recognisers, every=args.every)
+    lines += _quality_table(quality)
+    write_atomically(args.report, ("\n".join(lines) + "\n").encode())
+    print("\n".join(lines))
+    return 0
+
+
+def answer(talk: Conversation, pcm: Samples) -> tuple[str, Samples]:
+    """Ask one question in a conversation of its own: text and 24 kHz sound."""
+    talk.reset()
+    start, end = find_utterance(pcm, WebRtcDetector())
+    text, sound = "", [np.zeros(0, np.float32)]
+    for event in talk.ask(pcm[start:end]):
+        if isinstance(event, TextPiece):
+            text += event.text
+        elif isinstance(event, AudioChunk):
+            sound.append(event.pcm)
+    return text, np.concatenate(sound)
+
+
+def write_clips(corpus: Corpus, directory: Path) -> None:
+    """Some questions of each validation half as WAV files, their words and answers beside them."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for first, split in enumerate(HELD_OUT):
+        chosen = corpus.select(split, is_test=False)
+        stride = len(chosen) // CLIPS_PER_SET  # begun anew in each set: they ask alike
+        for number, i in enumerate(chosen[first * stride // 3 :: stride][:CLIPS_PER_SET]):
+            place = directory / f"{split.value}-{number}.wav"
+            with WavWriter(place, RATE_HZ) as writer:
+                writer.write(corpus.questions[i])
+            utterance = corpus.utterances[i]
+            place.with_suffix(".txt").write_text(
+                f"{utterance.question}\n{utterance.answer}\n", encoding="utf-8"
+            )
+
+
+def _score_table(scores: Sequence[SetScore]) -> list[str]:
+    lines = [
+        "| set | n | text exact | spoken exact | spoken WER | text = speech | open WER (ceiling) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for s in scores:
+        opened = "-" if s.open_error_rate is None else f"{s.open_error_rate:.3f}"
+        ceiling = "-" if s.open_ceiling is None else f"{s.open_ceiling:.3f}"
+        lines.append(
+            f"| {s.split.value.replace('_', ' ')} | {s.num_questions} | {s.text_exact:.3f} | "
+            f"{s.spoken_exact:.3f} | {s.spoken_error_rate:.3f} | {s.agreed:.3f} | "
+            f"{opened} ({ceiling}) |"
+        )
+    return lines
+
+
+def _quality_table(scores: Sequence[CodecScore]) -> list[str]:
+    lines = [
+        "| set | n | STOI | PESQ-WB | recogniser | exact, decoded | WER, decoded | "
+        "exact, recording | WER, recording |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for s in scores:
+        for name, decoded in s.decoded.items():
+            recorded = s.recorded[name]
+            lines.append(
+                f"| {s.name} | {decoded.num_answers} | {s.stoi:.3f} | {s.pesq:.2f} | {name} | "
+                f"{decoded.exact_rate:.3f} | {decoded.word_error_rate:.3f} | "
+                f"{recorded.exact_rate:.3f} | {recorded.word_error_rate:.3f} |"
+            )
+    return lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())

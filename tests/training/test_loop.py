@@ -1,0 +1,114 @@
+"""The loop on a model of three weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from deeptalk_edge.errors import ArtifactError
+from deeptalk_edge.training.loop import LoopSettings, Losses, train
+
+SETTINGS = LoopSettings(num_steps=8, learning_rate=0.1, warmup_steps=2, save_every=3)
+
+
+def _model() -> nn.Linear:
+    torch.manual_seed(3)
+    return nn.Linear(3, 1, bias=False)
+
+
+def _batch(step: int) -> Tensor:
+    return torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+
+
+def _run(
+    model: nn.Linear,
+    settings: LoopSettings,
+    state_path: Path | None = None,
+    *,
+    dies_at: int | None = None,
+) -> list[int]:
+    """Train; returns the steps that were done."""
+    done = []
+
+    def batch_at(step: int) -> Tensor:
+        if step == dies_at:
+            raise KeyboardInterrupt
+        done.append(step)
+        return _batch(step)
+
+    def losses_of(batch: Tensor) -> Losses:
+        noise = torch.rand(())  # the loss may draw; the draw belongs to the step
+        return {"square": (model(batch) - noise).square().mean()}
+
+    train(model, batch_at, losses_of, settings, state_path=state_path)
+    return done
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path) -> None:
+    whole = _model()
+    _run(whole, SETTINGS)
+    cut = _model()
+    with pytest.raises(KeyboardInterrupt):
+        _run(cut, SETTINGS, tmp_path / "state", dies_at=5)
+    resumed = _model()
+    assert _run(resumed, SETTINGS, tmp_path / "state") == [3, 4, 5, 6, 7]
+    assert torch.equal(whole.weight, resumed.weight)
+    assert not torch.equal(cut.weight, resumed.weight)
+
+
+def test_a_finished_run_does_nothing_more(tmp_path: Path) -> None:
+    first, second = _model(), _model()
+    _run(first, SETTINGS, tmp_path / "state")
+    assert _run(second, SETTINGS, tmp_path / "state") == []
+    assert torch.equal(first.weight, second.weight)
+
+
+def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
+    _run(_model(), SETTINGS, tmp_path / "state")
+    with pytest.raises(ArtifactError, match="remove it"):
+        _run(_model(), replace(SETTINGS, seed=1), tmp_path / "state")
+
+
+def test_a_state_is_never_half_written(tmp_path: Path) -> None:
+    _run(_model(), SETTINGS, tmp_path / "state")
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_the_rate_warms_up_then_falls_along_a_cosine() -> None:
+    settings = LoopSettings(num_steps=102, learning_rate=1.0, warmup_steps=2, final_rate=0.1)
+    rates = [settings.rate_at(step) for step in (0, 1, 2, 52, 102)]
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 0.55, 0.1])
+
+
+def test_what_needs_no_gradient_stands_still() -> None:
+    frozen, free = _model(), nn.Linear(1, 1)
+    frozen.requires_grad_(False)
+    model = nn.Sequential(frozen, free)
+    before = frozen.weight.clone(), free.weight.clone()
+    train(model, _batch, lambda batch: {"sum": model(batch).sum()}, SETTINGS)
+    assert torch.equal(before[0], frozen.weight)
+    assert not torch.equal(before[1], free.weight)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run() -> None:
+    model = _model()
+    settings = replace(SETTINGS, num_steps=50)
+    with pytest.raises(ValueError, match="lower the rate"):
+        train(model, _batch, lambda batch: {"nan": model(batch).sum() * torch.nan}, settings)
+
+
+def test_evaluation_comes_every_so_many_steps() -> None:
+    seen: list[int] = []
+    model = _model()
+    train(
+        model,
+        _batch,
+        lambda batch: {"sum": model(batch).sum()},
+        replace(SETTINGS, evaluate_every=3),
+        evaluate=seen.append,
+    )
+    assert seen == [3, 6]

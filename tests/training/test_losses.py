@@ -1,0 +1,94 @@
+"""The losses against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from deeptalk_edge.training.experts import Routing
+from deeptalk_edge.training.losses import IGNORE, balance_loss, token_loss
+
+V_TEXT, K, V_CODE = 10, 7, 6
+
+
+def _logits(num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Uniform: every labelled position costs log(classes)."""
+    return torch.zeros(num_rows, V_TEXT), torch.zeros(num_rows, K, V_CODE)
+
+
+def _targets(num_rows: int) -> torch.Tensor:
+    return torch.full((num_rows, K + 1), IGNORE)
+
+
+def test_a_batch_without_speech_is_divided_by_two() -> None:
+    targets = _targets(3)
+    targets[:, -1] = 1
+    loss = token_loss(*_logits(3), targets)
+    assert loss.item() == pytest.approx(math.log(V_TEXT) / 2)
+
+
+def test_a_batch_with_speech_is_divided_by_eight() -> None:
+    loss = token_loss(*_logits(3), torch.ones_like(_targets(3)))
+    assert loss.item() == pytest.approx((math.log(V_TEXT) + K * math.log(V_CODE)) / 8)
+
+
+def test_each_stream_is_a_mean_over_its_own_labels() -> None:
+    text_logits, code_logits = _logits(4)
+    text_logits[0, 1] = 50.0  # row 0 is certain and right, the only one of which text is asked
+    targets = _targets(4)
+    targets[0, -1] = 1
+    targets[2, 0] = 3
+    loss = token_loss(text_logits, code_logits, targets)
+    assert loss.item() == pytest.approx((0.0 + math.log(V_CODE)) / 3, abs=1e-6)
+
+
+def test_what_is_ignored_has_no_gradient() -> None:
+    text_logits, code_logits = (logits.requires_grad_() for logits in _logits(2))
+    targets = _targets(2)
+    targets[0] = 1
+    torch.autograd.backward(token_loss(text_logits, code_logits, targets))
+    assert text_logits.grad is not None
+    assert code_logits.grad is not None
+    assert (text_logits.grad[0] != 0).any()
+    assert (text_logits.grad[1] == 0).all()
+    assert (code_logits.grad[1] == 0).all()
+
+
+def test_weights_scale_their_own_stream() -> None:
+    targets = torch.ones_like(_targets(2))
+    loss = token_loss(*_logits(2), targets, (4.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 2.0))
+    assert loss.item() == pytest.approx((4 * math.log(V_TEXT) + 2 * math.log(V_CODE)) / 8)
+
+
+def test_speech_alone_has_a_text_term_of_zero() -> None:
+    targets = torch.ones_like(_targets(2))
+    targets[:, -1] = IGNORE
+    assert token_loss(*_logits(2), targets).item() == pytest.approx(K * math.log(V_CODE) / 8)
+
+
+def _routing(ids: list[list[int]], probabilities: list[list[float]]) -> Routing:
+    return Routing(
+        layer=1,
+        probabilities=torch.tensor([probabilities], requires_grad=True),
+        expert_ids=torch.tensor([ids]),
+    )
+
+
+def test_even_routing_costs_the_weight_and_uneven_routing_more() -> None:
+    even = _routing([[0, 1], [2, 3]], [[0.25] * 4] * 2)
+    uneven = _routing([[0, 1], [0, 1]], [[0.5, 0.5, 0.0, 0.0]] * 2)
+    assert balance_loss([even], 0.001).item() == pytest.approx(0.001)
+    assert balance_loss([uneven], 0.001).item() == pytest.approx(0.002)
+    assert balance_loss([even, uneven], 0.001).item() == pytest.approx(0.003)
+
+
+def test_the_balance_is_kept_within_each_sequence() -> None:
+    """Two sequences that each use one half of the experts are not balanced by one another."""
+    both = Routing(
+        layer=1,
+        probabilities=torch.tensor([[[0.5, 0.5, 0.0, 0.0]], [[0.0, 0.0, 0.5, 0.5]]]),
+        expert_ids=torch.tensor([[[0, 1]], [[2, 3]]]),
+    )
+    assert balance_loss([both], 1.0).item() == pytest.approx(2.0)

@@ -1,0 +1,271 @@
+"""The tiny model's batches: they obey the grid, and nothing held out ever gets in."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from deeptalk_edge.prompt import Typed
+from deeptalk_edge.rows import AnswerRows
+from deeptalk_edge.spec import ModelSpec, TextAlignment
+from deeptalk_edge.training.losses import IGNORE
+from deeptalk_edge.training.tiny.corpus import Clips, Corpus, Utterance
+from deeptalk_edge.training.tiny.dataset import (
+    NO_FRAME,
+    Batch,
+    DatasetSettings,
+    ItemWriter,
+    TinyBatches,
+    UtterancePool,
+)
+from deeptalk_edge.training.tiny.domain import (
+    Split,
+    answers,
+    answers_never_trained,
+    questions,
+    vocabulary,
+)
+from deeptalk_edge.training.tiny.shape import SYSTEM_PROMPT, tiny_spec, tiny_template
+from deeptalk_edge.training.tiny.tokenizer import decode, encode, train_tokenizer
+from deeptalk_edge.training.tiny.tokens import TINY_CODEC
+from deeptalk_edge.training.tiny.units import Unit, UnitVoice, unit_names
+from deeptalk_edge.training.tiny.voices import held_out_voice, training_voice
+
+NUM_STEPS = 24
+FRAMES = 11  # of every utterance
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(vocabulary(), [SYSTEM_PROMPT])
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Corpus:
+    """Every question once, in a voice that suits its split."""
+    rng, utterances = random.Random(0), []
+    for i, question in enumerate(questions()):
+        split = Split.BOTH_NEW if question.is_held_out else Split.TRAIN
+        if split is Split.TRAIN and i % 9 == 0:
+            split = Split.NEW_VOICE
+        utterances.append(
+            Utterance(
+                question=question.text,
+                answer=question.answer,
+                intent=question.intent,
+                key=question.key,
+                split=split,
+                is_test=False,
+                voice=training_voice(rng) if split is Split.TRAIN else held_out_voice(rng),
+            )
+        )
+    silence = Clips(np.zeros(0, np.int16), np.zeros(1, np.int64), 16000)
+    return Corpus(
+        seed=0,
+        utterances=tuple(utterances),
+        questions=silence,
+        answer_texts=(),
+        answers=silence,
+    )
+
+
+@pytest.fixture(scope="module")
+def units() -> UnitVoice:
+    """Units of random codes, two frames a word."""
+    rng = np.random.default_rng(0)
+    return UnitVoice(
+        {
+            name: Unit(
+                codes=rng.integers(0, TINY_CODEC.codebook_size, (2 * len(name.split()), 7)),
+                word_frames=tuple(range(0, 2 * len(name.split()), 2)),
+                pcm=np.zeros(1, np.int16),
+            )
+            for name in unit_names(answers())
+        }
+    )
+
+
+def _spec(tokenizer: Tokenizer, alignment: TextAlignment = "word") -> ModelSpec:
+    return tiny_spec(tokenizer, TINY_CODEC, alignment)
+
+
+def _batches(corpus: Corpus, units: UnitVoice, tokenizer: Tokenizer) -> TinyBatches:
+    spec = _spec(tokenizer)
+    lengths = np.arange(len(corpus.utterances))
+    return TinyBatches(
+        corpus,
+        UtterancePool(corpus, lengths),
+        ItemWriter(spec, tiny_template(spec, tokenizer), units),
+        spec,
+        DatasetSettings(),
+    )
+
+
+def _spans(corpus: Corpus) -> dict[int, tuple[int, int]]:
+    return {i: (FRAMES * i, FRAMES) for i in range(len(corpus.utterances))}
+
+
+def _some(batches: TinyBatches, corpus: Corpus) -> list[Batch]:
+    spans = _spans(corpus)
+    heard = [batches.heard(step, spans) for step in range(NUM_STEPS)]
+    return heard + [batches.typed(step) for step in range(NUM_STEPS)]
+
+
+def _writer(
+    tokenizer: Tokenizer, units: UnitVoice, alignment: TextAlignment = "word"
+) -> ItemWriter:
+    spec = _spec(tokenizer, alignment)
+    return ItemWriter(spec, tiny_template(spec, tokenizer), units)
+
+
+def test_every_word_is_one_token_with_and_without_a_space(tokenizer: Tokenizer) -> None:
+    for word in vocabulary():
+        assert len(encode(tokenizer, word)) == len(encode(tokenizer, f" {word}")) == 1
+    assert decode(tokenizer, encode(tokenizer, "Grüß Gott!")) == "Grüß Gott!"
+
+
+def test_no_held_out_utterance_is_ever_heard(
+    corpus: Corpus, units: UnitVoice, tokenizer: Tokenizer
+) -> None:
+    heard = set()
+    for batch in _some(_batches(corpus, units, tokenizer), corpus):
+        heard |= set((batch.frames[batch.frames != NO_FRAME] // FRAMES).tolist())
+    assert len(heard) > 100
+    assert {corpus.utterances[i].split for i in heard} == {Split.TRAIN}
+
+
+def test_no_held_out_question_or_answer_is_ever_read_or_said(
+    corpus: Corpus, units: UnitVoice, tokenizer: Tokenizer
+) -> None:
+    held_out = {q.text for q in questions() if q.is_held_out}
+    never, num_answers = answers_never_trained(), 0
+    for batch in _some(_batches(corpus, units, tokenizer), corpus):
+        for column in batch.rows[..., -1].tolist():
+            text = decode(tokenizer, column)
+            for turn in text.split("User: ")[1:]:
+                asked, _, answered = turn.partition("\n\nAssistant: ")
+                answered = answered.partition("\n\n")[0].strip()
+                num_answers += 1
+                assert asked not in held_out
+                assert answered not in never
+    assert num_answers > 500
+
+
+def test_random_sentences_would_hit_held_out_answers_if_nobody_looked(
+    corpus: Corpus, units: UnitVoice, tokenizer: Tokenizer
+) -> None:
+    """The tests above are sharp: of 20,000 sentences none is held out, though many are answers."""
+    batches, draw = _batches(corpus, units, tokenizer), random.Random(0)
+    said = {batches.random_sentence(draw) for _ in range(20_000)}
+    assert len(said & set(answers())) > 100
+    assert not said & answers_never_trained()
+
+
+def test_targets_are_the_next_row_wherever_something_is_asked(
+    corpus: Corpus, units: UnitVoice, tokenizer: Tokenizer
+) -> None:
+    """Text exactly; codes but for those that were corrupted in the rows, never in the targets."""
+    spec, same = _spec(tokenizer).vocabulary, []
+    for batch in _some(_batches(corpus, units, tokenizer), corpus):
+        asked = batch.targets[:, :-1] != IGNORE
+        text = asked[..., -1]
+        assert (batch.rows[:, 1:, -1][text] == batch.targets[:, :-1, -1][text]).all()
+        for i in range(spec.num_codebooks):
+            local = batch.rows[:, 1:, i][asked[..., i]] - spec.codebook_base(i)
+            same.append((local == batch.targets[:, :-1, i][asked[..., i]]).float().mean())
+    assert 0.85 < float(np.nanmean(same)) < 0.99
+
+
+def test_a_spoken_item_gives_its_codes_back_to_the_runtime(
+    units: UnitVoice, tokenizer: Tokenizer
+) -> None:
+    writer, vocab = _writer(tokenizer, units), _spec(tokenizer).vocabulary
+    answer = "gate four opens at nine"
+    prompt = writer.prompt([], Typed(text="when does gate four open"))
+    item = writer.spoken(prompt, answer, np.zeros(0, np.int64))
+    rows = AnswerRows(vocab)
+    frames, bases = [], np.array([vocab.codebook_base(i) for i in range(7)])
+    for row in item.rows[len(prompt.rows) :]:
+        fed, frame = rows.push(int(row[-1]), row[:-1] - bases)
+        np.testing.assert_array_equal(fed, row)
+        if frame is not None:
+            frames.append(frame)
+    np.testing.assert_array_equal(np.array(frames), units.answer_codes(answer)[0])
+    assert rows.is_done
+
+
+def test_the_speaker_stands_in_the_last_prompt_row_of_spoken_items_only(
+    units: UnitVoice, tokenizer: Tokenizer
+) -> None:
+    writer, vocab = _writer(tokenizer, units), _spec(tokenizer).vocabulary
+    prompt = writer.prompt([], Typed(text="hello"))
+    last = len(prompt.rows) - 1
+    spoken = writer.spoken(prompt, "you are welcome", np.zeros(0, np.int64))
+    written = writer.written(prompt, "you are welcome", np.zeros(0, np.int64))
+    assert (spoken.rows[last, 0], written.rows[last, 0]) == (
+        vocab.codebook_base(0) + vocab.speaker("ANS_A"),
+        vocab.codebook_base(0) + vocab.pad_audio,
+    )
+    assert (written.targets[:, :-1] == IGNORE).all()
+
+
+def test_speech_alone_asks_for_no_text_and_not_for_the_code_before_it(
+    units: UnitVoice, tokenizer: Tokenizer
+) -> None:
+    writer = _writer(tokenizer, units)
+    prompt = writer.prompt([], Typed(text="hello"))
+    last = len(prompt.rows) - 1
+    item = writer.spoken(prompt, "gate two", np.zeros(0, np.int64), train_text=False)
+    assert (item.targets[:, -1] == IGNORE).all()
+    # The row of BOS, last + 1, is the first from which a code is asked; no word stands there yet.
+    assert item.targets[last + 1, 0] == IGNORE
+    assert item.targets[last + 2, 0] != IGNORE
+
+
+def test_each_word_stands_in_the_row_in_which_its_sound_begins(
+    units: UnitVoice, tokenizer: Tokenizer
+) -> None:
+    ids = _writer(tokenizer, units).text_ids("calling room one")
+    vocab = _spec(tokenizer).vocabulary
+    words = [decode(tokenizer, [i]).strip() if i > 2 else "" for i in ids]
+    pad = [i == vocab.pad_text for i in ids]
+    assert words[1:6] == ["calling", "", "room", "", "one"] or words[2] == "room"
+    assert ids[0] == vocab.bos
+    assert ids[-1] == vocab.eos
+    assert len(ids) == len(units.answer_codes("calling room one")[0]) + 2
+    assert sum(pad) == len(ids) - 5
+
+
+def test_text_that_runs_ahead_has_no_padding(units: UnitVoice, tokenizer: Tokenizer) -> None:
+    ids = _writer(tokenizer, units, "ahead").text_ids("calling room one")
+    assert len(ids) == 5
+    assert _spec(tokenizer).vocabulary.pad_text not in ids
+
+
+def test_an_earlier_answer_stands_in_text_only_and_ends_in_eos(
+    units: UnitVoice, tokenizer: Tokenizer
+) -> None:
+    """Exactly the rows that the second item of batch-parallel decoding leaves behind."""
+    writer, vocab = _writer(tokenizer, units), _spec(tokenizer).vocabulary
+    first = writer.prompt([], Typed(text="hello"))
+    prompt = writer.prompt([(Typed(text="hello"), "you are welcome")], Typed(text="help"))
+    ids = writer.text_ids("you are welcome")
+    history = prompt.rows[len(first.rows) : len(first.rows) + len(ids)]
+    assert history[:, -1].tolist() == ids
+    assert (history[:, 0] == vocab.codebook_base(0) + vocab.pad_audio).all()
+    assert prompt.rows[len(first.rows) + len(ids), -1] == vocab.bos
+
+
+def test_a_step_is_the_same_whenever_it_is_drawn(
+    corpus: Corpus, units: UnitVoice, tokenizer: Tokenizer
+) -> None:
+    one, other = (_batches(corpus, units, tokenizer) for _ in range(2))
+    one.typed(0)
+    assert (one.typed(5).rows == other.typed(5).rows).all()
+    assert (
+        one.typed(5).rows.shape != one.typed(6).rows.shape
+        or (one.typed(5).rows != one.typed(6).rows).any()
+    )

@@ -1,0 +1,330 @@
+"""Training batches of the tiny language model, as grid rows.
+
+heard    a spoken question, answered in text (as item 1 of batch-parallel decoding) or aloud (as
+         item 0); some after an earlier heard turn, its answer in text only, as item 1 leaves it
+typed    a typed question answered aloud or in text, two typed turns, and mostly speech alone: any
+         sentence follows any question, and only the codes are trained
+
+Speech alone is the cure against answers learnt by heart: where the text is random, nothing but the
+text predicts the sound. Held-out questions, and answers that only they have, never occur.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from deeptalk_edge.prompt import Heard, Segment, Template, Typed, speak_as
+from deeptalk_edge.rows import Ids, delay, text_rows
+from deeptalk_edge.spec import ModelSpec
+from deeptalk_edge.training.losses import IGNORE
+from deeptalk_edge.training.tiny.corpus import Corpus
+from deeptalk_edge.training.tiny.domain import (
+    Split,
+    answers_never_trained,
+    random_answer,
+    random_words,
+)
+from deeptalk_edge.training.tiny.shape import SPEAKER, SYSTEM_PROMPT
+from deeptalk_edge.training.tiny.units import UnitVoice
+
+NO_FRAME = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetSettings:
+    """What a step trains on."""
+
+    num_heard: int = 16
+    """Items that hear their question."""
+
+    num_typed: int = 16
+    """Items without audio."""
+
+    dialogue_every: int = 8
+    """One step in so many has two heard turns in every item, and half as many items."""
+
+    aloud_every: int = 4
+    """One heard item in so many is answered aloud, the others in text only: what is said follows
+    from the text, so it is the text that needs the practice."""
+
+    swapped_share: float = 0.3
+    """Heard questions answered aloud with another sentence, of which only the codes are trained."""
+
+    speech_only_share: float = 0.5
+    """Of the typed items: those of which only the codes are trained."""
+
+    two_turn_share: float = 0.3
+    """Of the other typed items: those with an earlier turn."""
+
+    ordered_share: float = 0.6
+    """Of random sentences: those that are well formed; the others are words in no order."""
+
+    corrupted_codes: float = 0.15
+    """Largest share of wrong codes in what the model is fed, never in what it is asked for."""
+
+    pad_text_share: float = 0.3
+    """Of the PAD_T between words: those that are asked for. With all of them they drown the
+    words."""
+
+    seed: int = 0
+
+
+class UtterancePool:
+    """The training utterances, to draw from; an intent weighs as the square root of its size."""
+
+    def __init__(self, corpus: Corpus, lengths: npt.NDArray[np.int64]) -> None:
+        """`lengths` are those of all utterances of `corpus`, in any unit."""
+        self.members = np.array(corpus.select(Split.TRAIN, is_test=False))
+        self._lengths = lengths
+        self._shares = _balanced([corpus.utterances[i].intent for i in self.members])
+
+    def draw(
+        self, rng: np.random.Generator, count: int, *, pool_of: int = 1
+    ) -> npt.NDArray[np.int64]:
+        """Some utterances; of `pool_of` times as many, ones of like length."""
+        pool = rng.choice(self.members, count * pool_of, p=self._shares)
+        pool = pool[np.argsort(self._lengths[pool], kind="stable")]
+        first = int(rng.integers(pool_of)) * count
+        return pool[first : first + count]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One conversation, before padding."""
+
+    rows: Ids
+    """(T, K + 1)."""
+
+    targets: Ids
+    """(T, K + 1): what the next row holds, codes un-shifted, IGNORE where nothing is asked."""
+
+    frames: Ids
+    """(T,): the remembered audio frame that a row hears, else NO_FRAME."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Items padded on the right, on the device."""
+
+    rows: Tensor
+    targets: Tensor
+    frames: Tensor
+
+
+class ItemWriter:
+    """Writes conversations as items, for one checkpoint's vocabulary and answer voice."""
+
+    def __init__(self, spec: ModelSpec, template: Template, units: UnitVoice) -> None:
+        self._spec, self._template, self._units = spec, template, units
+
+    def prompt(self, turns: Sequence[tuple[Heard | Typed, str]], last: Heard | Typed) -> Segment:
+        """Earlier turns with their answers in text only, then the question."""
+        segments = []
+        for i, (user, answer) in enumerate(turns):
+            segments.append(self._user(user, is_first=i == 0))
+            rows = text_rows(self._template.vocabulary, self.text_ids(answer))
+            segments.append(Segment(rows=rows, audio_mask=np.zeros(len(rows), np.bool_)))
+        segments.append(self._user(last, is_first=not turns))
+        return Segment(
+            rows=np.concatenate([segment.rows for segment in segments]),
+            audio_mask=np.concatenate([segment.audio_mask for segment in segments]),
+        )
+
+    def text_ids(self, answer: str) -> list[int]:
+        """BOS, the words, EOS; with `word` alignment each in the row in which its sound begins."""
+        ids = self._template.answer(answer)
+        if self._spec.text_alignment == "ahead":
+            return ids
+        codes, starts = self._units.answer_codes(answer)
+        placed = [self._template.vocabulary.bos]
+        for word, start in zip(ids[1:-1], starts, strict=True):
+            placed += [self._template.vocabulary.pad_text] * (start - len(placed))
+            placed.append(word)
+        placed += [self._template.vocabulary.pad_text] * (len(codes) + 1 - len(placed))
+        return [*placed, self._template.vocabulary.eos]
+
+    def spoken(self, prompt: Segment, answer: str, frames: Ids, *, train_text: bool = True) -> Item:
+        """The answer in text and codes. Without `train_text` the question does not tell the
+        answer, so the first code, which is said before any text, is not asked for either."""
+        vocabulary, ids = self._template.vocabulary, self.text_ids(answer)
+        codes, _ = self._units.answer_codes(answer)
+        answer_rows = delay(vocabulary, codes, ids)
+        labels = np.full_like(answer_rows, IGNORE)
+        if train_text:
+            labels[: len(ids) + 1, -1] = answer_rows[: len(ids) + 1, -1]
+        for i in range(vocabulary.num_codebooks):
+            labels[i + 1 : i + 1 + len(codes), i] = codes[:, i]
+            labels[i + 1 + len(codes), i] = vocabulary.end_audio
+        if not train_text:
+            labels[1, 0] = IGNORE
+        rows = speak_as(vocabulary, prompt.rows, SPEAKER)
+        return _item(rows, prompt.audio_mask, answer_rows, labels, frames)
+
+    def written(self, prompt: Segment, answer: str, frames: Ids) -> Item:
+        """The answer in text only: what the second item of batch-parallel decoding sees."""
+        ids = [*self.text_ids(answer), self._template.vocabulary.eot]
+        answer_rows = text_rows(self._template.vocabulary, ids)
+        labels = np.full_like(answer_rows, IGNORE)
+        labels[:, -1] = ids
+        return _item(prompt.rows, prompt.audio_mask, answer_rows, labels, frames)
+
+    def _user(self, user: Heard | Typed, *, is_first: bool) -> Segment:
+        if is_first:
+            return self._template.opening(SYSTEM_PROMPT, user)
+        return self._template.next_turn(user)
+
+
+class TinyBatches:
+    """Draws the batches of a step, from (seed, step) alone."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        pool: UtterancePool,
+        writer: ItemWriter,
+        spec: ModelSpec,
+        settings: DatasetSettings,
+        device: str = "cpu",
+    ) -> None:
+        self._corpus, self._pool, self._writer = corpus, pool, writer
+        self._spec, self._settings, self._device = spec, settings, device
+        self._words = sorted({w for u in corpus.utterances for w in u.answer.split()})
+        self._banned = answers_never_trained()
+
+    def heard(self, step: int, spans: Mapping[int, tuple[int, int]]) -> Batch:
+        """Spoken questions; `spans` says where each utterance's frames begin, and how many they
+        are."""
+        s, (rng, draw) = self._settings, self._random(step, "heard")
+        is_dialogue = step % s.dialogue_every == s.dialogue_every - 1
+        count = s.num_heard // 2 if is_dialogue else s.num_heard
+        chosen = self._pool.draw(rng, count, pool_of=4).tolist()
+        items = []
+        for i, utterance in enumerate(chosen):
+            answer = self._corpus.utterances[utterance].answer
+            order, turns = [utterance], []
+            if is_dialogue:
+                before = chosen[i - 1]
+                order = [before, utterance]
+                turns = [(_heard(spans, before), self._corpus.utterances[before].answer)]
+            prompt = self._writer.prompt(turns, _heard(spans, utterance))
+            frames = np.concatenate([np.arange(spans[u][1]) + spans[u][0] for u in order])
+            if i % s.aloud_every:
+                items.append(self._writer.written(prompt, answer, frames))
+                continue
+            swapped = draw.random() < s.swapped_share
+            said = self.random_sentence(draw) if swapped else answer
+            items.append(self._writer.spoken(prompt, said, frames, train_text=not swapped))
+        return self._batch(items, rng)
+
+    def typed(self, step: int) -> Batch:
+        """Questions without sound."""
+        s, (rng, draw) = self._settings, self._random(step, "typed")
+        asked, earlier = (
+            [self._corpus.utterances[i] for i in self._pool.draw(rng, s.num_typed)]
+            for _ in range(2)
+        )
+        items, none = [], np.zeros(0, np.int64)
+        for now, before in zip(asked, earlier, strict=True):
+            turns = []
+            speech_only = draw.random() < s.speech_only_share
+            if not speech_only and draw.random() < s.two_turn_share:
+                turns = [(Typed(text=before.question), before.answer)]
+            prompt = self._writer.prompt(turns, Typed(text=now.question))
+            if speech_only:
+                said = self.random_sentence(draw)
+                items.append(self._writer.spoken(prompt, said, none, train_text=False))
+            elif draw.random() < 0.5:
+                items.append(self._writer.spoken(prompt, now.answer, none))
+            else:
+                items.append(self._writer.written(prompt, now.answer, none))
+        return self._batch(items, rng)
+
+    def random_sentence(self, draw: random.Random) -> str:
+        """Any sentence but the answers that are held out."""
+        while True:
+            if draw.random() < self._settings.ordered_share:
+                sentence = random_answer(draw)
+            else:
+                sentence = random_words(draw, self._words)
+            if sentence not in self._banned:
+                return sentence
+
+    def _random(self, step: int, kind: str) -> tuple[np.random.Generator, random.Random]:
+        draw = random.Random(f"{self._settings.seed}|{kind}|{step}")
+        return np.random.default_rng(draw.getrandbits(64)), draw
+
+    def _batch(self, items: Sequence[Item], rng: np.random.Generator) -> Batch:
+        rows, targets, frames = pad_items(items, self._spec)
+        self._corrupt(rows, rng)
+        text = targets[..., -1]
+        spare = rng.random(text.shape) >= self._settings.pad_text_share
+        text[(text == self._spec.vocabulary.pad_text) & spare] = IGNORE
+        return Batch(
+            rows=torch.from_numpy(rows).to(self._device),
+            targets=torch.from_numpy(targets).to(self._device),
+            frames=torch.from_numpy(frames).to(self._device),
+        )
+
+    def _corrupt(self, rows: Ids, rng: np.random.Generator) -> None:
+        """Replace some codes of the answers, in place: history must not be a reason to ignore the
+        text."""
+        vocabulary = self._spec.vocabulary
+        for i in range(vocabulary.num_codebooks):
+            local = rows[..., i] - vocabulary.codebook_base(i)
+            share = rng.uniform(0, self._settings.corrupted_codes, (len(rows), 1))
+            hit = (local < vocabulary.codebook_size) & (rng.random(local.shape) < share)
+            wrong = vocabulary.codebook_base(i) + rng.integers(
+                0, vocabulary.codebook_size, local.shape
+            )
+            rows[..., i] = np.where(hit, wrong, rows[..., i])
+
+
+def pad_items(items: Sequence[Item], spec: ModelSpec) -> tuple[Ids, Ids, Ids]:
+    """Rows and targets (B, T, K + 1) and frames (B, T), padded on the right."""
+    length = max(len(item.rows) for item in items)
+    padding = text_rows(spec.vocabulary, [spec.vocabulary.pad_text])
+    rows = np.repeat(np.repeat(padding[None], length, axis=1), len(items), axis=0)
+    targets = np.full_like(rows, IGNORE)
+    frames = np.full(rows.shape[:2], NO_FRAME, np.int64)
+    for i, item in enumerate(items):
+        rows[i, : len(item.rows)] = item.rows
+        targets[i, : len(item.rows)] = item.targets
+        frames[i, : len(item.rows)] = item.frames
+    return rows, targets, frames
+
+
+def _item(
+    prompt_rows: Ids,
+    audio_mask: npt.NDArray[np.bool_],
+    answer_rows: Ids,
+    labels: Ids,
+    heard_frames: Ids,
+) -> Item:
+    """Join prompt and answer; the target of a row is the label of the next one."""
+    num_prompt = len(prompt_rows)
+    rows = np.concatenate([prompt_rows, answer_rows])
+    targets = np.full_like(rows, IGNORE)
+    targets[num_prompt - 1 : -1] = labels
+    frames = np.full(len(rows), NO_FRAME, np.int64)
+    frames[:num_prompt][audio_mask] = heard_frames
+    return Item(rows=rows, targets=targets, frames=frames)
+
+
+def _heard(spans: Mapping[int, tuple[int, int]], utterance: int) -> Heard:
+    return Heard(num_frames=spans[utterance][1])
+
+
+def _balanced(intents: Sequence[str]) -> npt.NDArray[np.float64]:
+    """Sampling shares: an intent weighs as the square root of its number of utterances."""
+    counts = Counter(intents)
+    weights = np.array([counts[intent] ** -0.5 for intent in intents])
+    shares: npt.NDArray[np.float64] = weights / weights.sum()
+    return shares

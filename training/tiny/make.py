@@ -1,0 +1,134 @@
+"""Makes the tiny checkpoint's parts, each in its place in a working directory.
+
+Parts that stand there already are not made again. Side processes are spawned, so that they may use
+a GPU; what they run must be importable, which is why it does not stand in `__main__`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from deeptalk_edge.training.snac_files import save_snac
+from deeptalk_edge.training.tiny.codec import DecoderSettings, train_decoder
+from deeptalk_edge.training.tiny.corpus import load_corpus, synthesise
+from deeptalk_edge.training.tiny.publish import publish
+from deeptalk_edge.training.tiny.tokens import TINY_CODEC, Tokeniser, TokenSettings, train_tokens
+from deeptalk_edge.training.tiny.train import (
+    TrainSettings,
+    Workshop,
+    learn_to_answer,
+    learn_to_hear,
+    learn_to_speak,
+    read_split,
+)
+from deeptalk_edge.training.tiny.units import UnitVoice, build_units
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What the parts need to know; travels to the side processes."""
+
+    work: Path
+    device: str
+    settings: TrainSettings
+    codec_steps: int
+    workers: int
+    """Cores to use."""
+
+    @property
+    def corpus(self) -> Path:
+        return self.work / "corpus"
+
+    @property
+    def tokeniser(self) -> Path:
+        return self.work / "tokeniser.safetensors"
+
+    @property
+    def units(self) -> Path:
+        return self.work / "units.npz"
+
+    @property
+    def snac(self) -> Path:
+        return self.work / "snac"
+
+    def workshop(self) -> Workshop:
+        """Load what was made, for the language model's stages."""
+        return Workshop(
+            load_corpus(self.corpus),
+            UnitVoice.load(self.units),
+            TINY_CODEC,
+            self.settings,
+            self.device,
+        )
+
+
+def make(plan: Plan, out: Path) -> None:
+    """Make every part and write the checkpoint."""
+    plan.work.mkdir(parents=True, exist_ok=True)
+    _make_speech(plan)
+    _make_codes(plan)
+    _run_side_by_side([_hear, _make_voice], plan)
+    torch.set_num_threads(plan.workers)
+    workshop, work = plan.workshop(), plan.work
+    model = learn_to_answer(workshop, work / "ear.safetensors", work / "speaking.safetensors", work)
+    publish(model, workshop.tokenizer, read_split(work), plan.snac, out)
+
+
+def _make_speech(plan: Plan) -> None:
+    if not (plan.corpus / "corpus.json").exists():
+        synthesise(plan.corpus, seed=plan.settings.seed, workers=plan.workers)
+
+
+def _make_codes(plan: Plan) -> None:
+    if not plan.tokeniser.exists():
+        tokeniser, _ = train_tokens(
+            load_corpus(plan.corpus).answers, TokenSettings(), device=plan.device
+        )
+        tokeniser.save(plan.tokeniser)
+    if not plan.units.exists():
+        build_units(Tokeniser.load(plan.tokeniser)).save(plan.units)
+
+
+def _hear(plan: Plan) -> None:
+    torch.set_num_threads(1)
+    learn_to_hear(plan.workshop(), plan.work)
+
+
+def _make_voice(plan: Plan) -> None:
+    """The codec's decoder, then the language model's first stage."""
+    torch.set_num_threads(1)
+    if not plan.snac.exists():
+        codec, _ = train_decoder(
+            load_corpus(plan.corpus).answers,
+            Tokeniser.load(plan.tokeniser),
+            UnitVoice.load(plan.units),
+            replace(DecoderSettings(), num_steps=plan.codec_steps),
+            device=plan.device,
+        )
+        partial = plan.snac.with_name("snac.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        save_snac(codec.cpu(), partial)
+        partial.rename(plan.snac)
+    learn_to_speak(plan.workshop(), plan.work)
+
+
+def _run_side_by_side(parts: list[Callable[[Plan], None]], plan: Plan) -> None:
+    """Run the parts in processes of their own.
+
+    Raises RuntimeError if one of them fails; what the others made stays.
+    """
+    context = get_context("spawn")
+    processes = [context.Process(target=part, args=(plan,)) for part in parts]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    failed = [process.exitcode for process in processes if process.exitcode]
+    if failed:
+        raise RuntimeError(f"{len(failed)} of the parts failed; their errors stand above")

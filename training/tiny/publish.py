@@ -1,0 +1,64 @@
+"""Writes the tiny checkpoint as a directory in the official layout, tokenizer and codec
+included."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from deeptalk_edge.training.checkpoint import config_of, save_checkpoint
+from deeptalk_edge.training.expert_split import save_split
+from deeptalk_edge.training.model import DeepTalk
+from deeptalk_edge.training.tiny.answering import MAX_ROWS
+from deeptalk_edge.training.tiny.shape import SPEAKER, SYSTEM_PROMPT
+
+AUDIO_EXPERTS_FILE = "audio_experts.json"
+
+
+def publish(
+    model: DeepTalk,
+    tokenizer: Tokenizer,
+    audio_experts: Sequence[Sequence[int]],
+    snac: Path,
+    directory: Path,
+) -> None:
+    """Write everything that an export needs, in float16; a checkpoint that stands there is
+    replaced."""
+    staging = directory.with_name(directory.name + ".staging")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.parent.mkdir(parents=True, exist_ok=True)
+    config = {**config_of(model.spec), "audio_experts_file": AUDIO_EXPERTS_FILE}
+    save_checkpoint(staging, model.cpu(), config, dtype=torch.float16)
+    tokenizer.save(str(staging / "tokenizer.json"))
+    save_split(audio_experts, staging / AUDIO_EXPERTS_FILE)
+    (staging / "generation_config.json").write_text(
+        json.dumps(generation_config(model), indent=2) + "\n", encoding="utf-8"
+    )
+    shutil.copytree(snac, staging / "snac")
+    shutil.rmtree(directory, ignore_errors=True)
+    staging.rename(directory)
+
+
+def generation_config(model: DeepTalk) -> dict[str, object]:
+    """How this checkpoint is meant to be decoded: greedily, as it was scored."""
+    vocabulary = model.spec.vocabulary
+    return {
+        "bos_token_id": vocabulary.bos,
+        "eos_token_id": vocabulary.eos,
+        "deeptalk": {
+            "system": SYSTEM_PROMPT,
+            "speaker": SPEAKER,
+            "mode": "batch-parallel",
+            "text_top_k": 1,
+            "audio_top_k": 1,
+            "temperature": 1.0,
+            "repetition_penalty": 1.0,
+            "max_rows": MAX_ROWS,
+            "context_rows": model.spec.decoder.max_positions,
+        },
+    }

@@ -1,0 +1,283 @@
+"""The language model's half of `make tiny`: from a corpus and a unit voice to a whole model.
+
+    hearing | speaking     two processes: the ear learns words; the decoder, typing and speech
+    remember               every training question is encoded once; the ear is frozen
+    align, audio, text, joint
+
+Each part writes its result to the working directory and is skipped when that stands there already.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+
+from deeptalk_edge.spec import CodecSpec, ModelSpec
+from deeptalk_edge.training.expert_split import save_split
+from deeptalk_edge.training.loop import LoopSettings, Losses, train
+from deeptalk_edge.training.model import DeepTalk
+from deeptalk_edge.training.tiny.corpus import Corpus
+from deeptalk_edge.training.tiny.dataset import (
+    Batch,
+    DatasetSettings,
+    ItemWriter,
+    TinyBatches,
+    UtterancePool,
+)
+from deeptalk_edge.training.tiny.domain import vocabulary
+from deeptalk_edge.training.tiny.hearing import Ear, HearingSettings
+from deeptalk_edge.training.tiny.shape import (
+    AUDIO_EXPERT_COUNTS,
+    SYSTEM_PROMPT,
+    tiny_spec,
+    tiny_template,
+)
+from deeptalk_edge.training.tiny.stages import (
+    HeardMemory,
+    HearingBatches,
+    HearingPlan,
+    LossSettings,
+    Stage,
+    WordHead,
+    answer_losses,
+    choose_audio_experts,
+    prepare,
+    remember,
+    start_decoder,
+    start_ear,
+)
+from deeptalk_edge.training.tiny.tokenizer import train_tokenizer
+from deeptalk_edge.training.tiny.units import UnitVoice
+
+EAR = "model.audio_"
+"""What begins so is the ear's; the rest is the decoder's."""
+
+SPLIT_BATCHES = 16
+_SPLIT_STEP = 10**6  # batches that no stage trains on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSettings:
+    """The whole course. Rates and lengths of the stages are fractions of the decoder's own."""
+
+    hearing: HearingPlan = field(default_factory=HearingPlan)
+    hearing_rate: float = 2e-3
+    augmentation: HearingSettings = field(default_factory=HearingSettings)
+    dataset: DatasetSettings = field(default_factory=DatasetSettings)
+    losses: LossSettings = field(default_factory=LossSettings)
+    speaking_steps: int = 1200
+    decoder_steps: int = 3000
+    decoder_rate: float = 2e-3
+    stage_shares: tuple[float, float, float, float] = (0.2, 0.07, 0.07, 0.66)
+    """Of `decoder_steps`: align, audio, text, joint."""
+
+    remember_strength: float = 0.5
+    """How much the remembered questions are varied."""
+
+    seed: int = 0
+
+    def scaled(self, factor: float) -> TrainSettings:
+        """The same course in `factor` times as many steps."""
+
+        def times(steps: int) -> int:
+            return max(4, round(steps * factor))
+
+        return replace(
+            self,
+            hearing=replace(self.hearing, num_steps=times(self.hearing.num_steps)),
+            speaking_steps=times(self.speaking_steps),
+            decoder_steps=times(self.decoder_steps),
+        )
+
+
+class Workshop:
+    """What every part of the training needs; one per process."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        units: UnitVoice,
+        codec: CodecSpec,
+        settings: TrainSettings,
+        device: str,
+    ) -> None:
+        self.settings, self.corpus, self.device = settings, corpus, device
+        self.tokenizer = tiny_tokenizer()
+        self.spec = tiny_spec(self.tokenizer, codec, "word")
+        clips = (corpus.questions[i] for i in range(len(corpus.questions)))
+        self.ear = Ear(clips, self.spec.encoder, settings.augmentation, device)
+        self.pool = UtterancePool(corpus, self.ear.lengths)
+        self.batches = TinyBatches(
+            corpus,
+            self.pool,
+            ItemWriter(self.spec, tiny_template(self.spec, self.tokenizer), units),
+            self.spec,
+            settings.dataset,
+            device,
+        )
+
+    def new_model(self) -> DeepTalk:
+        """A model from nothing, the same each time."""
+        torch.manual_seed(self.settings.seed)
+        model = DeepTalk(self.spec)
+        start_ear(model)
+        start_decoder(model)
+        return model.to(self.device)
+
+
+def tiny_tokenizer() -> Tokenizer:
+    """The tokenizer of the tiny checkpoint; it depends on the domain alone."""
+    return train_tokenizer(vocabulary(), [SYSTEM_PROMPT])
+
+
+def learn_to_hear(workshop: Workshop, work: Path) -> Path:
+    """The hearing stage: encoder and projector, by the words in the questions."""
+    path = work / "ear.safetensors"
+    if path.exists():
+        return path
+    settings, model = workshop.settings, workshop.new_model()
+    words = sorted({w for u in workshop.corpus.utterances for w in u.question.split()})
+    model.requires_grad_(False)
+    model.model.audio_encoder.requires_grad_(True)
+    model.model.audio_encoder.embed_positions.requires_grad_(False)
+    model.model.audio_mm_projector.requires_grad_(True)
+    head = WordHead(model, words).to(workshop.device)
+    batches = HearingBatches(
+        workshop.corpus, workshop.pool, workshop.ear, words, workshop.spec, settings.hearing
+    )
+    train(
+        head,
+        batches,
+        lambda batch: head.losses(batch, bfloat16=settings.losses.bfloat16),
+        LoopSettings(
+            num_steps=settings.hearing.num_steps,
+            learning_rate=settings.hearing_rate,
+            seed=settings.seed,
+        ),
+        name="hearing",
+        state_path=work / "hearing.state",
+    )
+    _save_part(model, path, is_ear=True)
+    return path
+
+
+def learn_to_speak(workshop: Workshop, work: Path) -> Path:
+    """Before anything is heard: typed questions, and speech that follows the text."""
+    path = work / "speaking.safetensors"
+    if path.exists():
+        return path
+    model = workshop.new_model()
+    prepare(model, Stage.ALIGN, [])
+    train(
+        model,
+        workshop.batches.typed,
+        lambda batch: answer_losses(model, batch, None, workshop.settings.losses),
+        LoopSettings(
+            num_steps=workshop.settings.speaking_steps,
+            learning_rate=workshop.settings.decoder_rate,
+            final_rate=0.5,
+            seed=workshop.settings.seed,
+        ),
+        name="speaking",
+        state_path=work / "speaking.state",
+    )
+    _save_part(model, path, is_ear=False)
+    return path
+
+
+def learn_to_answer(workshop: Workshop, ear: Path, speaking: Path, work: Path) -> DeepTalk:
+    """The remaining stages. Returns the model, on the CPU; the experts' split stands in `work`."""
+    settings, model = workshop.settings, workshop.new_model()
+    model.load_state_dict({**load_file(ear), **load_file(speaking)}, strict=False)
+    memory = remember(
+        model,
+        workshop.ear,
+        workshop.pool.members,
+        strength=settings.remember_strength,
+        bfloat16=settings.losses.bfloat16,
+        seed=settings.seed,
+    )
+    experts: list[list[int]] = []
+    first = settings.speaking_steps
+    for stage, share in zip(Stage, settings.stage_shares, strict=True):
+        num_steps = max(1, round(share * settings.decoder_steps))
+        if stage is Stage.AUDIO:
+            experts = _split(model, workshop, memory)
+            save_split(experts, work / "audio_experts.json")
+        prepare(model, stage, experts)
+        _train_stage(model, workshop, memory, stage, first, num_steps, work)
+        first += num_steps
+    return model.cpu()
+
+
+def read_split(work: Path) -> list[list[int]]:
+    """The audio experts that `learn_to_answer` found."""
+    split: list[list[int]] = json.loads((work / "audio_experts.json").read_text(encoding="utf-8"))
+    return split
+
+
+def _train_stage(
+    model: DeepTalk,
+    workshop: Workshop,
+    memory: HeardMemory,
+    stage: Stage,
+    first: int,
+    num_steps: int,
+    work: Path,
+) -> None:
+    """Train one stage on steps `first` onwards."""
+    settings, batches = workshop.settings, workshop.batches
+
+    def losses_of(both: tuple[Batch, Batch]) -> Losses:
+        heard = answer_losses(model, both[0], memory, settings.losses)
+        typed = answer_losses(model, both[1], None, settings.losses)
+        return {name: heard[name] + typed[name] for name in heard}
+
+    is_partial = stage in (Stage.AUDIO, Stage.TEXT)
+    train(
+        model,
+        lambda step: (batches.heard(first + step, memory.spans), batches.typed(first + step)),
+        losses_of,
+        LoopSettings(
+            num_steps=num_steps,
+            learning_rate=settings.decoder_rate * (0.5 if is_partial else 1.0),
+            warmup_steps=min(60, num_steps),
+            final_rate=0.02 if stage is Stage.JOINT else 0.5,
+            seed=settings.seed,
+        ),
+        name=stage.value,
+        state_path=work / f"{stage.value}.state",
+    )
+
+
+def _split(model: DeepTalk, workshop: Workshop, memory: HeardMemory) -> list[list[int]]:
+    batches = workshop.batches
+    calibration: Sequence[Batch] = [
+        batch
+        for step in range(_SPLIT_STEP, _SPLIT_STEP + SPLIT_BATCHES)
+        for batch in (batches.heard(step, memory.spans), batches.typed(step))
+    ]
+    return choose_audio_experts(model, calibration, memory, AUDIO_EXPERT_COUNTS)
+
+
+def _save_part(model: DeepTalk, path: Path, *, is_ear: bool) -> None:
+    """Write the ear, or all but the ear and the head, which is the embedding."""
+    tensors = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in model.named_parameters()
+        if name.startswith(EAR) is is_ear
+    }
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial)
+    partial.replace(path)
+
+
+def model_spec(codec: CodecSpec) -> ModelSpec:
+    """The spec of the checkpoint that `make tiny` writes."""
+    return tiny_spec(tiny_tokenizer(), codec, "word")
