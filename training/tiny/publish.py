@@ -18,6 +18,7 @@ from deeptalk_edge.training.tiny.answering import MAX_ROWS
 from deeptalk_edge.training.tiny.shape import SPEAKER, SYSTEM_PROMPT
 
 AUDIO_EXPERTS_FILE = "audio_experts.json"
+CARD_FILE = "README.md"
 
 
 def publish(
@@ -28,7 +29,7 @@ def publish(
     directory: Path,
 ) -> None:
     """Write everything that an export needs, in float16; a checkpoint that stands there is
-    replaced."""
+    replaced, but for its model card, which is written by hand."""
     staging = directory.with_name(directory.name + ".staging")
     shutil.rmtree(staging, ignore_errors=True)
     staging.parent.mkdir(parents=True, exist_ok=True)
@@ -40,6 +41,8 @@ def publish(
         json.dumps(generation_config(model), indent=2) + "\n", encoding="utf-8"
     )
     shutil.copytree(snac, staging / "snac")
+    if (directory / CARD_FILE).exists():
+        shutil.copy(directory / CARD_FILE, staging / CARD_FILE)
     shutil.rmtree(directory, ignore_errors=True)
     staging.rename(directory)
 
