@@ -10,7 +10,7 @@ PIP    := $(BIN)/python -m pip install -q --disable-pip-version-check
 BUNDLE := bundles/tiny
 MODEL  := checkpoints/tiny
 
-.PHONY: help demo test test-slow check bench gpu-check plugin tiny clean
+.PHONY: help demo test test-slow check bench parity gpu-check plugin tiny clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s $$'\t'
@@ -32,6 +32,9 @@ check: $(VENV)/.dev  ## lint, types and import contracts
 
 bench: $(VENV)/.dev $(BUNDLE)/manifest.json  ## measure the tiny bundle and the full-size codec on this machine
 	$(BIN)/python -m deeptalk_edge.bench --bundle $(BUNDLE) --wav $(MODEL)/questions/*-0.wav
+
+parity: $(VENV)/.dev $(BUNDLE)/manifest.json  ## the tiny bundle's graphs beside the torch reference
+	$(BIN)/python -m deeptalk_edge.parity --checkpoint $(MODEL) --bundle $(BUNDLE)
 
 gpu-check:  ## check and time the MoE kernels on this machine's NVIDIA GPU (nvcc and a CUDA PyTorch)
 	$(PYTHON) -m native.gpu_check.check

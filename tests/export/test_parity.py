@@ -7,16 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from deeptalk_edge.errors import ParityError
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
-from deeptalk_edge.export.golden import golden_inputs
 from deeptalk_edge.export.parity import bundle_differences, check, difference
-from deeptalk_edge.features import log_mel, num_frames
+from deeptalk_edge.parity import torch_outputs
 from deeptalk_edge.runtime.bundle import Bundle
-from tests.export.checkpoints import Written, write_checkpoint
+from tests.export.checkpoints import write_checkpoint
 from tests.specs import SPECS
 
 Array = NDArray[np.float32]
@@ -29,7 +27,7 @@ def bundle_and_reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     written = write_checkpoint(directory / "checkpoint", SPECS["yarn"])
     export_bundle(written.place, directory / "bundle", ExportSettings())
     delay = Bundle.open(directory / "bundle").manifest.codec.delay_samples
-    return directory / "bundle", _reference(written, delay)
+    return directory / "bundle", torch_outputs(written.model, written.codec, delay)
 
 
 def test_a_bundle_agrees_with_torch_on_every_output(
@@ -67,27 +65,3 @@ def test_what_cannot_be_compared_differs_infinitely(spoil: Callable[[Array], Arr
     found = difference("x", spoil(np.zeros(3, np.float32)), np.zeros(3, np.float32), 1.0)
     assert found.greatest == np.inf
     assert not found.is_within
-
-
-def _reference(written: Written, delay: int) -> Reference:
-    """The golden outputs, from torch."""
-    model, spec = written.model, written.model.spec
-    inputs = golden_inputs(spec)
-    codes = torch.from_numpy(inputs.codes)
-    with torch.inference_mode():
-        mel = torch.from_numpy(log_mel(inputs.pcm, spec.encoder))
-        features = model.encode(mel[None])[0, : num_frames(len(inputs.pcm))]
-        rows = torch.from_numpy(np.concatenate([inputs.rows, inputs.next_row], axis=1))
-        mask = torch.zeros(1, rows.shape[1], dtype=torch.bool)
-        mask[0, : len(inputs.audio_mask)] = torch.from_numpy(inputs.audio_mask)
-        spread = torch.zeros(1, rows.shape[1], spec.decoder.width)
-        spread[mask] = features[: int(mask.sum())]
-        hidden = model(rows, spread, mask)[0]
-        sound = written.codec.decode(codes[None])[0]
-        return {
-            "features": features.numpy(),
-            "hidden": hidden.numpy(),
-            "text_logits": model.text_logits(hidden[-2:]).numpy(),
-            "code_logits": model.code_logits(hidden[-2:]).numpy(),
-            "sound": np.pad(sound.numpy(), (delay, 0))[: len(sound)],
-        }
