@@ -1,7 +1,7 @@
 """`make demo`: three spoken questions in, three spoken answers out.
 
-The questions are spoken on the spot by espeak-ng, in a voice that the checkpoint never heard in
-training; where espeak-ng is missing, recordings from the repository serve.
+The questions are spoken on the spot by espeak-ng; the checkpoint never heard them in training, nor
+the voice. Where espeak-ng is missing, such recordings from the repository serve.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 from deeptalk_edge.cli import main as deeptalk_edge
 
 QUESTIONS = (
-    "can I have three tickets for Vienna",
-    "what time does gate seven open",
-    "please call room four one nine",
+    "can I have six tickets for Vienna",
+    "which way to platform eleven",
+    "please call room four four one",
 )
 VOICE = "en-gb-scotland+f4"
 RECORDED = Path(__file__).parent.parent / "checkpoints" / "tiny" / "questions"
@@ -32,7 +32,7 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     wavs = args.wav or ask_aloud(args.out)
     answer = args.out / "answer.wav"
-    command = ["run", "--bundle", str(args.bundle), "--out", str(answer)]
+    command = ["run", "--bundle", str(args.bundle), "--out", str(answer), "--forget"]
     code = deeptalk_edge([*command, "--wav", *map(str, wavs)])
     if code == 0:
         print(f"\nlisten to the answers: {args.out}/answer*.wav")

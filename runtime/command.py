@@ -43,6 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="text from a silent copy of the answer, from the spoken one, or text alone; "
         "default: the bundle's",
     )
+    parser.add_argument(
+        "--forget", action="store_true", help="begin a new conversation with each question"
+    )
     parser.add_argument("--seed", type=int, default=0, help="same seed, same answer (default 0)")
     parser.add_argument(
         "--as-released", action="store_true", help="with the bugs of the published loop"
@@ -80,6 +83,8 @@ def main(args: argparse.Namespace) -> int:
     with Conversation(bundle, settings) as talk:
         log.info("%s: loaded in %.0f ms", args.bundle, (time.perf_counter() - start_s) * 1000)
         for turn, question in enumerate(questions, 1):
+            if args.forget:
+                talk.reset()
             out = _out_place(args.out, turn, len(questions))
             metrics.append(_take_turn(talk, question, out, turn, args))
     if not args.json:

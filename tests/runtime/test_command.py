@@ -60,6 +60,16 @@ def test_json_is_one_object_a_turn(
         assert read_wav(turn["out"]).seconds == pytest.approx(turn["audio_s"])
 
 
+@pytest.mark.parametrize(("flags", "same"), [(["--forget"], True), ([], False)])
+def test_only_a_forgetful_run_begins_anew_with_each_question(
+    flags: list[str], same: bool, bundle_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["run", "--bundle", str(bundle_path), "--text", "Why?", "--text", "Why?", "--json"]
+    assert main([*argv, *flags]) == 0
+    first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert (first["num_prompt_rows"] == second["num_prompt_rows"]) is same
+
+
 def test_a_text_answer_writes_no_sound(
     bundle_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
