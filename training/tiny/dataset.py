@@ -55,6 +55,10 @@ class DatasetSettings:
     """One heard item in so many is answered aloud, the others in text only: what is said follows
     from the text, so it is the text that needs the practice."""
 
+    max_lead_cut: int = 25
+    max_trail_cut: int = 50
+    """Encoder frames of remembered silence that may be cut away before and after an utterance."""
+
     swapped_share: float = 0.3
     """Heard questions answered aloud with another sentence, of which only the codes are trained."""
 
@@ -77,8 +81,13 @@ class DatasetSettings:
     seed: int = 0
 
 
+HARD_INTENTS = {"room": 2.2}
+"""Drawn so much more often: of all words three digits in a row are the hardest to copy."""
+
+
 class UtterancePool:
-    """The training utterances, to draw from; an intent weighs as the square root of its size."""
+    """The training utterances, to draw from; an intent weighs as the square root of its size, and
+    more if it is hard."""
 
     def __init__(self, corpus: Corpus, lengths: npt.NDArray[np.int64]) -> None:
         """`lengths` are those of all utterances of `corpus`, in any unit."""
@@ -206,6 +215,7 @@ class TinyBatches:
         is_dialogue = step % s.dialogue_every == s.dialogue_every - 1
         count = s.num_heard // 2 if is_dialogue else s.num_heard
         chosen = self._pool.draw(rng, count, pool_of=4).tolist()
+        spans = {utterance: self._cut(spans[utterance], draw) for utterance in chosen}
         items = []
         for i, utterance in enumerate(chosen):
             answer = self._corpus.utterances[utterance].answer
@@ -256,6 +266,14 @@ class TinyBatches:
                 sentence = random_words(draw, self._words)
             if sentence not in self._banned:
                 return sentence
+
+    def _cut(self, span: tuple[int, int], draw: random.Random) -> tuple[int, int]:
+        """Leave out some of the silence at both ends of an utterance: first frame and their
+        number."""
+        first, count = span
+        lead = draw.randint(0, self._settings.max_lead_cut)
+        trail = draw.randint(0, self._settings.max_trail_cut)
+        return first + lead, max(1, count - lead - trail)
 
     def _random(self, step: int, kind: str) -> tuple[np.random.Generator, random.Random]:
         draw = random.Random(f"{self._settings.seed}|{kind}|{step}")
@@ -325,6 +343,6 @@ def _heard(spans: Mapping[int, tuple[int, int]], utterance: int) -> Heard:
 def _balanced(intents: Sequence[str]) -> npt.NDArray[np.float64]:
     """Sampling shares: an intent weighs as the square root of its number of utterances."""
     counts = Counter(intents)
-    weights = np.array([counts[intent] ** -0.5 for intent in intents])
+    weights = np.array([HARD_INTENTS.get(i, 1.0) * counts[i] ** -0.5 for i in intents])
     shares: npt.NDArray[np.float64] = weights / weights.sum()
     return shares

@@ -4,8 +4,7 @@ voice     stretched in time, warped along the mel axis, filtered by a random smo
 room      silence before and after, a coloured noise floor, a random level
 masks     stretches of time and of frequency blanked out
 
-The result is normalised as `features.log_mel` does, so the clean case equals what a device
-computes.
+The result is normalised as `features.log_mel` does: unvaried, it is what a device computes.
 """
 
 from __future__ import annotations
@@ -94,13 +93,24 @@ class Ear:
         return self._lengths
 
     def plan(
-        self, utterances: npt.NDArray[np.int64], rng: np.random.Generator, strength: float = 1.0
+        self,
+        utterances: npt.NDArray[np.int64],
+        rng: np.random.Generator,
+        strength: float = 1.0,
+        *,
+        full_margins: bool = False,
     ) -> Takes:
-        """Draw how to hear these utterances; at a `strength` of 0 they are left as they are."""
+        """Draw how to hear these utterances; at a `strength` of 0 they are left as they are.
+
+        With `full_margins` the silence on both sides is as long as it can be.
+        """
         s, count = self._settings, len(utterances)
         stretch = 1 + strength * (rng.uniform(*s.stretch, count).astype(np.float32) - 1)
         lead = rng.integers(0, round(strength * s.max_lead_frames) + 1, count)
         trail = rng.integers(0, round(strength * s.max_trail_frames) + 1, count)
+        if full_margins:
+            lead = np.full(count, s.max_lead_frames)
+            trail = np.full(count, s.max_trail_frames)
         spoken = np.ceil(self._lengths[utterances] * stretch).astype(np.int64)
         limit = 2 * self._spec.max_frames - 2
         lead = np.minimum(lead, np.maximum(0, limit - spoken))

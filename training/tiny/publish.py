@@ -18,7 +18,6 @@ from deeptalk_edge.training.tiny.answering import MAX_ROWS
 from deeptalk_edge.training.tiny.shape import SPEAKER, SYSTEM_PROMPT
 
 AUDIO_EXPERTS_FILE = "audio_experts.json"
-CARD_FILE = "README.md"
 
 
 def publish(
@@ -28,8 +27,10 @@ def publish(
     snac: Path,
     directory: Path,
 ) -> None:
-    """Write everything that an export needs, in float16; a checkpoint that stands there is
-    replaced, but for its model card, which is written by hand."""
+    """Write everything that an export needs, in float16, over a checkpoint that stands there.
+
+    What else stands in `directory`, a model card say, is kept.
+    """
     staging = directory.with_name(directory.name + ".staging")
     shutil.rmtree(staging, ignore_errors=True)
     staging.parent.mkdir(parents=True, exist_ok=True)
@@ -41,8 +42,9 @@ def publish(
         json.dumps(generation_config(model), indent=2) + "\n", encoding="utf-8"
     )
     shutil.copytree(snac, staging / "snac")
-    if (directory / CARD_FILE).exists():
-        shutil.copy(directory / CARD_FILE, staging / CARD_FILE)
+    for other in directory.iterdir() if directory.exists() else ():
+        if not (staging / other.name).exists():
+            other.rename(staging / other.name)
     shutil.rmtree(directory, ignore_errors=True)
     staging.rename(directory)
 

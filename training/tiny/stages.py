@@ -133,14 +133,16 @@ def remember(
     seed: int,
     batch_size: int = 16,
 ) -> HeardMemory:
-    """Encode every utterance once, varied by `strength`."""
+    """Encode every utterance once, varied by `strength`, with all the silence that there can be
+    around it: the batches cut some of it away, each time another part."""
     rng = np.random.default_rng(seed)
     window, features = 2 * model.spec.encoder.max_frames, []
     spans: dict[int, tuple[int, int]] = {}
     first = 0
     starts = range(0, len(utterances), batch_size)
     for start in tqdm(starts, desc="remember", unit="batch", mininterval=5):
-        takes = ear.plan(utterances[start : start + batch_size], rng, strength)
+        chosen = utterances[start : start + batch_size]
+        takes = ear.plan(chosen, rng, strength, full_margins=True)
         with precision(ear.device, bfloat16):
             encoded = model.encode(ear.hear(takes, window, rng)).half()
         for i, utterance in enumerate(takes.utterances.tolist()):
@@ -296,7 +298,7 @@ def encode_window(model: DeepTalk, log_mel: Tensor) -> Tensor:
 class HearingPlan:
     """The course of the hearing stage. Shares are of its steps."""
 
-    num_steps: int = 2500
+    num_steps: int = 3000
     batch_size: int = 32
     easy_until: float = 0.25
     """Clear speech comes first: with the full augmentation from the start, nothing is ever

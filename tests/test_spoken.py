@@ -1,0 +1,113 @@
+"""The shipped checkpoint, by ear: exported, run by the real runtime, read by a recogniser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from deeptalk_edge.evaluate import answer
+from deeptalk_edge.export.bundle import ExportSettings, export_bundle
+from deeptalk_edge.rows import Ids
+from deeptalk_edge.runtime.audio.codec import StreamingCodec
+from deeptalk_edge.runtime.audio.wav import read_wav
+from deeptalk_edge.runtime.backends.ort import OrtGraph
+from deeptalk_edge.runtime.bundle import Bundle
+from deeptalk_edge.runtime.conversation import Conversation
+from deeptalk_edge.training.snac import Snac
+from deeptalk_edge.training.tiny.evaluate import decode_frames
+from deeptalk_edge.training.tiny.scorer import GrammarRecogniser, normalise
+
+CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "tiny"
+CLIPS = sorted((CHECKPOINT / "questions").glob("*.wav"))
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """One clip's answer: what it should be, what was written, what was said."""
+
+    wanted: str
+    text: str
+    spoken: str
+    frames: Ids
+
+
+class ListeningCodec:
+    """The bundle's codec graph, with a list of the frames that went through it."""
+
+    def __init__(self, graph: OrtGraph) -> None:
+        self._graph = graph
+        self.frames: list[Ids] = []
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        if feeds["position"] < feeds["length"]:
+            self.frames.append(feeds["codes"])
+        return self._graph.run(feeds)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    place = tmp_path_factory.mktemp("spoken") / "bundle"
+    export_bundle(CHECKPOINT, place, ExportSettings())
+    return Bundle.open(place)
+
+
+@pytest.fixture(scope="module")
+def closed() -> GrammarRecogniser:
+    return GrammarRecogniser()
+
+
+@pytest.fixture(scope="module")
+def heard(bundle: Bundle, closed: GrammarRecogniser) -> list[Heard]:
+    """Every clip, asked in a conversation of its own."""
+    results = []
+    with Conversation(bundle) as talk:
+        for clip in CLIPS:
+            talk._codec = codec = ListeningCodec(talk._codec)  # type: ignore[assignment]
+            text, sound = answer(talk, read_wav(clip).pcm)
+            talk._codec = codec._graph
+            wanted = clip.with_suffix(".txt").read_text(encoding="utf-8").splitlines()[1]
+            frames = np.concatenate(codec.frames)
+            results.append(Heard(wanted, normalise(text), closed(sound), frames))
+    return results
+
+
+def test_there_are_enough_clips_of_held_out_questions() -> None:
+    assert len(CLIPS) >= 20
+
+
+def test_held_out_questions_are_answered_aloud(heard: list[Heard]) -> None:
+    wrong = [(h.wanted, h.text, h.spoken) for h in heard if h.spoken != h.wanted]
+    assert 1 - len(wrong) / len(heard) >= 0.85, wrong
+
+
+def test_what_is_said_is_what_is_written(heard: list[Heard]) -> None:
+    apart = [(h.text, h.spoken) for h in heard if h.spoken != h.text]
+    assert 1 - len(apart) / len(heard) >= 0.95, apart
+
+
+def test_shuffled_codes_say_nothing(
+    heard: list[Heard], bundle: Bundle, closed: GrammarRecogniser
+) -> None:
+    """The recogniser hears the voice, not what it would like to hear."""
+    rng, entry = np.random.default_rng(0), bundle.manifest.codec
+    graph = OrtGraph(bundle.file(bundle.manifest.graphs.codec), threads=1)
+    for h in heard[::3]:
+        codec = StreamingCodec(graph, entry)
+        sound = np.concatenate([codec.push(rng.permuted(h.frames, axis=0)), codec.finish()])
+        assert closed(sound) != h.wanted
+
+
+def test_an_untrained_decoder_says_nothing(
+    heard: list[Heard], bundle: Bundle, closed: GrammarRecogniser
+) -> None:
+    torch.manual_seed(0)
+    untrained = Snac(bundle.manifest.codec.spec, with_encoder=False).eval()
+    for h in heard[::3]:
+        assert closed(decode_frames(untrained, h.frames)) != h.wanted

@@ -1,0 +1,167 @@
+"""What training hears, and what each stage of the tiny model moves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from deeptalk_edge.features import log_mel, num_frames
+from deeptalk_edge.spec import EncoderSpec
+from deeptalk_edge.training.encoder import EncoderLayer
+from deeptalk_edge.training.model import DeepTalk
+from deeptalk_edge.training.tiny.hearing import Ear, HearingSettings
+from deeptalk_edge.training.tiny.stages import (
+    HearingPlan,
+    Stage,
+    encode_window,
+    prepare,
+    remember,
+    start_decoder,
+    start_ear,
+)
+from tests.specs import PLAIN
+
+ENCODER = EncoderSpec(
+    num_mel_bins=80, width=48, num_layers=2, num_heads=4, ffn_width=32, max_frames=100
+)
+SPEC = replace(PLAIN, encoder=ENCODER)
+WINDOW = 2 * ENCODER.max_frames
+
+
+def _clips(count: int = 3) -> list[np.ndarray[tuple[int], np.dtype[np.float32]]]:
+    """Noise of different lengths, multiples of the hop, after 30 ms of silence as a clip has it."""
+    rng, silence = np.random.default_rng(0), np.zeros(480, np.float32)
+    noises = [rng.normal(0, 0.1, 160 * (57 + 20 * i)).astype(np.float32) for i in range(count)]
+    return [np.concatenate([silence, noise]) for noise in noises]
+
+
+def _ear() -> Ear:
+    return Ear(_clips(), ENCODER, HearingSettings(), "cpu")
+
+
+def test_without_variation_training_hears_what_a_device_computes() -> None:
+    ear, rng = _ear(), np.random.default_rng(0)
+    takes = ear.plan(np.arange(3), rng, strength=0.0)
+    heard = ear.hear(takes, WINDOW, rng)
+    for clip, mel in zip(_clips(), heard.numpy(), strict=True):
+        whole = mel[:, : len(clip) // 160 - 2]  # the last frames reach into the silence behind
+        expected = log_mel(clip, ENCODER)[:, : whole.shape[1]]
+        np.testing.assert_allclose(whole, expected, atol=2e-3)  # kept in float16
+
+
+def test_variation_changes_the_sound_and_not_its_range() -> None:
+    ear, rng = _ear(), np.random.default_rng(0)
+    clean = ear.hear(ear.plan(np.arange(3), rng, strength=0.0), WINDOW, rng)
+    varied = ear.hear(ear.plan(np.arange(3), rng), WINDOW, rng)
+    assert not torch.allclose(clean, varied, atol=0.1)
+    spans = varied.amax(dim=(1, 2)) - varied.amin(dim=(1, 2))
+    assert (spans <= 2.0 + 1e-5).all()  # eight decades, as `log_mel` clamps them
+    assert varied.isfinite().all()
+
+
+def test_full_margins_leave_all_the_silence_there_can_be() -> None:
+    settings, rng = (
+        HearingSettings(max_lead_frames=10, max_trail_frames=20),
+        np.random.default_rng(0),
+    )
+    ear = Ear(_clips(), ENCODER, settings, "cpu")
+    takes = ear.plan(np.arange(3), rng, 0.0, full_margins=True)
+    assert takes.lead.tolist() == [10] * 3
+    assert (takes.mel_frames - ear.lengths).tolist() == [30] * 3
+
+
+def test_what_is_remembered_is_what_the_whole_window_encodes_to() -> None:
+    torch.manual_seed(0)
+    model, ear = DeepTalk(SPEC), _ear()
+    memory = remember(
+        model, ear, np.array([2, 0]), strength=0.0, bfloat16=False, seed=1, batch_size=1
+    )
+    rng = np.random.default_rng(1)
+    takes = ear.plan(np.array([2]), rng, 0.0, full_margins=True)
+    expected = model.encode(ear.hear(takes, WINDOW, rng))[0, : takes.num_frames[0]]
+    first, count = memory.spans[2]
+    torch.testing.assert_close(memory.features[first : first + count], expected.half())
+    assert memory.spans[0][0] == count
+    assert len(memory.features) == sum(span[1] for span in memory.spans.values())
+
+
+def test_a_whole_window_is_encoded_as_the_model_does_it() -> None:
+    model, mel = DeepTalk(SPEC), torch.randn(2, 80, WINDOW)
+    torch.testing.assert_close(encode_window(model, mel), model.encode(mel))
+
+
+def test_frames_are_counted_as_on_a_device() -> None:
+    ear = _ear()
+    takes = ear.plan(np.arange(3), np.random.default_rng(0), strength=0.0)
+    for samples, frames in zip(160 * takes.mel_frames, takes.num_frames, strict=True):
+        assert frames == num_frames(int(samples))
+
+
+@pytest.mark.parametrize(
+    ("stage", "attention", "audio_expert", "text_expert"),
+    [
+        (Stage.ALIGN, True, True, True),
+        (Stage.AUDIO, False, True, False),
+        (Stage.TEXT, False, False, True),
+        (Stage.JOINT, True, True, True),
+    ],
+)
+def test_a_stage_moves_what_the_table_of_the_official_trainer_says(
+    stage: Stage, attention: bool, audio_expert: bool, text_expert: bool
+) -> None:
+    model = DeepTalk(PLAIN)
+    prepare(model, stage, [[0, 1], [2, 3]])
+    moves = {name: p.requires_grad for name, p in model.named_parameters()}
+    assert moves["model.layers.0.self_attn.q_proj.weight"]
+    assert moves["model.embed_tokens.weight"]
+    assert moves["model.layers.1.mlp.gate.weight"]
+    assert moves["model.layers.1.mlp.shared_experts.up_proj.weight"]
+    assert moves["model.layers.1.self_attn.q_proj.weight"] is attention
+    assert moves["model.layers.2.self_attn.o_proj.weight"] is attention
+    assert moves["model.layers.1.mlp.experts.0.up_proj.weight"] is audio_expert
+    assert moves["model.layers.2.mlp.experts.0.up_proj.weight"] is text_expert
+    assert not any(moves[name] for name in moves if name.startswith("model.audio_"))
+
+
+def test_stages_can_follow_one_another() -> None:
+    model = DeepTalk(PLAIN)
+    for stage in Stage:
+        prepare(model, stage, [[0, 1], [2, 3]])
+    assert all(p.requires_grad for p in model.model.layers.parameters())
+
+
+def test_a_new_ear_looks_a_fixed_way_to_each_side() -> None:
+    """On positions alone, every head of the first layer attends most to its own offset."""
+    torch.manual_seed(0)
+    model = DeepTalk(SPEC)
+    start_ear(model)
+    encoder = model.model.audio_encoder
+    layer = encoder.layers[0]
+    assert isinstance(layer, EncoderLayer)
+    attention = layer.self_attn
+    positions = torch.nn.functional.layer_norm(encoder.embed_positions.weight, (ENCODER.width,))
+    query, key = (
+        proj.weight.detach() @ positions.detach().T for proj in (attention.q_proj, attention.k_proj)
+    )
+    query, key = (x.view(ENCODER.num_heads, -1, x.shape[1]) for x in (query, key))
+    best = torch.einsum("hdt,hds->hts", query, key).argmax(dim=-1)
+    middle = torch.arange(30, 70)
+    offsets = [(best[h, middle] - middle).float().median().item() for h in range(4)]
+    assert offsets == pytest.approx([-6, -2, 2, 6], abs=1)
+
+
+def test_a_new_decoder_keeps_its_structure() -> None:
+    model = DeepTalk(PLAIN)
+    start_decoder(model)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert model.model.embed_tokens.weight.std().item() == pytest.approx(0.1, rel=0.1)
+
+
+def test_clear_speech_comes_before_hard_speech() -> None:
+    plan = HearingPlan(num_steps=100, easy_until=0.2, hard_from=0.6)
+    strengths = [plan.strength_at(step) for step in (0, 20, 40, 60, 99)]
+    middle = (plan.easy_strength + plan.hard_strength) / 2
+    assert strengths == pytest.approx([0.2, 0.2, middle, plan.hard_strength, plan.hard_strength])
