@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,12 +21,11 @@ from tqdm import tqdm
 
 from deeptalk_edge.spec import CodecSpec
 from deeptalk_edge.training.snac import Snac, scales_from_rows
-from deeptalk_edge.training.snac_files import save_snac
-from deeptalk_edge.training.tiny.corpus import Clips, Corpus, Samples, as_samples
+from deeptalk_edge.training.tiny.corpus import Clips, Samples, as_samples
 from deeptalk_edge.training.tiny.domain import random_answer
 from deeptalk_edge.training.tiny.mel import mel_filters
-from deeptalk_edge.training.tiny.tokens import Tokeniser, TokenSettings, train_tokens
-from deeptalk_edge.training.tiny.units import UnitVoice, build_units
+from deeptalk_edge.training.tiny.tokens import Tokeniser
+from deeptalk_edge.training.tiny.units import UnitVoice
 
 HOLD_OUT_EVERY = 40
 """One sentence in so many is never shown to tokens or decoder; scores are taken on these."""
@@ -58,25 +56,6 @@ class DecoderSettings:
     """Random answers of unit codes, shown beside the 1,600 whole sentences."""
 
     seed: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CodecSettings:
-    """Both trainings."""
-
-    tokens: TokenSettings = field(default_factory=TokenSettings)
-    decoder: DecoderSettings = field(default_factory=DecoderSettings)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CodecReport:
-    """What came of it; lower is better."""
-
-    token_mel_error: float
-    """Mean absolute log-mel error of the quantised mel auto-encoder, on sentences held out."""
-
-    decoder_mel_error: float
-    """The same between the decoder's waveform and the recording, noise off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,25 +99,6 @@ class SpectralLoss(nn.Module):
         a, b = mel.chunk(2)
         mel_error = (a - b).abs().mean()
         return loss / len(STFT_SIZES) + 2 * mel_error, mel_error
-
-
-def train_codec(
-    corpus: Corpus, settings: CodecSettings, out_dir: Path, *, device: str = "cpu"
-) -> CodecReport:
-    """Train everything and write `tokeniser.safetensors`, `units.npz` and `snac/` to `out_dir`.
-
-    Raises SettingsError if flite, which speaks the units, is missing.
-    """
-    out_dir.mkdir(parents=True, exist_ok=True)
-    tokeniser, token_mel_error = train_tokens(corpus.answers, settings.tokens, device=device)
-    tokeniser.save(out_dir / "tokeniser.safetensors")
-    units = build_units(tokeniser)
-    units.save(out_dir / "units.npz")
-    codec, decoder_mel_error = train_decoder(
-        corpus.answers, tokeniser, units, settings.decoder, device=device
-    )
-    save_snac(codec, out_dir / "snac")
-    return CodecReport(token_mel_error=token_mel_error, decoder_mel_error=decoder_mel_error)
 
 
 def train_decoder(

@@ -110,20 +110,6 @@ def decode_frames(codec: Snac, frames: npt.NDArray[np.int64]) -> Samples:
     return samples
 
 
-def format_scores(scores: Sequence[SetScore]) -> str:
-    """A table for people."""
-    lines = [f"{'set':16} {'n':>4} text   spoken WER    agreed open (ceiling)"]
-    for s in scores:
-        opened = "-"
-        if s.open_error_rate is not None:
-            opened = f"{s.open_error_rate:.3f} ({s.open_ceiling:.3f})"
-        lines.append(
-            f"{s.split.value:16} {s.num_questions:4} {s.text_exact:6.3f} {s.spoken_exact:6.3f} "
-            f"{s.spoken_error_rate:6.3f} {s.agreed:6.3f} {opened}"
-        )
-    return "\n".join(lines)
-
-
 def _score_set(
     answer: Answerer,
     corpus: Corpus,
