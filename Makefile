@@ -46,7 +46,7 @@ plugin:  ## the TensorRT plugin for x86-64 and aarch64 (needs nvcc, g++-aarch64-
 	    -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/native/tensorrt_plugin/aarch64.cmake
 	cmake --build build/plugin-aarch64
 
-tiny: $(VENV)/.dev  ## train the tiny checkpoint again from nothing (needs espeak-ng and flite; about 90 minutes)
+tiny: $(VENV)/.dev  ## train a tiny checkpoint from nothing (needs espeak-ng and flite; sized for 90 minutes on two cores)
 	$(PIP) -e '.[report]'
 	$(BIN)/python -m deeptalk_edge.training.tiny --out $(MODEL) --work build/tiny
 	$(BIN)/deeptalk-edge export $(MODEL) --force -o $(BUNDLE)
