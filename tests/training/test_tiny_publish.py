@@ -1,0 +1,43 @@
+"""A published checkpoint is the model that was trained, and what stands beside it stays."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+
+from deeptalk_edge.artifact import sha256_of
+from deeptalk_edge.training.checkpoint import load_model
+from deeptalk_edge.training.tiny.publish import publish
+
+SHIPPED = Path(__file__).parent.parent.parent / "checkpoints" / "tiny"
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """The shipped checkpoint, published once more over a directory with a model card."""
+    place = tmp_path / "again"
+    place.mkdir()
+    (place / "README.md").write_text("the card", encoding="utf-8")
+    (place / "config.json").write_text("{}", encoding="utf-8")
+    publish(
+        load_model(SHIPPED),
+        Tokenizer.from_file(str(SHIPPED / "tokenizer.json")),
+        json.loads((SHIPPED / "audio_experts.json").read_text(encoding="utf-8")),
+        SHIPPED / "snac",
+        place,
+    )
+    return place
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "config.json", "generation_config.json", "audio_experts.json"]
+)
+def test_publishing_what_was_published_changes_nothing(published: Path, name: str) -> None:
+    assert sha256_of(published / name) == sha256_of(SHIPPED / name)
+
+
+def test_the_model_card_stays(published: Path) -> None:
+    assert (published / "README.md").read_text(encoding="utf-8") == "the card"
