@@ -21,9 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeptalk_edge.export.codec import export_codec
-from deeptalk_edge.features import RATE_HZ
-from deeptalk_edge.runtime.audio.vad import WebRtcDetector, find_utterance
-from deeptalk_edge.runtime.audio.wav import read_wav, resample
+from deeptalk_edge.runtime.audio.vad import read_utterance
 from deeptalk_edge.runtime.backends.ort import OrtGraph
 from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.runtime.conversation import Conversation, ConversationSettings, TurnDone
@@ -80,7 +78,7 @@ def measure_answers(place: Path, wavs: list[Path], threads: int, repeat: int) ->
     settings = ConversationSettings.of(bundle, threads=threads)
     turns = []
     with Conversation(bundle, settings) as talk:
-        for pcm in [_utterance(wav) for wav in wavs] * (repeat + 1):
+        for pcm in [read_utterance(wav) for wav in wavs] * (repeat + 1):
             talk.reset()
             done = list(talk.ask(pcm))[-1]
             assert isinstance(done, TurnDone)
@@ -149,12 +147,6 @@ class _RandomSnac:
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         return np.asarray(self._tensors[name], np.float32)
-
-
-def _utterance(wav: Path) -> NDArray[np.float32]:
-    pcm = resample(read_wav(wav), RATE_HZ).pcm
-    start, end = find_utterance(pcm, WebRtcDetector())
-    return pcm[start:end]
 
 
 def _known(value: float | None) -> float:

@@ -3,21 +3,18 @@
 import sys
 from pathlib import Path
 
-from deeptalk_edge.features import RATE_HZ
-from deeptalk_edge.runtime.audio.vad import WebRtcDetector, find_utterance
-from deeptalk_edge.runtime.audio.wav import WavWriter, read_wav, resample
+from deeptalk_edge.runtime.audio.vad import read_utterance
+from deeptalk_edge.runtime.audio.wav import WavWriter
 from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.runtime.conversation import AudioChunk, Conversation, TextPiece
 
 
 def main(bundle: str, question: str, answer: str) -> None:
-    pcm = resample(read_wav(Path(question)), RATE_HZ).pcm
-    start, end = find_utterance(pcm, WebRtcDetector())
     with (
         Conversation(Bundle.open(Path(bundle))) as talk,
         WavWriter(Path(answer), talk.rate_hz) as writer,
     ):
-        for event in talk.ask(pcm[start:end]):
+        for event in talk.ask(read_utterance(Path(question))):
             if isinstance(event, TextPiece):
                 print(event.text, end="", flush=True)
             elif isinstance(event, AudioChunk):

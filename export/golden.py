@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from deeptalk_edge.export.graph import Array
 from deeptalk_edge.features import RATE_HZ, log_mel, max_samples, num_frames
-from deeptalk_edge.rows import text_rows
+from deeptalk_edge.rows import codec_columns, text_rows
 from deeptalk_edge.runtime.bundle import Manifest
 from deeptalk_edge.spec import ModelSpec
 
@@ -60,12 +60,11 @@ def golden_inputs(spec: ModelSpec) -> GoldenInputs:
     columns = np.arange(vocabulary.num_codebooks)
     frames = np.arange(_CODEC_FRAMES)[:, None] * 11 + columns * 5
     codes = (frames % vocabulary.codebook_size).astype(np.int64)
-    bases = [vocabulary.codebook_base(int(i)) for i in columns]
     return GoldenInputs(
         pcm=chirp.astype(np.float32),
         rows=text_rows(vocabulary, ids)[None],
         audio_mask=audio_mask,
-        next_row=np.append(codes[0] + bases, vocabulary.bos)[None, None],
+        next_row=np.append(codes[0] + codec_columns(vocabulary, 0), vocabulary.bos)[None, None],
         codes=codes,
     )
 

@@ -146,13 +146,11 @@ def _hear(question: Path | str) -> tuple[Any, str, float | None]:
     if isinstance(question, str):
         return question, question, None
     from deeptalk_edge.features import RATE_HZ
-    from deeptalk_edge.runtime.audio.vad import WebRtcDetector, find_utterance
-    from deeptalk_edge.runtime.audio.wav import read_wav, resample
+    from deeptalk_edge.runtime.audio.vad import read_utterance
 
-    pcm = resample(read_wav(question), RATE_HZ).pcm
-    start, end = find_utterance(pcm, WebRtcDetector())
-    speech_s = (end - start) / RATE_HZ
-    return pcm[start:end], f"{question.name} ({speech_s:.1f} s of speech)", speech_s
+    pcm = read_utterance(question)
+    speech_s = len(pcm) / RATE_HZ
+    return pcm, f"{question.name} ({speech_s:.1f} s of speech)", speech_s
 
 
 class _Pace:

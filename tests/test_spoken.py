@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +92,15 @@ def test_held_out_questions_are_answered_aloud(heard: list[Heard]) -> None:
 def test_what_is_said_is_what_is_written(heard: list[Heard]) -> None:
     apart = [(h.text, h.spoken) for h in heard if h.spoken != h.text]
     assert 1 - len(apart) / len(heard) >= 0.95, apart
+
+
+def test_the_example_asks_and_writes_the_answer(bundle: Bundle, tmp_path: Path) -> None:
+    example = CHECKPOINT.parent.parent / "examples" / "ask.py"
+    answer_wav, place = tmp_path / "answer.wav", bundle.file("tokenizer.json").parent
+    command = [sys.executable, str(example), str(place), str(CLIPS[0]), str(answer_wav)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert len(finished.stdout.split()) > 3
+    assert read_wav(answer_wav).seconds > 1.0
 
 
 def test_shuffled_codes_say_nothing(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from deeptalk_edge.errors import AudioError
 from deeptalk_edge.features import RATE_HZ
 from deeptalk_edge.runtime.audio.endpoint import FRAME_MS, EndpointSettings, voiced_span
+from deeptalk_edge.runtime.audio.wav import read_wav, resample
 
 Array = NDArray[np.float32]
 
@@ -34,6 +36,16 @@ class WebRtcDetector:
     def is_voiced(self, frame: Array) -> bool:
         pcm16 = np.rint(np.clip(frame, -1.0, 1.0) * 32767).astype("<i2")
         return bool(self._vad.is_speech(pcm16.tobytes(), RATE_HZ))
+
+
+def read_utterance(path: Path) -> Array:
+    """The utterance in a WAV file, of any rate and channel count: 16 kHz mono (N,).
+
+    Raises AudioError if the file cannot be used or there is no speech in it.
+    """
+    pcm = resample(read_wav(path), RATE_HZ).pcm
+    start, end = find_utterance(pcm, WebRtcDetector())
+    return pcm[start:end]
 
 
 def find_utterance(

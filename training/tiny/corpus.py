@@ -83,10 +83,6 @@ class Clips:
             raise IndexError(index)
         return as_samples(self.pcm[self.offsets[index] : self.offsets[index + 1]])
 
-    @property
-    def minutes(self) -> float:
-        return len(self.pcm) / self.rate_hz / 60
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corpus:

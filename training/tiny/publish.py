@@ -14,10 +14,11 @@ from tokenizers import Tokenizer
 from deeptalk_edge.training.checkpoint import config_of, save_checkpoint
 from deeptalk_edge.training.expert_split import save_split
 from deeptalk_edge.training.model import DeepTalk
-from deeptalk_edge.training.tiny.answering import MAX_ROWS
 from deeptalk_edge.training.tiny.shape import SPEAKER, SYSTEM_PROMPT
 
 AUDIO_EXPERTS_FILE = "audio_experts.json"
+MAX_ROWS = 140
+"""Of one answer; the kiosk's longest takes 78."""
 
 
 def publish(
