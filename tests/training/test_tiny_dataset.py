@@ -69,6 +69,7 @@ def corpus() -> Corpus:
         questions=silence,
         answer_texts=(),
         answers=silence,
+        phones={},
     )
 
 

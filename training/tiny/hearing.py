@@ -1,6 +1,6 @@
 """What training hears: log-mel of the questions, each time a little different.
 
-voice     stretched in time, warped along the mel axis, filtered by a random smooth curve
+voice     stretched in time, the mel axis scaled and bent, harmonics smoothed, filtered by a curve
 room      silence before and after, a coloured noise floor, a random level
 masks     stretches of time and of frequency blanked out
 
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from deeptalk_edge.features import FFT_SAMPLES, HOP_SAMPLES, mel_filters
 from deeptalk_edge.spec import EncoderSpec
@@ -32,6 +33,12 @@ class HearingSettings:
     stretch: tuple[float, float] = (0.82, 1.22)
     warp: tuple[float, float] = (0.86, 1.16)
     """Factor on the mel axis: other vocal tracts."""
+
+    bend: float = 4.0
+    """Largest shift of the middle of the mel axis, in bins: mouths of another shape."""
+
+    blur_share: float = 0.6
+    """Share of the utterances whose harmonics are more or less smoothed away: other pitches."""
 
     max_lead_frames: int = 50
     max_trail_frames: int = 100
@@ -140,8 +147,11 @@ class Ear:
         time = torch.arange(window, device=device, dtype=torch.float32)[None, :, None]
         bins = torch.arange(num_bins, device=device, dtype=torch.float32)[None, None]
         spoken = self._stretched(takes, time)
-        spoken = _warped(spoken, bins * column(takes.warp) + much * uniform(-1.5, 1.5))
         phase = bins / num_bins * torch.pi
+        shift = uniform(-1.5, 1.5) + uniform(-s.bend, s.bend) * (phase * (1 + rng.random())).sin()
+        spoken = _warped(spoken, bins * column(takes.warp) + much * shift)
+        blurred = column(rng.random(count) < much * s.blur_share)
+        spoken = torch.lerp(spoken, _smoothed(spoken), blurred * uniform(0, 1))
         for harmonic in range(1, 4):
             spoken = spoken + much * uniform(-s.equaliser, s.equaliser) * (phase * harmonic).cos()
         peak = spoken.amax(dim=(1, 2), keepdim=True)
@@ -193,7 +203,7 @@ _LN10 = float(np.log(10.0))
 
 def _log_power(pcm: Tensor, filters: Tensor) -> Tensor:
     """log10 of the mel power (frames, M), silence around the clip, before any normalisation."""
-    padded = torch.nn.functional.pad(pcm, (FFT_SAMPLES // 2, FFT_SAMPLES))
+    padded = F.pad(pcm, (FFT_SAMPLES // 2, FFT_SAMPLES))
     spectrum = torch.stft(
         padded,
         FFT_SAMPLES,
@@ -204,6 +214,11 @@ def _log_power(pcm: Tensor, filters: Tensor) -> Tensor:
     )
     power = filters @ (spectrum.real.square() + spectrum.imag.square())
     return power.clamp(min=10.0**_FLOOR).log10().T
+
+
+def _smoothed(mel: Tensor) -> Tensor:
+    """(Q, T, M) with every bin the mean of five neighbours."""
+    return F.avg_pool1d(mel, 5, stride=1, padding=2, count_include_pad=False)
 
 
 def _warped(mel: Tensor, source: Tensor) -> Tensor:

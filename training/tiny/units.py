@@ -29,7 +29,7 @@ from deeptalk_edge.training.tiny.voices import (
     Pcm,
     Voice,
     need_synthesisers,
-    phones_per_word,
+    phones_of,
     speak,
 )
 
@@ -175,7 +175,9 @@ def _speak_unit(name: str, tokeniser: Tokeniser) -> Unit:
     pcm = _pad_to_frames(speech, spec.frame_samples)
     silence = np.zeros(spec.frame_samples, np.int16)
     codes = tokeniser.codes(as_samples(np.concatenate([silence, pcm, silence]))).numpy()[1:-1]
-    return Unit(codes, share_frames(phones_per_word(name.split()), len(codes)), pcm)
+    return Unit(
+        codes, share_frames([len(phones_of(word)) for word in name.split()], len(codes)), pcm
+    )
 
 
 def _pad_to_frames(pcm: Pcm, frame_samples: int) -> Pcm:

@@ -1,6 +1,6 @@
 """Voices to synthesise with: espeak-ng and flite, called as programs.
 
-training   many espeak accents and variants, flite kal, kal16, slt, rms; pitch and rate at random
+training   75 espeak variants in 5 accents, flite kal, kal16, slt, rms; pitch, rate, tape at random
 held out   flite awb, and espeak accents and variants that training never has
 answers    flite rms: of Debian's voices the one that recognisers read best
 """
@@ -25,10 +25,21 @@ from deeptalk_edge.errors import AudioError, SettingsError
 Pcm = npt.NDArray[np.int16]
 
 TRAINING_ACCENTS = ("en-us", "en-gb", "en-029", "en-gb-x-rp", "en-gb-x-gbcwmd")
-TRAINING_VARIANTS = ("", "+m1", "+m2", "+m3", "+m4", "+m5", "+m8", "+f1", "+f2", "+f3")
+# fmt: off
+TRAINING_VARIANTS = (
+    "m1", "m2", "m3", "m4", "m5", "m8", "f1", "f2", "f3", "adam", "Alex", "Alicia", "Andrea",
+    "Andy", "Annie", "antonio", "aunty", "belinda", "benjamin", "boris", "caleb", "david", "Denis",
+    "Diogo", "ed", "edward", "Gene", "Gene2", "gustave", "Henrique", "Hugo", "iven",
+    "iven2", "iven3", "iven4", "Jacky", "john", "kaukovalta", "Lee", "linda", "marcelo", "Marco",
+    "Mario", "max", "Michael", "michel", "miguel", "Mike", "Nguyen", "norbert", "pablo", "paul",
+    "pedro", "quincy", "RicishayMax", "RicishayMax2", "RicishayMax3", "rob", "robert", "sandro",
+    "shelby", "steph", "steph2", "steph3", "Storm", "travis", "Tweaky", "victor", "zac", "anika",
+    "grandma", "grandpa", "klatt2", "klatt4", "klatt5",
+)
+# fmt: on
 TRAINING_FLITE = ("kal", "kal16", "slt", "rms")
 HELD_OUT_ACCENTS = ("en-gb-scotland", "en-gb-x-gbclan", "en-us-nyc")
-HELD_OUT_VARIANTS = ("+m6", "+m7", "+f4", "+f5")
+HELD_OUT_VARIANTS = ("m6", "m7", "f4", "f5")
 HELD_OUT_FLITE = ("awb",)
 
 DEBIAN_PACKAGES = {"espeak-ng": "espeak-ng", "flite": "flite"}
@@ -48,6 +59,9 @@ class Voice:
     pitch: int = 50
     """espeak-ng only: 0 to 99."""
 
+    f0_hz: int | None = None
+    """flite only: the mean pitch; None is the voice's own."""
+
     tape_speed: float = 1.0
     """Played faster or slower, as a tape is: shifts pitch and formants into another speaker's."""
 
@@ -57,18 +71,20 @@ ANSWER_VOICE = Voice(program="flite", name="rms")
 
 def training_voice(rng: random.Random) -> Voice:
     """Draw a voice that training may hear."""
-    if rng.random() < 0.6:
+    if rng.random() < 0.5:
         return Voice(
             program="espeak-ng",
-            name=rng.choice(TRAINING_ACCENTS) + rng.choice(TRAINING_VARIANTS),
+            name=f"{rng.choice(TRAINING_ACCENTS)}+{rng.choice(TRAINING_VARIANTS)}",
             rate=round(rng.uniform(0.71, 1.06), 3),
             pitch=rng.randint(20, 80),
+            tape_speed=round(rng.uniform(0.88, 1.14), 2),
         )
     return Voice(
         program="flite",
         name=rng.choice(TRAINING_FLITE),
         rate=round(rng.uniform(0.8, 1.18), 3),
-        tape_speed=round(rng.uniform(0.88, 1.14), 2),
+        f0_hz=rng.randint(70, 200),
+        tape_speed=round(rng.uniform(0.84, 1.2), 2),
     )
 
 
@@ -77,7 +93,7 @@ def held_out_voice(rng: random.Random) -> Voice:
     if rng.random() < 0.5:
         return Voice(
             program="espeak-ng",
-            name=rng.choice(HELD_OUT_ACCENTS) + rng.choice(HELD_OUT_VARIANTS),
+            name=f"{rng.choice(HELD_OUT_ACCENTS)}+{rng.choice(HELD_OUT_VARIANTS)}",
             rate=round(rng.uniform(0.69, 1.09), 3),
             pitch=rng.randint(25, 75),
         )
@@ -120,20 +136,18 @@ def speak(text: str, voice: Voice, *, rate_hz: int, margin_ms: int = 60) -> Pcm:
     return np.asarray(np.round(samples * level), np.int16)
 
 
-def phones_per_word(words: list[str], voice: Voice = ANSWER_VOICE) -> list[int]:
-    """How many phones flite speaks for each word on its own: how long the words are, roughly."""
-    counts = []
-    for word in words:
-        command = ["flite", "-voice", voice.name, "-ps", "-t", word, "-o", "/dev/null"]
-        phones = _call(command, word).split()
-        counts.append(sum(phone != "pau" for phone in phones))
-    return counts
+def phones_of(word: str) -> list[str]:
+    """The phones of a word on its own, as flite's American dictionary has them."""
+    command = ["flite", "-voice", ANSWER_VOICE.name, "-ps", "-t", word, "-o", "/dev/null"]
+    return [phone for phone in _call(command, word).split() if phone != "pau"]
 
 
 def _command(text: str, voice: Voice, path: Path) -> list[str]:
     if voice.program == "flite":
-        stretch = f"duration_stretch={1 / voice.rate:.3f}"
-        return ["flite", "-voice", voice.name, "--setf", stretch, "-t", text, "-o", str(path)]
+        how = ["-voice", voice.name, "--setf", f"duration_stretch={1 / voice.rate:.3f}"]
+        if voice.f0_hz is not None:
+            how += ["--setf", f"int_f0_target_mean={voice.f0_hz}"]
+        return ["flite", *how, "-t", text, "-o", str(path)]
     words_per_minute = round(175 * voice.rate)
     how = ["-v", voice.name, "-s", str(words_per_minute), "-p", str(voice.pitch)]
     return ["espeak-ng", *how, "-w", str(path), text]
