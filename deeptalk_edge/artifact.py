@@ -32,7 +32,7 @@ def staged_directory(place: Path, *, replace: bool = False) -> Iterator[Path]:
     staging.mkdir()
     try:
         yield staging
-        _swap(staging, place)
+        swap_directory(staging, place)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DoesNotFit(
@@ -43,7 +43,7 @@ def staged_directory(place: Path, *, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _swap(staging: Path, place: Path) -> None:
+def swap_directory(staging: Path, place: Path) -> None:
     """Move `staging` to `place`; what stood there goes only when the new one has its name."""
     if not place.exists():
         staging.rename(place)

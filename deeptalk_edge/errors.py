@@ -8,6 +8,7 @@ EdgeError
 ├── BackendError       ONNX Runtime or TensorRT refused to load or to run
 ├── ExpertUnavailable  an expert's record could not be read or is damaged
 └── AudioError         sound that cannot be read, heard or played
+    └── DeviceLost     a microphone or loudspeaker is not there, or no longer
 
 A message says what was expected, what was found and the way out.
 """
@@ -43,3 +44,7 @@ class ExpertUnavailable(EdgeError):
 
 class AudioError(EdgeError):
     """A sound file or device cannot be read or written, or holds nothing that we can use."""
+
+
+class DeviceLost(AudioError):
+    """A microphone or loudspeaker is not there, or has stopped; it may come back."""

@@ -101,7 +101,7 @@ class RecordFormat:
                 "every other dtype none"
             )
         for name, size in (("width", self.width), ("ffn_width", self.ffn_width)):
-            step = self.group or 16
+            step = self.group or (4 if self.dtype == "float32" else 16)
             if size <= 0 or size % step:
                 raise ValueError(f"{name} = {size}: {self.dtype} experts need a multiple of {step}")
 
@@ -125,9 +125,14 @@ class RecordFormat:
         return sections
 
     @property
+    def content_bytes(self) -> int:
+        """Bytes of a record before the zeros that fill its last page."""
+        return max(section.end for section in self.sections.values())
+
+    @property
     def record_bytes(self) -> int:
         """Bytes from one record to the next."""
-        return _aligned(max(section.end for section in self.sections.values()), PAGE_BYTES)
+        return _aligned(self.content_bytes, PAGE_BYTES)
 
     def pack(self, weights: ExpertWeights) -> npt.NDArray[np.uint8]:
         """Lay one expert out as a record, (record_bytes,).

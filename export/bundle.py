@@ -1,47 +1,72 @@
 """Checkpoint in, bundle out: the order of the steps. The format is docs/bundle.md's.
 
 Every file is written in a directory under a hidden name, the manifest last, then the directory is
-renamed: whatever stops an export on the way, no half bundle stands where a bundle should.
+renamed: whatever stops an export on the way, no half bundle stands where a bundle should. A killed
+export is continued by the next one of the same inputs (export/staging.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import deeptalk_edge
-from deeptalk_edge.artifact import sha256_of, staged_directory
 from deeptalk_edge.checkpoint import Checkpoint
+from deeptalk_edge.devices.profile import DeviceProfile, load_profile
 from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.export.codec import CodecGraph, CodecNoise, CodecWeights, export_codec
-from deeptalk_edge.export.decoder import export_embed_and_head, export_expert, export_segments
+from deeptalk_edge.export.decoder import (
+    export_embed_and_head,
+    export_engine_embed_and_head,
+    export_expert,
+    export_segments,
+)
 from deeptalk_edge.export.encoder import export_encoder
+from deeptalk_edge.export.engines.bundle import (
+    GRAPHS,
+    GraphPrecision,
+    checked_precision,
+    engine_entries,
+    finish_bundle,
+    graphs_folder,
+    step_settings,
+    write_engines,
+    write_step,
+)
 from deeptalk_edge.export.experts import EXPERTS_FILE, read_audio_experts, write_experts
+from deeptalk_edge.export.gates import write_gates
 from deeptalk_edge.export.golden import GOLDEN_FILE, golden_inputs, golden_outputs
+from deeptalk_edge.export.inputs import InputHashes
+from deeptalk_edge.export.manifest import write_manifest
+from deeptalk_edge.export.native_weights import NativePrecision, write_native_weights
+from deeptalk_edge.export.parity import parity_report
+from deeptalk_edge.export.plan import record_format
+from deeptalk_edge.export.staging import Staging, resumable_directory
+from deeptalk_edge.export.step_run import engine_outputs
 from deeptalk_edge.export.torch_file import TorchFile
 from deeptalk_edge.runtime.bundle import (
-    FORMAT,
+    ENGINES,
     MANIFEST,
     CodecEntry,
-    FileEntry,
     Generation,
     Graphs,
     Manifest,
     Origin,
     Target,
 )
-from deeptalk_edge.runtime.experts.store import ExpertRecord
+from deeptalk_edge.runtime.experts.from_bundle import GATES
+from deeptalk_edge.runtime.experts.record import ExpertRecord
 from deeptalk_edge.spec import CodecSpec, ModelSpec, read_codec_spec, read_json
 
 TOKENIZER_FILE = "tokenizer.json"
+PARITY_FILE = "parity.json"
 _DEFAULT_CONTEXT_ROWS = 4096
 
 Progress = Callable[[str, int, int], None]
@@ -61,6 +86,12 @@ class ExportSettings:
     codec_noise: CodecNoise = "off"
     """`tape` makes the noise of SNAC's decoder an input; off, it decodes without."""
 
+    profile: DeviceProfile = field(default_factory=lambda: load_profile("cpu"))
+    """What the bundle is made for."""
+
+    plugin: Path | None = None
+    """libdt_moe_plugin.so for the device, where the profile's experts run in the plugin."""
+
     replace: bool = False
     """Replace a bundle that stands there already."""
 
@@ -71,49 +102,209 @@ def export_bundle(
     settings: ExportSettings,
     progress: Progress = lambda step, done, total: None,
 ) -> Manifest:
-    """Write the bundle of a checkpoint at `place`.
+    """Write the bundle of a checkpoint at `place`, or go on with an export that was killed there.
 
-    Raises ArtifactError if the checkpoint is not whole or `place` exists, DoesNotFit if the disk
+    A bundle for TensorRT in place of a checkpoint gets its engines built here, on the device.
+
+    Raises ArtifactError if the checkpoint is not whole or `place` exists, SettingsError if the
+    profile lacks something, BackendError if an engine cannot be built, DoesNotFit if the disk
     fills.
     """
+    if (checkpoint_directory / MANIFEST).is_file():
+        return finish_bundle(
+            checkpoint_directory,
+            place,
+            settings.profile,
+            settings.plugin,
+            replace=settings.replace,
+            progress=progress,
+        )
+    profile = settings.profile
+    graphs_for = profile if profile.has_engines else profile.on_backend("ort")
+    precision = checked_precision(graphs_for, settings.plugin)
     checkpoint = Checkpoint.open(checkpoint_directory, encoder=settings.encoder, snac=settings.snac)
-    codec = _open_codec(settings.snac or checkpoint_directory / "snac", checkpoint)
-    _check_codes_fit(checkpoint.spec, codec.spec)
-    generation = read_generation(checkpoint_directory, checkpoint.spec)
-    audio_experts = read_audio_experts(checkpoint_directory, checkpoint.spec.decoder)
-    steps = _Steps(progress, total=7 + len(checkpoint.spec.decoder.moe_layers))
-    with staged_directory(place, replace=settings.replace) as staging:
-        steps.begin("encoder")
-        export_encoder(checkpoint, staging)
-        steps.begin("embedding and head")
-        export_embed_and_head(checkpoint, staging)
-        steps.begin("decoder")
-        segments = export_segments(checkpoint, staging)
-        export_expert(checkpoint.spec.decoder, staging)
-        steps.begin("experts")
-        records = write_experts(
-            checkpoint, audio_experts, staging, lambda layer: steps.begin("experts")
-        )
-        steps.begin("codec")
-        codec_graph = export_codec(codec, settings.codec_noise, staging)
-        _copy_tokenizer(checkpoint_directory, staging)
-        manifest = _manifest(
-            _origin(checkpoint_directory),
-            checkpoint.spec,
-            _codec_entry(codec.spec, codec_graph, settings.codec_noise),
-            generation,
-            segments,
-            records,
-        )
+    num_others = len(ENGINES) if profile.has_engines else 1 + (profile.backend == "native")
+    total = 10 + len(checkpoint.spec.decoder.moe_layers) + num_others
+    steps = _Steps(progress, total=total)
+    steps.begin("checkpoint")
+    hashes = InputHashes()
+    export = _Export(checkpoint_directory, checkpoint, settings, precision, hashes)
+    given = (checkpoint_directory, settings.encoder, settings.snac)
+    inputs = hashes.of_all(
+        [folder for folder in given if folder],
+        [settings.plugin] if settings.plugin else [],
+        dataclasses.replace(settings, replace=False),
+    )
+    with resumable_directory(place, inputs, replace=settings.replace) as staging:
+        return export.write(staging, steps)
+
+
+class _Export:
+    """The steps of one export."""
+
+    def __init__(
+        self,
+        directory: Path,
+        checkpoint: Checkpoint,
+        settings: ExportSettings,
+        precision: GraphPrecision,
+        hashes: InputHashes,
+    ) -> None:
+        self._directory = directory
+        self._checkpoint = checkpoint
+        self._settings = settings
+        self._profile = settings.profile
+        self._precision = precision
+        self._spec = checkpoint.spec
+        self._codec = _open_codec(settings.snac or directory / "snac", checkpoint)
+        _check_codes_fit(self._spec, self._codec.spec)
+        self._generation = read_generation(directory, self._spec)
+        self._audio_experts = read_audio_experts(directory, self._spec.decoder)
+        self._origin = Origin(name=directory.resolve().name, sha256=hashes.of_weights(directory))
+        self._records = record_format(self._spec, self._profile)
+
+    def write(self, staging: Staging, steps: _Steps) -> Manifest:
+        """Everything but the renaming."""
+        graphs = graphs_folder(staging.path, self._profile)
+        graphs.mkdir(exist_ok=True)
+        manifest = self._write_graphs(staging, graphs, steps)
         steps.begin("golden")
-        inputs = golden_inputs(checkpoint.spec)
-        outputs = golden_outputs(staging, manifest, inputs)
+        staging.step("golden", lambda: self._write_golden(staging.path, graphs, manifest))
+        steps.begin("parity")
+        staging.step("parity", lambda: self._check_parity(staging.path, manifest))
+        if self._profile.has_engines:
+            plugin = self._settings.plugin
+            manifest = write_engines(staging, manifest, graphs, self._profile, plugin, steps.begin)
+        steps.begin("manifest")
+        staging.drop(GRAPHS)
+        written = sorted(staging.files().items())
+        files = {name: entry for name, entry in written if Path(name).parent == Path()}
+        manifest = dataclasses.replace(manifest, files=files)
+        write_manifest(manifest, staging.path)
+        return manifest
+
+    def _write_graphs(self, staging: Staging, graphs: Path, steps: _Steps) -> Manifest:
+        """Graphs, experts and tokenizer; the manifest without engines and files."""
+        checkpoint, precision = self._checkpoint, self._precision
+        steps.begin("encoder")
+        staging.step(
+            "encoder", lambda: export_encoder(checkpoint, graphs, precision=precision["encoder"])
+        )
+        steps.begin("embedding and head")
+        staging.step("embedding and head", lambda: self._write_embed_and_head(graphs))
+        steps.begin("decoder")
+        decoder = staging.step("decoder", lambda: self._write_decoder(graphs))
+        steps.begin("experts")
+        records = staging.step("experts", lambda: self._write_experts(staging, steps))
+        if not self._profile.has_engines:
+            steps.begin("gates")
+            gates = staging.path / GATES
+            staging.step("gates", lambda: write_gates(checkpoint, gates))
+        if self._profile.backend == "native":
+            steps.begin("native weights")
+            staging.step("native weights", lambda: self._write_native(staging.path))
+        steps.begin("codec")
+        codec = staging.step("codec", lambda: self._write_codec(graphs))
+        steps.begin("tokenizer")
+        staging.step("tokenizer", lambda: _copy_tokenizer(self._directory, staging.path))
+        manifest = Manifest(
+            producer=f"deeptalk-edge {deeptalk_edge.__version__}",
+            checkpoint=self._origin,
+            target=Target(backend=self._profile.backend, device=self._profile.name),
+            precision={**precision, "experts": self._records.dtype},
+            model=self._spec,
+            codec=_codec_entry(
+                self._codec.spec,
+                CodecGraph(**{**codec, "noise_rates": tuple(codec["noise_rates"])}),
+                self._settings.codec_noise,
+            ),
+            generation=self._generation,
+            ort_graphs=None,
+            engines={},
+            experts_file=EXPERTS_FILE,
+            expert_dtype=self._records.dtype,
+            expert_group=self._records.group,
+            records=tuple(ExpertRecord(**record) for record in records),
+            files={},
+            licences={"weights": "those of the checkpoint", "graphs": "Apache-2.0"},
+        )
+        if not self._profile.has_engines:
+            return dataclasses.replace(manifest, ort_graphs=_ort_graphs(decoder))
+        engines = engine_entries(manifest, graphs, decoder[0], self._profile)
+        return dataclasses.replace(manifest, engines=engines)
+
+    def _write_embed_and_head(self, graphs: Path) -> None:
+        if self._profile.has_engines:
+            precision = self._precision["head"]
+            export_engine_embed_and_head(self._checkpoint, graphs, precision=precision)
+        else:
+            export_embed_and_head(self._checkpoint, graphs)
+
+    def _write_decoder(self, graphs: Path) -> list[str]:
+        """Segments and an expert for ONNX Runtime, the whole step for an engine: the file names."""
+        if self._profile.has_engines:
+            settings = step_settings(
+                self._profile, self._precision, self._generation, self._records
+            )
+            return [write_step(self._checkpoint, settings, self._profile.moe, graphs)]
+        export_expert(self._spec.decoder, graphs)
+        return export_segments(self._checkpoint, graphs)
+
+    def _write_experts(self, staging: Staging, steps: _Steps) -> list[dict[str, int]]:
+        """All records; those of a layer are noted when it is written."""
+        layers = self._spec.decoder.moe_layers
+        noted = [staging.noted(f"experts of layer {layer}") or [] for layer in layers]
+
+        def note(layer: int, records: list[ExpertRecord]) -> None:
+            content = [dataclasses.asdict(record) for record in records]
+            staging.note(f"experts of layer {layer}", content)
+            steps.begin("experts")
+
+        records = write_experts(
+            self._checkpoint,
+            self._records,
+            self._audio_experts,
+            staging.path / EXPERTS_FILE,
+            note,
+            done=[ExpertRecord(**record) for layer in noted for record in layer],
+        )
+        return [dataclasses.asdict(record) for record in records]
+
+    def _write_native(self, place: Path) -> None:
+        write_native_weights(self._checkpoint, self._records, NativePrecision(), place)
+
+    def _write_codec(self, graphs: Path) -> dict[str, Any]:
+        noise, precision = self._settings.codec_noise, self._precision["codec"]
+        return dataclasses.asdict(export_codec(self._codec, noise, graphs, precision=precision))
+
+    def _write_golden(self, place: Path, graphs: Path, manifest: Manifest) -> None:
+        """What ONNX Runtime makes of the graphs; those of engines in their no-plugin form."""
+        inputs = golden_inputs(self._spec)
+        if self._profile.has_engines:
+            outputs = engine_outputs(graphs, place / EXPERTS_FILE, manifest, inputs)
+        else:
+            outputs = golden_outputs(place, manifest, inputs)
         golden: dict[str, Any] = {**dataclasses.asdict(inputs), **outputs}
-        np.savez(staging / GOLDEN_FILE, **golden)
-        steps.begin("hashes")
-        manifest = dataclasses.replace(manifest, files=_file_entries(staging))
-        _write_manifest(manifest, staging / MANIFEST)
-    return manifest
+        np.savez(place / GOLDEN_FILE, **golden)
+
+    def _check_parity(self, place: Path, manifest: Manifest) -> None:
+        """Raises ParityError if the graphs do not do what the checkpoint says."""
+        with np.load(place / GOLDEN_FILE) as golden:
+            report = parity_report(dict(golden), self._checkpoint, self._codec, manifest)
+        report.check()
+        text = json.dumps(report.as_json(), indent=1)
+        (place / PARITY_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def _ort_graphs(segments: list[str]) -> Graphs:
+    return Graphs(
+        encoder="encoder.onnx",
+        embed="embed.onnx",
+        segments=tuple(segments),
+        expert="expert.onnx",
+        head="head.onnx",
+        codec="codec.onnx",
+    )
 
 
 def read_generation(checkpoint: Path, spec: ModelSpec) -> Generation:
@@ -201,62 +392,6 @@ def _codec_entry(spec: CodecSpec, graph: CodecGraph, noise: CodecNoise) -> Codec
         noise=noise if graph.noise_rates else "off",
         noise_rates=graph.noise_rates,
     )
-
-
-def _manifest(
-    origin: Origin,
-    spec: ModelSpec,
-    codec: CodecEntry,
-    generation: Generation,
-    segments: list[str],
-    records: list[ExpertRecord],
-) -> Manifest:
-    """All but the files."""
-    parts = ("encoder", "decoder", "experts", "head", "codec")
-    return Manifest(
-        producer=f"deeptalk-edge {deeptalk_edge.__version__}",
-        checkpoint=origin,
-        target=Target(backend="ort", device="cpu"),
-        precision=dict.fromkeys(parts, "float32"),
-        model=spec,
-        codec=codec,
-        generation=generation,
-        graphs=Graphs(
-            encoder="encoder.onnx",
-            embed="embed.onnx",
-            segments=tuple(segments),
-            expert="expert.onnx",
-            head="head.onnx",
-            codec="codec.onnx",
-        ),
-        experts_file=EXPERTS_FILE,
-        records=tuple(records),
-        files={},
-        licences={"weights": "those of the checkpoint"},
-    )
-
-
-def _write_manifest(manifest: Manifest, path: Path) -> None:
-    """Write the JSON form that `Bundle.open` reads."""
-    content = dataclasses.asdict(manifest)
-    content["experts"] = {"file": content.pop("experts_file"), "records": content.pop("records")}
-    text = json.dumps({"format": FORMAT, **content}, indent=1, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
-
-
-def _file_entries(directory: Path) -> Mapping[str, FileEntry]:
-    return {
-        path.name: FileEntry(bytes=path.stat().st_size, sha256=sha256_of(path))
-        for path in sorted(directory.iterdir())
-    }
-
-
-def _origin(checkpoint: Path) -> Origin:
-    """Name and hash of a checkpoint: over its config and all shards, in order of their names."""
-    digest = hashlib.sha256()
-    for path in [checkpoint / "config.json", *sorted(checkpoint.glob("*.safetensors"))]:
-        digest.update(f"{path.name} {sha256_of(path)}\n".encode())
-    return Origin(name=checkpoint.resolve().name, sha256=digest.hexdigest())
 
 
 def _copy_tokenizer(checkpoint: Path, directory: Path) -> None:

@@ -13,6 +13,10 @@ A layer's delay is D output samples of the layers before it, plus its own:
 Weight normalisation is folded. An upsampling convolution of kernel 2S is one product of the last
 two samples with a (2 C_in, S C_out) matrix, which ONNX Runtime packs and ConvTranspose does not.
 
+In float16 (never bfloat16: TensorRT-RTX 1.7.1 builds no deconvolution in it, and 8 bits are
+audible) the snakes and the last tanh are float32. No size follows from a value, so an engine takes
+position and length as plain inputs.
+
 Source: hubertsiuzdak/snac `layers.py`, `vq.py`.
 """
 
@@ -26,7 +30,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from deeptalk_edge.errors import ArtifactError
-from deeptalk_edge.export.graph import FLOAT, INT64, Array, Graph
+from deeptalk_edge.export.graph import FLOAT, INT64, Array, Graph, Precision
 from deeptalk_edge.spec import CodecSpec
 
 CodecNoise = Literal["off", "tape"]
@@ -58,13 +62,15 @@ class CodecGraph:
     """Noise samples for each codec frame, one rate per noise input."""
 
 
-def export_codec(weights: CodecWeights, noise: CodecNoise, directory: Path) -> CodecGraph:
+def export_codec(
+    weights: CodecWeights, noise: CodecNoise, directory: Path, *, precision: Precision = "float32"
+) -> CodecGraph:
     """Write codec.onnx and its weights.
 
     Raises ArtifactError if a tensor is missing or has another shape than its config asks for.
     """
     spec = weights.spec
-    with Graph(directory, "codec") as graph:
+    with Graph(directory, "codec", precision=precision) as graph:
         codec = _Codec(graph, weights, with_noise=noise == "tape" and spec.noise)
         graph.output(graph.reshape(codec.decode(), -1), "pcm", ("N",))
         codec.declare_state()
@@ -93,8 +99,7 @@ class _Codec:
         # Behind any utterance, and small enough that its product with a rate is still an int64.
         never = graph.constant(np.array(2**40, np.int64))
         self._length = graph.op("Min", graph.input("length", INT64, ()), never)
-        num_frames = graph.op("Squeeze", graph.op("Shape", self._codes, start=0, end=1))
-        self._position_after = graph.op("Add", self._position, num_frames)
+        self._num_frames = graph.op("Squeeze", graph.op("Shape", self._codes, start=0, end=1))
 
     def decode(self) -> str:
         """From the codes to samples (1, 1, N)."""
@@ -115,19 +120,20 @@ class _Codec:
         last = first_block + len(spec.decoder_rates)
         x = self._snake(x, f"decoder.model.{last}", channels)
         x = self._silence_outside(self._wide(x, f"decoder.model.{last + 1}", 1, channels))
-        return graph.op("Tanh", x)
+        return graph.op("Tanh", graph.exact(x))
 
     def declare_state(self) -> None:
         """Declare the state's input and output, now that its size is known."""
         shape = (self.state_size,)
-        self._graph.input("state", FLOAT, shape)
+        self._graph.input("state", self._graph.float_type, shape)
         joined = self._graph.op("Concat", *self._next_states, axis=0)
-        self._graph.output(joined, "next_state", shape)
+        self._graph.output(joined, "next_state", shape, data_type=self._graph.float_type)
 
     def _latents(self) -> str:
         """The sum of all scales' latents (1, C, N); absent frames have none."""
         graph, spec = self._graph, self._spec
-        frames = graph.op("Range", self._position, self._position_after, self._int(1))
+        new_frames = graph.op("Range", self._int(0), self._num_frames, self._int(1))
+        frames = graph.op("Add", new_frames, self._position)
         present = graph.op("Unsqueeze", graph.op("Less", frames, self._length), graph.ints(1))
         codes = graph.op("Where", present, self._codes, self._int(0))
         widths = [spec.vq_strides[0] // stride for stride in spec.vq_strides]
@@ -189,7 +195,7 @@ class _Codec:
         graph = self._graph
         noise = graph.input(f"noise_{len(self.noise_rates)}", FLOAT, (f"N_{self._rate}",))
         self.noise_rates.append(self._rate)
-        noise = self._delayed(graph.reshape(noise, 1, 1, -1), 1, self.delay)
+        noise = self._delayed(graph.reshape(graph.half(noise), 1, 1, -1), 1, self.delay)
         weight = graph.weight(f"{name}.weight", self._folded(name, channels, channels, 1))
         loudness = graph.op("Conv", x, weight, kernel_shape=[1])
         return graph.op("Add", x, graph.op("Mul", noise, loudness))
@@ -241,9 +247,14 @@ class _Codec:
         """x + sin(ax)^2 / a."""
         graph = self._graph
         alpha = self._tensor(f"{name}.alpha", 1, channels, 1)
-        sine = graph.op("Sin", graph.op("Mul", x, graph.weight(f"{name}.alpha", alpha)))
-        inverse = graph.weight(f"{name}.inverse", 1 / (alpha + np.float32(1e-9)))
-        return graph.op("Add", x, graph.op("Mul", graph.op("Mul", sine, sine), inverse))
+        exact = graph.exact(x)
+        sine = graph.op("Sin", graph.op("Mul", exact, self._exact_weight(f"{name}.alpha", alpha)))
+        inverse = self._exact_weight(f"{name}.inverse", 1 / (alpha + np.float32(1e-9)))
+        bent = graph.op("Mul", graph.op("Mul", sine, sine), inverse)
+        return graph.half(graph.op("Add", exact, bent))
+
+    def _exact_weight(self, name: str, array: Array) -> str:
+        return self._graph.weight(name, array, precision="float32")
 
     def _with_history(self, x: str, channels: int, samples: int) -> str:
         """The last `samples` of the calls before, then x; keeps the last ones for the next call."""
@@ -264,16 +275,16 @@ class _Codec:
         clock, end = self._clock()
         begins = graph.op("GreaterOrEqual", clock, self._int(self.delay))
         ends = graph.op("Less", clock, graph.op("Add", end, self._int(self.delay)))
-        inside = graph.op("Cast", graph.op("And", begins, ends), to=FLOAT)
+        inside = graph.op("Cast", graph.op("And", begins, ends), to=graph.float_type)
         return graph.op("Mul", x, inside)
 
     def _clock(self) -> tuple[str, str]:
         """Undelayed sample numbers (N,) of this call at `_rate`, and the utterance's end."""
         if self._rate not in self._clocks:
             graph, rate = self._graph, self._int(self._rate)
-            begin = graph.op("Mul", self._position, rate)
-            stop = graph.op("Mul", self._position_after, rate)
-            samples = graph.op("Range", begin, stop, self._int(1))
+            size = graph.op("Mul", self._num_frames, rate)
+            new_samples = graph.op("Range", self._int(0), size, self._int(1))
+            samples = graph.op("Add", new_samples, graph.op("Mul", self._position, rate))
             self._clocks[self._rate] = (samples, graph.op("Mul", self._length, rate))
         return self._clocks[self._rate]
 

@@ -21,8 +21,17 @@ import numpy as np
 
 from deeptalk_edge.checkpoint import EMBEDDING, Checkpoint
 from deeptalk_edge.errors import ArtifactError
-from deeptalk_edge.export.graph import BOOL, FLOAT, INT64, Array, Graph, StoredTensor, WeightFile
-from deeptalk_edge.export.layers import linear, silu_times_up, swiglu
+from deeptalk_edge.export.graph import (
+    BOOL,
+    FLOAT,
+    INT64,
+    Array,
+    Graph,
+    Precision,
+    WeightFile,
+    in_precision,
+)
+from deeptalk_edge.export.layers import linear, silu_times_up
 from deeptalk_edge.spec import DecoderSpec, ModelSpec
 
 EMBEDDING_FILE = "embedding.bin"
@@ -32,36 +41,52 @@ def export_embed_and_head(checkpoint: Checkpoint, directory: Path) -> None:
     """Write embed.onnx and head.onnx over one embedding.bin."""
     with WeightFile(directory / EMBEDDING_FILE) as weights:
         table = weights.append(checkpoint.tensor(EMBEDDING))
-    _export_embed(checkpoint.spec, table, directory)
-    _export_head(checkpoint.spec, table, directory)
+    for name, write in (("embed", _write_embed), ("head", _write_head)):
+        with Graph(directory, name) as graph:
+            write(graph, checkpoint.spec, graph.stored(EMBEDDING, table))
 
 
-def _export_embed(spec: ModelSpec, table: StoredTensor, directory: Path) -> None:
+def export_engine_embed_and_head(
+    checkpoint: Checkpoint, directory: Path, *, precision: Precision
+) -> None:
+    """Write both with the table as their input `table` (V, C): two engines, one buffer.
+
+    embedding.bin is what goes into it, row-major, in `precision`.
+
+    Raises ArtifactError if a value is beyond that.
+    """
+    table = in_precision(EMBEDDING, checkpoint.tensor(EMBEDDING), precision)
+    with WeightFile(directory / EMBEDDING_FILE) as weights:
+        weights.append(table)
+    for name, write in (("embed", _write_embed), ("head", _write_head)):
+        with Graph(directory, name, precision=precision) as graph:
+            write(graph, checkpoint.spec, graph.input("table", graph.float_type, table.shape))
+
+
+def _write_embed(graph: Graph, spec: ModelSpec, table: str) -> None:
     num_codebooks, width = spec.vocabulary.num_codebooks, spec.decoder.width
-    with Graph(directory, "embed") as graph:
-        rows = graph.input("rows", INT64, ("B", "T", num_codebooks + 1))
-        features = graph.input("features", FLOAT, ("T", width))
-        audio_mask = graph.input("audio_mask", BOOL, ("T",))
-        columns = graph.op("Gather", graph.stored(EMBEDDING, table), rows, axis=0)
-        codec, text = graph.split(columns, [num_codebooks, 1], axis=2)
-        codec = graph.op("ReduceSum", codec, graph.ints(2), keepdims=0)
-        heard = graph.op("Mul", features, graph.scalar(num_codebooks))
-        mask = graph.op("Unsqueeze", audio_mask, graph.ints(1))
-        codec = graph.op("Where", mask, heard, codec)
-        total = graph.op("Add", codec, graph.op("Squeeze", text, graph.ints(2)))
-        mean = graph.op("Div", total, graph.scalar(num_codebooks + 1))
-        graph.output(mean, "x", ("B", "T", width))
+    rows = graph.input("rows", INT64, ("B", "T", num_codebooks + 1))
+    features = graph.input("features", FLOAT, ("T", width))
+    audio_mask = graph.input("audio_mask", BOOL, ("T",))
+    columns = graph.exact(graph.op("Gather", table, rows, axis=0))
+    codec, text = graph.split(columns, [num_codebooks, 1], axis=2)
+    codec = graph.op("ReduceSum", codec, graph.ints(2), keepdims=0)
+    heard = graph.op("Mul", features, graph.scalar(num_codebooks))
+    mask = graph.op("Unsqueeze", audio_mask, graph.ints(1))
+    codec = graph.op("Where", mask, heard, codec)
+    total = graph.op("Add", codec, graph.op("Squeeze", text, graph.ints(2)))
+    mean = graph.op("Div", total, graph.scalar(num_codebooks + 1))
+    graph.output(mean, "x", ("B", "T", width))
 
 
-def _export_head(spec: ModelSpec, table: StoredTensor, directory: Path) -> None:
+def _write_head(graph: Graph, spec: ModelSpec, table: str) -> None:
     vocabulary = spec.vocabulary
     blocks = (vocabulary.num_codebooks, vocabulary.codebook_block)
-    with Graph(directory, "head") as graph:
-        hidden = graph.input("hidden", FLOAT, ("B", spec.decoder.width))
-        logits = graph.op("Gemm", hidden, graph.stored(EMBEDDING, table), transB=1)
-        text, codes = graph.split(logits, [vocabulary.text_size, blocks[0] * blocks[1]])
-        graph.output(text, "text_logits", ("B", vocabulary.text_size))
-        graph.output(graph.reshape(codes, -1, *blocks), "code_logits", ("B", *blocks))
+    hidden = graph.input("hidden", FLOAT, ("B", spec.decoder.width))
+    logits = graph.exact(graph.op("Gemm", graph.half(hidden), table, transB=1))
+    text, codes = graph.split(logits, [vocabulary.text_size, blocks[0] * blocks[1]])
+    graph.output(text, "text_logits", ("B", vocabulary.text_size))
+    graph.output(graph.reshape(codes, -1, *blocks), "code_logits", ("B", *blocks))
 
 
 def export_expert(spec: DecoderSpec, directory: Path) -> None:
@@ -175,7 +200,7 @@ class _Segment:
         rows = self._rows
         normed = self._norm(x, f"model.layers.{layer}.input_layernorm")
         nope, ropes, latent = graph.split(
-            linear(graph, normed, f"{name}.qkv", self._projections(name)),
+            linear(graph, normed, f"{name}.qkv", projections(self._checkpoint, name)),
             [heads * spec.nope_dim, (heads + 1) * spec.rope_dim, spec.latent_dim],
         )
         ropes = graph.op("RotaryEmbedding", ropes, rows.cos, rows.sin, num_heads=heads + 1)
@@ -187,7 +212,8 @@ class _Segment:
             f"new_{layer}",
             ("T", "B", spec.cache_width),
         )
-        key_up, value_up = self._absorbed(name)
+        key_up, value_up = absorbed(self._checkpoint, name)
+        value_up = np.pad(value_up, ((0, 0), (0, spec.rope_dim), (0, 0)))
         query = self._per_head(nope, spec.nope_dim, graph.weight(f"{name}.key_up", key_up))
         query_rope = graph.reshape(query_rope, -1, heads, spec.rope_dim)
         query = graph.op("Concat", query, query_rope, axis=-1)
@@ -272,38 +298,12 @@ class _Segment:
         )
         return graph.op("Flatten", by_head, axis=2)
 
-    def _projections(self, name: str) -> Array:
-        """q_proj and kv_a_proj as one matrix: [q_nope | q_rope, k_rope | latent], rotary parts
-        de-interleaved; the softmax scale stands in the query rows. (outputs, C)."""
-        spec = self._spec
-        query = self._tensor(f"{name}.q_proj.weight") * np.float32(spec.softmax_scale)
-        query = query.reshape(spec.num_heads, spec.nope_dim + spec.rope_dim, spec.width)
-        nope, rope = np.split(query, [spec.nope_dim], axis=1)
-        latent, key = np.split(self._tensor(f"{name}.kv_a_proj_with_mqa.weight"), [spec.latent_dim])
-        # A pair stands side by side in the checkpoint; RotaryEmbedding wants its halves apart.
-        halves_apart = np.arange(spec.rope_dim).reshape(-1, 2).T.ravel()
-        return np.concatenate(
-            [
-                nope.reshape(-1, spec.width),
-                rope[:, halves_apart].reshape(-1, spec.width),
-                key[halves_apart],
-                latent,
-            ]
-        )
-
-    def _absorbed(self, name: str) -> tuple[Array, Array]:
-        """kv_b_proj as W_k (H, nope_dim, latent_dim) and W_v (H, cache_width, value_dim)."""
-        spec = self._spec
-        up = self._tensor(f"{name}.kv_b_proj.weight").reshape(spec.num_heads, -1, spec.latent_dim)
-        key_up, value_up = np.split(up, [spec.nope_dim], axis=1)
-        return key_up, np.pad(value_up.transpose(0, 2, 1), ((0, 0), (0, spec.rope_dim), (0, 0)))
-
     def _add_mlp(self, x: str, normed: str, name: str) -> str:
-        gate_up = np.concatenate(
-            [self._tensor(f"{name}.{part}_proj.weight") for part in ("gate", "up")]
-        )
+        gate_up = gate_up_weights(self._checkpoint, name)
         down = self._tensor(f"{name}.down_proj.weight")
-        return self._graph.op("Add", x, swiglu(self._graph, normed, name, gate_up, down))
+        both = linear(self._graph, normed, f"{name}.gate_up", gate_up)
+        activated = silu_times_up(self._graph, both, len(gate_up) // 2)
+        return self._graph.op("Add", x, linear(self._graph, activated, f"{name}.down", down))
 
     def _norm(self, value: str, name: str) -> str:
         weight = self._graph.weight(f"{name}.weight", self._tensor(f"{name}.weight"))
@@ -313,3 +313,43 @@ class _Segment:
 
     def _tensor(self, name: str) -> Array:
         return self._checkpoint.tensor(name)
+
+
+def projections(checkpoint: Checkpoint, name: str) -> Array:
+    """q_proj and kv_a_proj of an attention as one matrix (outputs, C).
+
+    [q_nope | q_rope, k_rope | latent], the rotary parts de-interleaved; the softmax scale stands in
+    the query rows.
+    """
+    spec = checkpoint.spec.decoder
+    query = checkpoint.tensor(f"{name}.q_proj.weight") * np.float32(spec.softmax_scale)
+    query = query.reshape(spec.num_heads, spec.nope_dim + spec.rope_dim, spec.width)
+    nope, rope = np.split(query, [spec.nope_dim], axis=1)
+    latent, key = np.split(
+        checkpoint.tensor(f"{name}.kv_a_proj_with_mqa.weight"), [spec.latent_dim]
+    )
+    # A pair stands side by side in the checkpoint; rotary operators want its halves apart.
+    halves_apart = np.arange(spec.rope_dim).reshape(-1, 2).T.ravel()
+    return np.concatenate(
+        [
+            nope.reshape(-1, spec.width),
+            rope[:, halves_apart].reshape(-1, spec.width),
+            key[halves_apart],
+            latent,
+        ]
+    )
+
+
+def absorbed(checkpoint: Checkpoint, name: str) -> tuple[Array, Array]:
+    """kv_b_proj as W_k (H, nope_dim, latent_dim) and W_v (H, latent_dim, value_dim)."""
+    spec = checkpoint.spec.decoder
+    up = checkpoint.tensor(f"{name}.kv_b_proj.weight").reshape(spec.num_heads, -1, spec.latent_dim)
+    key_up, value_up = np.split(up, [spec.nope_dim], axis=1)
+    return key_up, value_up.transpose(0, 2, 1)
+
+
+def gate_up_weights(checkpoint: Checkpoint, name: str) -> Array:
+    """gate_proj over up_proj of an MLP, (2G, C)."""
+    return np.concatenate(
+        [checkpoint.tensor(f"{name}.{part}_proj.weight") for part in ("gate", "up")]
+    )

@@ -1,23 +1,26 @@
 """`experts.bin`: one record per routed expert, in the order in which they are best kept together.
 
-Layer by layer, audio experts first (they serve every spoken turn), each record on its own page:
-`gate_up` (2G, C), then `down` (C, G), float32, row-major.
+Layer by layer, audio experts first (they serve every spoken turn). What a record holds is
+expert_record.py's; the weights are brought to its precision here, one expert at a time.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from deeptalk_edge.calibration.quantise import quantise_expert
 from deeptalk_edge.checkpoint import Checkpoint
 from deeptalk_edge.errors import ArtifactError
-from deeptalk_edge.export.graph import WeightFile
-from deeptalk_edge.runtime.experts.store import ExpertRecord
+from deeptalk_edge.expert_record import RecordFormat
+from deeptalk_edge.runtime.experts.record import ExpertRecord
 from deeptalk_edge.spec import DecoderSpec, read_json
 
 EXPERTS_FILE = "experts.bin"
@@ -25,34 +28,72 @@ EXPERTS_FILE = "experts.bin"
 
 def write_experts(
     checkpoint: Checkpoint,
+    record_format: RecordFormat,
     audio_experts: Sequence[Sequence[int]],
-    directory: Path,
-    layer_done: Callable[[int], None],
+    path: Path,
+    layer_done: Callable[[int, list[ExpertRecord]], object],
+    *,
+    done: Sequence[ExpertRecord] = (),
 ) -> list[ExpertRecord]:
-    """Write experts.bin; `audio_experts` holds one list of expert ids per MoE layer."""
+    """Write experts.bin; `audio_experts` holds one list of expert ids per MoE layer.
+
+    `done` are records of whole layers, in the file's order, that an export before this one wrote;
+    they stay if all of them are sound. `layer_done` is given each new layer and its records.
+
+    Raises ArtifactError if a weight cannot be held in the records' precision.
+    """
     spec = checkpoint.spec.decoder
-    records = []
-    with WeightFile(directory / EXPERTS_FILE) as file:
+    kept = list(done) if _are_sound(path, done) else []
+    records = list(kept)
+    with path.open("r+b" if kept else "wb") as file:
+        file.truncate(len(kept) * record_format.record_bytes)
+        file.seek(0, os.SEEK_END)
         for layer, audio in zip(spec.moe_layers, audio_experts, strict=True):
+            if any(record.layer == layer for record in kept):
+                continue
             for expert in expert_order(spec, audio):
-                name = f"model.layers.{layer}.mlp.experts.{expert}"
-                gate, up, down = (
-                    checkpoint.tensor(f"{name}.{part}_proj.weight").ravel()
-                    for part in ("gate", "up", "down")
-                )
-                record = np.concatenate([gate, up, down])
-                stored = file.append(record)
+                content = _packed(checkpoint, record_format, layer, expert)
                 records.append(
                     ExpertRecord(
                         layer=layer,
                         expert=expert,
-                        offset=stored.offset,
-                        bytes=stored.num_bytes,
-                        crc32=zlib.crc32(record.data),
+                        offset=file.tell(),
+                        bytes=record_format.content_bytes,
+                        crc32=zlib.crc32(content[: record_format.content_bytes].data),
                     )
                 )
-            layer_done(layer)
+                file.write(content.data)
+            file.flush()
+            os.fsync(file.fileno())
+            layer_done(layer, [record for record in records if record.layer == layer])
     return records
+
+
+def _packed(
+    checkpoint: Checkpoint, record_format: RecordFormat, layer: int, expert: int
+) -> NDArray[np.uint8]:
+    """One expert as a record."""
+    name = f"model.layers.{layer}.mlp.experts.{expert}"
+    gate, up, down = (
+        checkpoint.tensor(f"{name}.{part}_proj.weight") for part in ("gate", "up", "down")
+    )
+    try:
+        weights = quantise_expert(record_format, np.concatenate([gate, up]), down)
+    except ValueError as error:
+        raise ArtifactError(f"{name}: {error}") from error
+    return record_format.pack(weights)
+
+
+def _are_sound(path: Path, records: Sequence[ExpertRecord]) -> bool:
+    """Every record is in the file as it was written."""
+    if not records or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        for record in records:
+            file.seek(record.offset)
+            if zlib.crc32(file.read(record.bytes)) != record.crc32:
+                return False
+    return True
 
 
 def expert_order(spec: DecoderSpec, audio: Sequence[int]) -> list[int]:

@@ -7,7 +7,7 @@ A device that gives other outputs is wrong, whatever its libraries say.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,29 +73,58 @@ def golden_outputs(
     directory: Path, manifest: Manifest, inputs: GoldenInputs
 ) -> dict[str, NDArray[np.float32]]:
     """Run the graphs of a bundle, or of one that is being made."""
-    spec = manifest.model
-    encoder = GraphRunner(directory / manifest.graphs.encoder)
-    heard = num_frames(len(inputs.pcm))
-    features = encoder({"log_mel": log_mel(inputs.pcm, spec.encoder)[None]})["features"][:heard]
+    graphs = manifest.graphs
+    files = {"encoder": graphs.encoder, "head": graphs.head, "codec": graphs.codec}
     decoder = DecoderRunner(directory, manifest)
+    return run_golden(
+        inputs,
+        manifest,
+        open_graph=lambda name: GraphRunner(directory / files[name]),
+        decode=lambda feeds: [decoder.run(**one) for one in feeds],
+    )
+
+
+def run_golden(
+    inputs: GoldenInputs,
+    manifest: Manifest,
+    *,
+    open_graph: Callable[[str], GraphRunner],
+    decode: Callable[[Sequence[Mapping[str, Array]]], Sequence[Array]],
+) -> dict[str, NDArray[np.float32]]:
+    """The golden outputs by their names, with one graph in memory at a time.
+
+    `open_graph` is asked for encoder, head and codec. `decode` takes what embed takes, twice, each
+    going on from the one before, and returns their hidden states.
+    """
+    spec = manifest.model
+    heard = num_frames(len(inputs.pcm))
+    mel = {"log_mel": log_mel(inputs.pcm, spec.encoder)[None]}
+    features = open_graph("encoder")(mel)["features"][:heard]
     spread = np.zeros((len(inputs.audio_mask), spec.decoder.width), np.float32)
     spread[inputs.audio_mask] = features[: inputs.audio_mask.sum()]
-    hidden = [decoder.run(inputs.rows, spread, inputs.audio_mask)]
     no_features = np.zeros((1, spec.decoder.width), np.float32)
-    hidden.append(decoder.run(inputs.next_row, no_features, np.zeros(1, np.bool_)))
-    head = GraphRunner(directory / manifest.graphs.head)
-    logits = head({"hidden": np.concatenate([h[:, -1] for h in hidden])})
+    hidden = decode(
+        [
+            {"rows": inputs.rows, "features": spread, "audio_mask": inputs.audio_mask},
+            {
+                "rows": inputs.next_row,
+                "features": no_features,
+                "audio_mask": np.zeros(1, np.bool_),
+            },
+        ]
+    )
+    logits = open_graph("head")({"hidden": np.concatenate([h[:, -1] for h in hidden])})
     return {
         "features": features,
         "hidden": np.concatenate([h[0] for h in hidden]),
         "text_logits": logits["text_logits"],
         "code_logits": logits["code_logits"],
-        "sound": _decode_codes(directory, manifest, inputs.codes),
+        "sound": _decode_codes(open_graph("codec"), manifest, inputs.codes),
     }
 
 
 def _decode_codes(
-    directory: Path, manifest: Manifest, codes: NDArray[np.int64]
+    codec: GraphRunner, manifest: Manifest, codes: NDArray[np.int64]
 ) -> NDArray[np.float32]:
     """The stream's first samples, as the graph gives them; a noise tape is silent."""
     noise = {
@@ -108,23 +137,45 @@ def _decode_codes(
         "length": np.array(len(codes), np.int64),
         "state": np.zeros(manifest.codec.state_size, np.float32),
     }
-    return GraphRunner(directory / manifest.graphs.codec)(feeds | noise)["pcm"]
+    return codec(feeds | noise)["pcm"]
+
+
+def plain_session(graph: Path | bytes, weights_folder: Path) -> onnxruntime.InferenceSession:
+    """A graph on one thread as it is written: weights stay mapped, nothing is kept for a later run.
+
+    Rewriting and packing copy every weight, and move float16's roundings; beside int4 weights they
+    round activations to int8.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.enable_cpu_mem_arena = False
+    for key, value in (
+        ("session.disable_prepacking", "1"),
+        ("session.model_external_initializers_file_folder_path", str(weights_folder)),
+    ):
+        options.add_session_config_entry(key, value)
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 class GraphRunner:
-    """One graph on one thread, by names: slow and plain."""
+    """One graph, by names: slow and plain."""
 
-    def __init__(self, path: Path) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        self._session = onnxruntime.InferenceSession(
-            path, options, providers=["CPUExecutionProvider"]
-        )
-        self.input_names = [value.name for value in self._session.get_inputs()]
+    def __init__(self, path: Path, bound: Mapping[str, Array] | None = None) -> None:
+        """`bound` are inputs that stay as they are."""
+        self._session = plain_session(path, path.parent)
+        inputs = self._session.get_inputs()
+        self.input_names = [value.name for value in inputs]
+        self._halves = {value.name for value in inputs if value.type == "tensor(float16)"}
         self._output_names = [value.name for value in self._session.get_outputs()]
+        self._bound = dict(bound or {})
 
     def __call__(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        outputs: Sequence[Any] = self._session.run(None, dict(feeds))
+        given = {
+            name: array.astype(np.float16, copy=False) if name in self._halves else array
+            for name, array in feeds.items()
+        }
+        outputs: Sequence[Any] = self._session.run(None, {**self._bound, **given})
         return dict(zip(self._output_names, outputs, strict=True))
 
 
@@ -147,8 +198,8 @@ class DecoderRunner:
     def run(self, rows: Array, features: Array, audio_mask: Array) -> Array:
         """Rows (B, T, K + 1) behind those of earlier runs to hidden states (B, T, C)."""
         graphs = self._manifest.graphs
-        embed = GraphRunner(self._directory / graphs.embed)
-        values = embed({"rows": rows, "features": features, "audio_mask": audio_mask})
+        feeds = {"rows": rows, "features": features, "audio_mask": audio_mask}
+        values = GraphRunner(self._directory / graphs.embed)(feeds)
         self.expert_ids = []
         for i, name in enumerate(graphs.segments):
             values = self._run_segment(GraphRunner(self._directory / name), values, len(rows))
@@ -185,8 +236,8 @@ class DecoderRunner:
         return routed.reshape(values["normed"].shape)
 
     def _weights(self, layer: int, expert: int) -> dict[str, Array]:
-        record, width = self._records[layer, expert], self._spec.width
+        record, records = self._records[layer, expert], self._manifest.record_format
         path = self._directory / self._manifest.experts_file
-        floats = np.fromfile(path, np.float32, record.bytes // 4, offset=record.offset)
-        gate_up, down = np.split(floats, [2 * self._spec.expert_ffn_width * width])
-        return {"gate_up": gate_up.reshape(-1, width), "down": down.reshape(width, -1)}
+        content = np.fromfile(path, np.uint8, records.record_bytes, offset=record.offset)
+        gate_up, down = records.dequantise(records.unpack(content))
+        return {"gate_up": gate_up, "down": down}

@@ -1,7 +1,15 @@
-"""Does a bundle do what its reference does? Array by array, each with a tolerance, all at once."""
+"""Does an export do what its checkpoint says? Output by output, each with a tolerance, all at once.
+
+The graphs run on the golden inputs through ONNX Runtime, those of engines in their no-plugin form;
+export/reference.py computes the same from the checkpoint with its weights rounded as the bundle
+holds them: what is measured and checked is what the graphs add. Tokens are the greatest logits of
+all streams in every row of the golden prompt; they are also counted against the unrounded
+checkpoint, which says what the rounding costs.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deeptalk_edge.checkpoint import Checkpoint
 from deeptalk_edge.errors import ParityError
-from deeptalk_edge.export.golden import golden_inputs, golden_outputs
-from deeptalk_edge.runtime.bundle import Bundle
+from deeptalk_edge.export.codec import CodecWeights
+from deeptalk_edge.export.codec_reference import decode_codes
+from deeptalk_edge.export.golden import GoldenInputs, golden_inputs, golden_outputs
+from deeptalk_edge.export.layers import Dense
+from deeptalk_edge.export.reference import Reference
+from deeptalk_edge.features import log_mel, num_frames
+from deeptalk_edge.runtime.bundle import Bundle, Manifest
 
 Array = NDArray[Any]
 
@@ -23,8 +37,31 @@ TOLERANCES = {
     "code_logits": 1e-4,
     "sound": 1e-5,
 }
-"""Greatest absolute difference allowed to float32 graphs. Sums run in another order than in torch,
-which costs about 1e-6 of the largest value; a wrong scale, mask or permutation more than 1e-2."""
+"""Greatest absolute difference allowed to float32 graphs. Sums run in another order than in the
+reference, which costs about 1e-6 of the largest value; a wrong scale, mask or permutation more than
+1e-2."""
+
+HALF_TOLERANCE = 0.02
+"""The same to graphs of which a part is not float32, as a share of the reference's greatest value.
+On the tiny checkpoint 8e-4 was measured."""
+
+ROUTED_TOLERANCE = 0.3
+"""The same to what stands behind routers: at a near tie float16 takes another expert, which is
+another row and no fault of the graph. 0.09 was measured; a wrong scale or order gives 0.5 and more.
+"""
+
+_ROUNDING = 2e-5  # of the greatest value, where float32 values are large
+
+_HALF_TOKEN_SHARE = 0.9  # of tokens that must be the reference's; in float32 all of them
+
+_PARTS = {
+    "features": ("encoder",),
+    "hidden": ("encoder", "decoder", "kv_cache"),
+    "text_logits": ("encoder", "decoder", "kv_cache", "head"),
+    "code_logits": ("encoder", "decoder", "kv_cache", "head"),
+    "sound": ("codec",),
+}
+"""The tensor classes of a manifest that an output depends on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +71,10 @@ class Difference:
     name: str
     greatest: float
     """Greatest absolute difference; infinite where the shapes differ or a value is not finite."""
+    relative: float
+    """The same as a share of the reference's greatest value."""
     tolerance: float
+    """What `greatest` may be."""
 
     @property
     def is_within(self) -> bool:
@@ -43,6 +83,90 @@ class Difference:
     def __str__(self) -> str:
         sign = "<=" if self.is_within else "exceeds"
         return f"{self.name}: {self.greatest:.2e} {sign} {self.tolerance:.0e}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParityReport:
+    """One export beside its checkpoint."""
+
+    differences: tuple[Difference, ...]
+    tokens: int
+    equal_tokens: int
+    """Of these, the reference's."""
+    unrounded_tokens: int
+    """Of these, the unrounded checkpoint's: reported, not checked."""
+    least_share: float
+    """Of equal tokens, that is asked for."""
+
+    def check(self) -> None:
+        """Raises ParityError, naming every output that is too far from its reference."""
+        check(self.differences)
+        if self.equal_tokens < self.least_share * self.tokens:
+            raise ParityError(
+                f"{self.equal_tokens} of {self.tokens} tokens are the reference's, expected "
+                f"{self.least_share:.0%}; export in a finer precision"
+            )
+
+    def as_json(self) -> dict[str, Any]:
+        """What parity.json holds."""
+        return dataclasses.asdict(self)
+
+
+def parity_report(
+    found: Mapping[str, Array],
+    checkpoint: Checkpoint,
+    codec: CodecWeights,
+    manifest: Manifest,
+) -> ParityReport:
+    """Compare what the graphs made of the golden inputs with what the checkpoint says.
+
+    `found` has the names of golden.npz's outputs; `manifest` gives the precision and the delay.
+    """
+    decoder = manifest.precision["decoder"]
+    dense: Dense = "int8" if decoder == "int8" else "int4" if decoder == "int4" else "float"
+    inputs, delay = golden_inputs(checkpoint.spec), manifest.codec.delay_samples
+    reference = Reference(checkpoint, manifest.record_format, dense)
+    expected = reference_outputs(reference, codec, inputs, delay)
+    differences = []
+    for name, array in expected.items():
+        greatest = float(np.abs(array).max())
+        tolerance = max(TOLERANCES[name], _ROUNDING * greatest)
+        if not _is_float32(manifest.precision, name):
+            tolerance = greatest * (ROUTED_TOLERANCE if _is_routed(name) else HALF_TOLERANCE)
+        differences.append(difference(name, found[name], array, tolerance))
+    unrounded = reference_outputs(Reference(checkpoint), codec, inputs, delay)
+    tokens, wanted, float_tokens = (
+        _tokens(reference, outputs["hidden"]) for outputs in (found, expected, unrounded)
+    )
+    return ParityReport(
+        differences=tuple(differences),
+        tokens=wanted.size,
+        equal_tokens=int((tokens == wanted).sum()),
+        unrounded_tokens=int((tokens == float_tokens).sum()),
+        least_share=1.0 if _is_float32(manifest.precision, "hidden") else _HALF_TOKEN_SHARE,
+    )
+
+
+def reference_outputs(
+    reference: Reference, codec: CodecWeights, inputs: GoldenInputs, delay_samples: int
+) -> dict[str, NDArray[np.float32]]:
+    """What the checkpoint makes of the golden inputs, by the names of golden.npz's outputs."""
+    mel = log_mel(inputs.pcm, reference.spec.encoder)
+    features = reference.encode(mel)[: num_frames(len(inputs.pcm))]
+    rows = np.concatenate([inputs.rows[0], inputs.next_row[0]])
+    mask = np.append(inputs.audio_mask, False)
+    spread = np.zeros((len(rows), reference.spec.decoder.width), np.float32)
+    spread[mask] = features[: mask.sum()]
+    hidden = reference.decode(reference.embed(rows, spread, mask))
+    text_logits, code_logits = reference.logits(hidden[-2:])
+    sound = decode_codes(codec, inputs.codes)
+    return {
+        "features": features,
+        "hidden": hidden,
+        "text_logits": text_logits,
+        "code_logits": code_logits,
+        "sound": np.pad(sound, (delay_samples, 0))[: len(sound)],
+    }
 
 
 def bundle_differences(
@@ -62,7 +186,9 @@ def difference(name: str, found: Array, expected: Array, tolerance: float) -> Di
     greatest = float("inf")
     if found.shape == expected.shape and np.isfinite(found).all():
         greatest = float(np.abs(found - expected).max(initial=0.0))
-    return Difference(name=name, greatest=greatest, tolerance=tolerance)
+    scale = float(np.abs(expected).max(initial=0.0))
+    relative = greatest / scale if scale else greatest
+    return Difference(name=name, greatest=greatest, relative=relative, tolerance=tolerance)
 
 
 def check(differences: Iterable[Difference]) -> None:
@@ -70,3 +196,18 @@ def check(differences: Iterable[Difference]) -> None:
     far = [str(one) for one in differences if not one.is_within]
     if far:
         raise ParityError("the graphs differ from their reference: " + "; ".join(far))
+
+
+def _is_float32(precision: Mapping[str, str], output: str) -> bool:
+    """All that an output depends on is float32; a tensor class that is not named is."""
+    return all(precision.get(part, "float32") == "float32" for part in _PARTS[output])
+
+
+def _is_routed(output: str) -> bool:
+    return "decoder" in _PARTS[output]
+
+
+def _tokens(reference: Reference, hidden: Array) -> NDArray[np.int64]:
+    """The greatest logit of each stream in every row, (T, K + 1)."""
+    text, codes = reference.logits(hidden)
+    return np.concatenate([codes.argmax(axis=2), text.argmax(axis=1)[:, None]], axis=1)

@@ -1,4 +1,4 @@
-"""`deeptalk-edge bundle`: what a bundle holds, and whether all of it is whole."""
+"""`deeptalk-edge bundle`: what a bundle holds, whether all of it is whole, and who made it."""
 
 from __future__ import annotations
 
@@ -9,37 +9,78 @@ from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags of `bundle`."""
-    parser.add_argument(
-        "action", choices=("inspect", "verify"), help="show what it holds, or read and check it all"
+    """Declare the actions of `bundle` and their flags."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    inspect = actions.add_parser("inspect", help="show what a bundle holds")
+    verify = actions.add_parser("verify", help="read and check every byte of a bundle")
+    verify.add_argument(
+        "--key", type=Path, metavar="PUB", help="it must be signed with this key; refuse it else"
     )
-    parser.add_argument("bundle", type=Path, help="directory made by `deeptalk-edge export`")
-    parser.add_argument("--json", action="store_true", help="a JSON object on stdout")
+    sign = actions.add_parser("sign", help="read and check a bundle, then sign it")
+    sign.add_argument("--key", type=Path, metavar="KEY", required=True, help="the secret key")
+    for action in (inspect, verify, sign):
+        action.add_argument("bundle", type=Path, help="directory made by `deeptalk-edge export`")
+    for action in (inspect, verify):
+        action.add_argument("--json", action="store_true", help="a JSON object on stdout")
+    keygen = actions.add_parser("keygen", help="make a pair of keys: PLACE.key and PLACE.pub")
+    keygen.add_argument("place", type=Path, metavar="PLACE")
 
 
 def main(args: argparse.Namespace) -> int:
-    """Inspect or verify; returns the exit code.
+    """Run one action; returns the exit code.
 
-    Raises ArtifactError or ExpertUnavailable, naming what is damaged.
+    Raises ArtifactError or ExpertUnavailable, naming what is damaged, SettingsError naming a key
+    that cannot be used.
     """
+    actions = {"inspect": _inspect, "verify": _verify, "sign": _sign, "keygen": _make_keys}
+    actions[args.action](args)
+    return 0
+
+
+def _inspect(args: argparse.Namespace) -> None:
     from deeptalk_edge.runtime.bundle import Bundle
 
-    bundle = Bundle.open(args.bundle)
-    if args.action == "verify":
-        num_bytes = bundle.verify()
-        num_records = len(bundle.manifest.records)
-        if args.json:
-            report = {"path": str(args.bundle), "bytes": num_bytes, "expert_records": num_records}
-            print(json.dumps({**report, "is_whole": True}))
-        else:
-            print(
-                f"{args.bundle}: whole; {_size(num_bytes)} in {len(bundle.manifest.files)} files, "
-                f"{num_records} expert records"
-            )
-        return 0
-    content = bundle.describe()
+    content = Bundle.open(args.bundle).describe()
     print(json.dumps(content, indent=2) if args.json else _page(content))
-    return 0
+
+
+def _verify(args: argparse.Namespace) -> None:
+    from deeptalk_edge.runtime.bundle import MANIFEST, Bundle
+    from deeptalk_edge.signature import PublicKey, verify_file
+
+    # The signature first: until it holds, the manifest is anyone's.
+    signed = verify_file(args.bundle / MANIFEST, PublicKey.read(args.key)) if args.key else None
+    bundle = Bundle.open(args.bundle)
+    num_bytes = bundle.verify()
+    num_records, num_files = len(bundle.manifest.records), len(bundle.manifest.files)
+    if args.json:
+        report = {"path": str(args.bundle), "bytes": num_bytes, "expert_records": num_records}
+        checked = {"is_whole": True} if signed is None else {"is_whole": True, "signed": signed}
+        print(json.dumps(report | checked))
+        return
+    print(
+        f"{args.bundle}: whole; {_size(num_bytes)} in {num_files} files, "
+        f"{num_records} expert records" + (f"; signed: {signed}" if signed is not None else "")
+    )
+
+
+def _sign(args: argparse.Namespace) -> None:
+    from deeptalk_edge.runtime.bundle import MANIFEST, Bundle
+    from deeptalk_edge.signature import sign_file
+
+    bundle = Bundle.open(args.bundle)
+    bundle.verify()
+    origin, target = bundle.manifest.checkpoint, bundle.manifest.target
+    comment = f"{origin.name} {origin.sha256[:12]} for {target.backend} on {target.device}"
+    print(sign_file(args.bundle / MANIFEST, args.key, comment))
+
+
+def _make_keys(args: argparse.Namespace) -> None:
+    from deeptalk_edge.signature import generate_keys
+
+    secret, public = generate_keys(args.place)
+    print(f"{secret}  signs; keep it off devices and in a backup")
+    print(f"{public}  goes to every device: deeptalk-edge run --require-signature {public}")
 
 
 def _page(content: dict[str, Any]) -> str:

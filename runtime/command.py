@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 import sys
@@ -11,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from deeptalk_edge.runtime.loop import live_command
 
 if TYPE_CHECKING:  # loading these takes longer than `--help` may
     from deeptalk_edge.runtime.conversation import Conversation, Metrics, TurnDone
@@ -43,6 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="text from a silent copy of the answer, from the spoken one, or text alone; "
         "default: the bundle's",
     )
+    parser.add_argument("--system", metavar="TEXT", help="system prompt; default: the bundle's")
+    parser.add_argument(
+        "--speaker", metavar="TOKEN", help="voice of the answers; default: the bundle's"
+    )
     parser.add_argument(
         "--forget", action="store_true", help="begin a new conversation with each question"
     )
@@ -53,8 +60,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--realtime", action="store_true", help="no faster than the sound would play"
     )
+    parser.add_argument(
+        "--require-signature",
+        type=Path,
+        metavar="PUB",
+        help="refuse a bundle that is not signed with this key (`deeptalk-edge bundle sign`)",
+    )
+    parser.add_argument(
+        "--backend",
+        choices=("auto", "native", "ort"),
+        default="auto",
+        help="what runs the decoder: the CPU's own kernels or ONNX Runtime; default: the kernels, "
+        "where the bundle and this machine have them",
+    )
+    parser.add_argument(
+        "--pool",
+        metavar="N",
+        help="experts kept in memory: a number or a share such as 42%%; default: as many as fit",
+    )
+    parser.add_argument(
+        "--paging-policy",
+        choices=("lru", "decayed", "phased"),
+        default="phased",
+        help="which expert makes room (default phased); changes no answer",
+    )
+    parser.add_argument(
+        "--record-routes",
+        type=Path,
+        metavar="FILE",
+        help="write which experts were chosen, for `deeptalk-edge profile`",
+    )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     parser.add_argument("--json", action="store_true", help="one JSON object a turn on stdout")
+    live_command.add_arguments(parser.add_argument_group("by voice"))
 
 
 def main(args: argparse.Namespace) -> int:
@@ -66,12 +104,19 @@ def main(args: argparse.Namespace) -> int:
     from deeptalk_edge.errors import SettingsError
     from deeptalk_edge.runtime.bundle import Bundle
     from deeptalk_edge.runtime.conversation import Conversation, ConversationSettings
+    from deeptalk_edge.runtime.experts.from_bundle import PagingSettings
+    from deeptalk_edge.signature import PublicKey
 
     questions = [*args.wav, *args.text]
-    if not questions:
-        raise SettingsError("nothing to ask: name a recording with --wav or a question with --text")
+    live_command.check(args)
+    if not questions and not args.mic:
+        raise SettingsError(
+            "nothing to ask: name a recording with --wav, a question with --text, or talk with "
+            "--mic"
+        )
     start_s = time.perf_counter()
-    bundle = Bundle.open(args.bundle)
+    key = PublicKey.read(args.require_signature) if args.require_signature else None
+    bundle = Bundle.open(args.bundle, public_key=key)
     settings = ConversationSettings.of(
         bundle,
         mode=args.mode,
@@ -79,9 +124,21 @@ def main(args: argparse.Namespace) -> int:
         threads=args.threads,
         as_released=args.as_released,
     )
+    chosen = {"system": args.system, "speaker": args.speaker}
+    settings = dataclasses.replace(
+        settings,
+        backend=args.backend,
+        paging=PagingSettings(pool=args.pool, policy=args.paging_policy),
+        **{k: v for k, v in chosen.items() if v is not None},
+    )
     metrics = []
-    with Conversation(bundle, settings) as talk:
+    with ExitStack() as stack:
+        talk = stack.enter_context(Conversation(bundle, settings))
         log.info("%s: loaded in %.0f ms", args.bundle, (time.perf_counter() - start_s) * 1000)
+        if args.record_routes:
+            stack.enter_context(talk.record_routes(args.record_routes))
+        if args.mic:
+            return live_command.main(args, talk)
         for turn, question in enumerate(questions, 1):
             if args.forget:
                 talk.reset()
@@ -184,8 +241,6 @@ def _as_json(
     done: TurnDone,
     player: _Pace | None,
 ) -> dict[str, Any]:
-    import dataclasses
-
     return {
         "turn": turn,
         "question": str(question),

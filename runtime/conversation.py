@@ -2,40 +2,55 @@
 
 turn      prompt rows are prefilled but for the last one, which asks for speech; then a row at a
           time
-history   what the next turn finds in the cache: prompts and answer texts, never speech codes.
-          Batch-parallel has it ready in item 1; single feeds the answer's text again with the next
-          prompt
+ask       one question after the other; `begin` hands out the answer itself, for a caller who wants
+          to let go of it between two steps
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Generator
+import logging
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deeptalk_edge.errors import DoesNotFit
-from deeptalk_edge.features import log_mel, num_frames
-from deeptalk_edge.prompt import Heard, Segment, Typed
-from deeptalk_edge.rows import text_rows
-from deeptalk_edge.runtime.backends.ort import OrtEngine, OrtGraph
+from deeptalk_edge.features import log_mel, max_samples, num_frames
+from deeptalk_edge.rows import Ids
+from deeptalk_edge.runtime.answer import Answer
+from deeptalk_edge.runtime.backends.ort import OrtGraph
 from deeptalk_edge.runtime.bundle import Bundle
-from deeptalk_edge.runtime.events import AudioChunk, Event, Metrics, TextPiece, TurnDone
+from deeptalk_edge.runtime.engines import open_engine
+from deeptalk_edge.runtime.events import AudioChunk, Metrics, TextPiece, TurnDone
+from deeptalk_edge.runtime.experts.from_bundle import recorded_routes
+from deeptalk_edge.runtime.experts.routes import RouteRecorder
 from deeptalk_edge.runtime.golden import check_golden
-from deeptalk_edge.runtime.lm.engine import Engine
+from deeptalk_edge.runtime.history import History
 from deeptalk_edge.runtime.lm.text import TextTokenizer
 from deeptalk_edge.runtime.settings import ConversationSettings
 from deeptalk_edge.runtime.turn import Meter, Turn
+from deeptalk_edge.trace import NO_TRACE, Trace
+
+if TYPE_CHECKING:
+    from deeptalk_edge.runtime.audio.ports import SoundPort
+    from deeptalk_edge.runtime.loop.live import Hearing, LiveConversation
+    from deeptalk_edge.runtime.loop.recorder import Recorder
+    from deeptalk_edge.runtime.loop.settings import LoopSettings
 
 Array = NDArray[np.float32]
+
+_TEMPLATE_ROWS = 64
+"""Rows of a turn that are neither heard nor answered, roomily."""
+
+log = logging.getLogger(__name__)
 
 __all__ = [
     "AudioChunk",
     "Conversation",
     "ConversationSettings",
-    "Event",
     "Metrics",
     "TextPiece",
     "TurnDone",
@@ -60,44 +75,111 @@ class Conversation:
         self._tokenizer = TextTokenizer(bundle.file("tokenizer.json"), self._vocabulary)
         self._encoder = self._load(manifest.graphs.encoder)
         self._codec = self._load(manifest.graphs.codec)
-        self._engine: Engine = OrtEngine(
-            bundle, context_rows=self.settings.context_rows, threads=self.settings.threads
+        self._engine, self._experts = open_engine(bundle, self.settings)
+        try:
+            check_golden(bundle, encoder=self._encoder, engine=self._engine, codec=self._codec)
+        except BaseException:
+            self._engine.close()
+            raise
+        self._history = History(
+            self._engine,
+            self._tokenizer.template,
+            system=self.settings.system,
+            width=manifest.model.decoder.width,
+            reserve_rows=self._encoder_spec.max_frames + self.settings.max_rows + _TEMPLATE_ROWS,
         )
-        check_golden(bundle, encoder=self._encoder, engine=self._engine, codec=self._codec)
-        self._num_turns = 0
-        self._is_answering = False
-        self._owed = text_rows(self._vocabulary, [])  # rows of the history that are not cached yet
+        self._answer: Answer | None = None
 
     @property
     def rate_hz(self) -> int:
         """The rate of the sound that comes out."""
         return self.bundle.manifest.codec.spec.sampling_rate
 
-    def ask(self, question: Array | str) -> Generator[Event, None, None]:
+    @property
+    def max_question_samples(self) -> int:
+        """At 16 kHz: what the encoder hears at a time."""
+        return max_samples(self._encoder_spec)
+
+    def ask(
+        self, question: Array | str
+    ) -> Generator[TextPiece | AudioChunk | TurnDone, None, None]:
         """Answer a question: 16 kHz PCM (N,) of one utterance, or text.
 
         The last event is `TurnDone`. A closed iterator ends the answer where it is.
 
-        Raises AudioError if the PCM cannot be used, DoesNotFit if the conversation is too long for
-        its context, BackendError or ExpertUnavailable if the model fails.
+        Raises AudioError if the PCM cannot be used, DoesNotFit if the question is too long for the
+        context, BackendError or ExpertUnavailable if the model fails.
         """
-        if self._is_answering:
-            raise ValueError("ask: the answer before is not over; exhaust or close its iterator")
-        self._is_answering = True
-        meter = Meter()
+        self.expect_question()
+        answer = self.begin(question)
         try:
-            with contextlib.closing(self._answer(question, meter)) as events:
-                for event in events:
-                    meter.pause()
-                    yield event
-                    meter.resume()
+            while (pieces := answer.advance()) is not None:
+                yield from pieces
         finally:
-            self._is_answering = False
+            answer.settle()
+            self._end_turn()
+        yield TurnDone(answer.text, answer.metrics())
+
+    def expect_question(self) -> None:
+        """The user has begun to speak: what a prompt needs of the experts may be read meanwhile.
+        Changes no answer."""
+        self._experts.listen()
+
+    def begin(self, question: Array | str) -> Answer:
+        """An answer to advance step by step; the next one waits until this one is settled or
+        discarded."""
+        if self._answer is not None and not self._answer.is_over:
+            raise ValueError("the answer before is not over; exhaust, settle or discard it")
+        self._answer = Answer(
+            question, history=self._history, hear=self._hear, open_turn=self._open_turn
+        )
+        return self._answer
+
+    def listen(
+        self,
+        port: SoundPort | None = None,
+        settings: LoopSettings | None = None,
+        hearing: Hearing | None = None,
+        *,
+        recorder: Recorder | None = None,
+        trace: Trace = NO_TRACE,
+    ) -> LiveConversation:
+        """Talk by voice: a context in which a thread listens, thinks and speaks, and an iterator
+        over what happens. The conversation belongs to it until it is left.
+
+        `port` is the system's microphone and loudspeaker by default.
+        """
+        from deeptalk_edge.runtime.audio.pyaudio_port import PyAudioPort
+        from deeptalk_edge.runtime.loop.live import LiveConversation
+
+        return LiveConversation(
+            self, port or PyAudioPort(), settings, hearing, recorder=recorder, trace=trace
+        )
+
+    def make_room(self) -> int:
+        """Drop the oldest turns if the next one might not fit; returns how many went. It would be
+        done in time anyway: call it while nobody waits."""
+        self._end_turn()
+        return self._history.make_room()
+
+    @contextmanager
+    def record_routes(self, path: Path) -> Iterator[None]:
+        """Take down which experts every row chooses; the file is written when the block ends."""
+        self._experts.recorder = recorder = RouteRecorder()
+        try:
+            yield
+        finally:
+            self._experts.recorder = None
+            recorded_routes(self.bundle, recorder).save(path)
+
+    def _end_turn(self) -> None:
+        log.info("experts: %s", self._experts.end_turn())
 
     def reset(self) -> None:
         """Forget the conversation; the next question begins a new one."""
-        self._engine.reset()
-        self._num_turns, self._owed = 0, self._owed[:0]
+        if self._answer is not None:
+            self._answer.discard()
+        self._history.reset()
 
     def close(self) -> None:
         self._engine.close()
@@ -116,22 +198,16 @@ class Conversation:
     def _load(self, name: str) -> OrtGraph:
         return OrtGraph(self.bundle.file(name), threads=self.settings.threads)
 
-    def _answer(self, question: Array | str, meter: Meter) -> Generator[Event, None, None]:
-        features, segment = self._listen(question)
-        encoder_ms = None if isinstance(question, str) else meter.elapsed_ms()
-        prefill_start_ms = meter.elapsed_ms()
-        rows = np.concatenate([self._owed, segment.rows])
-        mask = np.pad(segment.audio_mask, (len(self._owed), 0))
-        before = self._engine.num_rows
-        self._refuse_overflow(before + len(rows))
-        try:
-            self._engine.prefill(rows[:-1], features, mask[:-1])
-        except BaseException:
-            self._engine.trim(before)  # this turn was never heard
-            raise
-        turn = Turn(
-            self._num_turns,
-            rows[-1],
+    def _hear(self, pcm: Array) -> Array:
+        """The features (n, C) of an utterance (N,)."""
+        mel = log_mel(pcm, self._encoder_spec)
+        features: Array = self._encoder.run({"log_mel": mel[None]})[0]
+        return features[: num_frames(len(pcm))]
+
+    def _open_turn(self, last_row: Ids, meter: Meter) -> Turn:
+        return Turn(
+            self._history.num_turns,
+            last_row,
             settings=self.settings,
             manifest=self.bundle.manifest,
             engine=self._engine,
@@ -139,56 +215,3 @@ class Conversation:
             text=self._tokenizer.stream(),
             meter=meter,
         )
-        self._num_turns += 1
-        try:
-            logits = turn.open()
-            prefill_ms = meter.elapsed_ms() - prefill_start_ms
-            yield from turn.run(logits)
-        finally:
-            self._owed = turn.close()
-        yield TurnDone(
-            turn.text.text,
-            Metrics(
-                num_prompt_rows=len(rows),
-                num_rows=turn.rows.num_rows,
-                encoder_ms=encoder_ms,
-                prefill_ms=prefill_ms,
-                first_frame_ms=turn.first_frame_ms,
-                first_sample_ms=turn.first_sample_ms,
-                step_ms_p50=_percentile(turn.step_ms, 50),
-                step_ms_p95=_percentile(turn.step_ms, 95),
-                compute_s=meter.elapsed_ms() / 1000,
-                audio_s=turn.num_samples / self.rate_hz,
-                stopped=turn.stopped,
-                num_clamped=turn.rows.num_clamped,
-            ),
-        )
-
-    def _listen(self, question: Array | str) -> tuple[Array, Segment]:
-        """The question's audio features (n, C) and prompt rows."""
-        template = self._tokenizer.template
-        user: Heard | Typed
-        if isinstance(question, str):
-            user = Typed(text=question)
-            features = np.empty((0, self.bundle.manifest.model.decoder.width), np.float32)
-        else:
-            user = Heard(num_frames=num_frames(len(question)))
-            mel = log_mel(question, self._encoder_spec)
-            features = self._encoder.run({"log_mel": mel[None]})[0][: user.num_frames]
-        if self._num_turns:
-            return features, template.next_turn(user)
-        return features, template.opening(self.settings.system, user)
-
-    def _refuse_overflow(self, num_rows: int) -> None:
-        """Refuse a prompt behind which no answer would have room."""
-        least = self._vocabulary.num_codebooks + 1  # rows until the first codec frame is complete
-        if num_rows + least > self._engine.capacity:
-            raise DoesNotFit(
-                f"the conversation would be {num_rows} rows and an answer needs {least} at least; "
-                f"the context holds {self._engine.capacity}; start a new conversation, or ask for "
-                "more context rows"
-            )
-
-
-def _percentile(values: list[float], percent: float) -> float | None:
-    return float(np.percentile(values, percent)) if values else None

@@ -8,6 +8,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from deeptalk_edge.errors import EdgeError
+
 Array = NDArray[np.float32]
 
 Stopped = Literal["end", "max_rows", "context"]
@@ -56,12 +58,94 @@ class Metrics:
         return self.compute_s / self.audio_s if self.audio_s else None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VoiceMetrics:
+    """What a turn by voice felt like. Times run from the last voiced sample as the microphone gave
+    it; what the device takes to deliver a sample is not known to us and not counted."""
+
+    hangover_ms: float
+    """Silence until the turn counted as over."""
+    was_on_trial: bool
+    """The answer was begun inside the hangover."""
+    num_discarded: int
+    """Attempts at this answer that the user spoke over before they were heard."""
+    queued_ms: float | None
+    """To the first sample of the answer in the loudspeaker's queue; None if none came."""
+    audible_ms: float | None
+    """To the first sample behind the loudspeaker's buffer; None if none came."""
+    heard_s: float
+    underruns: int
+    """Times that the sound ran dry before the answer was over."""
+    stop_ms: float | None
+    """From the first voice over the answer to silence; None if nobody interrupted."""
+
+
 @dataclass(frozen=True, slots=True)
 class TurnDone:
-    """The answer is complete."""
+    """The answer is complete, or as complete as it was heard."""
 
     text: str
+    """What the history keeps."""
     metrics: Metrics
+    voice: VoiceMetrics | None = None
+    """None for a question that was not asked by voice."""
 
 
-Event: TypeAlias = TextPiece | AudioChunk | TurnDone
+@dataclass(frozen=True, slots=True)
+class SpeechStarted:
+    """The user began to speak."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechEnded:
+    """The user's turn is over; the answer is due."""
+
+    seconds: float
+    """Length of the utterance."""
+
+
+@dataclass(frozen=True, slots=True)
+class BargedIn:
+    """The user spoke over the answer, and it stopped."""
+
+    heard_s: float
+    """How much of it was heard."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerResumed:
+    """It was a false alarm: the answer goes on where it stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class TurnFailed:
+    """No answer came."""
+
+    error: EdgeError
+
+
+@dataclass(frozen=True, slots=True)
+class SoundLost:
+    """Microphone or loudspeaker are gone; we try to get them back."""
+
+    error: EdgeError
+
+
+@dataclass(frozen=True, slots=True)
+class SoundRestored:
+    """They are back."""
+
+
+LiveEvent: TypeAlias = (
+    SpeechStarted
+    | SpeechEnded
+    | TextPiece
+    | AudioChunk
+    | BargedIn
+    | AnswerResumed
+    | TurnDone
+    | TurnFailed
+    | SoundLost
+    | SoundRestored
+)
+"""What a conversation by voice gives out."""

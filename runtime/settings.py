@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.runtime.bundle import Bundle
+from deeptalk_edge.runtime.experts.from_bundle import PagingSettings
 from deeptalk_edge.runtime.lm.sampler import Penalty, SamplerSettings
 
+EngineChoice = Literal["auto", "native", "ort"]
 AnswerMode = Literal["batch-parallel", "single", "text"]
 
 
@@ -27,6 +29,9 @@ class ConversationSettings:
     ends_with_speech: bool = False
     """End an answer with its speech even if its text goes on, as the released loop does."""
     threads: int = 1
+    backend: EngineChoice = "auto"
+    """What runs the decoder; `auto` is the CPU's own kernels where bundle and machine have them."""
+    paging: PagingSettings = field(default_factory=PagingSettings)
 
     def __post_init__(self) -> None:
         for name in ("max_rows", "context_rows", "threads"):

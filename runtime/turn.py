@@ -2,12 +2,15 @@
 
 broken    whatever ends it early (Ctrl-C, a closed iterator, a full cache), `close` leaves the
           answer's text so far as the history, ended with EOS
+heard     a listener who cut it off has heard some frames; the history then keeps the text that
+          belongs with them, rounded down
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +29,20 @@ Array = NDArray[np.float32]
 
 _CHUNK_FRAMES = (1, 1, 2, 2, 4)
 """Frames of the chunks behind the first sound: small until some sound is ahead of the listener."""
+
+
+_SLOW_IDS_PER_S = 2.5
+"""Text ids of slow speech; bounds what was heard of a text that runs ahead of its speech."""
+
+
+class Kept(NamedTuple):
+    """What the history keeps of an answer."""
+
+    text: str
+    text_ids: Ids
+    """(L,), EOS included."""
+    owed: Ids
+    """Rows of it that are still to be fed."""
 
 
 class Meter:
@@ -67,7 +84,7 @@ class Turn:
         self._start = engine.num_rows
         self._forked = False
         self._speaks = settings.mode != "text"
-        self._entry = manifest.codec
+        self._entry, self._alignment = manifest.codec, manifest.model.text_alignment
         self._codec = StreamingCodec(codec, self._entry, seed=settings.sampler.seed)
         self._sampler = Sampler(self._vocabulary, settings.sampler, turn=number)
         self._text_ids: list[int] = []  # of the history: as fed, up to EOS
@@ -93,30 +110,37 @@ class Turn:
         self._forked = True
         return self._engine.decode_step(np.concatenate([spoken, quiet]))
 
-    def run(self, logits: Logits) -> Iterator[TextPiece | AudioChunk]:
-        """Write row after row until the answer or its room ends."""
+    def run(self, logits: Logits) -> Iterator[tuple[TextPiece | AudioChunk, ...]]:
+        """Write row after row until the answer or its room ends; yields what each one brought."""
         room = self._engine.capacity - self._engine.num_rows + 1  # the last row is never fed
         while True:
             row, frame, choose_ms = self._choose(logits)
-            if piece := self._hear_text(row):
-                yield TextPiece(piece)
-            if frame is not None:
-                yield from self._hear_frame(frame)
+            pieces: list[TextPiece | AudioChunk] = []
+            pieces += self._hear_text(row)
+            pieces += self._hear_frame(frame)
             if self._is_over(room):
                 break
+            yield tuple(pieces)
             start_ms = self._meter.elapsed_ms()
             logits = self._feed(row)
             self.step_ms.append(choose_ms + self._meter.elapsed_ms() - start_ms)
         if piece := self.text.finish():
-            yield TextPiece(piece)
-        yield from self._sound(self._decode_waiting())
-        yield from self._sound(self._codec.finish())
+            pieces.append(TextPiece(piece))
+        yield (*pieces, *self._sound(self._decode_waiting()), *self._sound(self._codec.finish()))
 
-    def close(self) -> Ids:
-        """Leave the history in the engine; returns the rows of it that are still to be fed."""
-        if not self._text_ids or self._text_ids[-1] != self._vocabulary.eos:
-            self._text_ids.append(self._vocabulary.eos)
-        history = text_rows(self._vocabulary, [int(self._last_row[-1]), *self._text_ids])
+    @property
+    def audio_s(self) -> float:
+        """Sound so far."""
+        return self.num_samples / self._entry.spec.sampling_rate
+
+    def close(self, heard_samples: int | None = None) -> Kept:
+        """Leave the history in the engine, up to what was heard; by default all that was said."""
+        kept = self._text_ids
+        if heard_samples is not None:
+            kept = kept[: self._num_heard_ids(heard_samples)]
+        is_ended = bool(kept) and kept[-1] == self._vocabulary.eos
+        text_ids = kept if is_ended else [*kept, self._vocabulary.eos]
+        history = text_rows(self._vocabulary, [int(self._last_row[-1]), *text_ids])
         engine = self._engine
         if self._settings.mode == "single":
             engine.trim(self._start)  # its rows hold speech, the history's do not
@@ -124,7 +148,12 @@ class Turn:
             engine.keep(0)
         if self._forked:
             engine.recall()
-        return history[engine.num_rows - self._start :]
+        engine.trim(min(engine.num_rows, self._start + 1 + len(kept)))
+        return Kept(
+            self.text.reading(kept),
+            np.array(text_ids, np.int64),
+            history[engine.num_rows - self._start :],
+        )
 
     def _choose(self, logits: Logits) -> tuple[Ids, Ids | None, float]:
         """The next row (K + 1,), the codec frame that it completes, and the time that this took."""
@@ -134,16 +163,32 @@ class Turn:
         row, frame = self.rows.push(*self._sampler.sample(text_logits, code_logits))
         return row, frame, self._meter.elapsed_ms() - start_ms
 
-    def _hear_text(self, row: Ids) -> str:
-        """Take the row's text id; returns the text that it makes certain."""
+    def _num_heard_ids(self, heard_samples: int) -> int:
+        """Text ids that belong with what was heard, the first one, BOS, in any case."""
+        codec = self._entry.spec
+        if self.rows.is_speech_done and heard_samples >= self.num_samples:
+            return len(self._text_ids)
+        if self._alignment == "word":  # a word stands in the row of the frame that begins it
+            num_ids = heard_samples // codec.frame_samples
+        elif self.rows.is_speech_done:
+            num_ids = len(self._text_ids) * heard_samples // self.num_samples
+        else:
+            num_ids = int(heard_samples / codec.sampling_rate * _SLOW_IDS_PER_S)
+        return max(num_ids, 1)
+
+    def _hear_text(self, row: Ids) -> Iterator[TextPiece]:
+        """Take the row's text id; gives the text that it makes certain."""
         eos = self._vocabulary.eos
         if self._text_ids and self._text_ids[-1] == eos:
-            return ""
+            return
         self._text_ids.append(int(row[-1]))
-        return self.text.push(int(row[-1]))
+        if piece := self.text.push(int(row[-1])):
+            yield TextPiece(piece)
 
-    def _hear_frame(self, frame: Ids) -> Iterator[AudioChunk]:
+    def _hear_frame(self, frame: Ids | None) -> Iterator[AudioChunk]:
         """Take a codec frame; decode as soon as that gives sound, then in growing chunks."""
+        if frame is None:
+            return
         if self.first_frame_ms is None:
             self.first_frame_ms = self._meter.elapsed_ms()
         self._waiting.append(frame)

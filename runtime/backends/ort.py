@@ -3,16 +3,15 @@
 bindings   every buffer of a decode step is bound once; only the cache's views move from step to
            step
 cache      past rows are bound as a prefix view, new rows are written in place behind them
-experts    run one by one, each on the rows that chose it, its weights bound where the store maps
-           them, and added up in ascending id in float32, so grouping never changes a bit of the sum
+experts    run one by one, each on the rows that chose it, its weights bound in the slot where the
+           pager put them, and added up in ascending id in float32: no grouping changes a bit
 tail       the last router's experts, the final norm and the head run on the last row only
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ from numpy.typing import NDArray
 from deeptalk_edge.errors import ArtifactError, BackendError
 from deeptalk_edge.rows import Ids
 from deeptalk_edge.runtime.bundle import Bundle
-from deeptalk_edge.runtime.experts.store import ExpertStore
+from deeptalk_edge.runtime.experts.from_bundle import PagingSettings, paged_experts
+from deeptalk_edge.runtime.experts.paged import ExpertSum, PagedExperts
 from deeptalk_edge.runtime.lm.engine import Logits
 from deeptalk_edge.runtime.lm.kv_cache import KvCache
 from deeptalk_edge.spec import DecoderSpec
@@ -96,14 +96,22 @@ class OrtBinding:
 class OrtEngine:
     """The language model on ONNX Runtime. See `Engine`."""
 
-    def __init__(self, bundle: Bundle, *, context_rows: int, threads: int = 1) -> None:
-        """Load the graphs and allocate the cache.
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        context_rows: int,
+        threads: int = 1,
+        open_experts: Callable[[], PagedExperts] | None = None,
+    ) -> None:
+        """Load the graphs and allocate the cache; the experts are opened last, and are the engine's
+        from then on. By default their pool is as large as the memory that is left allows.
 
         Raises ArtifactError if the bundle is for another backend, BackendError if a graph does not
         load.
         """
         manifest = bundle.manifest
-        if manifest.target.backend != "ort":
+        if manifest.target.backend not in ("ort", "native"):
             raise ArtifactError(
                 f"{bundle.path}: made for the backend {manifest.target.backend}, this is ort; "
                 "export the checkpoint again for this device"
@@ -117,11 +125,13 @@ class OrtEngine:
         self._embed = load(manifest.graphs.embed)
         self._segments = [load(name) for name in manifest.graphs.segments]
         self._head = load(manifest.graphs.head)
-        self._experts = _Experts(load(manifest.graphs.expert), bundle.expert_store(), decoder)
+        expert = load(manifest.graphs.expert)
         self._layers = [_cached_layers(segment) for segment in self._segments]
         self._cache = KvCache(
             num_layers=decoder.num_layers, capacity=context_rows, width=decoder.cache_width
         )
+        self.experts = open_experts() if open_experts else paged_experts(bundle, PagingSettings())
+        self._experts = ExpertSum(expert.binding(), self.experts)
         self._num_columns = vocabulary.num_codebooks + 1
         self._no_features = np.zeros((1, decoder.width), np.float32)
         self._no_audio = np.zeros(1, np.bool_)
@@ -152,12 +162,14 @@ class OrtEngine:
         for start in range(0, len(rows), PREFILL_ROWS):
             part = slice(start, start + PREFILL_ROWS)
             step = self._pass(1, len(rows[part]))
+            self.experts.begin_prefill(audio_mask[part])
             self._run_layers(step, rows[part][None], placed[part], audio_mask[part])
 
     def decode_step(self, rows: Ids) -> Logits:
         if len(rows) != self.num_items:
             raise ValueError(f"decode_step: {len(rows)} rows for {self.num_items} items")
         step = self._steps[self.num_items]
+        self.experts.begin_step(self.num_items)
         self._run_layers(step, rows[:, None], self._no_features, self._no_audio)
         return self.logits()
 
@@ -293,7 +305,7 @@ class _Tail:
 
     def __init__(
         self,
-        experts: _Experts,
+        experts: ExpertSum,
         segment: OrtGraph,
         head: OrtGraph,
         spec: DecoderSpec,
@@ -319,50 +331,6 @@ class _Tail:
         self._segment.run()
         self._head.run()
         return self._logits
-
-
-class _Experts:
-    """Runs the routed experts of a layer and adds up what they say."""
-
-    def __init__(self, graph: OrtGraph, store: ExpertStore, spec: DecoderSpec) -> None:
-        self._graph, self._store, self._spec = graph, store, spec
-        self._bindings: dict[tuple[int, int], OrtBinding] = {}
-
-    def add_up(self, layer: int, cut: _Cut, routed: Array) -> None:
-        """Write the routed experts' weighted sum for a cut of (B, T) rows to `routed` (B, T, C)."""
-        width, top_k = self._spec.width, self._spec.top_k
-        normed = cut.normed.reshape(-1, width)
-        total = routed.reshape(-1, width)
-        ids, weights = cut.expert_ids.ravel(), cut.expert_weights.ravel()
-        order = ids.argsort(kind="stable")
-        ordered = ids[order]
-        edges = [0, *(np.flatnonzero(ordered[1:] != ordered[:-1]) + 1).tolist(), len(order)]
-        total[...] = 0.0
-        for start, end in pairwise(edges):
-            choices = order[start:end]
-            tokens = choices // top_k
-            x = normed[tokens]
-            y = np.empty_like(x)
-            binding = self._binding(layer, int(ordered[start]))
-            binding.feed("x", x)
-            binding.fetch("y", y)
-            binding.run()
-            y *= weights[choices, None]
-            total[tokens] += y
-
-    def close(self) -> None:
-        self._bindings.clear()
-        self._store.close()
-
-    def _binding(self, layer: int, expert: int) -> OrtBinding:
-        key = (layer, expert)
-        if key not in self._bindings:
-            weights = self._store.weights(layer, expert)
-            binding = self._graph.binding()
-            binding.feed("gate_up", weights.gate_up)
-            binding.feed("down", weights.down)
-            self._bindings[key] = binding
-        return self._bindings[key]
 
 
 def _cached_layers(segment: OrtGraph) -> list[int]:

@@ -80,6 +80,10 @@ class TextStream:
         """The answer is over: returns what was held back; half a character is dropped."""
         return self._give() if len(self._window) > self._num_given else ""
 
+    def reading(self, ids: list[int]) -> str:
+        """The text of the answer's first ids; half a character is dropped."""
+        return self._tokenizer.decode(ids).rstrip(_HALF_CHARACTER).strip()
+
     def _give(self) -> str:
         before = self._tokenizer.decode(self._window[: self._num_given])
         piece = self._tokenizer.decode(self._window)[len(before) :].rstrip(_HALF_CHARACTER)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from deeptalk_edge.errors import ArtifactError, DoesNotFit, EdgeError
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle, read_generation
+from deeptalk_edge.export.staging import JOURNAL
 from deeptalk_edge.runtime.bundle import Bundle
 from tests.export.checkpoints import check_graphs, write_checkpoint
 from tests.specs import PLAIN
@@ -178,37 +179,109 @@ def test_a_full_disk_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
         subprocess.run(["umount", str(disk)], check=True)
 
 
-@pytest.mark.parametrize("after", ["encoder", "experts", "golden", "hashes"])
-def test_a_killed_export_leaves_nothing_that_looks_like_a_bundle(
-    after: str, checkpoint: Path, tmp_path: Path
+# Killed as this step begins; the number is how often it has begun before.
+KILLS = [("encoder", 0), ("decoder", 0), ("experts", 2), ("golden", 0), ("manifest", 0)]
+
+
+@pytest.mark.parametrize(("step", "after"), KILLS)
+def test_a_killed_export_is_no_bundle_and_goes_on_to_the_same_one(
+    step: str, after: int, checkpoint: Path, tmp_path: Path
 ) -> None:
     place = tmp_path / "out" / "bundle"
+    _kill(checkpoint, place, step, after)
+    assert not place.exists()
+    (left,) = place.parent.iterdir()
+    with pytest.raises(EdgeError):
+        Bundle.open(left)
+    finished = _finished(left)
+    manifest = export_bundle(checkpoint, place, ExportSettings())
+    assert manifest == export_bundle(checkpoint, tmp_path / "whole", ExportSettings())
+    assert _content(place) == _content(tmp_path / "whole")
+    assert {name: (place / name).stat().st_mtime_ns for name in finished} == finished
+    assert [path.name for path in place.parent.iterdir()] == ["bundle"]
+    assert bool(finished) is (step != "encoder")
+
+
+def test_other_inputs_start_an_export_over(checkpoint: Path, tmp_path: Path) -> None:
+    own, place = _copy(checkpoint, tmp_path), tmp_path / "out" / "bundle"
+    _kill(own, place, "golden")
+    _edit_weights(own / "model.safetensors", double="model.norm.weight")
+    manifest = export_bundle(own, place, ExportSettings())
+    assert manifest == export_bundle(own, tmp_path / "whole", ExportSettings())
+
+
+@pytest.mark.parametrize("name", ["encoder.bin", "experts.bin"])
+def test_a_file_that_was_damaged_meanwhile_is_written_again(
+    name: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "out" / "bundle"
+    _kill(checkpoint, place, "experts", 2)
+    with (place.with_name(".bundle.partial") / name).open("r+b") as file:
+        file.write(b"xyz")
+    manifest = export_bundle(checkpoint, place, ExportSettings())
+    assert manifest == export_bundle(checkpoint, tmp_path / "whole", ExportSettings())
+    Bundle.open(place).verify()
+
+
+def test_an_export_that_was_interrupted_keeps_what_is_done(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    def interrupt(step: str, done: int, total: int) -> None:
+        if step == "golden":
+            raise KeyboardInterrupt
+
+    place = tmp_path / "out" / "bundle"
+    with pytest.raises(KeyboardInterrupt):
+        export_bundle(checkpoint, place, ExportSettings(), interrupt)
+    assert "experts.bin" in _finished(place.with_name(".bundle.partial"))
+
+
+def test_two_exports_do_not_write_one_place(checkpoint: Path, tmp_path: Path) -> None:
+    place = tmp_path / "bundle"
+
+    def begin_another(step: str, done: int, total: int) -> None:
+        if step == "experts":
+            with pytest.raises(ArtifactError, match="another export is writing it"):
+                export_bundle(checkpoint, place, ExportSettings())
+
+    export_bundle(checkpoint, place, ExportSettings(), begin_another)
+    Bundle.open(place).verify()
+
+
+def _kill(checkpoint: Path, place: Path, step: str, after: int = 0) -> None:
+    """Begin an export in a child that ends by SIGKILL."""
     program = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
         "from deeptalk_edge.export.bundle import ExportSettings, export_bundle\n"
+        "seen = []\n"
         "def die(step, done, total):\n"
-        f"    if step == {after!r}: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"    if (step, seen.count(step)) == {(step, after)}:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    seen.append(step)\n"
         "export_bundle(Path(sys.argv[1]), Path(sys.argv[2]), ExportSettings(), die)\n"
     )
     died = subprocess.run(
         [sys.executable, "-c", program, str(checkpoint), str(place)], cwd=ROOT, check=False
     )
     assert died.returncode == -signal.SIGKILL
-    assert not place.exists()
-    for left in place.parent.iterdir():
-        with pytest.raises(EdgeError):
-            Bundle.open(left)
-    export_bundle(checkpoint, place, ExportSettings())
-    Bundle.open(place).verify()
+
+
+def _finished(staging: Path) -> dict[str, int]:
+    """The finished files of an export that ended early, and when they were written."""
+    journal = staging / JOURNAL
+    steps = json.loads(journal.read_text())["done"].values() if journal.is_file() else ()
+    return {name: (staging / name).stat().st_mtime_ns for step in steps for name in step["files"]}
 
 
 def _content(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-def _edit_weights(path: Path, *, remove: str = "", halve: str = "") -> None:
+def _edit_weights(path: Path, *, remove: str = "", halve: str = "", double: str = "") -> None:
     tensors = load_file(path)
+    if double:
+        tensors[double] = 2 * tensors[double]
     if remove:
         del tensors[remove]
     if halve:

@@ -29,7 +29,10 @@ LAYER_MB = 12 * 3 * 512 * 512 * 4 / MB  # experts, shared ones and attention, ro
 PROGRAM = """
 import re, sys, threading, time
 from pathlib import Path
+from deeptalk_edge.devices.profile import load_profile
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
+
+settings = ExportSettings(profile=load_profile(sys.argv[3]))
 
 def held_mb():
     return int(re.search(r"RssAnon:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 1e3
@@ -42,21 +45,23 @@ def watch():
         time.sleep(0.001)
 
 threading.Thread(target=watch, daemon=True).start()
-export_bundle(Path(sys.argv[1]), Path(sys.argv[2]), ExportSettings())
+export_bundle(Path(sys.argv[1]), Path(sys.argv[2]), settings)
 print(peak)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_the_peak_does_not_follow_the_number_of_layers(tmp_path: Path) -> None:
-    peaks = {layers: _peak_mb(layers, tmp_path) for layers in (2, 4, 8)}
+@pytest.mark.parametrize("device", ["cpu", "cpu-int8", "agx-orin-64gb"])
+def test_the_peak_does_not_follow_the_number_of_layers(device: str, tmp_path: Path) -> None:
+    peaks = {layers: _peak_mb(layers, device, tmp_path) for layers in (2, 8)}
     print(peaks)  # shown by pytest -rP
     assert peaks[8] - peaks[2] < LAYER_MB / 2
 
 
-def _peak_mb(num_layers: int, tmp_path: Path) -> float:
+def _peak_mb(num_layers: int, device: str, tmp_path: Path) -> float:
     spec = replace(PLAIN, decoder=replace(WIDE, num_layers=num_layers))
     checkpoint = write_checkpoint(tmp_path / f"{num_layers} layers", spec).place
-    command = [sys.executable, "-c", PROGRAM, str(checkpoint), str(tmp_path / f"b{num_layers}")]
+    arguments = [str(checkpoint), str(tmp_path / f"b{num_layers}"), device]
+    command = [sys.executable, "-c", PROGRAM, *arguments]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return float(finished.stdout)

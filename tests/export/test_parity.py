@@ -2,23 +2,90 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from deeptalk_edge.checkpoint import Checkpoint
 from deeptalk_edge.errors import ParityError
+from deeptalk_edge.expert_record import ExpertDtype, RecordFormat
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
-from deeptalk_edge.export.parity import bundle_differences, check, difference
+from deeptalk_edge.export.codec import export_codec
+from deeptalk_edge.export.decoder import export_engine_embed_and_head
+from deeptalk_edge.export.encoder import export_encoder
+from deeptalk_edge.export.experts import write_experts
+from deeptalk_edge.export.golden import golden_inputs, golden_outputs
+from deeptalk_edge.export.graph import Precision
+from deeptalk_edge.export.layers import Dense
+from deeptalk_edge.export.moe_native import rewrite_native
+from deeptalk_edge.export.parity import (
+    ParityReport,
+    bundle_differences,
+    check,
+    difference,
+    parity_report,
+)
+from deeptalk_edge.export.step import StepSettings, export_step
+from deeptalk_edge.export.step_run import engine_outputs
 from deeptalk_edge.parity import torch_outputs
 from deeptalk_edge.runtime.bundle import Bundle
 from tests.export.checkpoints import write_checkpoint
+from tests.export.test_step import SPECS_OF_ENGINES
 from tests.specs import SPECS
 
 Array = NDArray[np.float32]
 Reference = dict[str, Array]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Small:
+    """What the torch-free report is made from."""
+
+    place: Path
+    checkpoint: Checkpoint
+
+    def ort_outputs(self) -> Reference:
+        bundle = Bundle.open(self.place / "bundle")
+        inputs = golden_inputs(self.checkpoint.spec)
+        return golden_outputs(bundle.path, bundle.manifest, inputs)
+
+    def report(self, outputs: Reference) -> ParityReport:
+        manifest = Bundle.open(self.place / "bundle").manifest
+        return parity_report(outputs, self.checkpoint, self.checkpoint.codec, manifest)
+
+    def engine_report(
+        self, place: Path, precision: Precision, dense: Dense, experts: ExpertDtype
+    ) -> ParityReport:
+        """Write the graphs of engines in these precisions and compare them."""
+        checkpoint, spec = self.checkpoint, self.checkpoint.spec.decoder
+        group = 64 if experts == "int4" else None
+        records = RecordFormat(
+            dtype=experts, group=group, width=spec.width, ffn_width=spec.expert_ffn_width
+        )
+        export_encoder(checkpoint, place, precision=precision)
+        export_engine_embed_and_head(checkpoint, place, precision=precision)
+        export_codec(checkpoint.codec, "off", place, precision=precision)
+        step = StepSettings(records=records, precision=precision, dense=dense, num_items=2)
+        export_step(checkpoint, place, step)
+        rewrite_native(place / "step.onnx", place / "step_native.onnx")
+        audio: list[list[int]] = [[1, 3] for _ in spec.moe_layers]
+        path = place / "experts.bin"
+        written = write_experts(checkpoint, records, audio, path, lambda layer, done: None)
+        parts = dict.fromkeys(("encoder", "kv_cache", "head", "codec"), precision)
+        manifest = replace(
+            Bundle.open(self.place / "bundle").manifest,
+            records=tuple(written),
+            expert_dtype=experts,
+            expert_group=group,
+            precision={**parts, "decoder": precision if dense in ("float", "given") else dense},
+        )
+        outputs = engine_outputs(place, path, manifest, golden_inputs(checkpoint.spec))
+        return parity_report(outputs, checkpoint, checkpoint.codec, manifest)
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +132,59 @@ def test_what_cannot_be_compared_differs_infinitely(spoil: Callable[[Array], Arr
     found = difference("x", spoil(np.zeros(3, np.float32)), np.zeros(3, np.float32), 1.0)
     assert found.greatest == np.inf
     assert not found.is_within
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    """A bundle for ONNX Runtime and the graphs of engines, of one checkpoint."""
+    place = tmp_path_factory.mktemp("small")
+    spec = SPECS_OF_ENGINES["yarn"]
+    whole_groups = replace(spec.decoder, value_dim=16, dense_ffn_width=128)
+    written = write_checkpoint(place / "checkpoint", replace(spec, decoder=whole_groups))
+    export_bundle(written.place, place / "bundle", ExportSettings())
+    return Small(place=place, checkpoint=Checkpoint.open(written.place))
+
+
+def test_the_report_of_a_float32_bundle_passes(small: Small) -> None:
+    report = small.report(small.ort_outputs())
+    report.check()
+    assert {one.name for one in report.differences} == set(small.ort_outputs())
+    assert all(one.relative < 1e-5 for one in report.differences)
+    assert report.equal_tokens == report.tokens == 11 * 8
+    assert json.loads(json.dumps(report.as_json()))["tokens"] == 88
+
+
+@pytest.mark.parametrize("name", ["features", "hidden", "text_logits", "code_logits", "sound"])
+def test_the_report_names_a_graph_that_differs(small: Small, name: str) -> None:
+    outputs = small.ort_outputs()
+    report = small.report({**outputs, name: outputs[name] + 1e-3})
+    with pytest.raises(ParityError, match=f"{name}: .* exceeds"):
+        report.check()
+
+
+def test_other_tokens_fail_the_report(small: Small) -> None:
+    report = small.report(small.ort_outputs())
+    with pytest.raises(ParityError, match="87 of 88 tokens"):
+        replace(report, equal_tokens=87).check()
+
+
+@pytest.mark.parametrize(
+    ("precision", "dense", "experts"),
+    [
+        ("float32", "float", "float32"),
+        ("float16", "float", "float16"),
+        ("float16", "float", "int8"),
+        ("float16", "int8", "int4"),
+        ("float16", "int4", "int4"),
+        ("float16", "given", "int8"),
+    ],
+)
+def test_the_graphs_of_engines_pass_in_every_precision(
+    small: Small, precision: Precision, dense: Dense, experts: ExpertDtype, tmp_path: Path
+) -> None:
+    report = small.engine_report(tmp_path, precision, dense, experts)
+    report.check()
+    # Halves were computed in, not only named in the manifest.
+    is_exact = precision == "float32"
+    assert all((one.relative < 1e-5) is is_exact for one in report.differences)
+    assert (report.unrounded_tokens == report.tokens) is (dense in ("float", "given"))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,9 +18,7 @@ from typing import Any
 import pytest
 
 from deeptalk_edge.expert_record import ExpertDtype, RecordFormat
-
-ROOT = Path(__file__).parents[2]
-SOURCE = ROOT / "native/tensorrt_plugin"
+from tests.plugin import build_plugin
 
 pytestmark = pytest.mark.slow
 
@@ -30,16 +27,7 @@ Build = Callable[..., dict[str, Any]]
 
 @pytest.fixture(scope="session")
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    for tool in ("nvcc", "cmake", "ninja"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"no {tool} on this machine: the TensorRT plugin was not built")
-    folder = tmp_path_factory.mktemp("plugin")
-    configure = ["cmake", "-S", str(SOURCE), "-B", str(folder), "-G", "Ninja"]
-    configure += ["-DDT_ARCHITECTURES=86", f"-DPython3_EXECUTABLE={sys.executable}"]
-    for command in (configure, ["cmake", "--build", str(folder), "-j", "1"]):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "libdt_moe_plugin.so"
+    return build_plugin(tmp_path_factory.mktemp("plugin"))
 
 
 @pytest.fixture(scope="session")

@@ -70,6 +70,17 @@ def test_only_a_forgetful_run_begins_anew_with_each_question(
     assert (first["num_prompt_rows"] == second["num_prompt_rows"]) is same
 
 
+def test_another_system_prompt_is_another_prompt(
+    bundle_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["run", "--bundle", str(bundle_path), "--text", "Why?", "--json"]
+    assert main(argv) == 0
+    assert main([*argv, "--system", "Be brief and polite."]) == 0
+    own, given = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    # The bundle's is "Be brief."; an id is a byte.
+    assert given["num_prompt_rows"] == own["num_prompt_rows"] + len(" and polite")
+
+
 def test_a_text_answer_writes_no_sound(
     bundle_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -96,6 +107,7 @@ def test_the_same_seed_writes_the_same_file(bundle_path: Path, tmp_path: Path) -
         ([], "nothing to ask"),
         (["--text", "x", "--seed", "-1"], "seed = -1"),
         (["--text", "x", "--threads", "0"], "threads = 0"),
+        (["--text", "x", "--speaker", "M29"], "this checkpoint knows"),
         (["--text", "x", "--out", "{tmp}/absent/a.wav"], "cannot be written"),
     ],
 )

@@ -23,7 +23,7 @@ from deeptalk_edge.errors import (
     SettingsError,
 )
 from deeptalk_edge.features import log_mel, num_frames
-from deeptalk_edge.prompt import Heard, Typed
+from deeptalk_edge.prompt import Heard, Segment, Typed
 from deeptalk_edge.rows import Ids, text_rows
 from deeptalk_edge.runtime import turn
 from deeptalk_edge.runtime.audio.codec import StreamingCodec
@@ -115,6 +115,16 @@ def take(events: Iterator[Any]) -> tuple[str, NDArray[np.float32], TurnDone]:
     return text, np.concatenate([np.empty(0, np.float32), *sound]), done
 
 
+def listen(conversation: Conversation, question: Any) -> tuple[NDArray[np.float32], Segment]:
+    """A question's features (n, C) and the prompt that asks it now."""
+    if isinstance(question, str):
+        return conversation._history.no_features, conversation._history.segment(
+            Typed(text=question)
+        )
+    user = Heard(num_frames=num_frames(len(question)))
+    return conversation._hear(question), conversation._history.segment(user)
+
+
 def history_ids(text: str) -> list[int]:
     """The ids of an answer in the history; the test's tokenizer gives bytes."""
     return [VOCABULARY.bos, *text.encode(), VOCABULARY.eos]
@@ -126,7 +136,7 @@ def test_an_answer_is_the_torch_models_id_for_id(
     bundle: Bundle, frames: list[Ids], text_ids: list[int], mode: Any, question: Any
 ) -> None:
     with talk(bundle, mode=mode) as conversation:
-        features, segment = conversation._listen(question)
+        features, segment = listen(conversation, question)
         take(conversation.ask(question))
     spread = np.zeros((len(segment.rows), SPEC.decoder.width), np.float32)
     spread[segment.audio_mask] = features
@@ -155,12 +165,12 @@ def test_a_kept_cache_equals_a_full_prefill_of_the_whole_conversation(
     with talk(bundle, mode=mode) as conversation:
         rows, features, masks = [], [], []
         for turn, question in enumerate(questions):
-            heard, segment = conversation._listen(question)
+            heard, segment = listen(conversation, question)
             rows += [segment.rows, text_rows(VOCABULARY, history_ids(answers[turn][0]))]
             masks += [segment.audio_mask, np.zeros(len(rows[-1]), np.bool_)]
             features.append(heard)
             take(conversation.ask(question))
-        kept, owed = conversation._engine, conversation._owed
+        kept, owed = conversation._engine, conversation._history.owed
         assert isinstance(kept, OrtEngine)
         whole, mask = np.concatenate(rows), np.concatenate(masks)
         assert kept.num_items == 1
@@ -170,13 +180,14 @@ def test_a_kept_cache_equals_a_full_prefill_of_the_whole_conversation(
         fresh.prefill(whole[: kept.num_rows], np.concatenate(features), mask[: kept.num_rows])
         for layer in range(SPEC.decoder.num_layers):
             np.testing.assert_allclose(kept._cache.past(layer), fresh._cache.past(layer), atol=1e-4)
+        fresh.close()
 
 
 def test_batch_parallel_owes_its_history_nothing(bundle: Bundle, script: Any) -> None:
     script(("one", 9))
     with talk(bundle) as conversation:
         take(conversation.ask("Why?"))
-        assert len(conversation._owed) == 0
+        assert len(conversation._history.owed) == 0
 
 
 @pytest.mark.parametrize("mode", ["batch-parallel", "single"])
@@ -234,11 +245,11 @@ def test_a_closed_answer_stays_in_the_history_as_far_as_it_came(
 ) -> None:
     script(("abcdef", 9), ("on", 2))
     with talk(bundle, mode=mode) as conversation:
-        opening = conversation._listen("Why?")[1].rows
+        opening = listen(conversation, "Why?")[1].rows
         events = conversation.ask("Why?")
         assert [next(events), next(events)] == [TextPiece("a"), TextPiece("b")]
         events.close()
-        cached, owed = conversation._engine.num_rows, conversation._owed
+        cached, owed = conversation._engine.num_rows, conversation._history.owed
         expected = np.concatenate([opening, text_rows(VOCABULARY, history_ids("ab"))])
         assert cached + len(owed) == len(expected)
         np.testing.assert_array_equal(owed, expected[cached:])
@@ -287,13 +298,13 @@ def test_a_failing_prompt_leaves_no_trace(
     script(("abc", 3), ("on", 2))
     with talk(bundle, mode=mode) as conversation:
         take(conversation.ask("Why?"))
-        before, owed = conversation._engine.num_rows, conversation._owed
+        before, owed = conversation._engine.num_rows, conversation._history.owed
         with monkeypatch.context() as broken:
             broken.setattr(conversation._encoder, "run", _fail)
             with pytest.raises(BackendError):
                 take(conversation.ask(voice(0.4)))
         assert conversation._engine.num_rows == before
-        assert conversation._owed is owed
+        assert conversation._history.owed is owed
         assert take(conversation.ask("Go on."))[0] == "on"
 
 
@@ -328,14 +339,11 @@ def test_a_limit_on_rows_is_kept_and_reported(bundle: Bundle) -> None:
     assert done.metrics.audio_s == 6 * 2048 / 24000
 
 
-def test_a_full_context_ends_the_answer_and_refuses_the_next_question(bundle: Bundle) -> None:
+def test_a_full_context_ends_the_answer_and_the_next_question_begins_anew(bundle: Bundle) -> None:
     with talk(bundle, context_rows=60, max_rows=1000) as conversation:
         done = take(conversation.ask("Why?"))[2]
         assert done.metrics.stopped == "context"
         assert conversation._engine.num_rows == 60
-        with pytest.raises(DoesNotFit, match="start a new conversation"):
-            take(conversation.ask("And?"))
-        conversation.reset()
         assert take(conversation.ask("Why?"))[2].text == done.text
 
 
@@ -378,7 +386,7 @@ def test_sound_longer_than_the_window_is_refused_and_forgotten(bundle: Bundle) -
 def test_the_features_of_the_utterance_alone_are_heard(bundle: Bundle) -> None:
     question = voice(0.5)
     with talk(bundle) as conversation:
-        features, segment = conversation._listen(question)
+        features, segment = listen(conversation, question)
         mel = log_mel(question, SPEC.encoder)
         expected = conversation._encoder.run({"log_mel": mel[None]})[0][: num_frames(8000)]
         opening = conversation._tokenizer.template.opening("Be brief.", Heard(num_frames=26))

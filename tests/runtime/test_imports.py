@@ -17,7 +17,15 @@ def modules_after(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["conversation", "command", "bundle_command", "backends.ort", "audio.vad"]
+    "module",
+    [
+        "conversation",
+        "command",
+        "bundle_command",
+        "devices_command",
+        "engines",
+        "audio.pyaudio_port",
+    ],
 )
 def test_the_runtime_loads_no_training_stack(module: str) -> None:
     loaded = modules_after(f"import deeptalk_edge.runtime.{module}")
@@ -25,8 +33,8 @@ def test_the_runtime_loads_no_training_stack(module: str) -> None:
     assert not {name for name in loaded if name.startswith("deeptalk_edge.training")}
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["run", "--help"], ["bundle", "--help"]])
+@pytest.mark.parametrize("argv", [[], ["run"], ["bundle"], ["devices"], ["profile"]])
 def test_help_loads_neither_numpy_nor_a_backend(argv: list[str]) -> None:
     code = "import contextlib, io; from deeptalk_edge.cli import main\n"
-    code += f"with contextlib.redirect_stdout(io.StringIO()): assert main({argv}) == 0"
+    code += f"with contextlib.redirect_stdout(io.StringIO()): assert main({[*argv, '--help']}) == 0"
     assert not modules_after(code) & {"numpy", "onnxruntime", "tokenizers", "soxr"}

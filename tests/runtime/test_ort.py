@@ -137,6 +137,7 @@ def test_threads_do_not_change_what_is_said(bundle: Bundle, engine: OrtEngine) -
     wide = OrtEngine(bundle, context_rows=32, threads=2)
     wide.prefill(ROWS, FEATURES, MASK)
     assert_close(wide.logits(), expected)
+    wide.close()
 
 
 def test_a_prompt_that_does_not_fit_leaves_the_cache_as_it_was(

@@ -1,0 +1,196 @@
+"""Signatures in minisign's format: Ed25519 over the BLAKE2b hash of one file, kept beside it.
+
+A bundle's manifest hashes every other file, so signing the manifest signs the bundle.
+
+    manifest.json
+    manifest.json.minisig    what `deeptalk-edge bundle sign` or `minisign -S` writes
+
+Why not OpenSSF model-signing: its local-key mode brings 35 packages and an HTTP and Sigstore stack
+to a kiosk that is offline, and it hashes every file again where the manifest has done so already.
+This needs one kept package (`cryptography`), and minisign, a C program of every distribution, reads
+and writes the same keys and signatures: with it a key may have a password, which ours have not.
+
+Source: jedisct1/minisign, "Signature format" and "Secret key format".
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deeptalk_edge.artifact import write_atomically
+from deeptalk_edge.errors import ArtifactError, SettingsError
+
+_UNTRUSTED = "untrusted comment: "
+_TRUSTED = "trusted comment: "
+_KEY = b"Ed"
+_HASHED = b"ED"
+_NO_PASSWORD = b"\0\0"
+_CHECKSUM = b"B2"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublicKey:
+    """Whose signatures we accept."""
+
+    key_id: bytes
+    ed25519: bytes
+
+    @classmethod
+    def read(cls, path: Path) -> PublicKey:
+        """Read a `.pub` file.
+
+        Raises SettingsError if it is none.
+        """
+        parts = _decode_key(path, "public", 42)
+        if parts[:2] != _KEY:
+            raise SettingsError(f"{path}: not a minisign public key; name the .pub file")
+        return cls(key_id=parts[2:10], ed25519=parts[10:])
+
+
+def signature_place(path: Path) -> Path:
+    """Where the signature of a file lies."""
+    return path.with_name(f"{path.name}.minisig")
+
+
+def generate_keys(place: Path) -> tuple[Path, Path]:
+    """Make a pair of keys: `place`.key, which only its owner can read, and `place`.pub.
+
+    Raises SettingsError if either exists.
+    """
+    secret_place, public_place = (place.with_name(place.name + end) for end in (".key", ".pub"))
+    if found := [str(path) for path in (secret_place, public_place) if path.exists()]:
+        raise SettingsError(f"{found[0]} exists already; a key that is lost cannot be made again")
+    key, key_id = _ed25519().Ed25519PrivateKey.generate(), secrets.token_bytes(8)
+    public = key.public_key().public_bytes_raw()
+    pair = key_id + key.private_bytes_raw() + public
+    secret = _KEY + _NO_PASSWORD + _CHECKSUM + bytes(48) + pair + bytes(32)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with open(os.open(secret_place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(_lines(f"minisign secret key {_spell(key_id)}", secret))
+    write_atomically(
+        public_place, _lines(f"minisign public key {_spell(key_id)}", _KEY + key_id + public)
+    )
+    return secret_place, public_place
+
+
+def sign_file(path: Path, secret_place: Path, comment: str) -> Path:
+    """Write the signature of a file; `comment` is signed with it. Returns the signature's place.
+
+    Raises SettingsError if the key cannot be used, ArtifactError if the file cannot be read.
+    """
+    key, key_id = _read_secret(secret_place)
+    signature = key.sign(_hash_of(path))
+    both = key.sign(signature + comment.encode())
+    content = _lines("verify with `deeptalk-edge bundle verify`", _HASHED + key_id + signature)
+    content += f"{_TRUSTED}{comment}\n".encode() + base64.b64encode(both) + b"\n"
+    write_atomically(signature_place(path), content)
+    return signature_place(path)
+
+
+def verify_file(path: Path, public: PublicKey) -> str:
+    """Check the signature beside a file; returns the comment that was signed with it.
+
+    Raises ArtifactError if the file is not signed, signed with another key, or altered since.
+    """
+    ed25519 = _ed25519()
+    from cryptography.exceptions import InvalidSignature
+
+    key_id, signature, comment, both = _read_signature(path)
+    if key_id != public.key_id:
+        raise ArtifactError(
+            f"{path}: signed with key {_spell(key_id)}, required is {_spell(public.key_id)}; get "
+            "the bundle from its maker again, or name the maker's key"
+        )
+    key = ed25519.Ed25519PublicKey.from_public_bytes(public.ed25519)
+    try:
+        key.verify(signature, _hash_of(path))
+        key.verify(both, signature + comment.encode())
+    except InvalidSignature:
+        raise ArtifactError(
+            f"{path}: altered since it was signed with key {_spell(key_id)}; get the bundle from "
+            "its maker again"
+        ) from None
+    return comment
+
+
+def _read_signature(path: Path) -> tuple[bytes, bytes, str, bytes]:
+    """Key id, signature, the trusted comment, and the signature over both."""
+    place = signature_place(path)
+    try:
+        lines = place.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"{path}: not signed, {place.name} is missing; its maker signs it with "
+            "`deeptalk-edge bundle sign`"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{place}: not readable ({error}); sign the bundle again") from error
+    try:
+        _, first, comment, second = lines
+        content, both = (base64.b64decode(line, validate=True) for line in (first, second))
+    except (ValueError, binascii.Error):
+        content, comment, both = b"", "", b""
+    if not (content[:2] == _HASHED and len(content) == 74 and comment.startswith(_TRUSTED)):
+        raise ArtifactError(f"{place}: not a signature by minisign; sign the bundle again")
+    return content[2:10], content[10:], comment.removeprefix(_TRUSTED), both
+
+
+def _read_secret(path: Path) -> tuple[Any, bytes]:
+    parts = _decode_key(path, "secret", 158)
+    if parts[:2] != _KEY or parts[4:6] != _CHECKSUM:
+        raise SettingsError(f"{path}: not a minisign secret key; name the .key file")
+    if parts[2:4] != _NO_PASSWORD:
+        raise SettingsError(
+            f"{path}: has a password; sign with `minisign -Sm BUNDLE/manifest.json -s {path}`"
+        )
+    key_id, seed, public = parts[54:62], parts[62:94], parts[94:126]
+    key = _ed25519().Ed25519PrivateKey.from_private_bytes(seed)
+    if key.public_key().public_bytes_raw() != public:
+        raise SettingsError(f"{path}: damaged; take the key from your backup")
+    return key, key_id
+
+
+def _ed25519() -> Any:
+    try:
+        from cryptography.hazmat.primitives.asymmetric import ed25519
+    except ImportError:
+        raise SettingsError(
+            "signatures need the package cryptography: pip install 'deeptalk-edge[sign]'"
+        ) from None
+    return ed25519
+
+
+def _decode_key(path: Path, kind: str, size: int) -> bytes:
+    try:
+        content = base64.b64decode(path.read_text(encoding="utf-8").splitlines()[1], validate=True)
+    except OSError as error:
+        raise SettingsError(f"{path}: no readable {kind} key ({error.strerror})") from error
+    except (IndexError, ValueError):
+        content = b""
+    if len(content) != size:
+        raise SettingsError(f"{path}: not a minisign {kind} key; make one with `bundle keygen`")
+    return content
+
+
+def _hash_of(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return hashlib.blake2b(file.read()).digest()
+    except OSError as error:
+        raise ArtifactError(f"{path}: not readable ({error.strerror})") from error
+
+
+def _lines(comment: str, content: bytes) -> bytes:
+    return f"{_UNTRUSTED}{comment}\n".encode() + base64.b64encode(content) + b"\n"
+
+
+def _spell(key_id: bytes) -> str:
+    """As minisign spells it."""
+    return key_id[::-1].hex().upper()

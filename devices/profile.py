@@ -1,0 +1,276 @@
+"""Device profiles: what a bundle is made for, and what is known of the device and from where.
+
+A profile is a TOML file: the choices of the export above, the facts of the device below, each fact
+with its source and whether someone has confirmed it. An unknown key is refused.
+
+    name = "orin-nano-8gb"
+    summary = "Jetson Orin Nano 8 GB, Super"
+    backend = "tensorrt"        # ort, native, tensorrt_rtx or tensorrt
+    moe = "plugin"              # split, plugin or native
+    expert_residency = "paged"  # resident or paged
+
+    [precision]
+    encoder = "float16"
+    ...
+
+    [facts]
+    memory_bandwidth_gb_per_s = { value = 102, source = "NVIDIA's datasheet", confirmed = true }
+    ...
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from deeptalk_edge.devices.precision import FLOAT32, NATIVE, Precision
+from deeptalk_edge.errors import SettingsError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Backend = Literal["ort", "native", "tensorrt_rtx", "tensorrt"]
+"""ONNX Runtime; the CPU with our own kernels; TensorRT-RTX, its engines built ahead anywhere; full
+TensorRT, built on the device."""
+
+MoeForm = Literal["split", "plugin", "native"]
+"""How routed experts run: outside the graphs, which are cut at every router; by our TensorRT
+plugin; or in operators that TensorRT-RTX fuses by itself."""
+
+Residency = Literal["resident", "paged"]
+"""All experts stay in memory, or as many as fit, the rest read when they are asked for."""
+
+RTX_TARGETS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
+"""What TensorRT-RTX 1.7 compiles for; no Jetson is among them."""
+
+_MOE_FORMS: dict[str, tuple[str, ...]] = {
+    "ort": ("split",),
+    "native": ("split",),
+    "tensorrt_rtx": ("native", "plugin"),
+    "tensorrt": ("plugin", "native"),
+}
+
+Value = TypeVar("Value", covariant=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fact(Generic[Value]):
+    """Something said of a device."""
+
+    value: Value
+    source: str
+    """Where it was read or how it was reckoned."""
+    confirmed: bool
+    """Read in that source for this profile, or measured; else written down from memory, or a
+    guess: look it up before you rest a decision on it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFacts:
+    """What is known of a device. None: it has no such thing, or nothing is known before it runs."""
+
+    compute_capabilities: Fact[tuple[str, ...]] | None = None
+    """Of its GPU, as compilers spell them: `sm_87`."""
+    memory_bytes: Fact[int] | None = None
+    usable_memory_bytes: Fact[int] | None = None
+    """What is left for one process beside the system."""
+    memory_shared: Fact[bool] | None = None
+    """CPU and GPU share one memory."""
+    memory_bandwidth_gb_per_s: Fact[float] | None = None
+    float16_tflops: Fact[float] | None = None
+    """Dense tensor-core rates, here and below."""
+    int8_tops: Fact[float] | None = None
+    float8_tflops: Fact[float] | None = None
+    disk_read_gb_per_s: Fact[float] | None = None
+    """Sequential, of the disk that such a device usually has; measure it at install."""
+    jetpack: Fact[str] | None = None
+    tensorrt: Fact[str] | None = None
+    cuda: Fact[str] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceProfile:
+    """One device and how bundles are made for it."""
+
+    name: str
+    summary: str
+    backend: Backend
+    moe: MoeForm
+    expert_residency: Residency
+    precision: Precision
+    facts: DeviceFacts
+
+    def __post_init__(self) -> None:
+        for name in ("name", "summary"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} = {getattr(self, name)!r}: expected text")
+        choices = {"backend": Backend, "moe": MoeForm, "expert_residency": Residency}
+        for name, kind in choices.items():
+            if getattr(self, name) not in get_args(kind):
+                known = ", ".join(get_args(kind))
+                raise ValueError(f"{name} = {getattr(self, name)!r}: known are {known}")
+        if self.moe not in _MOE_FORMS[self.backend]:
+            known = " or ".join(_MOE_FORMS[self.backend])
+            raise ValueError(f"moe = {self.moe!r} with backend {self.backend}: expected {known}")
+        if self.backend == "ort" and self.precision != FLOAT32:
+            raise ValueError("a bundle for backend ort is float32 throughout; set every precision")
+        if self.backend == "native" and (
+            self.precision.experts not in ("int8", "int4")
+            or dataclasses.replace(self.precision, experts="int8", expert_group=None) != NATIVE
+        ):
+            raise ValueError(
+                "a bundle for backend native has encoder and codec in float32, decoder and head in "
+                "int8, experts in int8 or int4, kv_cache in bfloat16; set every precision"
+            )
+        if self.has_engines and not self.targets:
+            raise ValueError(
+                f"backend {self.backend} needs a GPU and {self.name} states no "
+                "compute_capabilities; use backend ort"
+            )
+        if self.backend == "tensorrt_rtx" and (wrong := set(self.targets) - set(RTX_TARGETS)):
+            raise ValueError(
+                f"TensorRT-RTX does not build for {', '.join(sorted(wrong))}, only for "
+                f"{', '.join(RTX_TARGETS)}; use backend tensorrt on the device"
+            )
+
+    @property
+    def has_engines(self) -> bool:
+        """Its bundles hold TensorRT's engines, not graphs for ONNX Runtime."""
+        return self.backend in ("tensorrt_rtx", "tensorrt")
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The compute capabilities to build for; none without a GPU."""
+        fact = self.facts.compute_capabilities
+        return fact.value if fact else ()
+
+    def on_backend(self, backend: Backend) -> DeviceProfile:
+        """The same device through another backend, whose first MoE form it takes.
+
+        Raises SettingsError if the device has none such.
+        """
+        if backend == self.backend:
+            return self
+        precision = {"ort": FLOAT32, "native": NATIVE}.get(backend, self.precision)
+        moe: Any = _MOE_FORMS[backend][0]
+        try:
+            return dataclasses.replace(self, backend=backend, moe=moe, precision=precision)
+        except ValueError as error:
+            raise SettingsError(f"device {self.name}: {error}") from error
+
+    def with_precision(self, changes: Sequence[str]) -> DeviceProfile:
+        """The same device with other precisions, each "part=dtype"; "experts=int4:128" names int4's
+        group as well.
+
+        Raises SettingsError if a part or its precision is unknown.
+        """
+        try:
+            return dataclasses.replace(self, precision=self.precision.changed(changes))
+        except ValueError as error:
+            raise SettingsError(f"device {self.name}: {error}") from error
+
+
+def profile_names() -> list[str]:
+    """The profiles that come with the package."""
+    return sorted(
+        entry.name.removesuffix(".toml")
+        for entry in _profiles().iterdir()
+        if entry.name.endswith(".toml")
+    )
+
+
+def load_profile(name_or_path: str) -> DeviceProfile:
+    """A profile of the package by its name, or one's own by the path of its TOML file.
+
+    Raises SettingsError if there is none such or it holds something that we cannot use.
+    """
+    if name_or_path in (names := profile_names()):
+        text = _profiles().joinpath(f"{name_or_path}.toml").read_text(encoding="utf-8")
+        return parse_profile(text, name_or_path)
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise SettingsError(
+            f"device {name_or_path!r}: neither a profile ({', '.join(names)}) nor a TOML file"
+        )
+    try:
+        return parse_profile(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: not readable ({error})") from error
+
+
+def parse_profile(text: str, place: str) -> DeviceProfile:
+    """Read a profile; `place` is named in errors.
+
+    Raises SettingsError if it is not TOML, a key is unknown or missing, or a value is wrong.
+    """
+    try:
+        content = tomllib.loads(text)
+        content["precision"] = Precision(**_fields(Precision, content, "precision"))
+        facts = _fields(DeviceFacts, content, "facts")
+        content["facts"] = DeviceFacts(**{name: _fact(name, facts[name]) for name in facts})
+        return DeviceProfile(**_fields(DeviceProfile, {"profile": content}, "profile"))
+    except (ValueError, TypeError) as error:  # TOML's own error is a ValueError
+        raise SettingsError(f"{place}: {error}") from error
+
+
+def _profiles() -> Any:
+    return resources.files("deeptalk_edge.devices") / "profiles"
+
+
+def _fields(kind: type[Any], content: Mapping[str, Any], table: str) -> dict[str, Any]:
+    """The keys of a table, none unknown and none missing."""
+    found = content.get(table, {})
+    if not isinstance(found, dict):
+        raise ValueError(f"{table} is {found!r}, expected a table")
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    if unknown := found.keys() - fields.keys():
+        raise ValueError(
+            f"{table} has no {', '.join(sorted(unknown))}; known are {', '.join(fields)}"
+        )
+    needed = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
+    if missing := needed - found.keys():
+        raise ValueError(f"{table} lacks {', '.join(sorted(missing))}")
+    return dict(found)
+
+
+def _fact(name: str, content: Any) -> Fact[Any]:
+    parts = _fields(Fact, {name: content}, name)
+    kind = get_args(get_args(get_type_hints(DeviceFacts)[name])[0])[0]
+    if not isinstance(parts["source"], str) or not parts["source"].strip():
+        raise ValueError(f"{name}.source is {parts['source']!r}: say where the value comes from")
+    if not isinstance(parts["confirmed"], bool):
+        raise ValueError(f"{name}.confirmed is {parts['confirmed']!r}, expected true or false")
+    return Fact(
+        value=_checked(name, kind, parts["value"]),
+        source=parts["source"],
+        confirmed=parts["confirmed"],
+    )
+
+
+def _checked(name: str, kind: Any, value: Any) -> Any:
+    """A fact's value in its type; amounts are above zero."""
+    if get_origin(kind) is tuple:
+        if isinstance(value, list) and value and all(_is_capability(item) for item in value):
+            return tuple(value)
+        raise ValueError(f'{name}.value is {value!r}, expected a list such as ["sm_87"]')
+    allowed = (int, float) if kind is float else kind
+    is_right = isinstance(value, allowed) and (kind is bool or not isinstance(value, bool))
+    if not is_right or (kind in (int, float) and not 0 < value < float("inf")):
+        raise ValueError(f"{name}.value is {value!r}, expected {_EXPECTED[kind]}")
+    return value
+
+
+_EXPECTED = {bool: "true or false", int: "a whole number above 0", float: "a number above 0"} | {
+    str: "text"
+}
+
+
+def _is_capability(item: Any) -> bool:
+    return isinstance(item, str) and item.startswith("sm_") and item[3:].isdigit()

@@ -1,0 +1,88 @@
+"""Compiles the native CPU library: one file per instruction set, each with its own flags.
+
+Used by `pip install` (setup.py), the tests and `make sanitize`; needs nothing but a C++17 compiler.
+
+    python native/cpu/build.py TARGET.so [--compiler 'aarch64-linux-gnu-g++'] [--flag=-O1 ...]
+    python native/cpu/build.py PROGRAM --check    the kernels' own test program instead
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+SOURCES = Path(__file__).resolve().parent
+_AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx2 -mfma -mf16c"
+_X86_FLAGS = {
+    "path_avx512_bf16": f"{_AVX512} -mavx512bf16",
+    "path_avx512": _AVX512,
+    "path_avx2_vnni": "-mavx2 -mfma -mf16c -mavxvnni",
+    "path_avx2": "-mavx2 -mfma -mf16c",
+}
+_ARM_FLAGS = {"path_neon": "-march=armv8.2-a+dotprod"}
+_ZIG_ARM_FLAGS = {"path_neon": "-mcpu=generic+v8_2a+dotprod"}  # zig spells it so
+_LINKED = ["-static-libstdc++", "-static-libgcc", f"-Wl,--version-script={SOURCES}/exports.map"]
+_COMMON = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-Wall", "-Wextra"]
+
+
+def build(
+    target: Path,
+    compiler: str = "c++",
+    flags: tuple[str, ...] = ("-O3",),
+    *,
+    is_check: bool = False,
+) -> Path:
+    """Compile and link the library at `target`, or a program that checks the kernels; `flags` are
+    for every file and the linker.
+
+    Raises RuntimeError with the compiler's words if it fails, OSError if there is no compiler.
+    """
+    command = shlex.split(compiler)
+    macros = _run([*command, "-dM", "-E", "-x", "c", "/dev/null"])
+    own_flags = _X86_FLAGS if " __x86_64__ " in macros else {}
+    if " __aarch64__ " in macros:
+        own_flags = _ZIG_ARM_FLAGS if "zig" in compiler else _ARM_FLAGS
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as threads:
+
+        def compile_one(source: Path) -> str:
+            place = str(Path(folder) / f"{source.stem}.o")
+            own = own_flags.get(source.stem, "").split()
+            _run([*command, *_COMMON, *flags, *own, "-c", str(source), "-o", place])
+            return place
+
+        sources = [
+            path for path in sorted(SOURCES.glob("*.cpp")) if is_check or path.stem != "check"
+        ]
+        places = list(threads.map(compile_one, sources))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staged = target.with_name(f".{target.name}.partial")
+        kind = [] if is_check else ["-shared", *_LINKED]
+        _run([*command, *flags, *kind, *places, "-o", str(staged), "-pthread"])
+        staged.replace(target)
+    return target
+
+
+def _run(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{shlex.join(command)}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("target", type=Path)
+    parser.add_argument("--compiler", default="c++")
+    parser.add_argument("--flag", action="append", default=[])
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    flags = tuple(args.flag) or ("-O3",)
+    print(build(args.target, args.compiler, flags, is_check=args.check))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+// The kernels against double references, without Python: what sanitizers and qemu-user run.
+//
+//     python native/cpu/build.py build/native_check --check [--compiler ...] [--flag ...]
+//
+// Every buffer is its own allocation of exactly its size, so that a sanitizer sees a byte too far.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <vector>
+
+#include "context.h"
+
+namespace {
+
+using deeptalk::CacheShape;
+
+std::mt19937 engine(7);
+
+float normal() { return std::normal_distribution<float>()(engine); }
+int below(int n) { return int(engine() % unsigned(n)); }
+
+std::vector<float> normals(size_t n) {
+    std::vector<float> values(n);
+    for (float& value : values) value = normal();
+    return values;
+}
+
+void expect(bool holds, const char* claim, const char* path, double found) {
+    if (holds) return;
+    std::fprintf(stderr, "%s: not so on %s (%g)\n", claim, path, found);
+    std::exit(1);
+}
+
+std::vector<double> rounded(const float* x, int n) {
+    std::vector<double> out(static_cast<size_t>(n));
+    for (int begin = 0; begin < n; begin += 128) {
+        const int end = begin + 128 < n ? begin + 128 : n;
+        float largest = 0.f;
+        for (int i = begin; i < end; ++i) largest = std::fmax(largest, std::fabs(x[i]));
+        if (largest < 1e-30f) continue;
+        const float inverse = 127.f / largest;
+        for (int i = begin; i < end; ++i) {
+            out[size_t(i)] = double(std::nearbyintf(x[i] * inverse)) * double(largest / 127.f);
+        }
+    }
+    return out;
+}
+
+// A random matrix as kernels read it, and its values.
+struct Stored {
+    std::vector<uint8_t> weights;
+    std::vector<uint16_t> halves;
+    std::vector<float> floats;
+    std::vector<double> values;
+    dt_matrix native;
+
+    Stored(int rows, int columns, int group) : values(size_t(rows) * size_t(columns)) {
+        const size_t total = values.size();
+        weights.resize(group ? total / 2 : total);
+        for (uint8_t& byte : weights) byte = uint8_t(engine());
+        if (group) halves.resize(total / size_t(group));
+        if (!group) floats = normals(size_t(rows));
+        for (uint16_t& half : halves) half = uint16_t(0x2000 + below(0x400));  // 2^-7 to 2^-6
+        for (size_t i = 0; i < total; ++i) {
+            if (group) {
+                const uint8_t both = weights[i / 2];
+                const int step = i % 2 ? int8_t(both) >> 4 : (both & 15) - 8;
+                const int fraction = halves[i / size_t(group)] & 0x3ff;
+                values[i] = step * std::ldexp(1024.0 + fraction, -17);
+            } else {
+                values[i] = double(int8_t(weights[i])) * double(floats[i / size_t(columns)]);
+            }
+        }
+        const void* scales = group ? static_cast<const void*>(halves.data()) : floats.data();
+        native = {weights.data(), scales, rows, columns, group};
+    }
+};
+
+void check_linear(dt_context* c, const char* path, int group) {
+    const int heads = 1 + below(3), rows = 1 + below(40), tokens = 1 + below(9);
+    const int columns = (1 + below(9)) * (group ? group : 13);
+    const Stored matrix(heads * rows, columns, group);
+    const std::vector<float> x = normals(size_t(tokens * heads * columns));
+    std::vector<float> y(size_t(tokens * heads * rows));
+    const int32_t status = dt_linear(c, &matrix.native, heads, x.data(), tokens, y.data());
+    expect(status == DT_OK, "a linear layer runs", path, status);
+    for (int i = 0; i < tokens * heads; ++i) {
+        const std::vector<double> row = rounded(&x[size_t(i) * size_t(columns)], columns);
+        for (int r = 0; r < rows; ++r) {
+            const double* w = &matrix.values[size_t(i % heads * rows + r) * size_t(columns)];
+            double sum = 0, magnitude = 1e-30;
+            for (int k = 0; k < columns; ++k) {
+                sum += w[k] * row[size_t(k)];
+                magnitude += std::fabs(w[k] * row[size_t(k)]);
+            }
+            const double error = std::fabs(double(y[size_t(i * rows + r)]) - sum) / magnitude;
+            expect(error < 2e-6, "a linear layer is its matrix", path, error);
+        }
+    }
+}
+
+// Same experts at once and a token at a time: the sum is the same to the bit, and no byte outside a
+// record is read. Their values are the Python tests' matter.
+void check_experts(dt_context* c, const char* path, int group) {
+    const int step = group ? group : 16, width = step * (1 + below(4)), ffn_width = step * (1 + below(4));
+    const int tokens = 1 + below(20), num_experts = 5, own = 2;
+    std::vector<Stored> gate_ups, downs;
+    std::vector<std::vector<uint8_t>> records;
+    dt_record form{width, ffn_width, group, 0, 0, 0, 0};
+    for (int e = 0; e < num_experts + own; ++e) {
+        gate_ups.emplace_back(2 * ffn_width, width, group);
+        downs.emplace_back(width, ffn_width, group);
+        std::vector<uint8_t> record;
+        const auto append = [&](const auto& array) {
+            record.resize((record.size() + 15) / 16 * 16);
+            const size_t offset = record.size();
+            const uint8_t* bytes = reinterpret_cast<const uint8_t*>(array.data());
+            record.insert(record.end(), bytes, bytes + array.size() * sizeof(array[0]));
+            return int64_t(offset);
+        };
+        const Stored &gate_up = gate_ups.back(), &down = downs.back();
+        form.gate_up = append(gate_up.weights);
+        form.down = append(down.weights);
+        form.gate_up_scales = group ? append(gate_up.halves) : append(gate_up.floats);
+        form.down_scales = group ? append(down.halves) : append(down.floats);
+        record.shrink_to_fit();
+        records.push_back(record);
+    }
+    std::vector<uint64_t> table;
+    for (const auto& record : records) table.push_back(reinterpret_cast<uint64_t>(record.data()));
+    const std::vector<float> x = normals(size_t(tokens * width)), weights = normals(size_t(tokens * 2));
+    std::vector<int64_t> ids;
+    for (int t = 0; t < tokens; ++t) {
+        const int first = below(num_experts);
+        ids.insert(ids.end(), {first, (first + 1 + below(num_experts - 1)) % num_experts});
+    }
+    std::vector<float> together(x.size()), alone(x.size());
+    int32_t status = dt_moe(c, &form, table.data(), num_experts, own, x.data(), tokens, ids.data(),
+                            weights.data(), 2, together.data());
+    for (int t = 0; t < tokens && status == DT_OK; ++t) {
+        const size_t at = size_t(t) * size_t(width);
+        status = dt_moe(c, &form, table.data(), num_experts, own, &x[at], 1, &ids[size_t(2 * t)],
+                        &weights[size_t(2 * t)], 2, &alone[at]);
+    }
+    expect(status == DT_OK, "experts run", path, status);
+    expect(together == alone, "grouping tokens changes no bit of the experts", path, 0);
+    table[size_t(ids[0])] = 0;
+    status = dt_moe(c, &form, table.data(), num_experts, own, x.data(), tokens, ids.data(),
+                    weights.data(), 2, together.data());
+    expect(status == DT_EXPERT_ABSENT, "an absent expert is refused", path, status);
+}
+
+void check_attention(dt_context* c, const char* path, int kind) {
+    const int heads = 1 + below(20), latent = 1 + below(70), rope = 2 * (1 + below(20));
+    const int rows = 1 + below(4), position = below(700), width = latent + rope;
+    const int end = position + rows;
+    const size_t row_bytes = CacheShape{latent, rope, kind}.row_bytes();
+    std::vector<uint8_t> cache(size_t(end) * row_bytes);
+    std::vector<float> values(size_t(end * width));
+    for (int i = 0; i < end; ++i) {
+        float* row = &values[size_t(i) * size_t(width)];
+        // Halves of small whole numbers, the greatest always there: both kinds hold them exactly.
+        for (int k = 0; k < width; ++k) row[k] = float(below(255) - 127) / 64.f;
+        row[0] = row[latent] = 127.f / 64.f;
+        const int32_t status =
+            dt_cache_write(c, latent, rope, kind, row, &cache[size_t(i) * row_bytes]);
+        expect(status == DT_OK, "a row is written", path, status);
+    }
+    std::vector<float> queries(size_t(rows * heads * width)), mixed(size_t(rows * heads * latent));
+    for (float& query : queries) query = float(below(17) - 8) / 32.f;
+    const dt_pass pass{nullptr, {cache.data(), nullptr}, 1, rows, position, 0};
+    const int32_t status =
+        dt_attend(c, heads, latent, rope, kind, &pass, queries.data(), mixed.data());
+    expect(status == DT_OK, "attention runs", path, status);
+    for (int i = 0; i < rows * heads; ++i) {
+        const int seen = position + i / heads + 1;
+        std::vector<double> shares(static_cast<size_t>(seen));
+        double largest = -1e30, total = 0;
+        for (int r = 0; r < seen; ++r) {
+            for (int k = 0; k < width; ++k) {
+                shares[size_t(r)] += double(queries[size_t(i * width + k)]) * double(values[size_t(r * width + k)]);
+            }
+            largest = std::fmax(largest, shares[size_t(r)]);
+        }
+        for (double& share : shares) total += share = std::exp(share - largest);
+        for (int k = 0; k < latent; ++k) {
+            double sum = 0;
+            for (int r = 0; r < seen; ++r) sum += shares[size_t(r)] * double(values[size_t(r * width + k)]);
+            const double error = std::fabs(sum / total - double(mixed[size_t(i * latent + k)]));
+            expect(error < 2e-5, "attention is softmax over the cache", path, error);
+        }
+    }
+}
+
+void check_snake(dt_context* c, const char* path) {
+    const int channels = 1 + below(5), samples = 1 + below(100);
+    std::vector<float> x = normals(size_t(channels * samples)), y(x.size());
+    std::vector<float> alpha(static_cast<size_t>(channels));
+    for (float& a : alpha) a = 0.1f + float(below(100)) / 25.f;
+    dt_snake(c, x.data(), alpha.data(), channels, samples, y.data());
+    for (size_t i = 0; i < x.size(); ++i) {
+        const double a = double(alpha[i / size_t(samples)]), sine = std::sin(a * double(x[i]));
+        const double error = std::fabs(double(y[i]) - (double(x[i]) + sine * sine / a));
+        expect(error < 5e-6, "snake is its formula", path, error);
+    }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    const int rounds = argc > 1 ? std::atoi(argv[1]) : 20;
+    for (int path = 0; dt_path_name(path); ++path) {
+        const char* name = dt_path_name(path);
+        for (int threads = 1; threads <= 3; ++threads) {
+            dt_context* c = dt_open(path, threads);
+            expect(c != nullptr, "a context opens", name, threads);
+            for (int i = 0; i < rounds; ++i) {
+                for (int group : {0, 32, 64, 128}) {
+                    check_linear(c, name, group);
+                    check_experts(c, name, group);
+                }
+                for (int kind : {0, 1}) check_attention(c, name, kind);
+                check_snake(c, name);
+            }
+            dt_close(c);
+        }
+        std::printf("%s: %d rounds on 1 to 3 threads\n", name, rounds);
+    }
+    return 0;
+}

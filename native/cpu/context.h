@@ -1,0 +1,124 @@
+// What a call needs: a path, threads, and room that is kept between calls.
+#pragma once
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "deeptalk_cpu.h"
+#include "path.h"
+#include "pool.h"
+
+namespace deeptalk {
+
+constexpr int kTileTokens = 64;  // of one call of a tile: their results stay in the first cache
+
+struct Refusal : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+[[noreturn]] void refuse(const char* what, long found, const char* wanted);
+
+inline int kind_of_group(int group) {
+    return group == 0 ? kInt8 : group == 32 ? kInt4x32 : group == 64 ? kInt4x64 : kInt4x128;
+}
+void check_group(int group, int columns);
+
+// Rows of activations as a path wants them; grows to the largest call.
+class Quantised {
+  public:
+    // Room for (rows, columns).
+    QuantisedRows reserve(const Path& path, int rows, int columns);
+
+  private:
+    std::vector<int8_t> steps_;
+    std::vector<float> scales_;
+};
+
+// One expert or MLP and the tokens that it serves.
+struct Unit {
+    const uint8_t* record;
+    int first, count;  // in the lists of tokens and weights
+};
+
+struct ExpertRoom {
+    std::vector<Unit> units;
+    std::vector<int32_t> tokens, hidden_rows, counts;
+    std::vector<float> weights, hidden;
+    Quantised x, quantised_hidden;
+};
+
+struct AttentionRoom {
+    std::vector<float> maximum, total, mixed;
+};
+
+}  // namespace deeptalk
+
+struct dt_context {
+    dt_context(const deeptalk::Path& chosen, int threads) : path(chosen), pool(threads) {}
+
+    const deeptalk::Path& path;
+    deeptalk::Pool pool;
+    std::string message;
+    deeptalk::Quantised linear_room;
+    deeptalk::ExpertRoom experts;
+    deeptalk::AttentionRoom attention;
+};
+
+namespace deeptalk {
+
+// Quantise n rows, `stride` floats apart. False if a value is not finite.
+bool quantise_rows(dt_context& c, const float* x, int n, int columns, size_t stride, int group,
+                   const QuantisedRows& rows);
+
+// y[token, head] = the head's rows of the matrix times x[token, head].
+struct Product {
+    const dt_matrix& matrix;
+    int heads;
+    QuantisedRows x;  // (tokens, heads) rows
+    int tokens;
+    float* y;
+    size_t token_stride, head_stride;  // of y
+};
+void multiply(dt_context& c, const Product& product);
+
+int32_t linear(dt_context& c, const dt_matrix& matrix, int heads, const float* x, size_t x_stride,
+               int tokens, float* y, size_t token_stride, size_t head_stride);
+
+struct Choices {
+    const int64_t* ids;  // (tokens, top_k)
+    const float* weights;
+    int top_k;
+};
+// A choice of weight 0 asks for nothing.
+int num_wanted(int tokens, const Choices& choices);
+// Where the records of a layer lie. `own` are those that every token takes, with weight 1.
+struct Records {
+    const dt_record& form;
+    const uint64_t* table;  // 0 where an expert is absent
+    int num_experts;
+    const uint64_t* own;
+    int num_own;
+};
+// Adds the experts that are present to y (tokens, width); `served` is the number of choices met.
+int32_t add_experts(dt_context& c, const Records& records, const float* x, int tokens,
+                    const Choices& choices, float* y, int* served);
+
+struct CacheShape {
+    int latent, rope, kind;
+    int padded_latent() const { return (latent + 31) / 32 * 32; }
+    int padded_width() const { return padded_latent() + (rope + 31) / 32 * 32; }
+    size_t row_bytes() const {
+        // int8 rows carry two scales; whole cache lines keep every row aligned.
+        const size_t bytes = kind == kBf16Rows ? size_t(padded_width()) * 2 : size_t(padded_width()) + 8;
+        return (bytes + 63) / 64 * 64;
+    }
+};
+// False if a value is not finite. `row` is (latent + rope).
+bool write_cache_row(const CacheShape& shape, const float* row, uint8_t* place);
+// queries (tokens, heads, padded width) and mixed (tokens, heads, padded latent); the caches are
+// those of one layer.
+void attend(dt_context& c, const CacheShape& shape, int heads, const dt_pass& pass,
+            const float* queries, float* mixed);
+
+}  // namespace deeptalk

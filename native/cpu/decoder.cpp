@@ -1,0 +1,288 @@
+// The decoder, a stage at a time: a layer up to its router, then its experts.
+//
+// Attention is absorbed (export/decoder.py has the algebra); the softmax scale stands in the queries.
+#include "decoder.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace deeptalk {
+namespace {
+
+float half_to_float(uint16_t half) {
+    const int exponent = half >> 10 & 31;
+    const float fraction = float(half & 1023);
+    const float magnitude = exponent ? std::ldexp(1024.f + fraction, exponent - 25)
+                                     : std::ldexp(fraction, -24);
+    return half & 0x8000 ? -magnitude : magnitude;
+}
+
+// sum (columns) += a row of the matrix.
+void add_row(const dt_matrix& m, int64_t row, float* sum) {
+    const size_t columns = size_t(m.columns);
+    if (!m.group) {
+        const int8_t* weights = static_cast<const int8_t*>(m.weights) + size_t(row) * columns;
+        const float scale = static_cast<const float*>(m.scales)[row];
+        for (size_t i = 0; i < columns; ++i) sum[i] += float(weights[i]) * scale;
+        return;
+    }
+    const uint8_t* weights = static_cast<const uint8_t*>(m.weights) + size_t(row) * columns / 2;
+    const size_t groups = columns / size_t(m.group);
+    const uint16_t* scales = static_cast<const uint16_t*>(m.scales) + size_t(row) * groups;
+    for (size_t g = 0; g < groups; ++g) {
+        const float scale = half_to_float(scales[g]);
+        for (size_t i = g * size_t(m.group); i < (g + 1) * size_t(m.group); i += 2) {
+            const uint8_t both = weights[i / 2];
+            sum[i] += float((both & 15) - 8) * scale;
+            sum[i + 1] += float(int8_t(both) >> 4) * scale;
+        }
+    }
+}
+
+void check(const char* what, bool holds, long found, const char* wanted) {
+    if (!holds) refuse(what, found, wanted);
+}
+
+void check_matrix(const dt_matrix& m, const char* name, int rows, int columns) {
+    check_group(m.group, m.columns);
+    if (m.rows != rows || m.columns != columns) {
+        refuse(name, m.rows, ("(" + std::to_string(rows) + ", " + std::to_string(columns) + ")").c_str());
+    }
+}
+
+}  // namespace
+
+void check_record(const dt_record& record) {
+    check_group(record.group, record.width);
+    check_group(record.group, record.ffn_width);
+}
+
+Decoder::Decoder(dt_context& c, const dt_decoder_spec& spec, const dt_layer* layers)
+    : c_(c),
+      spec_(spec),
+      layers_(layers, layers + spec.num_layers),
+      shape_{spec.latent, spec.rope, spec.cache_kind} {
+    check("max_tokens", spec.max_tokens > 0, spec.max_tokens, "at least 1");
+    check("cache_kind", spec.cache_kind >= 0 && spec.cache_kind < kNumCacheKinds, spec.cache_kind,
+          "0 for bfloat16 or 1 for int8");
+    check("width of a cached row", shape_.padded_width() <= kMaxLatentWidth, shape_.padded_width(),
+          "1024 at most");
+    check("top_k", spec.top_k > 0 && spec.top_k <= spec.num_experts, spec.top_k, "1 to E");
+    const int heads = spec.heads;
+    for (const dt_layer& layer : layers_) {
+        check_record(layer.record);
+        check("width of a record", layer.record.width == spec.width, layer.record.width, "the model's");
+        check_matrix(layer.qkv, "qkv rows", qkv_width(), spec.width);
+        check_matrix(layer.key_up, "key_up rows", heads * spec.latent, spec.nope);
+        check_matrix(layer.value_up, "value_up rows", heads * spec.value, spec.latent);
+        check_matrix(layer.out, "out rows", spec.width, heads * spec.value);
+    }
+    check_matrix(spec.table, "table rows", spec.table.rows, spec.width);
+    const size_t n = size_t(spec.max_tokens), h = size_t(heads);
+    x_.resize(n * size_t(spec.width));
+    normed_.resize(x_.size());
+    qkv_.resize(n * size_t(qkv_width()));
+    queries_.resize(n * h * size_t(shape_.padded_width()));
+    mixed_.resize(n * h * size_t(shape_.padded_latent()));
+    values_.resize(n * h * size_t(spec.value));
+    row_.resize(size_t(spec.latent + spec.rope));
+    ids_.resize(n * size_t(spec.top_k));
+    weights_.resize(ids_.size());
+    shares_.resize(size_t(spec.num_experts));
+}
+
+int32_t Decoder::begin(const dt_pass& pass, const int64_t* rows, const float* features,
+                       const uint8_t* audio_mask) {
+    const int tokens = pass.num_items * pass.num_rows, columns = spec_.num_codebooks + 1;
+    check("items", pass.num_items == 1 || pass.num_items == 2, pass.num_items, "1 or 2");
+    check("tokens", tokens > 0 && tokens <= spec_.max_tokens, tokens, "1 to max_tokens");
+    check("rows", pass.position >= 0 && pass.position + pass.num_rows <= spec_.cache_rows,
+          pass.position + pass.num_rows, "no more than the cache holds");
+    for (int i = 0; i < tokens * columns; ++i) {
+        if (rows[i] < 0 || rows[i] >= spec_.table.rows) return DT_OUT_OF_RANGE;
+    }
+    pass_ = pass;
+    tokens_ = tokens;
+    const size_t width = size_t(spec_.width);
+    for (int n = 0; n < tokens; ++n) {
+        float* x = &x_[size_t(n) * width];
+        const int row = n % pass.num_rows;
+        const bool is_heard = audio_mask && audio_mask[row];
+        std::fill_n(x, width, 0.f);
+        for (int i = is_heard ? columns - 1 : 0; i < columns; ++i) {
+            add_row(spec_.table, rows[n * columns + i], x);
+        }
+        const float heard = is_heard ? float(spec_.num_codebooks) : 0.f;
+        for (size_t i = 0; i < width; ++i) {
+            if (is_heard) x[i] += heard * features[size_t(row) * width + i];
+            x[i] /= float(columns);
+        }
+    }
+    return DT_OK;
+}
+
+int32_t Decoder::run(int first, int last, const uint64_t* const* tables) {
+    check("stages", first >= 0 && first <= last && last <= 2 * spec_.num_layers, last,
+          "0 to twice the layers");
+    for (int stage = first; stage < last; ++stage) {
+        const int layer = stage / 2;
+        const int32_t status = stage % 2 ? mlp(layer, tables[layer], true) : to_router(layer);
+        if (status != DT_OK) return status;
+    }
+    return DT_OK;
+}
+
+int32_t Decoder::to_router(int layer) {
+    const dt_layer& l = layers_[size_t(layer)];
+    norm_rows(x_, l.attention_norm);
+    int32_t status = attend_and_add(l, layer);
+    if (status != DT_OK) return status;
+    if (layer == spec_.num_layers - 1) keep_last_rows();
+    norm_rows(x_, l.mlp_norm);
+    if (l.router) choose(l.router);
+    served_ = 0;
+    return DT_OK;
+}
+
+int32_t Decoder::attend_and_add(const dt_layer& l, int layer) {
+    const int heads = spec_.heads, width = spec_.width, padded = shape_.padded_width();
+    const int nope_width = heads * spec_.nope;
+    const size_t w = size_t(width), row = size_t(qkv_width());
+    int32_t status = linear(c_, l.qkv, 1, normed_.data(), w, tokens_, qkv_.data(), row, 0);
+    if (status != DT_OK) return status;
+    dt_pass pass = pass_;
+    const size_t layer_at = size_t(layer) * size_t(spec_.cache_rows) * shape_.row_bytes();
+    for (int item = 0; item < pass.num_items; ++item) pass.caches[item] += layer_at;
+    if (pass.shared) pass.shared += layer_at;
+    for (int n = 0; n < tokens_; ++n) {
+        const int position = pass.position + n % pass.num_rows;
+        float* ropes = &qkv_[size_t(n) * row + size_t(nope_width)];
+        rotate(ropes, position);
+        float* latent = ropes + (heads + 1) * spec_.rope;
+        c_.path.rms_norm(latent, l.latent_norm, spec_.latent, spec_.norm_epsilon, row_.data());
+        std::copy_n(ropes + heads * spec_.rope, spec_.rope, row_.data() + spec_.latent);
+        uint8_t* cache = pass.caches[n / pass.num_rows];
+        if (!write_cache_row(shape_, row_.data(), cache + size_t(position) * shape_.row_bytes())) {
+            return DT_NOT_FINITE;
+        }
+    }
+    // Queries: key_up of what does not turn, then what does, both scaled.
+    const size_t query_row = size_t(heads) * size_t(padded);
+    status = absorb(l.key_up, row, query_row);
+    if (status != DT_OK) return status;
+    for (int n = 0; n < tokens_; ++n) {
+        const float* ropes = &qkv_[size_t(n) * row + size_t(nope_width)];
+        for (int h = 0; h < heads; ++h) {
+            float* query = &queries_[size_t(n) * query_row + size_t(h) * size_t(padded)];
+            const float* rope = ropes + h * spec_.rope;
+            for (int i = 0; i < spec_.latent; ++i) query[i] *= spec_.softmax_scale;
+            float* turned = query + shape_.padded_latent();
+            for (int i = 0; i < spec_.rope; ++i) turned[i] = rope[i] * spec_.softmax_scale;
+        }
+    }
+    attend(c_, shape_, heads, pass, queries_.data(), mixed_.data());
+    const size_t value_row = size_t(heads) * size_t(spec_.value);
+    status = linear(c_, l.value_up, heads, mixed_.data(), size_t(shape_.padded_latent()), tokens_,
+                    values_.data(), value_row, size_t(spec_.value));
+    if (status != DT_OK) return status;
+    status = linear(c_, l.out, 1, values_.data(), value_row, tokens_, normed_.data(), w, 0);
+    for (size_t i = 0; i < size_t(tokens_) * w; ++i) x_[i] += normed_[i];
+    return status;
+}
+
+// queries = key_up times the heads' nope parts, which stand in a row of qkv side by side.
+int32_t Decoder::absorb(const dt_matrix& key_up, size_t qkv_row, size_t query_row) {
+    const int heads = spec_.heads;
+    const QuantisedRows rows = c_.linear_room.reserve(c_.path, tokens_ * heads, spec_.nope);
+    for (int n = 0; n < tokens_; ++n) {
+        QuantisedRows own = rows;
+        own.steps += size_t(n * heads) * rows.row_bytes;
+        own.scales += size_t(n * heads) * rows.row_scales;
+        const float* nope = &qkv_[size_t(n) * qkv_row];
+        if (!quantise_rows(c_, nope, heads, spec_.nope, size_t(spec_.nope), key_up.group, own)) {
+            return DT_NOT_FINITE;
+        }
+    }
+    multiply(c_, {key_up, heads, rows, tokens_, queries_.data(), query_row, size_t(shape_.padded_width())});
+    return DT_OK;
+}
+
+// All heads' queries and the one key, rope values each with its halves apart.
+void Decoder::rotate(float* ropes, int position) const {
+    const int half = spec_.rope / 2;
+    for (int i = 0; i < half; ++i) {
+        const float angle = float(position) * spec_.rope_frequencies[i];
+        const float cos = std::cos(angle) * spec_.rope_amplitude;
+        const float sin = std::sin(angle) * spec_.rope_amplitude;
+        for (int h = 0; h <= spec_.heads; ++h) {
+            float* pair = ropes + h * spec_.rope + i;
+            const float a = pair[0], b = pair[half];
+            pair[0] = a * cos - b * sin;
+            pair[half] = b * cos + a * sin;
+        }
+    }
+}
+
+// Nothing reads the other rows of the last layer any more.
+void Decoder::keep_last_rows() {
+    const size_t width = size_t(spec_.width);
+    for (int item = 0; item < pass_.num_items; ++item) {
+        const size_t last = size_t((item + 1) * pass_.num_rows - 1);
+        std::memmove(&x_[size_t(item) * width], &x_[last * width], width * sizeof(float));
+    }
+    tokens_ = pass_.num_items;
+}
+
+void Decoder::norm_rows(const std::vector<float>& x, const float* weight) {
+    const size_t width = size_t(spec_.width);
+    for (size_t at = 0; at < size_t(tokens_) * width; at += width) {
+        c_.path.rms_norm(&x[at], weight, spec_.width, spec_.norm_epsilon, &normed_[at]);
+    }
+}
+
+// Softmax over all experts, then the best `top_k` of them, the lower id first among equals.
+void Decoder::choose(const float* router) {
+    const int experts = spec_.num_experts, top_k = spec_.top_k;
+    for (int n = 0; n < tokens_; ++n) {
+        float* shares = shares_.data();
+        c_.path.dot_rows(router, experts, spec_.width, &normed_[size_t(n) * size_t(spec_.width)], shares);
+        const float largest = *std::max_element(shares, shares + experts);
+        float total = 0.f, chosen_total = 0.f;
+        for (int e = 0; e < experts; ++e) total += shares[e] = std::exp(shares[e] - largest);
+        int64_t* ids = &ids_[size_t(n * top_k)];
+        float* weights = &weights_[size_t(n * top_k)];
+        for (int k = 0; k < top_k; ++k) {
+            ids[k] = std::max_element(shares, shares + experts) - shares;
+            weights[k] = shares[ids[k]] / total;
+            chosen_total += weights[k];
+            shares[ids[k]] = -1.f;
+        }
+        const float factor =
+            spec_.normalise_top_k ? spec_.routed_scale / chosen_total : spec_.routed_scale;
+        for (int k = 0; k < top_k; ++k) weights[k] *= factor;
+    }
+}
+
+int32_t Decoder::mlp(int layer, const uint64_t* table, bool is_last_wave) {
+    check("layer", layer >= 0 && layer < spec_.num_layers, layer, "one of the decoder's");
+    const dt_layer& l = layers_[size_t(layer)];
+    const int top_k = l.router ? spec_.top_k : 0;
+    const Records records{l.record, table, l.router ? spec_.num_experts : 0, l.own_mlps,
+                          is_last_wave ? l.num_own_mlps : 0};
+    const Choices choices{ids_.data(), weights_.data(), top_k};
+    int served = 0;
+    const int32_t status =
+        add_experts(c_, records, normed_.data(), tokens_, choices, x_.data(), &served);
+    served_ += served;
+    const bool is_short = is_last_wave && served_ != num_wanted(tokens_, choices);
+    return status == DT_OK && is_short ? int32_t(DT_EXPERT_ABSENT) : status;
+}
+
+int32_t Decoder::head(float* logits) {
+    norm_rows(x_, spec_.final_norm);
+    const size_t rows = size_t(spec_.table.rows);
+    return linear(c_, spec_.table, 1, normed_.data(), size_t(spec_.width), tokens_, logits, rows, 0);
+}
+
+}  // namespace deeptalk

@@ -1,0 +1,154 @@
+// Routed and shared experts over records where they lie: out += weight * down(silu(gate x) * up x).
+//
+// Tokens are grouped by expert. Each expert's gate and up rows are one pass over its record, its down
+// rows another; threads share rows, never a sum, so the result does not depend on their number.
+#include <algorithm>
+
+#include "context.h"
+
+namespace deeptalk {
+namespace {
+
+// Lists the tokens of every expert that is present, ascending by id, then all tokens for each record
+// of `own`. Returns the number of choices met, or -1 if an id is out of range.
+int group_tokens(ExpertRoom& room, const Records& records, int tokens, const Choices& choices) {
+    const int num_choices = tokens * choices.top_k, num_experts = records.num_experts;
+    const auto is_served = [&](int i) { return records.table[choices.ids[i]] && choices.weights[i] != 0.f; };
+    room.counts.assign(size_t(num_experts) + 1, 0);
+    for (int i = 0; i < num_choices; ++i) {
+        const int64_t id = choices.ids[i];
+        if (id < 0 || id >= num_experts) return -1;
+        if (is_served(i)) ++room.counts[size_t(id) + 1];
+    }
+    room.units.clear();
+    for (int e = 0; e < num_experts; ++e) {
+        const int count = room.counts[size_t(e) + 1], first = room.counts[size_t(e)];
+        if (count) room.units.push_back({reinterpret_cast<const uint8_t*>(records.table[e]), first, count});
+        room.counts[size_t(e) + 1] += first;
+    }
+    const int served = room.counts[size_t(num_experts)];
+    const size_t total = size_t(served + records.num_own * tokens);
+    room.tokens.resize(total);
+    room.weights.resize(total);
+    for (int i = 0; i < num_choices; ++i) {
+        if (!is_served(i)) continue;
+        const size_t place = size_t(room.counts[size_t(choices.ids[i])]++);
+        room.tokens[place] = i / choices.top_k;
+        room.weights[place] = choices.weights[i];
+    }
+    for (int i = 0; i < records.num_own; ++i) {
+        const int first = served + i * tokens;
+        room.units.push_back({reinterpret_cast<const uint8_t*>(records.own[i]), first, tokens});
+        for (int t = 0; t < tokens; ++t) {
+            room.tokens[size_t(first + t)] = t;
+            room.weights[size_t(first + t)] = 1.f;
+        }
+    }
+    return served;
+}
+
+class Experts {
+  public:
+    Experts(dt_context& c, const dt_record& record)
+        : c_(c), room_(c.experts), record_(record), kind_(kind_of_group(record.group)) {}
+
+    // hidden = silu(gate x) * up x for the rows [row, row + 16) of a unit's gate and up.
+    void hide(const Unit& unit, int row, const QuantisedRows& x) const {
+        alignas(64) float gate[kTileTokens * kTileRows], up[kTileTokens * kTileRows];
+        const int rows = std::min(kTileRows, record_.ffn_width - row), width = record_.ffn_width;
+        for (int first = 0; first < unit.count; first += kTileTokens) {
+            const int count = std::min(kTileTokens, unit.count - first);
+            const int32_t* tokens = &room_.tokens[size_t(unit.first + first)];
+            tile(unit, gate_up(), record_.width, row, rows, x, tokens, count, gate, width + row);
+            tile(unit, gate_up(), record_.width, width + row, rows, x, tokens, count, up, row + rows);
+            for (int t = 0; t < count; ++t) {
+                float* hidden = &room_.hidden[size_t(unit.first + first + t) * size_t(width)];
+                const int at = t * kTileRows;
+                c_.path.silu_times_up(gate + at, up + at, rows, hidden + row);
+            }
+        }
+    }
+
+    // Add the rows [row, row + 16) of a unit's down times its hidden rows to y.
+    void add_down(const Unit& unit, int row, const QuantisedRows& hidden, float* y) const {
+        alignas(64) float out[kTileTokens * kTileRows];
+        const int rows = std::min(kTileRows, record_.width - row);
+        for (int first = unit.first; first < unit.first + unit.count; first += kTileTokens) {
+            const int count = std::min(kTileTokens, unit.first + unit.count - first);
+            const int32_t* own_rows = &room_.hidden_rows[size_t(first)];
+            tile(unit, down(), record_.ffn_width, row, rows, hidden, own_rows, count, out, row + rows);
+            for (int t = 0; t < count; ++t) {
+                const float weight = room_.weights[size_t(first + t)];
+                const size_t token = size_t(room_.tokens[size_t(first + t)]);
+                float* place = y + token * size_t(record_.width) + row;
+                for (int r = 0; r < rows; ++r) place[r] += weight * out[t * kTileRows + r];
+            }
+        }
+    }
+
+  private:
+    struct Section {
+        int64_t weights, scales;
+    };
+    Section gate_up() const { return {record_.gate_up, record_.gate_up_scales}; }
+    Section down() const { return {record_.down, record_.down_scales}; }
+
+    void tile(const Unit& unit, Section section, int columns, int row, int rows,
+              const QuantisedRows& x, const int32_t* tokens, int count, float* out,
+              int next_row) const {
+        const int group = record_.group;
+        const size_t row_bytes = size_t(columns) / (group ? 2 : 1);
+        const size_t scale_bytes = group ? size_t(columns / group) * 2 : 4;
+        const uint8_t* weights = unit.record + section.weights;
+        const uint8_t* scales = unit.record + section.scales + size_t(row) * scale_bytes;
+        c_.path.tile[kind_]({weights + size_t(row) * row_bytes, scales, columns, rows, x, tokens, count,
+                             out, weights + size_t(next_row) * row_bytes});
+    }
+
+    dt_context& c_;
+    ExpertRoom& room_;
+    const dt_record& record_;
+    const int kind_;
+};
+
+}  // namespace
+
+int num_wanted(int tokens, const Choices& choices) {
+    const float* end = choices.weights + tokens * choices.top_k;
+    return int(std::count_if(choices.weights, end, [](float weight) { return weight != 0.f; }));
+}
+
+int32_t add_experts(dt_context& c, const Records& records, const float* x, int tokens,
+                    const Choices& choices, float* y, int* served) {
+    const dt_record& record = records.form;
+    ExpertRoom& room = c.experts;
+    *served = group_tokens(room, records, tokens, choices);
+    if (*served < 0) return DT_OUT_OF_RANGE;
+    const int width = record.width, ffn_width = record.ffn_width, total = int(room.tokens.size());
+    const int num_units = int(room.units.size());
+    const QuantisedRows rows = room.x.reserve(c.path, tokens, width);
+    if (!quantise_rows(c, x, tokens, width, size_t(width), record.group, rows)) return DT_NOT_FINITE;
+    room.hidden.resize(size_t(total) * size_t(ffn_width));
+    const Experts experts(c, record);
+    const int hidden_tiles = (ffn_width + kTileRows - 1) / kTileRows;
+    c.pool.run_ranges(num_units * hidden_tiles, [&](int begin, int end) {
+        for (int i = begin; i < end; ++i) {
+            experts.hide(room.units[size_t(i / hidden_tiles)], i % hidden_tiles * kTileRows, rows);
+        }
+    });
+    const QuantisedRows hidden = room.quantised_hidden.reserve(c.path, total, ffn_width);
+    room.hidden_rows.resize(size_t(total));
+    for (int i = 0; i < total; ++i) room.hidden_rows[size_t(i)] = i;
+    if (!quantise_rows(c, room.hidden.data(), total, ffn_width, size_t(ffn_width), record.group,
+                       hidden)) {
+        return DT_NOT_FINITE;
+    }
+    c.pool.run_ranges((width + kTileRows - 1) / kTileRows, [&](int begin, int end) {
+        for (const Unit& unit : room.units) {
+            for (int i = begin; i < end; ++i) experts.add_down(unit, i * kTileRows, hidden, y);
+        }
+    });
+    return DT_OK;
+}
+
+}  // namespace deeptalk

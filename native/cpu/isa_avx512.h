@@ -1,0 +1,107 @@
+// AVX-512 with VNNI: 64 bytes of weights a step. `kBf16` also uses the bfloat16 dot product.
+#pragma once
+
+#include <immintrin.h>
+
+#include "lanes.h"
+
+namespace {
+
+template <bool kBf16>
+struct Avx512 {
+    static constexpr int kBytes = 64, kLanes = 16, kRows = 4, kTokens = 4;
+    // vpdpbusd wants one unsigned side: weights are shifted up and the sums begin lower.
+    static constexpr int kBias4 = 8, kBias8 = 128;
+    static constexpr bool kDotsBf16 = kBf16;
+    using Float = __m512;
+    using Int = __m512i;
+    struct Pair {
+        Int a, b;
+    };
+
+    static Float splat(float x) { return _mm512_set1_ps(x); }
+    static Float load(const float* p) { return _mm512_loadu_ps(p); }
+    static void store(float* p, Float x) { _mm512_storeu_ps(p, x); }
+    static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
+    static Float max(Float a, Float b) { return _mm512_max_ps(a, b); }
+    static Float min(Float a, Float b) { return _mm512_min_ps(a, b); }
+    static Float round(Float x) { return _mm512_roundscale_ps(x, 0); }
+    static Float times_power_of_2(Float x, Float n) { return _mm512_scalef_ps(x, n); }
+    static float sum(Float x) { return _mm512_reduce_add_ps(x); }
+    static void store_sums(float* p, Float a, Float b, Float c, Float d) {
+        const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+        const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+        const __m512 abcd =
+            _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+        const __m256 half =
+            _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps(abcd, 1));
+        _mm_storeu_ps(p, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+    }
+    static Float bf16(const uint16_t* p) {
+        const __m512i wide =
+            _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+        return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+    }
+    static Float int8(const int8_t* p) {
+        return _mm512_cvtepi32_ps(
+            _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+    }
+    static void half_to_float(const uint16_t* p, float* out) {
+        const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+        _mm512_storeu_ps(out, _mm512_cvtph_ps(halves));
+    }
+
+    static Int zero() { return _mm512_setzero_si512(); }
+    static Int load_int(const int32_t* p) { return _mm512_loadu_si512(p); }
+    static void store_int(int32_t* p, Int x) { _mm512_storeu_si512(p, x); }
+    static Float to_float(Int x) { return _mm512_cvtepi32_ps(x); }
+    static Int to_int(Float x) { return _mm512_cvtps_epi32(x); }
+    static Int magnitude_bits(Float x) {
+        return _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff));
+    }
+    static Int max_int(Int a, Int b) { return _mm512_max_epi32(a, b); }
+
+    static Pair load_pair(const int8_t* p) {
+        return {_mm512_loadu_si512(p), _mm512_loadu_si512(p + kBytes)};
+    }
+    static Pair weights8(const uint8_t* p) {
+        const Int sign = _mm512_set1_epi8(int8_t(0x80));
+        return {_mm512_xor_si512(_mm512_loadu_si512(p), sign),
+                _mm512_xor_si512(_mm512_loadu_si512(p + kBytes), sign)};
+    }
+    static Pair weights4(const uint8_t* p) {
+        const Int low = _mm512_set1_epi8(0x0f), eight = _mm512_set1_epi8(8);
+        const Int both = _mm512_loadu_si512(p);
+        // (both >> 4 & low) ^ eight
+        return {_mm512_and_si512(both, low),
+                _mm512_ternarylogic_epi32(_mm512_srli_epi16(both, 4), low, eight, 0x6a)};
+    }
+    static Int dot(Int sum, Pair w, Pair q) {
+        return _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sum, w.a, q.a), w.b, q.b);
+    }
+    static Int dot_int8(Int sum, Pair w, Pair q) { return dot(sum, w, q); }
+    static Int dot_of_ones(Pair q) {
+        const Int ones = _mm512_set1_epi8(1);
+        return dot(zero(), {ones, ones}, q);
+    }
+    // One step spans 128 weights: the scale of each lane's eight.
+    template <int kGroup>
+    static Float group_scales(const float* p) {
+        if constexpr (kGroup == 128) return _mm512_set1_ps(*p);
+        const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        const __m512i index = _mm512_srli_epi32(lanes, kGroup == 64 ? 3 : 2);
+        return _mm512_permutexvar_ps(index, _mm512_castps128_ps512(_mm_loadu_ps(p)));
+    }
+
+    using Bf16Pairs = __m512i;  // 32 values
+    static Bf16Pairs load_bf16_pairs(const uint16_t* p) { return _mm512_loadu_si512(p); }
+    static Float dot_bf16(Float sum, Bf16Pairs a, Bf16Pairs b) {
+#ifdef __AVX512BF16__
+        if constexpr (kBf16) return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+#endif
+        (void)a, (void)b;
+        return sum;
+    }
+};
+
+}  // namespace

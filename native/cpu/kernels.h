@@ -1,0 +1,290 @@
+// The kernels, written once over an instruction set's lanes.
+#pragma once
+
+#include <math.h>
+
+#include "lanes.h"
+#include "path.h"
+
+namespace {
+
+using namespace deeptalk;
+
+template <class Isa>
+using FloatOf = typename Isa::Float;
+
+// The first n of a vector, the others 0.
+template <class Isa>
+FloatOf<Isa> load_part(const float* p, int n) {
+    alignas(64) float lanes[Isa::kLanes] = {};
+    std::memcpy(lanes, p, size_t(n) * sizeof(float));
+    return Isa::load(lanes);
+}
+template <class Isa>
+void store_part(float* p, FloatOf<Isa> x, int n) {
+    alignas(64) float lanes[Isa::kLanes];
+    Isa::store(lanes, x);
+    std::memcpy(p, lanes, size_t(n) * sizeof(float));
+}
+
+// y[i] = f(x[i], i) for n floats, a vector at a time; `f` gets the index to load more from.
+template <class Isa, class F>
+void for_vectors(int n, F f) {
+    int i = 0;
+    for (; i + Isa::kLanes <= n; i += Isa::kLanes) f(i, Isa::kLanes);
+    if (i < n) f(i, n - i);
+}
+template <class Isa>
+FloatOf<Isa> load_at(const float* p, int i, int n) {
+    return n == Isa::kLanes ? Isa::load(p + i) : load_part<Isa>(p + i, n);
+}
+template <class Isa>
+void store_at(float* p, int i, FloatOf<Isa> x, int n) {
+    n == Isa::kLanes ? Isa::store(p + i, x) : store_part<Isa>(p + i, x, n);
+}
+
+// e^x to about 2e-7 of its value, held within the range of normal floats.
+template <class Isa>
+FloatOf<Isa> exp_of(FloatOf<Isa> x) {
+    x = Isa::min(Isa::max(x, Isa::splat(-87.f)), Isa::splat(88.f));
+    const FloatOf<Isa> n = Isa::round(x * Isa::splat(1.44269504f));
+    FloatOf<Isa> r = Isa::fma(n, Isa::splat(-0.693145752f), x);
+    r = Isa::fma(n, Isa::splat(-1.42860677e-6f), r);
+    FloatOf<Isa> p = Isa::splat(1.f / 720);
+    constexpr float kTerms[] = {1.f / 120, 1.f / 24, 1.f / 6, 0.5f, 1.f, 1.f};
+    for (float term : kTerms) p = Isa::fma(p, r, Isa::splat(term));
+    return Isa::times_power_of_2(p, n);
+}
+
+template <class Isa>
+size_t quantised_bytes(int columns) {
+    return size_t(round_up(columns, 2 * Isa::kBytes) / (2 * Isa::kBytes)) * 3 * Isa::kBytes;
+}
+
+template <class Isa>
+bool quantise(const float* x, int columns, bool for_int4, int8_t* steps, float* scales) {
+    constexpr int kStep = 2 * Isa::kBytes, kBytes = Isa::kBytes;
+    bool finite = true;
+    for (int begin = 0; begin < columns; begin += kScaleBlock) {
+        const int n = min_of(kScaleBlock, columns - begin);
+        typename Isa::Int largest = Isa::zero();
+        for_vectors<Isa>(n, [&](int i, int part) {
+            largest = Isa::max_int(largest, Isa::magnitude_bits(load_at<Isa>(x + begin, i, part)));
+        });
+        alignas(64) int32_t lanes[Isa::kLanes];
+        Isa::store_int(lanes, largest);
+        for (int i = 1; i < Isa::kLanes; ++i) lanes[0] = max_of(lanes[0], lanes[i]);
+        finite = finite && lanes[0] < 0x7f800000;
+        const float maximum = float_of_bits(uint32_t(lanes[0]));
+        const bool is_zero = !finite || maximum < 1e-30f;  // its reciprocal might overflow
+        scales[begin / kScaleBlock] = is_zero ? 0.f : maximum / 127.f;
+        const FloatOf<Isa> inverse = Isa::splat(is_zero ? 0.f : 127.f / maximum);
+        alignas(64) int32_t values[kScaleBlock] = {};
+        for_vectors<Isa>(finite ? n : 0, [&](int i, int part) {
+            Isa::store_int(values + i, Isa::to_int(load_at<Isa>(x + begin, i, part) * inverse));
+        });
+        for (int in = 0; in < round_up(n, kStep); in += kStep, steps += 3 * kBytes) {
+            const int32_t* v = values + in;
+            for (int i = 0; i < kBytes; ++i) {
+                steps[i] = int8_t(v[for_int4 ? 2 * i : i]);
+                steps[kBytes + i] = int8_t(v[for_int4 ? 2 * i + 1 : kBytes + i]);
+            }
+            const int bias = for_int4 ? Isa::kBias4 : Isa::kBias8;
+            alignas(64) int32_t sums[Isa::kLanes];
+            Isa::store_int(sums, Isa::dot_of_ones(Isa::load_pair(steps)));
+            for (int32_t& sum : sums) sum *= -bias;
+            std::memcpy(steps + kStep, sums, sizeof sums);
+        }
+    }
+    return finite;
+}
+
+template <class Isa>
+void halves_to_floats(const uint16_t* p, int n, float* out) {
+    int i = 0;
+    for (; i + Isa::kLanes <= n; i += Isa::kLanes) Isa::half_to_float(p + i, out + i);
+    if (i == n) return;
+    uint16_t rest[Isa::kLanes] = {};
+    std::memcpy(rest, p + i, size_t(n - i) * sizeof(uint16_t));
+    Isa::half_to_float(rest, out + i);
+}
+
+// R rows of weights times M rows of activations; out is (M, 16) from the first of the R.
+template <class Isa, int kGroup, int R, int M>
+void multiply(const Tile& t, int row, int first_token, float* out) {
+    constexpr int kStep = 2 * Isa::kBytes;
+    constexpr int kStepBytes = kGroup ? Isa::kBytes : kStep;
+    constexpr size_t kAhead = 2048;
+    constexpr int kGroups = kGroup ? kMaxColumns / kGroup : 1;
+    const size_t row_bytes = size_t(t.columns) * kStepBytes / kStep;
+    const int groups = kGroup ? t.columns / (kGroup ? kGroup : 1) : 1;
+    alignas(64) float scales[R * kGroups + 2 * Isa::kLanes];
+    if (kGroup) {
+        const uint16_t* halves = static_cast<const uint16_t*>(t.scales) + size_t(row) * groups;
+        for (int i = 0; i < R * groups; i += 32) __builtin_prefetch(halves + R * groups + i);
+        halves_to_floats<Isa>(halves, R * groups, scales);
+        Isa::store(scales + R * groups, Isa::splat(0.f));  // behind a row that ends within a step
+    }
+    const int8_t* q[M];
+    const float* q_scales[M];
+    for (int m = 0; m < M; ++m) {
+        const size_t token = size_t(t.tokens ? t.tokens[first_token + m] : first_token + m);
+        q[m] = t.x.steps + token * t.x.row_bytes;
+        q_scales[m] = t.x.scales + token * t.x.row_scales;
+    }
+    FloatOf<Isa> sums[M][R];
+    for (int m = 0; m < M; ++m) {
+        for (int r = 0; r < R; ++r) sums[m][r] = Isa::splat(0.f);
+    }
+    const uint8_t* w = t.weights + size_t(row) * row_bytes;
+    const auto step = [&](int at, const uint8_t* bytes, size_t stride) __attribute__((always_inline)) {
+        typename Isa::Pair weights[R];
+        FloatOf<Isa> scale[R];
+        for (int r = 0; r < R; ++r) {
+            const uint8_t* p = bytes + r * stride;
+            weights[r] = kGroup ? Isa::weights4(p) : Isa::weights8(p);
+            if (kGroup) {
+                const float* group = scales + r * groups + at * kStep / (kGroup ? kGroup : 1);
+                scale[r] = Isa::template group_scales<kGroup>(group);
+            }
+        }
+        for (int m = 0; m < M; ++m) {
+            const int8_t* pair = q[m] + at * 3 * Isa::kBytes;
+            const typename Isa::Pair x = Isa::load_pair(pair);
+            const FloatOf<Isa> x_scale = Isa::splat(q_scales[m][at * kStep / kScaleBlock]);
+            constexpr bool kShifted = kGroup ? Isa::kBias4 != 0 : Isa::kBias8 != 0;
+            const typename Isa::Int start =
+                kShifted ? Isa::load_int(reinterpret_cast<const int32_t*>(pair + kStep)) : Isa::zero();
+            for (int r = 0; r < R; ++r) {
+                const FloatOf<Isa> dot = Isa::to_float(
+                    kGroup ? Isa::dot(start, weights[r], x) : Isa::dot_int8(start, weights[r], x));
+                sums[m][r] = kGroup ? Isa::fma(dot * x_scale, scale[r], sums[m][r])
+                                    : Isa::fma(dot, x_scale, sums[m][r]);
+            }
+        }
+    };
+    const int steps = t.columns / kStep;
+    // Memory is asked for what comes in the order in which it lies, whatever the order of its use.
+    const size_t tile_bytes = size_t(t.num_rows) * row_bytes;
+    size_t ahead = (size_t(row) + R) * row_bytes + kAhead;
+    for (int s = 0; s < steps; ++s) {
+        for (int line = 0; line < R * kStepBytes; line += 64, ahead += 64) {
+            __builtin_prefetch(ahead < tile_bytes ? t.weights + ahead : t.next + (ahead - tile_bytes));
+        }
+        step(s, w + size_t(s) * kStepBytes, row_bytes);
+    }
+    if (t.columns % kStep) {
+        const size_t done = size_t(steps) * kStepBytes;
+        alignas(64) uint8_t rest[R * kStepBytes] = {};
+        for (int r = 0; r < R; ++r) {
+            std::memcpy(rest + r * kStepBytes, w + r * row_bytes + done, row_bytes - done);
+        }
+        step(steps, rest, kStepBytes);
+    }
+    const float* row_scales = static_cast<const float*>(t.scales) + row;
+    for (int m = 0; m < M; ++m, out += kTileRows) {
+        if constexpr (R == 4) {
+            Isa::store_sums(out, sums[m][0], sums[m][1], sums[m][2], sums[m][3]);
+        } else {
+            for (int r = 0; r < R; ++r) out[r] = Isa::sum(sums[m][r]);
+        }
+        for (int r = 0; r < R && !kGroup; ++r) out[r] *= row_scales[r];
+    }
+}
+
+template <class Isa, int kGroup, int M>
+void multiply_rows(const Tile& t, int first_token) {
+    float* out = t.out + size_t(first_token) * kTileRows;
+    int row = 0;
+    for (; row + Isa::kRows <= t.num_rows; row += Isa::kRows) {
+        multiply<Isa, kGroup, Isa::kRows, M>(t, row, first_token, out + row);
+    }
+    for (; row < t.num_rows; ++row) multiply<Isa, kGroup, 1, M>(t, row, first_token, out + row);
+}
+
+template <class Isa, int kGroup>
+void tile(const Tile& t) {
+    int token = 0;
+    for (; token + Isa::kTokens <= t.num_tokens; token += Isa::kTokens) {
+        multiply_rows<Isa, kGroup, Isa::kTokens>(t, token);
+    }
+    const int rest = t.num_tokens - token;
+    if constexpr (Isa::kTokens == 4) {
+        if (rest == 3) multiply_rows<Isa, kGroup, 3>(t, token);
+        if (rest == 2) multiply_rows<Isa, kGroup, 2>(t, token);
+    }
+    if (rest == 1) multiply_rows<Isa, kGroup, 1>(t, token);
+}
+
+template <class Isa>
+void rms_norm(const float* x, const float* weight, int n, float epsilon, float* y) {
+    FloatOf<Isa> squares = Isa::splat(0.f);
+    for_vectors<Isa>(n, [&](int i, int part) {
+        const FloatOf<Isa> v = load_at<Isa>(x, i, part);
+        squares = Isa::fma(v, v, squares);
+    });
+    const FloatOf<Isa> factor = Isa::splat(1.f / sqrtf(Isa::sum(squares) / float(n) + epsilon));
+    for_vectors<Isa>(n, [&](int i, int part) {
+        store_at<Isa>(y, i, load_at<Isa>(x, i, part) * factor * load_at<Isa>(weight, i, part), part);
+    });
+}
+
+template <class Isa>
+void silu_times_up(const float* gate, const float* up, int n, float* y) {
+    for_vectors<Isa>(n, [&](int i, int part) {
+        const FloatOf<Isa> g = load_at<Isa>(gate, i, part), zero = Isa::splat(0.f);
+        const FloatOf<Isa> silu = g / (Isa::splat(1.f) + exp_of<Isa>(zero - g));
+        store_at<Isa>(y, i, silu * load_at<Isa>(up, i, part), part);
+    });
+}
+
+template <class Isa>
+void dot_rows(const float* weights, int rows, int columns, const float* x, float* y) {
+    for (int row = 0; row < rows; ++row, weights += columns) {
+        FloatOf<Isa> sums[4] = {Isa::splat(0.f), Isa::splat(0.f), Isa::splat(0.f), Isa::splat(0.f)};
+        for_vectors<Isa>(columns, [&](int i, int part) {
+            FloatOf<Isa>& sum = sums[i / Isa::kLanes % 4];
+            sum = Isa::fma(load_at<Isa>(weights, i, part), load_at<Isa>(x, i, part), sum);
+        });
+        y[row] = Isa::sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    }
+}
+
+// x + sin(alpha x)^2 / alpha, SNAC's activation. The square of a sine repeats after pi.
+template <class Isa>
+void snake(const float* x, int n, float alpha, float* y) {
+    const FloatOf<Isa> factor = Isa::splat(alpha), inverse = Isa::splat(1.f / (alpha + 1e-9f));
+    for_vectors<Isa>(n, [&](int i, int part) {
+        const FloatOf<Isa> v = load_at<Isa>(x, i, part), angle = v * factor;
+        const FloatOf<Isa> turns = Isa::round(angle * Isa::splat(0.318309886f));
+        FloatOf<Isa> r = Isa::fma(turns, Isa::splat(-3.140625f), angle);
+        r = Isa::fma(turns, Isa::splat(-9.67502594e-4f), r);
+        r = Isa::fma(turns, Isa::splat(-1.50995799e-7f), r);
+        const FloatOf<Isa> square = r * r;
+        FloatOf<Isa> p = Isa::splat(-2.50521084e-8f);
+        constexpr float kTerms[] = {2.75573192e-6f, -1.98412698e-4f, 8.33333333e-3f, -1.66666667e-1f};
+        for (float term : kTerms) p = Isa::fma(p, square, Isa::splat(term));
+        const FloatOf<Isa> sine = Isa::fma(p * square, r, r);
+        store_at<Isa>(y, i, Isa::fma(sine * sine, inverse, v), part);
+    });
+}
+
+template <class Isa>
+int64_t read_all(const uint8_t* bytes, size_t n) {
+    constexpr size_t kStep = sizeof(typename Isa::Pair), kAhead = 4096;
+    typename Isa::Int largest[4] = {Isa::zero(), Isa::zero(), Isa::zero(), Isa::zero()};
+    for (size_t i = 0; i + 4 * kStep <= n; i += 4 * kStep) {
+        for (size_t line = 0; line < 4 * kStep; line += 64) __builtin_prefetch(bytes + i + line + kAhead);
+        for (size_t part = 0; part < 4; ++part) {
+            const int32_t* words = reinterpret_cast<const int32_t*>(bytes + i + part * kStep);
+            largest[part] = Isa::max_int(largest[part], Isa::load_int(words));
+            largest[part] = Isa::max_int(largest[part], Isa::load_int(words + Isa::kLanes));
+        }
+    }
+    int32_t lanes[Isa::kLanes];
+    Isa::store_int(lanes, Isa::max_int(Isa::max_int(largest[0], largest[1]),
+                                       Isa::max_int(largest[2], largest[3])));
+    return lanes[0];
+}
+
+}  // namespace

@@ -1,0 +1,150 @@
+// The latent cache's rows, and attention over them in parts that threads can share.
+//
+// A part spans 512 rows whatever the threads, and parts are added up in order: the result depends on
+// neither.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "context.h"
+
+namespace deeptalk {
+namespace {
+
+constexpr int kPartRows = 512;
+
+uint16_t to_bf16(float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+// One part of a row of the cache as int8; its scale stands for the largest value.
+void write_int8(const float* x, int n, uint8_t* place, uint8_t* scale_place) {
+    float largest = 0.f;
+    for (int i = 0; i < n; ++i) largest = std::max(largest, std::fabs(x[i]));
+    const bool is_zero = largest < 1e-30f;
+    const float scale = is_zero ? 0.f : largest / 127.f, inverse = is_zero ? 0.f : 127.f / largest;
+    for (int i = 0; i < n; ++i) place[i] = uint8_t(int8_t(std::lrintf(x[i] * inverse)));
+    std::memcpy(scale_place, &scale, sizeof scale);
+}
+
+// What the softmax has gathered over one part, for some heads of one token.
+struct Gathered {
+    float* maximum;
+    float* total;
+    float* mixed;
+};
+
+void clear(const Gathered& part, int heads, int latent) {
+    std::fill_n(part.maximum, heads, -1e30f);
+    std::fill_n(part.total, heads, 0.f);
+    std::fill_n(part.mixed, size_t(heads) * size_t(latent), 0.f);
+}
+
+// Take `part` into `all`, whose maximum it may raise.
+void add_part(const Gathered& all, const Gathered& part, int heads, int latent) {
+    for (int h = 0; h < heads; ++h) {
+        const float maximum = std::max(all.maximum[h], part.maximum[h]);
+        const float old_share = std::exp(all.maximum[h] - maximum);
+        const float new_share = std::exp(part.maximum[h] - maximum);
+        all.maximum[h] = maximum;
+        all.total[h] = all.total[h] * old_share + part.total[h] * new_share;
+        float* mixed = all.mixed + size_t(h) * size_t(latent);
+        const float* added = part.mixed + size_t(h) * size_t(latent);
+        for (int i = 0; i < latent; ++i) mixed[i] = mixed[i] * old_share + added[i] * new_share;
+    }
+}
+
+}  // namespace
+
+bool write_cache_row(const CacheShape& shape, const float* row, uint8_t* place) {
+    for (int i = 0; i < shape.latent + shape.rope; ++i) {
+        if (!std::isfinite(row[i])) return false;
+    }
+    const int rope_at = shape.padded_latent();
+    std::memset(place, 0, shape.row_bytes());
+    if (shape.kind == kBf16Rows) {
+        uint16_t* values = reinterpret_cast<uint16_t*>(place);
+        for (int i = 0; i < shape.latent; ++i) values[i] = to_bf16(row[i]);
+        for (int i = 0; i < shape.rope; ++i) values[rope_at + i] = to_bf16(row[shape.latent + i]);
+        return true;
+    }
+    uint8_t* scales = place + shape.padded_width();
+    write_int8(row, shape.latent, place, scales);
+    write_int8(row + shape.latent, shape.rope, place + rope_at, scales + sizeof(float));
+    return true;
+}
+
+void attend(dt_context& c, const CacheShape& shape, int heads, const dt_pass& pass,
+            const float* queries, float* mixed) {
+    const int latent = shape.padded_latent(), width = shape.padded_width();
+    const int tokens = pass.num_items * pass.num_rows;
+    // Few tokens, many threads: fewer heads and a part of the rows each.
+    const bool is_wide = tokens >= 2 * c.pool.threads();
+    const int span = c.pool.threads() == 1 ? kAttendHeads : kAttendHeads / 2;
+    const int spans = (heads + span - 1) / span;
+    const int parts = (pass.position + pass.num_rows + kPartRows - 1) / kPartRows;
+    AttentionRoom& room = c.attention;
+    const size_t sets = is_wide ? 0 : size_t(tokens) * size_t(spans) * size_t(parts);
+    room.maximum.resize(sets * kAttendHeads);
+    room.total.resize(sets * kAttendHeads);
+    room.mixed.resize(sets * size_t(span) * size_t(latent));
+
+    const auto gather = [&](int token, int first_head, int count, int part, const Gathered& into) {
+        const int item = token / pass.num_rows;
+        const int end = pass.position + token % pass.num_rows + 1;
+        clear(into, count, latent);
+        if (part * kPartRows >= end) return;
+        const size_t at = (size_t(token) * size_t(heads) + size_t(first_head)) * size_t(width);
+        c.path.attend[shape.kind]({pass.shared, pass.caches[item], shape.row_bytes(),
+                                   pass.num_shared, part * kPartRows,
+                                   std::min(end, (part + 1) * kPartRows), count, latent, width,
+                                   queries + at, into.maximum, into.total, into.mixed});
+    };
+    const auto finish = [&](int token, int first_head, int count, auto part_of) {
+        float maximum[kAttendHeads], total[kAttendHeads];
+        const size_t at = (size_t(token) * size_t(heads) + size_t(first_head)) * size_t(latent);
+        const Gathered all{maximum, total, mixed + at};
+        clear(all, count, latent);
+        const int end = pass.position + token % pass.num_rows + 1;
+        for (int part = 0; part * kPartRows < end; ++part) {
+            add_part(all, part_of(part), count, latent);
+        }
+        for (int h = 0; h < count; ++h) {
+            float* row = all.mixed + size_t(h) * size_t(latent);
+            for (int i = 0; i < latent; ++i) row[i] /= total[h];
+        }
+    };
+    if (is_wide) {
+        c.pool.run(tokens * spans, [&](int i) {
+            const int token = i / spans, first_head = i % spans * span;
+            const int count = std::min(span, heads - first_head);
+            float maximum[kAttendHeads], total[kAttendHeads];
+            alignas(64) float sums[kAttendHeads * kMaxLatentWidth];
+            const Gathered own{maximum, total, sums};
+            finish(token, first_head, count, [&](int part) {
+                gather(token, first_head, count, part, own);
+                return own;
+            });
+        });
+        return;
+    }
+    const auto set = [&](int token, int which, int part) {
+        const size_t i = (size_t(token) * size_t(spans) + size_t(which)) * size_t(parts) + size_t(part);
+        return Gathered{&room.maximum[i * kAttendHeads], &room.total[i * kAttendHeads],
+                        &room.mixed[i * size_t(span) * size_t(latent)]};
+    };
+    c.pool.run(tokens * spans * parts, [&](int i) {
+        const int part = i % parts, which = i / parts % spans, token = i / parts / spans;
+        const int count = std::min(span, heads - which * span);
+        gather(token, which * span, count, part, set(token, which, part));
+    });
+    for (int i = 0; i < tokens * spans; ++i) {
+        const int token = i / spans, which = i % spans;
+        finish(token, which * span, std::min(span, heads - which * span),
+               [&](int part) { return set(token, which, part); });
+    }
+}
+
+}  // namespace deeptalk

@@ -1,0 +1,79 @@
+// One instruction set's kernels behind a table: what `path_*.cpp` fill in and everything else calls.
+//
+// K columns of a matrix, V an instruction set's bytes of weights a step, 2 V weights a step.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace deeptalk {
+
+enum WeightKind { kInt8 = 0, kInt4x32 = 1, kInt4x64 = 2, kInt4x128 = 3, kNumWeightKinds = 4 };
+
+inline int group_of(int kind) { return kind == kInt8 ? 0 : 16 << kind; }
+
+constexpr int kTileRows = 16;         // rows of weights that one call of `tile` takes at most
+constexpr int kMaxColumns = 16384;    // of a matrix: bounds the scales that a tile unpacks
+constexpr int kMaxLatentWidth = 1024;  // of a cached row, padding included
+constexpr int kAttendHeads = 16;      // that one call of `attend` serves at most
+
+// Int8 rows of activations. A step holds 2 V of them and the V / 4 sums at which its dot products
+// begin; for int4 weights the even ones stand before the odd ones, as nibbles come apart.
+struct QuantisedRows {
+    int8_t* steps;
+    float* scales;  // one for every 128 columns
+    size_t row_bytes, row_scales;
+};
+
+// At most 16 rows of a row-major matrix (rows, K) times some rows of activations.
+struct Tile {
+    const uint8_t* weights;  // the tile's first row
+    const void* scales;      // its scales: float per row for int8, half per group for int4
+    int columns, num_rows;
+    QuantisedRows x;
+    const int32_t* tokens;  // which rows of x; null for the first `num_tokens`
+    int num_tokens;
+    float* out;           // (num_tokens, 16)
+    const uint8_t* next;  // where the reading of weights goes on: memory is asked for it in time
+};
+
+enum CacheKind { kBf16Rows = 0, kInt8Rows = 1, kNumCacheKinds = 2 };
+
+// Attention of up to 16 heads over cached rows `begin` to `end`. A row is [latent | rotary key],
+// both parts padded with zeros to a multiple of 32; int8 rows end with the two parts' scales.
+struct Attend {
+    const uint8_t* shared;  // row 0 of the cache that holds the first `num_shared` rows
+    const uint8_t* own;     // and of the one that holds the others, each at its own place
+    size_t row_bytes;
+    int num_shared, begin, end;
+    int heads, latent, width;
+    const float* queries;  // (heads, width), scaled
+    // The softmax so far, to go on with: maximum and total (heads), weighted sum (heads, latent).
+    float* maximum;
+    float* total;
+    float* mixed;
+};
+
+struct Path {
+    const char* name;
+    size_t (*quantised_bytes)(int columns);  // of one row
+    // False if a value is not finite.
+    bool (*quantise)(const float* x, int columns, bool for_int4, int8_t* steps, float* scales);
+    void (*tile[kNumWeightKinds])(const Tile& tile);
+    void (*attend[kNumCacheKinds])(const Attend& call);
+    void (*rms_norm)(const float* x, const float* weight, int n, float epsilon, float* y);
+    void (*silu_times_up)(const float* gate, const float* up, int n, float* y);
+    void (*dot_rows)(const float* weights, int rows, int columns, const float* x, float* y);
+    void (*snake)(const float* x, int n, float alpha, float* y);
+    int64_t (*read)(const uint8_t* bytes, size_t n);  // the sum of all words, to time the reading
+};
+
+// Null where the processor or the build lacks it.
+const Path* avx512_bf16_path();
+const Path* avx512_path();
+const Path* avx2_vnni_path();
+const Path* avx2_path();
+const Path* neon_path();
+const Path* portable_path();
+
+}  // namespace deeptalk

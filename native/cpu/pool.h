@@ -1,0 +1,67 @@
+// Threads for short bursts of work: the caller works too, and a worker that is late misses its chunks
+// instead of holding up the others.
+//
+// Workers look for work for about 50 microseconds after the last of it, then sleep: beside another
+// pool, ONNX Runtime's say, no core is burnt while nothing is to be done.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace deeptalk {
+
+class Pool {
+  public:
+    explicit Pool(int threads);
+    ~Pool();
+    Pool(const Pool&) = delete;
+    Pool& operator=(const Pool&) = delete;
+
+    int threads() const { return int(workers_.size()) + 1; }
+
+    // Call work(chunk) for every chunk below `chunks`, in any order, and return when all are done.
+    template <class Work>
+    void run(int chunks, Work&& work) {
+        if (workers_.empty() || chunks <= 1) {
+            for (int i = 0; i < chunks; ++i) work(i);
+            return;
+        }
+        share(chunks, [](void* w, int i) { (*static_cast<Work*>(w))(i); },
+              const_cast<void*>(static_cast<const void*>(&work)));
+    }
+
+    // Call work(begin, end) for parts of [0, n): one part for one thread, else several for each.
+    template <class Work>
+    void run_ranges(int n, Work&& work) {
+        const int parts = workers_.empty() ? 1 : kPartsPerThread * threads();
+        const int chunks = n < parts ? n : parts;
+        run(chunks, [&](int i) {
+            work(int(int64_t(n) * i / chunks), int(int64_t(n) * (i + 1) / chunks));
+        });
+    }
+
+  private:
+    using Call = void (*)(void* work, int chunk);
+    static constexpr int kPartsPerThread = 8;
+
+    void share(int chunks, Call call, void* work);
+    bool take_chunk();  // false when none is left
+    void wait_for_work(uint32_t seen);
+    void serve();
+
+    // The job's number above, the chunks taken below: a chunk is taken only from the job that was read.
+    std::atomic<uint64_t> ticket_{0};
+    std::atomic<int> chunks_{0}, done_{0}, sleepers_{0};
+    std::atomic<Call> call_{nullptr};
+    std::atomic<void*> work_{nullptr};
+    std::atomic<bool> stopping_{false};
+    std::mutex mutex_;
+    std::condition_variable wake_;
+    std::vector<std::thread> workers_;
+};
+
+}  // namespace deeptalk

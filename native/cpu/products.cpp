@@ -1,0 +1,97 @@
+// Matrix products over tiles of rows: linear layers, per head where there are heads.
+#include <atomic>
+#include <cstdio>
+
+#include "context.h"
+
+namespace deeptalk {
+
+constexpr size_t kLine = 64;
+
+void refuse(const char* what, long found, const char* wanted) {
+    char text[160];
+    std::snprintf(text, sizeof text, "%s = %ld, expected %s", what, found, wanted);
+    throw Refusal(text);
+}
+
+void check_group(int group, int columns) {
+    if (group != 0 && group != 32 && group != 64 && group != 128) {
+        refuse("group", group, "0 for int8, or 32, 64 or 128 weights that share an int4 scale");
+    }
+    if (columns < 1 || columns > kMaxColumns) refuse("columns", columns, "1 to 16384");
+    if (group && columns % group) refuse("columns", columns, "whole groups of the int4 scale");
+}
+
+QuantisedRows Quantised::reserve(const Path& path, int rows, int columns) {
+    const size_t row_bytes = path.quantised_bytes(columns), row_scales = size_t(columns + 127) / 128;
+    if (steps_.size() < rows * row_bytes + kLine) steps_.resize(rows * row_bytes + kLine);
+    if (scales_.size() < rows * row_scales) scales_.resize(rows * row_scales);
+    // Steps are whole cache lines: begun at one, no load crosses into the next.
+    const size_t past_line = reinterpret_cast<uintptr_t>(steps_.data()) % kLine;
+    return {steps_.data() + (kLine - past_line) % kLine, scales_.data(), row_bytes, row_scales};
+}
+
+bool quantise_rows(dt_context& c, const float* x, int n, int columns, size_t stride, int group,
+                   const QuantisedRows& rows) {
+    std::atomic<bool> finite{true};
+    const auto part = [&](int begin, int end) {
+        for (int i = begin; i < end; ++i) {
+            int8_t* steps = rows.steps + i * rows.row_bytes;
+            if (!c.path.quantise(x + i * stride, columns, group != 0, steps,
+                                 rows.scales + i * rows.row_scales)) {
+                finite = false;
+            }
+        }
+    };
+    // Waking a thread costs more than a row or two.
+    if (size_t(n) * size_t(columns) < 8192) {
+        part(0, n);
+    } else {
+        c.pool.run_ranges(n, part);
+    }
+    return finite;
+}
+
+void multiply(dt_context& c, const Product& product) {
+    const dt_matrix& matrix = product.matrix;
+    const int kind = kind_of_group(matrix.group);
+    const int head_rows = matrix.rows / product.heads;
+    const int head_tiles = (head_rows + kTileRows - 1) / kTileRows;
+    const size_t row_bytes = size_t(matrix.columns) / (matrix.group ? 2 : 1);
+    const size_t row_scale_bytes = matrix.group ? size_t(matrix.columns / matrix.group) * 2 : 4;
+    c.pool.run_ranges(product.heads * head_tiles, [&](int begin, int end) {
+        alignas(64) float out[kTileTokens * kTileRows];
+        int32_t tokens[kTileTokens];
+        for (int i = begin; i < end; ++i) {
+            const int head = i / head_tiles, row = i % head_tiles * kTileRows;
+            const int rows = head_rows - row < kTileRows ? head_rows - row : kTileRows;
+            const size_t at = size_t(head) * size_t(head_rows) + size_t(row);
+            for (int first = 0; first < product.tokens; first += kTileTokens) {
+                const int left = product.tokens - first;
+                const int count = left < kTileTokens ? left : kTileTokens;
+                for (int t = 0; t < count; ++t) tokens[t] = (first + t) * product.heads + head;
+                const uint8_t* weights = static_cast<const uint8_t*>(matrix.weights) + at * row_bytes;
+                const uint8_t* scales = static_cast<const uint8_t*>(matrix.scales) + at * row_scale_bytes;
+                c.path.tile[kind]({weights, scales, matrix.columns, rows, product.x, tokens, count, out,
+                                   weights + size_t(rows) * row_bytes});
+                for (int t = 0; t < count; ++t) {
+                    float* y = product.y + size_t(first + t) * product.token_stride +
+                               size_t(head) * product.head_stride + row;
+                    for (int r = 0; r < rows; ++r) y[r] = out[t * kTileRows + r];
+                }
+            }
+        }
+    });
+}
+
+int32_t linear(dt_context& c, const dt_matrix& matrix, int heads, const float* x, size_t x_stride,
+               int tokens, float* y, size_t token_stride, size_t head_stride) {
+    const QuantisedRows rows = c.linear_room.reserve(c.path, tokens * heads, matrix.columns);
+    if (!quantise_rows(c, x, tokens * heads, matrix.columns, x_stride, matrix.group, rows)) {
+        return DT_NOT_FINITE;
+    }
+    multiply(c, {matrix, heads, rows, tokens, y, token_stride, head_stride});
+    return DT_OK;
+}
+
+}  // namespace deeptalk

@@ -1,0 +1,146 @@
+"""An answer on its way: advanced in small steps, then settled into the history or discarded.
+
+step      one graph run or one row at a time, so whoever holds an answer can let go between two
+settled   the history keeps the question and as much of the answer as was heard
+discard   no trace: cache, history and turn count are as if nobody had asked
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeptalk_edge.features import num_frames
+from deeptalk_edge.prompt import Heard, Typed
+from deeptalk_edge.rows import Ids
+from deeptalk_edge.runtime.events import AudioChunk, Metrics, TextPiece
+from deeptalk_edge.runtime.history import History, PastTurn
+from deeptalk_edge.runtime.turn import Meter, Turn
+
+Array = NDArray[np.float32]
+
+Pieces = tuple[TextPiece | AudioChunk, ...]
+
+
+class Answer:
+    """The answer to one question. `settle` or `discard` it, or the conversation stays occupied."""
+
+    def __init__(
+        self,
+        question: Array | str,
+        *,
+        history: History,
+        hear: Callable[[Array], Array],
+        open_turn: Callable[[Ids, Meter], Turn],
+    ) -> None:
+        """`hear` encodes 16 kHz PCM (N,) to features (n, C); `open_turn` takes the prompt's last
+        row."""
+        self._question, self._history = question, history
+        self._hear, self._open_turn = hear, open_turn
+        self._meter = Meter()
+        self._meter.pause()
+        self._user: Heard | Typed
+        self._features: Array
+        self._num_prompt_rows = 0
+        self._before: int | None = None  # rows cached before the question, once it is fed
+        self._turn: Turn | None = None
+        self._encoder_ms: float | None = None
+        self._prefill_ms = 0.0
+        self._steps = self._write()
+        self.is_over = False
+        """Whether it was settled or discarded."""
+        self.stage = "encode"
+        """What the next step does: encode, prefill, open or row."""
+
+    @property
+    def text(self) -> str:
+        """What was written so far."""
+        return self._turn.text.text if self._turn else ""
+
+    def advance(self) -> Pieces | None:
+        """Do one step; returns what it brought, often nothing, or None if all is written.
+
+        Raises AudioError if the PCM cannot be used, DoesNotFit if the question is too long for the
+        context, BackendError or ExpertUnavailable if the model fails.
+        """
+        if self.is_over:
+            return None
+        self._meter.resume()
+        try:
+            return next(self._steps, None)
+        finally:
+            self._meter.pause()
+
+    def settle(self, heard_samples: int | None = None) -> str:
+        """Leave the answer as far as it was heard in the history, all of it by default; returns
+        the text that stays. A question that was not fed yet is discarded."""
+        if self._turn is None:
+            self.discard()
+            return ""
+        if self.is_over:
+            return ""
+        self.is_over = True
+        self._steps.close()
+        kept = self._turn.close(heard_samples)
+        turn = PastTurn(user=self._user, features=self._features, answer=kept.text_ids)
+        self._history.take(turn, kept.owed)
+        return kept.text
+
+    def discard(self) -> None:
+        """Forget the question and the answer."""
+        if self.is_over:
+            return
+        self.is_over = True
+        self._steps.close()
+        if self._turn is not None:
+            self._turn.close(0)
+        if self._before is not None:
+            self._history.untake(self._before)
+
+    def metrics(self) -> Metrics:
+        """What it cost so far."""
+        turn = self._turn
+        if turn is None:
+            raise ValueError("metrics: the question is not fed yet; advance the answer")
+        return Metrics(
+            num_prompt_rows=self._num_prompt_rows,
+            num_rows=turn.rows.num_rows,
+            encoder_ms=self._encoder_ms,
+            prefill_ms=self._prefill_ms,
+            first_frame_ms=turn.first_frame_ms,
+            first_sample_ms=turn.first_sample_ms,
+            step_ms_p50=_percentile(turn.step_ms, 50),
+            step_ms_p95=_percentile(turn.step_ms, 95),
+            compute_s=self._meter.elapsed_ms() / 1000,
+            audio_s=turn.audio_s,
+            stopped=turn.stopped,
+            num_clamped=turn.rows.num_clamped,
+        )
+
+    def _write(self) -> Generator[Pieces, None, None]:
+        meter = self._meter
+        if isinstance(self._question, str):
+            self._user, self._features = Typed(text=self._question), self._history.no_features
+        else:
+            self._user = Heard(num_frames=num_frames(len(self._question)))
+            self._features = self._hear(self._question)
+            self._encoder_ms = meter.elapsed_ms()
+            self.stage = "prefill"
+            yield ()
+        start_ms = meter.elapsed_ms()
+        last_row, self._num_prompt_rows, self._before = self._history.prompt(
+            self._user, self._features
+        )
+        self.stage = "open"
+        yield ()
+        self._turn = self._open_turn(last_row, meter)
+        logits = self._turn.open()
+        self._prefill_ms = meter.elapsed_ms() - start_ms
+        self.stage = "row"
+        yield from self._turn.run(logits)
+
+
+def _percentile(values: list[float], percent: float) -> float | None:
+    return float(np.percentile(values, percent)) if values else None

@@ -1,0 +1,136 @@
+"""Sound devices by name: which there are, which one is meant, and how to open it.
+
+A name is matched whole first, then as a part, letter case ignored; an index is never remembered,
+as it moves when a device is plugged in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from deeptalk_edge.errors import DeviceLost, SettingsError
+
+if TYPE_CHECKING:
+    import pyaudio
+
+Direction = Literal["input", "output"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """A sound device as PortAudio describes it."""
+
+    index: int
+    name: str
+    num_inputs: int
+    num_outputs: int
+    rate_hz: int
+    """Its own rate."""
+    is_default_input: bool
+    is_default_output: bool
+
+    def channels(self, direction: Direction) -> int:
+        return self.num_inputs if direction == "input" else self.num_outputs
+
+    def is_default(self, direction: Direction) -> bool:
+        return self.is_default_input if direction == "input" else self.is_default_output
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFormat:
+    """How a device is opened."""
+
+    rate_hz: int
+    num_channels: int
+
+
+def open_pyaudio() -> pyaudio.PyAudio:
+    """Start PortAudio; the list of devices is as of now.
+
+    Raises SettingsError if PyAudio is not installed, DeviceLost if PortAudio does not start.
+    """
+    try:
+        import pyaudio
+    except ImportError as error:
+        raise SettingsError(
+            f"live sound needs PyAudio ({error}); apt install portaudio19-dev gcc python3-dev, "
+            "then pip install 'deeptalk-edge[sound]'"
+        ) from error
+    try:
+        return pyaudio.PyAudio()
+    except OSError as error:
+        raise DeviceLost(f"PortAudio does not start ({error}); check the sound service") from error
+
+
+def list_devices(audio: pyaudio.PyAudio) -> list[Device]:
+    """Every device, in PortAudio's order."""
+    default_input = _default_index(audio.get_default_input_device_info)
+    default_output = _default_index(audio.get_default_output_device_info)
+    found = []
+    for index in range(audio.get_device_count()):
+        about = audio.get_device_info_by_index(index)
+        device = Device(
+            index=index,
+            name=str(about["name"]),
+            num_inputs=int(about["maxInputChannels"]),
+            num_outputs=int(about["maxOutputChannels"]),
+            rate_hz=int(about["defaultSampleRate"]),
+            is_default_input=index == default_input,
+            is_default_output=index == default_output,
+        )
+        found.append(device)
+    return found
+
+
+def choose_device(devices: Sequence[Device], name: str | None, direction: Direction) -> Device:
+    """The device of this name, or the default where there is no name.
+
+    Raises DeviceLost, naming those that there are, if none or more than one fits.
+    """
+    able = [device for device in devices if device.channels(direction)]
+    if name is None:
+        fits = [device for device in able if device.is_default(direction)]
+    else:
+        low = name.casefold()
+        fits = [device for device in able if device.name.casefold() == low]
+        fits = fits or [device for device in able if low in device.name.casefold()]
+    if len(fits) == 1 or (fits and fits[0].name == fits[-1].name):
+        return fits[0]
+    names = ", ".join(repr(device.name) for device in fits or able) or "none"
+    wanted = f"the default {direction} device" if name is None else f"{direction} device {name!r}"
+    if fits:
+        raise DeviceLost(f"{wanted}: several fit: {names}; give more of the name")
+    raise DeviceLost(f"{wanted} is not there; there are: {names}; plug it in or name another")
+
+
+def choose_format(
+    device: Device,
+    direction: Direction,
+    rate_hz: int,
+    is_supported: Callable[[DeviceFormat], bool],
+) -> DeviceFormat:
+    """Our rate and one channel where the device takes them, else what it takes.
+
+    Raises DeviceLost if it takes nothing.
+    """
+    most = device.channels(direction)
+    for rate in (rate_hz, 48_000, device.rate_hz):
+        for num_channels in sorted({1, min(2, most), most}):
+            found = DeviceFormat(rate, num_channels)
+            if is_supported(found):
+                return found
+    raise DeviceLost(
+        f"{direction} device {device.name!r} opens neither at {rate_hz} Hz nor at its own "
+        f"{device.rate_hz} Hz in 16 bits; is another program holding it?"
+    )
+
+
+def _default_index(query: Callable[[], object]) -> int | None:
+    try:
+        about = query()
+    except OSError:  # how PyAudio says that there is none
+        return None
+    assert isinstance(about, dict)
+    return int(about["index"])

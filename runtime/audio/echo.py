@@ -1,0 +1,92 @@
+"""Echo: the microphone without what the loudspeaker said.
+
+software      WebRTC's AEC3: the user can interrupt; needs the extra `echo`
+half-duplex   the microphone is deaf while the loudspeaker speaks, and 300 ms longer: the user
+              cannot interrupt
+none          for a headset, or a speakerphone that cancels echo itself
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeptalk_edge.errors import SettingsError
+from deeptalk_edge.features import RATE_HZ
+
+Array = NDArray[np.float32]
+
+EchoMode = Literal["software", "half-duplex", "none"]
+
+_BLOCK_SAMPLES = RATE_HZ // 100  # AEC3 takes 10 ms at a time
+_HOLD_MS = 300  # the loudspeaker's buffer, and the room's
+
+log = logging.getLogger(__name__)
+
+
+class EchoCanceller(Protocol):
+    """Listens to one stream of frames, in order."""
+
+    def process(self, mic: Array, far: Array) -> Array:
+        """The microphone's 20 ms (320,) at 16 kHz without the echo of `far`, what the loudspeaker
+        was handed meanwhile (320,)."""
+
+
+class WebRtcEchoCanceller:
+    """AEC3: finds the delay by itself; what comes out is 8 ms late."""
+
+    def __init__(self) -> None:
+        """Raises SettingsError if `pywebrtc-audio` is not installed."""
+        try:
+            import pywebrtc_audio
+        except ImportError as error:
+            raise SettingsError(
+                f"echo cancellation needs pywebrtc-audio ({error}); "
+                "pip install 'deeptalk-edge[echo]'"
+            ) from error
+        self._canceller = pywebrtc_audio.EchoCanceller(RATE_HZ, 1)
+
+    def process(self, mic: Array, far: Array) -> Array:
+        # The binding reads arrays as if they were contiguous, whatever their strides.
+        mic_blocks = np.ascontiguousarray(mic).reshape(-1, _BLOCK_SAMPLES)
+        far_blocks = np.ascontiguousarray(far).reshape(-1, _BLOCK_SAMPLES)
+        pairs = zip(mic_blocks, far_blocks, strict=True)
+        return np.concatenate([self._canceller.process(near, played) for near, played in pairs])
+
+
+class HalfDuplexGate:
+    """Mutes the microphone while the loudspeaker speaks and a while longer."""
+
+    def __init__(self) -> None:
+        self._muted_samples = 0
+
+    def process(self, mic: Array, far: Array) -> Array:
+        if far.any():
+            self._muted_samples = _HOLD_MS * RATE_HZ // 1000 + len(mic)
+        self._muted_samples = max(self._muted_samples - len(mic), 0)
+        return np.zeros_like(mic) if self._muted_samples else mic
+
+
+class NoCanceller:
+    """The microphone as it is."""
+
+    def process(self, mic: Array, far: Array) -> Array:
+        return mic
+
+
+def open_canceller(mode: EchoMode = "software") -> EchoCanceller:
+    """The canceller of this mode; `software` falls back to half-duplex, loudly, where its package
+    is absent."""
+    if mode == "none":
+        return NoCanceller()
+    if mode == "software":
+        try:
+            return WebRtcEchoCanceller()
+        except SettingsError as error:
+            log.warning(
+                "%s; half-duplex instead: the microphone is deaf while the answer plays", error
+            )
+    return HalfDuplexGate()

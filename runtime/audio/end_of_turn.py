@@ -1,0 +1,104 @@
+"""End of turn: how long must the silence last before the answer is due?
+
+The loop asks once per pause, at about 100 ms of silence, with the utterance so far. A cue says how
+likely it is complete; the more likely, the shorter the wait.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeptalk_edge.errors import SettingsError
+from deeptalk_edge.runtime.audio.endpoint import FRAME_MS
+from deeptalk_edge.runtime.audio.prosody import FinalLowering
+from deeptalk_edge.runtime.audio.smart_turn import SmartTurn
+
+Array = NDArray[np.float32]
+
+HangoverKind = Literal["fixed", "adaptive"]
+
+
+class EndOfTurn(Protocol):
+    """Judges a pause."""
+
+    def hangover_ms(self, utterance: Array) -> int:
+        """The silence, counted from the last voiced sample, that ends this turn.
+
+        `utterance` is 16 kHz PCM (N,) from its first voice to now, the pause included.
+        """
+
+
+class TurnCue(Protocol):
+    """Listens for the end of a sentence."""
+
+    def p_complete(self, utterance: Array) -> float:
+        """How likely the speaker has finished, 0 to 1; `utterance` as in `EndOfTurn`."""
+
+
+@dataclass(frozen=True, slots=True)
+class FixedHangover:
+    """The same silence for every pause."""
+
+    ms: int = 500
+
+    def __post_init__(self) -> None:
+        if self.ms < FRAME_MS:
+            raise SettingsError(f"hangover {self.ms} ms: a frame is {FRAME_MS} ms already")
+
+    def hangover_ms(self, utterance: Array) -> int:
+        return self.ms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HangoverSettings:
+    """What a cue's verdict is worth."""
+
+    complete_p: float = 0.6
+    """A cue this sure of the end..."""
+    incomplete_p: float = 0.1
+    """... and this sure of more to come."""
+    complete_ms: int = 200
+    unsure_ms: int = 500
+    incomplete_ms: int = 1200
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.incomplete_p <= self.complete_p <= 1:
+            raise SettingsError(
+                f"incomplete_p = {self.incomplete_p}, complete_p = {self.complete_p}: expected "
+                "0 <= incomplete_p <= complete_p <= 1"
+            )
+        if not FRAME_MS <= self.complete_ms <= self.unsure_ms <= self.incomplete_ms:
+            raise SettingsError(
+                f"hangovers of {self.complete_ms}, {self.unsure_ms} and {self.incomplete_ms} ms: "
+                f"expected rising values from {FRAME_MS} ms"
+            )
+
+
+class AdaptiveHangover:
+    """Short behind a finished sentence, long behind half of one."""
+
+    def __init__(self, cue: TurnCue, settings: HangoverSettings | None = None) -> None:
+        self._cue, self._settings = cue, settings or HangoverSettings()
+
+    def hangover_ms(self, utterance: Array) -> int:
+        settings, p = self._settings, self._cue.p_complete(utterance)
+        if p >= settings.complete_p:
+            return settings.complete_ms
+        return settings.incomplete_ms if p < settings.incomplete_p else settings.unsure_ms
+
+
+def open_end_of_turn(
+    kind: HangoverKind = "adaptive", *, fixed_ms: int = 500, model: Path | None = None
+) -> EndOfTurn:
+    """The judge of this kind; `model` is a Smart Turn file, without it the melody is the cue.
+
+    Raises ArtifactError if the file cannot be used.
+    """
+    if kind == "fixed":
+        return FixedHangover(fixed_ms)
+    return AdaptiveHangover(SmartTurn(model) if model else FinalLowering())

@@ -1,0 +1,136 @@
+"""What waits for the loudspeaker: one thread writes, the device's thread takes.
+
+content   what was written: it alone is counted, not the silence where nothing waits. A flush
+          leaves 5 ms of it to fade out
+gain      ramps, so that ducking does not click; sound that begins out of silence fades in
+lock      held for a few copies of at most one block; everything is allocated before the first
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeptalk_edge.errors import DoesNotFit
+from deeptalk_edge.runtime.audio.ports import PLAY_RATE_HZ
+
+Array = NDArray[np.float32]
+
+_RAMP_SAMPLES = PLAY_RATE_HZ * 5 // 1000  # of a fade; a duck's ramp is as steep
+
+
+class Taken(NamedTuple):
+    """A block's content; it lies at the block's beginning."""
+
+    start: int
+    """Content samples before it."""
+    size: int
+
+
+class PlayQueue:
+    """A bounded queue of sound at `PLAY_RATE_HZ`. One writer, one taker."""
+
+    def __init__(self, *, seconds: float, block_samples: int) -> None:
+        """`block_samples` is the most that one `take` asks for."""
+        self._ring = np.zeros(int(seconds * PLAY_RATE_HZ), np.float32)
+        self._ramp = np.arange(1, block_samples + 1, dtype=np.float32) / _RAMP_SAMPLES
+        self._gains = np.empty(block_samples, np.float32)
+        self._lock = threading.Lock()
+        self.num_underruns = 0
+        self._target = 1.0
+        self.rewind()
+
+    def rewind(self) -> None:
+        """Forget everything but the underruns; positions begin at 0."""
+        with self._lock:
+            self._written = self._taken = 0
+            self._fade_end = 0
+            self._gain = 0.0
+            self._is_playing = self._is_dry = False
+
+    @property
+    def queued(self) -> int:
+        return self._written - self._taken
+
+    @property
+    def handed(self) -> int:
+        """Content samples taken."""
+        return self._taken
+
+    def write(self, pcm: Array) -> None:
+        """Append (N,).
+
+        Raises DoesNotFit if the queue would pass its bound.
+        """
+        room = len(self._ring) - self.queued
+        if len(pcm) > room:
+            raise DoesNotFit(
+                f"the loudspeaker's queue holds {len(self._ring)} samples and has room for {room}, "
+                f"found {len(pcm)} more; write when `queued` is lower"
+            )
+        start = self._written % len(self._ring)
+        first = min(len(pcm), len(self._ring) - start)
+        self._ring[start : start + first] = pcm[:first]
+        self._ring[: len(pcm) - first] = pcm[first:]
+        with self._lock:
+            self._written += len(pcm)
+            self._is_playing, self._is_dry = True, False
+
+    def finish(self) -> None:
+        """What is queued ends here: running dry is no underrun."""
+        self._is_playing = False
+
+    def set_gain(self, gain: float) -> None:
+        self._target = gain
+
+    def flush(self) -> int:
+        """Drop what waits but 5 ms, which fade out; returns what `handed` will be behind them."""
+        with self._lock:
+            self._written = self._fade_end = self._taken + min(self.queued, _RAMP_SAMPLES)
+            self._is_playing = False
+            return self._written
+
+    def take(self, block: Array) -> Taken:
+        """Fill a block (N,) for the device."""
+        with self._lock:
+            taken = Taken(self._taken, min(self.queued, len(block)))
+            content = block[: taken.size]
+            self._copy(content)
+            block[taken.size :] = 0.0
+            num_fading = max(self._fade_end - self._taken, 0)
+            if num_fading:  # all of it: a block is longer than a fade
+                self._fade(content[:num_fading])
+            self._apply_gain(content[num_fading:])
+            self._taken += taken.size
+            if taken.size < len(block):
+                self._gain = 0.0
+                if self._is_playing and not self._is_dry:
+                    self._is_dry = True
+                    self.num_underruns += 1
+        return taken
+
+    def _copy(self, out: Array) -> None:
+        """The next samples, not taken yet."""
+        start = self._taken % len(self._ring)
+        first = min(len(out), len(self._ring) - start)
+        out[:first] = self._ring[start : start + first]
+        out[first:] = self._ring[: len(out) - first]
+
+    def _fade(self, content: Array) -> None:
+        content *= self._gain * (1 - self._ramp[: len(content)] * (_RAMP_SAMPLES / len(content)))
+        self._gain = 0.0
+
+    def _apply_gain(self, content: Array) -> None:
+        if not len(content) or (self._gain == self._target == 1.0):
+            return
+        gains = self._gains[: len(content)]
+        ramp = self._ramp[: len(content)]
+        if self._gain <= self._target:
+            np.minimum(self._gain + ramp, self._target, out=gains)
+        else:
+            np.maximum(self._gain - ramp, self._target, out=gains)
+        content *= gains
+        self._gain = float(gains[-1])

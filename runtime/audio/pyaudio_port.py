@@ -1,0 +1,261 @@
+"""A live microphone and loudspeaker through PyAudio: two streams, 20 ms a callback.
+
+lost      no callback for half a second
+closing   `close`, never `stop_stream`, which waits for a dead device; watched all the same
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeptalk_edge.errors import DeviceLost, SettingsError
+from deeptalk_edge.features import RATE_HZ
+from deeptalk_edge.runtime.audio.devices import (
+    Device,
+    DeviceFormat,
+    Direction,
+    choose_device,
+    choose_format,
+    list_devices,
+    open_pyaudio,
+)
+from deeptalk_edge.runtime.audio.endpoint import FRAME_MS
+from deeptalk_edge.runtime.audio.play_queue import PlayQueue
+from deeptalk_edge.runtime.audio.ports import (
+    FRAME_SAMPLES,
+    PLAY_RATE_HZ,
+    MicFrame,
+    PortCounters,
+)
+from deeptalk_edge.runtime.audio.streams import BLOCK_SAMPLES, Ears, Mouth
+
+if TYPE_CHECKING:
+    import pyaudio
+
+Array = NDArray[np.float32]
+_Callback = Callable[[Any, int, Mapping[str, float], int], tuple[bytes | None, int]]
+
+_ANSWER_S = 5.0  # for the sound system to open
+_CLOSE_S = 1.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceSettings:
+    """Which devices, and how."""
+
+    input_name: str | None = None
+    """The whole name or a part of it; None is the system's default."""
+    output_name: str | None = None
+    input_rate_hz: int = RATE_HZ
+    """Rate to open the device at; where it refuses, its own is resampled."""
+    output_rate_hz: int = PLAY_RATE_HZ
+    queue_s: float = 2.0
+    """Sound that may wait to be played."""
+    lost_after_ms: int = 500
+    """Without a callback."""
+
+    def __post_init__(self) -> None:
+        for name in ("input_rate_hz", "output_rate_hz"):
+            if getattr(self, name) < 8000 or getattr(self, name) % 50:
+                raise SettingsError(
+                    f"{name} = {getattr(self, name)}: expected 8000 or more, in steps of 50"
+                )
+        if self.queue_s < 0.1 or self.lost_after_ms < 2 * FRAME_MS:
+            raise SettingsError(
+                f"queue_s = {self.queue_s}, lost_after_ms = {self.lost_after_ms}: expected 0.1 s "
+                f"and {2 * FRAME_MS} ms at least"
+            )
+
+
+class PyAudioPort:
+    """The `SoundPort` of a real device. `read` to `close` belong to one thread."""
+
+    rate_hz = PLAY_RATE_HZ
+
+    def __init__(self, settings: DeviceSettings | None = None) -> None:
+        self.settings = settings or DeviceSettings()
+        self._queue = PlayQueue(seconds=self.settings.queue_s, block_samples=BLOCK_SAMPLES)
+        self._device: _Device | None = None
+        self._before = PortCounters()  # of the openings before this one
+        self._num_opened = 0
+
+    def open(self) -> None:
+        self.close()
+        self._queue.rewind()
+        opened: list[_Device] = []
+        if not _in_time(lambda: opened.append(_open(self.settings, self._queue)), _ANSWER_S):
+            raise DeviceLost(
+                f"the sound system did not answer within {_ANSWER_S:.0f} s; restart its service"
+            )
+        (self._device,) = opened
+        self._num_opened += 1
+
+    def read(self, timeout_s: float) -> MicFrame | None:
+        if self._device is None:
+            raise DeviceLost("the sound device is not open; open it again")
+        ears, mouth = self._device.ears, self._device.mouth
+        pcm = ears.frame(timeout_s)
+        now_s = time.perf_counter()
+        for direction, last_s in (("input", ears.last_s), ("output", mouth.last_s)):
+            silent_ms = (now_s - last_s) * 1000
+            if silent_ms > self.settings.lost_after_ms:
+                raise DeviceLost(
+                    f"the {direction} device gave no sign for {silent_ms:.0f} ms; plug it in again "
+                    "or restart the sound service"
+                )
+        if pcm is None:
+            return None
+        return MicFrame(pcm, mouth.far_frame(ears.num_waiting), ears.num_samples - FRAME_SAMPLES)
+
+    def write(self, pcm: Array) -> None:
+        self._queue.write(pcm)
+
+    def finish(self) -> None:
+        self._queue.finish()
+
+    @property
+    def queued(self) -> int:
+        return self._queue.queued
+
+    @property
+    def handed(self) -> int:
+        return self._queue.handed
+
+    def audible(self) -> int:
+        return self._device.mouth.audible() if self._device else 0
+
+    def flush(self) -> int:
+        return self._queue.flush()
+
+    def set_gain(self, gain: float) -> None:
+        self._queue.set_gain(gain)
+
+    def counters(self) -> PortCounters:
+        before = replace(
+            self._before,
+            underruns=self._queue.num_underruns,
+            restarts=max(self._num_opened - 1, 0),
+        )
+        if self._device is None:
+            return before
+        ears, mouth = self._device.ears, self._device.mouth
+        return replace(
+            before,
+            dropped_in=before.dropped_in + ears.num_dropped,
+            overruns=before.overruns + ears.num_overruns,
+            callbacks_in=before.callbacks_in + ears.num_callbacks,
+            callbacks_out=before.callbacks_out + mouth.num_callbacks,
+        )
+
+    def close(self) -> None:
+        self._before = self.counters()
+        device, self._device = self._device, None
+        if device and not _in_time(device.close, _CLOSE_S):
+            log.warning("the sound device did not close within %.0f s; left behind", _CLOSE_S)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Device:
+    """What one opening made."""
+
+    audio: pyaudio.PyAudio
+    ears: Ears
+    mouth: Mouth
+    streams: list[pyaudio.PyAudio.Stream]
+
+    def close(self) -> None:
+        for stream in self.streams:
+            stream.close()
+        self.audio.terminate()
+
+
+def _open(settings: DeviceSettings, queue: PlayQueue) -> _Device:
+    """Raises DeviceLost if either device cannot be used."""
+    audio = open_pyaudio()
+    try:
+        devices = list_devices(audio)
+        microphone = choose_device(devices, settings.input_name, "input")
+        loudspeaker = choose_device(devices, settings.output_name, "output")
+        ears = Ears(_agree(audio, microphone, "input", settings.input_rate_hz))
+        mouth = Mouth(_agree(audio, loudspeaker, "output", settings.output_rate_hz), queue)
+        streams = [
+            _start(audio, microphone, "input", ears.fmt, ears.callback),
+            _start(audio, loudspeaker, "output", mouth.fmt, mouth.callback),
+        ]
+    except BaseException:
+        audio.terminate()
+        raise
+    return _Device(audio=audio, ears=ears, mouth=mouth, streams=streams)
+
+
+def _agree(
+    audio: pyaudio.PyAudio, device: Device, direction: Direction, rate_hz: int
+) -> DeviceFormat:
+    import pyaudio
+
+    def is_supported(fmt: DeviceFormat) -> bool:
+        about = {
+            f"{direction}_device": device.index,
+            f"{direction}_channels": fmt.num_channels,
+            f"{direction}_format": pyaudio.paInt16,
+        }
+        try:
+            return bool(audio.is_format_supported(fmt.rate_hz, **about))
+        except ValueError:  # how PyAudio says no
+            return False
+
+    return choose_format(device, direction, rate_hz, is_supported)
+
+
+def _start(
+    audio: pyaudio.PyAudio,
+    device: Device,
+    direction: Direction,
+    fmt: DeviceFormat,
+    callback: _Callback,
+) -> pyaudio.PyAudio.Stream:
+    """Raises DeviceLost if the device does not open."""
+    import pyaudio
+
+    try:
+        return audio.open(
+            rate=fmt.rate_hz,
+            channels=fmt.num_channels,
+            format=pyaudio.paInt16,
+            frames_per_buffer=fmt.rate_hz * FRAME_MS // 1000,
+            stream_callback=callback,
+            **{direction: True, f"{direction}_device_index": device.index},
+        )
+    except OSError as error:
+        raise DeviceLost(
+            f"{direction} device {device.name!r} does not open at {fmt.rate_hz} Hz ({error}); is "
+            "another program holding it?"
+        ) from error
+
+
+def _in_time(action: Callable[[], None], limit_s: float) -> bool:
+    """Run it in a thread of its own; False if it has not returned in time. Its error is raised."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            action()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    if errors:
+        raise errors[0]
+    return not thread.is_alive()

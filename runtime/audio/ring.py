@@ -1,0 +1,51 @@
+"""A ring of samples between a sound callback, which pushes, and one reader, which pops.
+
+Positions are counts of samples that only grow: each side moves its own, so neither waits for the
+other. A reader that comes late finds the newest samples; the oldest are dropped and counted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+
+class SampleRing:
+    """The last `capacity` samples. One pusher, one popper."""
+
+    def __init__(self, capacity: int, block_samples: int, dtype: DTypeLike) -> None:
+        """`block_samples` is the most that one push brings."""
+        self._capacity = capacity
+        # One block more: what the pusher is writing over is never what the popper reads.
+        self._ring: NDArray[Any] = np.zeros(capacity + block_samples, dtype)
+        self._pushed = self._popped = 0
+        self.num_dropped = 0
+
+    @property
+    def available(self) -> int:
+        return min(self._pushed - self._popped, self._capacity)
+
+    def push(self, samples: NDArray[Any]) -> None:
+        """Append (N,); never waits."""
+        start = self._pushed % len(self._ring)
+        first = min(len(samples), len(self._ring) - start)
+        self._ring[start : start + first] = samples[:first]
+        self._ring[: len(samples) - first] = samples[first:]
+        self._pushed += len(samples)
+
+    def pop(self, count: int) -> NDArray[Any] | None:
+        """The next `count` samples in order; None if there are not so many."""
+        while self.available >= count:
+            late = self._pushed - self._popped - self._capacity
+            if late > 0:
+                self.num_dropped += late
+                self._popped += late
+            start = self._popped % len(self._ring)
+            first = self._ring[start : start + count]
+            samples = np.concatenate([first, self._ring[: count - len(first)]])
+            if self._pushed - self._popped <= self._capacity:  # not overtaken while copying
+                self._popped += count
+                return samples
+        return None

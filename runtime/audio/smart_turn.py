@@ -1,0 +1,51 @@
+"""The Smart Turn v3 format: an ONNX model hears the last 8 s and says whether the turn is over.
+
+The user points at the file; nothing is downloaded. Input `input_features` (1, 80, 800), Whisper's
+log-mel of normalised sound that ends now; output one probability.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeptalk_edge.errors import ArtifactError, BackendError
+from deeptalk_edge.features import RATE_HZ, log_mel, max_samples
+from deeptalk_edge.runtime.backends.ort import OrtGraph
+from deeptalk_edge.spec import EncoderSpec
+
+Array = NDArray[np.float32]
+
+# Of its encoder only the window counts here.
+_SPEC = EncoderSpec(
+    num_mel_bins=80, width=0, num_layers=0, num_heads=0, ffn_width=0, max_frames=400
+)
+_NUM_SAMPLES = 8 * RATE_HZ
+
+
+class SmartTurn:
+    """A `TurnCue`. One owner; not thread-safe."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises ArtifactError if the file is something else."""
+        if not path.is_file():
+            raise ArtifactError(f"{path}: no such file; name a Smart Turn v3 ONNX model")
+        try:
+            self._graph = OrtGraph(path, threads=1)
+            p = self.p_complete(np.zeros(1, np.float32))
+        except BackendError as error:
+            raise ArtifactError(
+                f"{path}: expected a Smart Turn v3 model, 'input_features' (1, 80, 800) to one "
+                f"probability; {error}"
+            ) from error
+        if not 0 <= p <= 1:
+            raise ArtifactError(f"{path}: expected a model that gives a probability, found {p:.3g}")
+
+    def p_complete(self, utterance: Array) -> float:
+        heard = utterance[-_NUM_SAMPLES:]
+        heard = np.pad(heard, (_NUM_SAMPLES - len(heard), 0))
+        heard = (heard - heard.mean()) / np.sqrt(heard.var() + 1e-7)
+        mel = log_mel(heard[: max_samples(_SPEC)], _SPEC)  # all but the last sample: none is missed
+        return float(self._graph.run({"input_features": mel[None]})[0].item())

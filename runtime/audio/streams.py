@@ -1,0 +1,171 @@
+"""The two streams of a sound device: what their callbacks do, and the reader's side of them.
+
+callbacks   copy between PortAudio's buffer and a ring, count, and note the time. A device's own
+            rate is resampled by the reader; for the loudspeaker, where only the callback knows
+            what comes next, in the callback
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeptalk_edge.features import RATE_HZ
+from deeptalk_edge.runtime.audio.devices import DeviceFormat
+from deeptalk_edge.runtime.audio.endpoint import FRAME_MS
+from deeptalk_edge.runtime.audio.play_queue import PlayQueue, Taken
+from deeptalk_edge.runtime.audio.ports import FRAME_SAMPLES, PLAY_RATE_HZ
+from deeptalk_edge.runtime.audio.rates import FarResampler, StreamResampler
+from deeptalk_edge.runtime.audio.ring import SampleRing
+
+Array = NDArray[np.float32]
+
+BLOCK_SAMPLES = PLAY_RATE_HZ * FRAME_MS // 1000
+"""Of the loudspeaker: 480."""
+
+_RING_S = 2.0
+_START_S = 2.0  # a device's first callback may take longer than the others
+_FAR_LEAD_BLOCKS = 2  # more, and the far end could come behind its echo
+_FAR_WATCH = 50  # blocks of a second
+_FAR_WAIT_S = 0.06
+_CONTINUE, _INPUT_OVERFLOW = 0, 2  # of PortAudio
+
+
+class Ears:
+    """The microphone's stream: its callback, and the reader's side."""
+
+    def __init__(self, fmt: DeviceFormat) -> None:
+        block = fmt.rate_hz * FRAME_MS // 1000 * fmt.num_channels
+        self.fmt = fmt
+        self._block = block
+        self._ring = SampleRing(int(_RING_S * fmt.rate_hz) * fmt.num_channels, block, np.int16)
+        self._resampler = StreamResampler(fmt.rate_hz, RATE_HZ)
+        self._ready = np.empty(0, np.float32)  # at 16 kHz, less than a frame between two reads
+        self._arrived = threading.Event()
+        self._num_given = 0
+        self.num_callbacks = self.num_overruns = 0
+        self.last_s = time.perf_counter() + _START_S
+
+    def callback(
+        self, content: Any, num_frames: int, times: Mapping[str, float], status: int
+    ) -> tuple[None, int]:
+        self._ring.push(np.frombuffer(content, np.int16))
+        self.num_callbacks += 1
+        self.num_overruns += bool(status & _INPUT_OVERFLOW)
+        self.last_s = time.perf_counter()
+        self._arrived.set()
+        return None, _CONTINUE
+
+    @property
+    def num_dropped(self) -> int:
+        """Samples at 16 kHz."""
+        return self._ring.num_dropped // self.fmt.num_channels * RATE_HZ // self.fmt.rate_hz
+
+    @property
+    def num_samples(self) -> int:
+        """Samples at 16 kHz behind the last frame, dropped ones included."""
+        return self._num_given + self.num_dropped
+
+    @property
+    def num_waiting(self) -> int:
+        """Blocks of 20 ms that arrived and are not read yet."""
+        return self._ring.available // self._block
+
+    def frame(self, timeout_s: float) -> Array | None:
+        deadline_s = time.perf_counter() + timeout_s
+        while len(self._ready) < FRAME_SAMPLES:
+            self._arrived.clear()
+            block = self._ring.pop(self._block)
+            if block is not None:
+                wide = block.reshape(-1, self.fmt.num_channels)
+                mono = wide.mean(axis=1, dtype=np.float32) / 2**15
+                self._ready = np.concatenate([self._ready, self._resampler.push(mono)])
+            elif not self._arrived.wait(max(deadline_s - time.perf_counter(), 0.0)):
+                return None
+        pcm, self._ready = np.split(self._ready, [FRAME_SAMPLES])
+        self._num_given += FRAME_SAMPLES
+        return pcm
+
+
+class Mouth:
+    """The loudspeaker's stream: its callback, what it was handed, and when that is heard."""
+
+    def __init__(self, fmt: DeviceFormat, queue: PlayQueue) -> None:
+        self.fmt, self._queue = fmt, queue
+        num_frames = fmt.rate_hz * FRAME_MS // 1000
+        self._block = np.zeros(BLOCK_SAMPLES, np.float32)
+        self._wide = np.zeros((num_frames, fmt.num_channels), np.int16)
+        self._far = SampleRing(int(_RING_S * PLAY_RATE_HZ), BLOCK_SAMPLES, np.float32)
+        self._far_resampler = FarResampler()
+        self._is_starting = True
+        self._arrived = threading.Event()
+        self._leads: deque[int] = deque(maxlen=_FAR_WATCH)
+        self._resampler = StreamResampler(PLAY_RATE_HZ, fmt.rate_hz)
+        self._ready = np.empty(0, np.float32)  # at the device's rate
+        # The last 64 blocks: when the first sample is heard, and what is in it.
+        self._heard: list[tuple[float, Taken]] = [(0.0, Taken(0, 0))] * 64
+        self.num_callbacks = self._num_blocks = 0
+        self.last_s = time.perf_counter() + _START_S
+
+    def callback(
+        self, content: Any, num_frames: int, times: Mapping[str, float], status: int
+    ) -> tuple[bytes, int]:
+        now_s = time.perf_counter()
+        # Some drivers say nothing sensible: then it counts as heard at once.
+        ahead_s = min(max(times["output_buffer_dac_time"] - times["current_time"], 0.0), 1.0)
+        if self.fmt.rate_hz == PLAY_RATE_HZ:
+            self._take(now_s + ahead_s)
+            native = self._block
+        else:
+            while len(self._ready) < num_frames:
+                self._take(now_s + ahead_s + len(self._ready) / self.fmt.rate_hz)
+                self._ready = np.concatenate([self._ready, self._resampler.push(self._block)])
+            native, self._ready = np.split(self._ready, [num_frames])
+        self._wide[:] = (native * 32767).clip(-32768, 32767)[:, None]
+        self.num_callbacks += 1
+        self.last_s = now_s
+        return self._wide.tobytes(), _CONTINUE
+
+    def _take(self, heard_s: float) -> None:
+        taken = self._queue.take(self._block)
+        self._heard[self._num_blocks % len(self._heard)] = heard_s, taken
+        self._num_blocks += 1
+        self._far.push(self._block)
+        self._arrived.set()
+
+    def audible(self) -> int:
+        """Content samples heard by now."""
+        # A device that gives no sign plays nothing.
+        now_s = min(time.perf_counter(), self.last_s + 2 * FRAME_MS / 1000)
+        return max(
+            taken.start + min(int((now_s - heard_s) * PLAY_RATE_HZ), taken.size)
+            for heard_s, taken in self._heard
+            if heard_s <= now_s
+        )
+
+    def far_frame(self, num_waiting: int) -> Array:
+        """What was handed beside the microphone's oldest block.
+
+        Any step between the two is a new echo path to the canceller. So the far end is kept one
+        block ahead at the start, a late callback is waited for, and a block is skipped only if the
+        far end was ahead too far for a whole second. Zeros stand for what does not come.
+        """
+        lead = self._far.available // BLOCK_SAMPLES - num_waiting
+        self._leads.append(lead)
+        if self._is_starting and lead > 0:
+            self._is_starting = False
+            self._far.pop((lead - 1) * BLOCK_SAMPLES)
+        elif len(self._leads) == _FAR_WATCH and min(self._leads) > _FAR_LEAD_BLOCKS:
+            self._far.pop(BLOCK_SAMPLES)
+            self._leads.clear()
+        self._arrived.clear()
+        block = self._far.pop(BLOCK_SAMPLES)
+        if block is None and not self._is_starting and self._arrived.wait(_FAR_WAIT_S):
+            block = self._far.pop(BLOCK_SAMPLES)
+        return self._far_resampler.push(np.zeros_like(self._block) if block is None else block)

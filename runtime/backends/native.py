@@ -1,0 +1,263 @@
+"""The native CPU backend: the whole decoder in our own kernels, int8 or int4 weights.
+
+step       with every expert resident one call runs all layers; with a pager each call ends at a
+           router, and the next one begins when the chosen experts are there
+exactness  a row's logits do not depend on how rows were fed, on the number of threads, or on which
+           experts were resident: sums have one order
+precision  activations are rounded to int8 for every product, 128 at a time; the cache holds
+           bfloat16 or int8
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import closing
+from ctypes import byref, c_char, c_void_p
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeptalk_edge.errors import BackendError
+from deeptalk_edge.rows import Ids
+from deeptalk_edge.runtime.backends.native_cache import NativeCache
+from deeptalk_edge.runtime.backends.native_library import NativeContext, NativeLibrary, address
+from deeptalk_edge.runtime.backends.native_weights import NativeWeights, ResidentExperts
+from deeptalk_edge.runtime.bundle import Bundle
+from deeptalk_edge.runtime.lm.engine import Logits
+
+Array = NDArray[np.float32]
+Tables = NDArray[np.uint64]
+
+PREFILL_ROWS = 256
+"""Rows of one pass; bounds the memory of what lies between the layers."""
+
+
+class ExpertTables(Protocol):
+    """Where experts come from when they are not all resident."""
+
+    def begin_prefill(self, audio_mask: NDArray[np.bool_]) -> None:
+        """Rows (T,) of a prompt are fed; the mask marks the heard ones."""
+
+    def begin_step(self, num_items: int) -> None:
+        """A row of the answer is fed to each item."""
+
+    def tables(
+        self, layer: int, ids: Ids, weights: Array, normed: Array
+    ) -> Generator[Tables, None, None]:
+        """Addresses (E,) of the experts of ids (N, k) in ascending groups, 0 for all others; each
+        is valid until the next one is asked for."""
+
+    def close(self) -> None:
+        """Give back what is held."""
+
+
+class NativeEngine:
+    """The language model on the CPU's own kernels. See `Engine`."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        context_rows: int,
+        threads: int = 1,
+        cache_kind: str = "bfloat16",
+        path: str | None = None,
+        open_experts: Callable[[], ExpertTables] | None = None,
+        library: NativeLibrary | None = None,
+    ) -> None:
+        """Load the weights and reserve the cache; without `open_experts` all experts are read now.
+        Else they are opened last, and are the engine's from then on.
+
+        `path` picks one of the library's kernel paths, the processor's best one if left out.
+
+        Raises ArtifactError if the bundle is not for this backend or is damaged, BackendError if
+        the library does not load, DoesNotFit if there is not enough memory.
+        """
+        manifest = bundle.manifest
+        self._spec = manifest.model
+        decoder, vocabulary = self._spec.decoder, self._spec.vocabulary
+        self._context = NativeContext(library or NativeLibrary(), path=path, threads=threads)
+        self._weights = NativeWeights(bundle.path, manifest.record_format)
+        self._resident: ResidentExperts | None = None
+        if open_experts is None:
+            self._resident = ResidentExperts(
+                bundle.file(manifest.experts_file),
+                manifest.records,
+                manifest.record_format,
+                num_layers=decoder.num_layers,
+                num_experts=decoder.num_experts,
+            )
+            rows = self._resident.tables.ctypes.data + 8 * decoder.num_experts * np.arange(
+                decoder.num_layers
+            )
+            self._table_rows = rows.astype(np.uint64)
+        self._cache = NativeCache(
+            num_layers=decoder.num_layers,
+            capacity=context_rows,
+            row_bytes=self._context.cache_row_bytes(
+                decoder.latent_dim, decoder.rope_dim, cache_kind
+            ),
+        )
+        self._decoder = self._open_decoder(cache_kind)
+        sizes = [vocabulary.text_size, vocabulary.num_codebooks * vocabulary.codebook_block]
+        self._logits = np.empty((2, sum(sizes)), np.float32)
+        codes = (vocabulary.num_codebooks, vocabulary.codebook_block)
+        self._views = [
+            Logits(
+                self._logits[:items, : sizes[0]],
+                self._logits[:items, sizes[0] :].reshape(items, *codes),
+            )
+            for items in (1, 2)
+        ]
+        self._fed_items = 0  # items whose last row waits for its logits; 0 when there is none
+        self.experts = open_experts() if open_experts else None
+
+    @property
+    def num_rows(self) -> int:
+        return self._cache.num_rows
+
+    @property
+    def num_items(self) -> int:
+        return self._cache.num_items
+
+    @property
+    def capacity(self) -> int:
+        return self._cache.capacity
+
+    @property
+    def kernel_path(self) -> str:
+        """The instruction set at work, as the library names it."""
+        return self._context.path
+
+    def prefill(self, rows: Ids, features: Array, audio_mask: NDArray[np.bool_]) -> None:
+        if self.num_items != 1:
+            raise ValueError("prefill: the engine is forked; a prompt has one item")
+        if len(features) != audio_mask.sum():
+            raise ValueError(f"{len(features)} features for {audio_mask.sum()} marked rows")
+        self._cache.next_rows(len(rows))  # refuse all of it rather than the end of it
+        placed = np.zeros((len(rows), self._spec.decoder.width), np.float32)
+        placed[audio_mask] = features
+        for start in range(0, len(rows), PREFILL_ROWS):
+            part = slice(start, start + PREFILL_ROWS)
+            if self.experts:
+                self.experts.begin_prefill(audio_mask[part])
+            self._run(rows[None, part], placed[part], audio_mask[part])
+
+    def decode_step(self, rows: Ids) -> Logits:
+        if len(rows) != self.num_items:
+            raise ValueError(f"decode_step: {len(rows)} rows for {self.num_items} items")
+        if self.experts:
+            self.experts.begin_step(len(rows))
+        self._run(rows[:, None], None, None)
+        return self.logits()
+
+    def logits(self) -> Logits:
+        if not self._fed_items:
+            raise ValueError("logits: no row was fed since the engine was reset, forked or trimmed")
+        status = self._calls.dt_head(self._decoder, address(self._logits))
+        self._context.check(status, "head")
+        return self._views[self._fed_items - 1]
+
+    def fork(self) -> None:
+        self._cache.fork()
+        self._fed_items = 0
+
+    def keep(self, item: int) -> None:
+        self._cache.keep(item)
+        self._fed_items = 0
+
+    def recall(self) -> None:
+        self._cache.recall()
+        self._fed_items = 0
+
+    def trim(self, position: int) -> None:
+        self._cache.trim(position)
+        self._fed_items = 0
+
+    def reset(self) -> None:
+        self._cache.reset()
+        self._fed_items = 0
+
+    def close(self) -> None:
+        if self._decoder is not None:
+            self._calls.dt_decoder_close(self._decoder)
+            self._decoder = None
+        self._context.close()
+        if self.experts:
+            self.experts.close()
+
+    def _open_decoder(self, cache_kind: str) -> int | None:
+        self._calls = self._context.calls
+        sizes = self._weights.sizes(
+            self._spec,
+            cache_kind=cache_kind,
+            cache_rows=self._cache.capacity,
+            max_tokens=PREFILL_ROWS,
+        )
+        layers = self._weights.layers(self._spec.decoder.num_layers)
+        decoder: int | None = self._calls.dt_decoder_open(
+            self._context.handle, byref(sizes), layers
+        )
+        if decoder is None:
+            message = self._calls.dt_message(self._context.handle).decode()
+            self._context.close()
+            raise BackendError(f"the native kernels refuse this model: {message}")
+        return decoder
+
+    def _run(self, rows: Ids, features: Array | None, audio_mask: NDArray[np.bool_] | None) -> None:
+        """Run (B, T) rows through all layers and count them."""
+        num_items, num_rows = rows.shape[:2]
+        where = self._cache.next_rows(num_rows)
+        ids = np.ascontiguousarray(rows, np.int64)
+        status = self._calls.dt_begin(
+            self._decoder, byref(where), address(ids), address(features), address(audio_mask)
+        )
+        self._context.check(status, "embed")
+        if self.experts:
+            self._run_paged(self.experts)
+        else:
+            stages = 2 * self._spec.decoder.num_layers
+            status = self._calls.dt_run(self._decoder, 0, stages, address(self._table_rows))
+            self._context.check(status, "decoder")
+        self._cache.advance(num_rows)
+        self._fed_items = num_items
+
+    def _run_paged(self, experts: ExpertTables) -> None:
+        decoder = self._spec.decoder
+        num_experts, top_k = decoder.num_experts, decoder.top_k
+        stage = 0
+        for layer in decoder.moe_layers:
+            self._stages(stage, 2 * layer + 1)
+            stage = 2 * layer + 2
+            ids_at, weights_at, normed_at = c_void_p(), c_void_p(), c_void_p()
+            num_tokens = self._calls.dt_routed(
+                self._decoder, byref(ids_at), byref(weights_at), byref(normed_at)
+            )
+            ids = _array_at(ids_at, (num_tokens, top_k), np.int64)
+            weights = _array_at(weights_at, (num_tokens, top_k), np.float32)
+            normed = _array_at(normed_at, (num_tokens, decoder.width), np.float32)
+            with closing(experts.tables(layer, ids, weights, normed)) as tables:
+                for table in tables:
+                    self._wave(layer, table, is_last=False)
+            self._wave(layer, np.zeros(num_experts, np.uint64), is_last=True)
+        self._stages(stage, 2 * decoder.num_layers)
+
+    def _stages(self, first: int, last: int) -> None:
+        # Dense layers run on the way: their MLPs need no table.
+        tables = np.zeros(self._spec.decoder.num_layers, np.uint64)
+        status = self._calls.dt_run(self._decoder, first, last, address(tables))
+        self._context.check(status, f"decoder, layer {last // 2}")
+
+    def _wave(self, layer: int, table: Tables, *, is_last: bool) -> None:
+        status = self._calls.dt_wave(self._decoder, layer, address(table), is_last)
+        self._context.check(status, f"experts of layer {layer}")
+
+
+def _array_at(place: c_void_p, shape: tuple[int, ...], dtype: type) -> NDArray[Any]:
+    """A view of the library's memory, valid until its next call."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    assert place.value is not None
+    buffer = (c_char * size).from_address(place.value)
+    array: NDArray[Any] = np.frombuffer(memoryview(buffer), dtype)
+    return array.reshape(shape)

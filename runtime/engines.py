@@ -1,0 +1,71 @@
+"""Which backend runs the decoder, and its opening: the CPU's own kernels, or ONNX Runtime.
+
+A bundle for `native` serves both: its graphs are float32, its routed experts the same records.
+Either way experts come out of a pager, so a pool smaller than the model changes no answer.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from deeptalk_edge.errors import BackendError
+from deeptalk_edge.runtime.backends.native import NativeEngine
+from deeptalk_edge.runtime.backends.native_library import NativeLibrary
+from deeptalk_edge.runtime.backends.ort import OrtEngine
+from deeptalk_edge.runtime.bundle import Bundle
+from deeptalk_edge.runtime.experts.from_bundle import paged_experts
+from deeptalk_edge.runtime.experts.paged import PagedExperts
+from deeptalk_edge.runtime.lm.engine import Engine
+from deeptalk_edge.runtime.settings import ConversationSettings, EngineChoice
+
+log = logging.getLogger(__name__)
+
+
+def open_engine(bundle: Bundle, settings: ConversationSettings) -> tuple[Engine, PagedExperts]:
+    """The engine that the settings choose, and its experts, which it closes.
+
+    Raises ArtifactError if the bundle lacks what the choice needs, BackendError if the kernels are
+    asked for and not there or a graph does not load, DoesNotFit if the memory does not suffice.
+    """
+
+    def open_experts() -> PagedExperts:
+        return paged_experts(bundle, settings.paging)
+
+    library = _native_library(bundle, settings.backend)
+    if library is None:
+        ort = OrtEngine(
+            bundle,
+            context_rows=settings.context_rows,
+            threads=settings.threads,
+            open_experts=open_experts,
+        )
+        return ort, ort.experts
+    native = NativeEngine(
+        bundle,
+        context_rows=settings.context_rows,
+        threads=settings.threads,
+        library=library,
+        open_experts=open_experts,
+    )
+    log.info("decoder: native kernels, %s", native.kernel_path)
+    assert isinstance(native.experts, PagedExperts)
+    return native, native.experts
+
+
+def _native_library(bundle: Bundle, choice: EngineChoice) -> NativeLibrary | None:
+    """The kernels, or None for ONNX Runtime."""
+    backend = bundle.manifest.target.backend
+    if choice == "native" and backend != "native":
+        raise BackendError(
+            f"{bundle.path}: made for the backend {backend}, this is native; export the checkpoint "
+            "with --device cpu-int8, or choose the backend ort"
+        )
+    if choice == "ort" or backend != "native":
+        return None
+    try:
+        return NativeLibrary()
+    except BackendError as error:
+        if choice == "native":
+            raise
+        log.warning("ONNX Runtime runs the decoder, several times slower: %s", error)
+        return None

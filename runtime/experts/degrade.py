@@ -1,0 +1,86 @@
+"""Trading accuracy for reads: never by default, always counted.
+
+bonus   adds a share of the router's score range to the experts that are resident, for the choice
+        only; the gates come from the untouched softmax and the best ones are never replaced.
+        Source: cache-conditional experts, arXiv 2412.00099
+skip    leaves out an absent expert whose share of its token's gates is small
+
+With either, what a model says depends on the pool and on timing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+Ids = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DegradeSettings:
+    """How much may be traded; the defaults trade nothing."""
+
+    bonus: float = 0.0
+    """Added to resident experts, as a share of the token's score range."""
+    protected: int = 2
+    """Best experts of a token that are never replaced."""
+    skip_below: float = 0.0
+    """An absent expert with a smaller share of its token's gates is left out."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.bonus <= 1 or not 0 <= self.skip_below < 1 or self.protected < 1:
+            raise ValueError(f"{self}: bonus 0 to 1, skip_below 0 to 1, protected from 1")
+
+
+class Degrade:
+    """Changes routing where it saves reads, and counts what it changed. One per engine."""
+
+    def __init__(self, settings: DegradeSettings, gates: Mapping[int, Array]) -> None:
+        """`gates` (E, C) are the routers by layer; only a bonus needs them."""
+        self._settings = settings
+        self._gates = gates
+        self.num_uses = self.num_substituted = self.num_skipped = 0
+        self._kept_mass = self._full_mass = 0.0
+
+    @property
+    def kept_share(self) -> float | None:
+        """Gate mass of what ran, as a share of what the router wanted; None before the first."""
+        return self._kept_mass / self._full_mass if self._full_mass else None
+
+    def apply(self, layer: int, ids: Ids, weights: Array, normed: Array, resident: Mask) -> Mask:
+        """Change ids and weights, both (N, k), in place, for inputs (N, C) and a pool (E,);
+        returns which of them run, (N, k). The weights of the others are 0."""
+        self.num_uses += ids.size
+        self._full_mass += float(weights.sum())
+        if self._settings.bonus:
+            self._prefer(ids, weights, normed @ self._gates[layer].T, resident)
+        share = weights / weights.sum(axis=1, keepdims=True)
+        runs: Mask = resident[ids] | (share >= self._settings.skip_below)
+        weights[~runs] = 0.0
+        self.num_skipped += int((~runs).sum())
+        self._kept_mass += float(weights.sum())
+        return runs
+
+    def _prefer(self, ids: Ids, weights: Array, logits: Array, resident: Mask) -> None:
+        """Replace what is neither among the best nor resident, where a resident comes near."""
+        span = np.ptp(logits, axis=1)[:, None]
+        scores = logits + self._settings.bonus * span * resident.astype(np.float32)
+        best = np.argsort(-weights, axis=1, kind="stable")
+        protected = np.take_along_axis(ids, best[:, : self._settings.protected], axis=1)
+        np.put_along_axis(scores, protected, np.inf, axis=1)
+        chosen = np.argsort(-scores, axis=1, kind="stable")[:, : ids.shape[1]]
+        # However the model scales its gates, a replaced one is scaled like the best one.
+        gates = np.exp(logits - logits.max(axis=1, keepdims=True))
+        first = np.take_along_axis(ids, best[:, :1], axis=1)
+        scale = weights.max(axis=1, keepdims=True) / np.take_along_axis(gates, first, axis=1)
+        for row, (wanted, found) in enumerate(zip(ids.tolist(), chosen.tolist(), strict=True)):
+            gone = [place for place, expert in enumerate(wanted) if expert not in found]
+            come = [expert for expert in found if expert not in wanted]
+            ids[row, gone] = come
+            weights[row, gone] = gates[row, come] * scale[row]
+            self.num_substituted += len(gone)

@@ -1,0 +1,191 @@
+"""Where an engine takes its experts: the pager, the look-ahead and the recorder as one source.
+
+An engine calls `begin_prefill` or `begin_step` for each pass of its layers, and for each router
+`waves`, for arrays, or `tables`, for addresses. `ExpertSum` is ONNX Runtime's side of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from itertools import chain
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeptalk_edge.expert_record import RecordFormat
+from deeptalk_edge.runtime.experts.degrade import Degrade
+from deeptalk_edge.runtime.experts.lease import Lease
+from deeptalk_edge.runtime.experts.look_ahead import LookAhead
+from deeptalk_edge.runtime.experts.pager import ExpertPager
+from deeptalk_edge.runtime.experts.policy import Phase
+from deeptalk_edge.runtime.experts.pool import CpuPool
+from deeptalk_edge.runtime.experts.record import ExpertWeights
+from deeptalk_edge.runtime.experts.routes import Modality, RouteRecorder
+from deeptalk_edge.runtime.experts.sizing import read_memory
+
+Array = NDArray[np.float32]
+Ids = NDArray[np.int64]
+ReadRecord = Callable[[NDArray[np.uint8]], ExpertWeights]
+
+
+def float32_record(form: RecordFormat) -> ReadRecord:
+    """How to see a record (bytes,) as `gate_up` (2G, C) and `down` (C, G) in float32; a copy if it
+    is stored as anything else."""
+
+    def read(record: NDArray[np.uint8]) -> ExpertWeights:
+        stored = form.unpack(record)
+        if form.dtype == "float32":
+            return ExpertWeights(stored.gate_up, stored.down)
+        return ExpertWeights(*form.dequantise(stored))
+
+    return read
+
+
+class PagedExperts:
+    """Experts of one engine out of a pager that others may share."""
+
+    def __init__(
+        self,
+        pager: ExpertPager,
+        read_record: ReadRecord,
+        *,
+        look_ahead: LookAhead | None = None,
+        recorder: RouteRecorder | None = None,
+        degrade: Degrade | None = None,
+        is_shared: bool = True,
+    ) -> None:
+        """Exact, unless `degrade` is given. A pager that is not shared is closed with this."""
+        if not isinstance(pager.pool, CpuPool):
+            raise ValueError("these experts are read by the CPU; the pager's pool is a device's")
+        self.recorder = recorder
+        """May be set and taken away between passes."""
+        self._pager, self._memory = pager, pager.pool.memory
+        self._read_record, self._look_ahead = read_record, look_ahead
+        self._degrade = degrade
+        self._is_shared = is_shared
+
+    def listen(self) -> None:
+        """The user has begun to speak: a turn begins."""
+        self._begin(Phase.LISTENING, np.empty(0))
+
+    def begin_prefill(self, audio_mask: NDArray[np.bool_]) -> None:
+        """Rows (T,) of a prompt are fed; the mask marks the heard ones."""
+        self._begin(Phase.THINKING, np.where(audio_mask, Modality.HEARD, Modality.WRITTEN))
+
+    def begin_step(self, num_items: int) -> None:
+        """A row of the answer is fed to each item: item 0 speaks, item 1 only writes."""
+        self._begin(Phase.SPEAKING, np.array([Modality.SPOKEN, Modality.WRITTEN][:num_items]))
+
+    def waves(
+        self, layer: int, ids: Ids, weights: Array, normed: Array
+    ) -> Generator[Iterator[tuple[int, ExpertWeights]], None, None]:
+        """The experts of ids (N, k), ascending, in groups; a group is valid for its turn, and an
+        expert is read when the group comes to it. Close the generator if you may leave it early.
+
+        A degrading source changes ids and weights in place.
+        """
+        with closing(self._leases(layer, ids, weights, normed)) as leases:
+            for lease in leases:
+                yield (
+                    (expert, self._read_record(self._memory[slot]))
+                    for expert, slot in lease.slots.items()
+                )
+
+    def tables(
+        self, layer: int, ids: Ids, weights: Array, normed: Array
+    ) -> Generator[NDArray[np.uint64], None, None]:
+        """The same as addresses (E,), 0 for what is not in the group."""
+        with closing(self._leases(layer, ids, weights, normed)) as leases:
+            for lease in leases:
+                table = np.zeros_like(lease.addresses)
+                table[lease.experts] = lease.addresses[lease.experts]
+                yield table
+
+    def _leases(
+        self, layer: int, ids: Ids, weights: Array, normed: Array
+    ) -> Generator[Lease, None, None]:
+        predicted = self._look_ahead.predict(layer, normed) if self._look_ahead else None
+        if self.recorder:
+            self.recorder.routed(layer, ids, weights, predicted)
+        chosen = ids
+        if self._degrade:
+            resident = self._pager.addresses(layer) != 0
+            chosen = ids[self._degrade.apply(layer, ids, weights, normed, resident)]
+        experts = np.unique(chosen).tolist()
+        if not experts:
+            return
+        num_left = len(experts)
+        with closing(self._pager.waves(layer, experts)) as leases:
+            for lease in leases:
+                num_left -= len(lease.slots)
+                if predicted is not None and not num_left:  # behind every demand of this layer
+                    self._pager.hint(layer + 1, np.unique(predicted).tolist())
+                yield lease
+
+    def _begin(self, phase: Phase, modality: NDArray[Any]) -> None:
+        self._pager.enter(phase)
+        if self.recorder:
+            self.recorder.begin(phase, modality.astype(np.uint8))
+
+    def end_turn(self) -> dict[str, Any]:
+        """Between turns: give memory back if the system needs it; returns the turn's counts."""
+        return self._pager.end_turn(read_memory())
+
+    def close(self) -> None:
+        """Let go of the memory; a shared pager is its owner's to close."""
+        del self._memory
+        if not self._is_shared:
+            self._pager.close()
+
+
+class Cut(Protocol):
+    """What an engine has at a router, for B items of T rows."""
+
+    normed: Array
+    """(B, T, C)"""
+    expert_ids: Ids
+    """(B, T, k)"""
+    expert_weights: Array
+    """(B, T, k)"""
+
+
+class ExpertBinding(Protocol):
+    """Buffers bound to the expert graph's names."""
+
+    def feed(self, name: str, buffer: Array) -> None: ...
+
+    def fetch(self, name: str, buffer: Array) -> None: ...
+
+    def run(self) -> None: ...
+
+
+class ExpertSum:
+    """Runs the routed experts of a layer and adds up what they say, in ascending id."""
+
+    def __init__(self, binding: ExpertBinding, experts: PagedExperts) -> None:
+        self._binding, self._experts = binding, experts
+
+    def add_up(self, layer: int, cut: Cut, routed: Array) -> None:
+        """Write the weighted sum for a cut of (B, T) rows to `routed` (B, T, C)."""
+        width, top_k = cut.normed.shape[-1], cut.expert_ids.shape[-1]
+        normed, total = cut.normed.reshape(-1, width), routed.reshape(-1, width)
+        ids = cut.expert_ids.reshape(-1, top_k)
+        weights = cut.expert_weights.reshape(-1, top_k)
+        total[...] = 0.0
+        with closing(self._experts.waves(layer, ids, weights, normed)) as waves:
+            for expert, (gate_up, down) in chain.from_iterable(waves):
+                tokens, places = (ids == expert).nonzero()
+                x = normed[tokens]
+                y = np.empty_like(x)
+                binding = self._binding
+                for name, buffer in (("x", x), ("gate_up", gate_up), ("down", down)):
+                    binding.feed(name, buffer)
+                binding.fetch("y", y)
+                binding.run()
+                y *= weights[tokens, places][:, None]
+                total[tokens] += y
+
+    def close(self) -> None:
+        self._experts.close()

@@ -1,0 +1,374 @@
+"""The pager: puts experts into slots before kernels ask, and makes kernels wait where it failed to.
+
+acquire   leases experts of one layer and blocks until their bytes are there; a miss waits, nothing
+          is ever skipped or replaced
+waves     the same for a union that may not fit: groups in ascending id, the next one loading while
+          the last one computes
+hint      a guess for a layer to come; never blocks, goes behind every demand, and is called off if
+          its layer passes before a byte of it moved
+enter     tells the phase; LISTENING begins a sweep of what questions use, in layer order
+
+One lock guards `Residency`, which decides, and `RecordReader`, which brings; I/O and checksums run
+outside it. Any number of sessions may share a pager; a session holds one lease, or two of `waves`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeptalk_edge.errors import ArtifactError, ExpertUnavailable
+from deeptalk_edge.runtime.experts.lease import Lease
+from deeptalk_edge.runtime.experts.policy import Phase, Policy
+from deeptalk_edge.runtime.experts.pool import Fence, Pool
+from deeptalk_edge.runtime.experts.reader import Read, RecordReader
+from deeptalk_edge.runtime.experts.record import ExpertRecord
+from deeptalk_edge.runtime.experts.record_file import PAGE_BYTES, RecordSource
+from deeptalk_edge.runtime.experts.residency import Cause, Load, Residency, waves_of
+from deeptalk_edge.runtime.experts.sizing import SEGMENT_SLOTS, MemoryReading
+from deeptalk_edge.runtime.experts.telemetry import Telemetry, report, since
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PagerSettings:
+    """How to move bytes. None of it changes what a model says."""
+
+    readers: int = 4
+    """Threads, and so chunks in flight."""
+    chunk_bytes: int = 1 << 20
+    wave_experts: int = 16
+    """Experts of one wave of a union at most."""
+    sweep_share: float = 0.7
+    """Part of the pool that a sweep may take."""
+    least_slots: int = 16
+    """The pool is never made smaller than this."""
+    paranoid: bool = False
+    """Verify the checksum at every load, not at the first one only."""
+    poison: bool = False
+    """Overwrite a slot with NaN when its expert leaves: a stale read shows at once. For tests."""
+
+    def __post_init__(self) -> None:
+        if self.readers < 1 or self.wave_experts < 1 or not 0 <= self.sweep_share <= 1:
+            raise ValueError(f"{self}: readers and wave_experts from 1, sweep_share from 0 to 1")
+        if self.chunk_bytes < PAGE_BYTES or self.chunk_bytes % PAGE_BYTES:
+            raise ValueError(f"chunk_bytes = {self.chunk_bytes}: expected whole pages")
+
+
+class ExpertPager:
+    """Experts of one model in one pool."""
+
+    def __init__(
+        self,
+        records: Sequence[ExpertRecord],
+        source: RecordSource,
+        pool: Pool,
+        policy: Policy,
+        settings: PagerSettings | None = None,
+    ) -> None:
+        """Start the reader threads. The pager owns source and pool from now on.
+
+        Raises ArtifactError if a record does not lie in the source or fit a slot.
+        """
+        self.settings = settings or PagerSettings()
+        self.pool, self._source = pool, source
+        rows = {layer: row for row, layer in enumerate(sorted({r.layer for r in records}))}
+        num_experts = 1 + max(record.expert for record in records)
+        try:
+            for record in records:
+                _check(record, source, pool)
+        except ArtifactError:
+            source.close()
+            pool.close()
+            raise
+        self._rows, self._num_experts = rows, num_experts
+        self.residency = Residency(
+            num_layers=len(rows), num_experts=num_experts, num_slots=pool.num_slots, policy=policy
+        )
+        self.telemetry = Telemetry()
+        self._addresses = np.zeros((len(rows), num_experts), np.uint64)
+        self._lock = threading.Lock()
+        self._sweep: deque[int] = deque()
+        self._fenced: deque[tuple[Fence, list[tuple[int, int]]]] = deque()
+        self._closed = False
+        self._reported = report(self.telemetry, self.residency)
+        self._reader = RecordReader(
+            source,
+            {rows[r.layer] * num_experts + r.expert: r for r in records},
+            pool,
+            self._lock,
+            num_threads=self.settings.readers,
+            chunk_bytes=self.settings.chunk_bytes,
+            paranoid=self.settings.paranoid,
+            idle=self._sweep_on,
+            over=self._over,
+        )
+        self._moved = self._reader.moved  # also when a slot is released
+        self._reader.start()
+
+    def acquire(self, layer: int, experts: Sequence[int]) -> Lease:
+        """Lease different experts of a layer; blocks until they are there.
+
+        Raises ExpertUnavailable, naming file and record, if one cannot be read or is damaged, and
+        ValueError if the pool can never hold so many at once.
+        """
+        return self._arrived(self._begin(layer, experts))
+
+    def waves(self, layer: int, experts: Sequence[int]) -> Generator[Lease, None, None]:
+        """Lease experts of a layer in ascending id, in groups; each lease ends with its turn.
+
+        Close the generator if you may leave it early: it holds leases until then.
+        """
+        num_slots = self.residency.table.num_slots
+        first, *groups = waves_of(experts, limit=self.settings.wave_experts, num_slots=num_slots)
+        later = [expert for group in groups for expert in group]
+        with contextlib.ExitStack() as held:
+            lease = held.enter_context(self._arrived(self._begin(layer, first, later)))
+            for group in groups:
+                later = later[len(group) :]
+                # Not waiting here: two sessions that held one wave each would wait for ever.
+                ahead = self._try_begin(layer, group, later)
+                if ahead is not None:
+                    held.enter_context(ahead)
+                yield lease
+                lease.release()
+                if ahead is None:
+                    ahead = held.enter_context(self._begin(layer, group, later))
+                lease = self._arrived(ahead)
+            yield lease
+
+    def hint(self, layer: int, experts: Sequence[int]) -> None:
+        """Guess what a layer to come will need; never blocks."""
+        base = self._rows[layer] * self._num_experts
+        with self._lock:
+            for load in self.residency.hint([base + expert for expert in experts]):
+                self._load(load)
+
+    def enter(self, phase: Phase) -> None:
+        """A pass of the model begins, or the conversation enters a phase."""
+        with self._lock:
+            is_new = phase is not self.residency.phase
+            self.residency.begin(phase)
+            if not is_new:
+                return
+            self._sweep.clear()
+            if phase is Phase.LISTENING:
+                room = int(self.residency.table.num_slots * self.settings.sweep_share)
+                self._sweep.extend(self.residency.plan_sweep(room))
+                self._reader.wake()
+
+    def drain(self) -> None:
+        """Wait until every hint and the sweep are in; for what must not depend on timing."""
+        with self._lock:
+            while self._sweep or not self._reader.is_idle:
+                self._moved.wait()
+
+    def end_turn(self, memory: MemoryReading) -> dict[str, Any]:
+        """Between turns: give memory back if the system needs it; returns the turn's counts."""
+        given_back = self.shrink(SEGMENT_SLOTS) if memory.is_pressed else 0
+        if given_back:
+            log.warning("memory is short: %d slots given back for good", given_back)
+        now = self.report()
+        counts, self._reported = since(now, self._reported), now
+        return counts | {"slots_given_back": given_back}
+
+    def shrink(self, num_slots: int) -> int:
+        """Give up to so many slots back for good; returns how many. Between turns."""
+        with self._lock:
+            spare = max(self.residency.table.num_slots - self.settings.least_slots, 0)
+            slots = self.residency.retire(min(num_slots, spare))
+            for slot in slots:
+                self._addresses[self._addresses == self.pool.address(slot)] = 0
+                self.pool.discard(slot)
+        return len(slots)
+
+    def addresses(self, layer: int) -> NDArray[np.uint64]:
+        """(E,) where each expert of a layer lies, 0 if absent. A live view: lease, then read."""
+        row: NDArray[np.uint64] = self._addresses[self._rows[layer]]
+        return row
+
+    @property
+    def num_leased(self) -> int:
+        """Slots that somebody holds."""
+        with self._lock:
+            return self.residency.table.num_held
+
+    def report(self) -> dict[str, Any]:
+        """Everything counted so far."""
+        with self._lock:
+            self.telemetry.num_retries = self._reader.num_retries
+            return report(self.telemetry, self.residency)
+
+    def close(self) -> None:
+        """Stop reading, wherever it is, and give everything back. Leases end here."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._reader.stop()
+        self._reader.join()
+        for fence, _ in self._fenced:
+            fence.wait()
+        self._addresses[...] = 0
+        self._source.close()
+        self.pool.close()
+
+    def __enter__(self) -> ExpertPager:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def end(self, slots: list[tuple[int, int]], fence: Fence | None) -> None:
+        """Take back (slot, generation) pairs of a lease, at once or once the fence is done."""
+        with self._lock:
+            if fence is not None and not fence.is_done():
+                self._fenced.append((fence, slots))
+                self._moved.notify_all()  # whoever waits for a slot can wait for the fence
+                return
+            self._release(slots)
+
+    def _begin(self, layer: int, experts: Sequence[int], later: Sequence[int] = ()) -> Lease:
+        """Lease slots, as soon as there are enough, and queue what is missing. `later` are the
+        layer's experts of the waves to come."""
+        with self._lock:
+            if len(experts) > self.residency.table.num_slots:
+                raise ValueError(
+                    f"{len(experts)} experts at once, the pool holds "
+                    f"{self.residency.table.num_slots}: use waves"
+                )
+            while (lease := self._demand(layer, experts, later)) is None:
+                if not self._call_off(range(len(self._addresses.reshape(-1))), set()):
+                    self._await_room()
+            return lease
+
+    def _try_begin(self, layer: int, experts: Sequence[int], later: Sequence[int]) -> Lease | None:
+        with self._lock:
+            return self._demand(layer, experts, later)
+
+    def _demand(self, layer: int, experts: Sequence[int], later: Sequence[int]) -> Lease | None:
+        """One try, lock in hand."""
+        if self._closed:
+            raise self._closed_error()
+        base = self._rows[layer] * self._num_experts
+        keys = [base + expert for expert in experts]
+        to_come = [base + expert for expert in later]
+        table, reads = self.residency.table, self._reader.under_way
+        while self._fenced and self._fenced[0][0].is_done():
+            self._release(self._fenced.popleft()[1])
+        if reads:
+            self._call_off(range(base, base + self._num_experts), {*keys, *to_come})
+        loads = self.residency.demand(keys, to_come)
+        if loads is None:
+            return None
+        for load in loads:
+            self._load(load)
+        awaited = [reads[key] for key in keys if key in reads] if reads else []
+        for read in awaited:
+            if not read.is_urgent:
+                self.telemetry.num_late += 1
+                self._reader.hurry(read)
+        return Lease(self, layer, {e: table.slot_of[base + e] for e in experts}, awaited)
+
+    def _arrived(self, lease: Lease) -> Lease:
+        """Wait for a lease's bytes."""
+        if not lease.reads:
+            return lease
+        start_s = time.perf_counter()
+        try:
+            with self._lock:
+                while any(not read.is_over for read in lease.reads):
+                    if self._closed:
+                        raise self._closed_error()
+                    self._moved.wait()
+                stall_ms = (time.perf_counter() - start_s) * 1000
+                self.telemetry.stalled(self.residency.phase, stall_ms)
+            for read in lease.reads:
+                if read.error is not None:
+                    raise read.error
+        except BaseException:  # an interrupted wait, too
+            lease.release()
+            raise
+        lease.reads = []
+        return lease
+
+    def _load(self, load: Load) -> None:
+        """Begin to bring an expert."""
+        if load.evicted is not None:
+            self._addresses.reshape(-1)[load.evicted] = 0
+        if self.settings.poison:
+            self.pool.poison(load.slot)
+        self._reader.begin(load)
+
+    def _over(self, read: Read) -> None:
+        """An expert is there, or will not come."""
+        if read.error is None:
+            self.telemetry.moved(read.load.cause, read.record.bytes)
+            self._addresses.reshape(-1)[read.load.key] = self.pool.address(read.load.slot)
+            self.residency.table.fill(read.load.slot)
+        else:
+            self.telemetry.num_failures += 1
+            self.residency.fail(read.load)
+
+    def _sweep_on(self) -> bool:
+        """The link is idle: begin the next expert of the sweep, if there is one."""
+        if not self._sweep:
+            return False
+        for load in self.residency.hint([self._sweep.popleft()], Cause.SWEEP):
+            self._load(load)
+        return True
+
+    def _call_off(self, keys: range, wanted: set[int]) -> bool:
+        """Forget guesses that are not worth their bytes any more; returns whether there were."""
+        loads = self._reader.call_off(keys, wanted)
+        for load in loads:
+            self.residency.cancel(load)
+        return bool(loads)
+
+    def _await_room(self) -> None:
+        """Wait, lock in hand, until some slot may have become free."""
+        if not self._fenced:
+            self._moved.wait()
+            return
+        fence, slots = self._fenced.popleft()
+        self._lock.release()
+        try:
+            fence.wait()
+        finally:
+            self._lock.acquire()
+        self._release(slots)
+
+    def _release(self, slots: list[tuple[int, int]]) -> None:
+        release = self.residency.table.release
+        for slot, generation in slots:
+            release(slot, generation)
+        self._moved.notify_all()
+
+    def _closed_error(self) -> ExpertUnavailable:
+        return ExpertUnavailable(f"{self._source.name}: the pager is closed; open the bundle again")
+
+
+def _check(record: ExpertRecord, source: RecordSource, pool: Pool) -> None:
+    end = record.offset + record.bytes
+    if record.offset % PAGE_BYTES or end > source.size_bytes or record.bytes > pool.slot_bytes:
+        raise ArtifactError(
+            f"{source.name}: layer {record.layer}, expert {record.expert} has {record.bytes} bytes "
+            f"at {record.offset}; expected whole pages within {source.size_bytes} bytes, and slots "
+            f"hold {pool.slot_bytes}; export the bundle again"
+        )

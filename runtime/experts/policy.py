@@ -1,0 +1,210 @@
+"""What a resident expert is worth: the least goes first. Shared by the pager and the simulator.
+
+lru         the time of its last use
+decayed     uses, each forgotten by 5 % per pass
+phased      decayed uses of decoding plus half-trusted offline counts; while a question is heard and
+            prefilled, the experts that questions use are worth more until their layer has passed
+pinned      any of these, but for a set that never leaves
+
+A policy sees keys (layer row * num_experts + expert), never a clock or a byte, so that a recording
+gives the same verdicts as the live run. `expected_worth` is what a hint may claim for an expert:
+it may displace only what is worth less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Keys = NDArray[np.int64]
+Worths = NDArray[np.float64]
+
+RECALL = 0.79
+"""How often a look-ahead is right. Source: FATE on DeepSeek-V2-Lite, as BigMoeOnEdge cites it."""
+
+_KEPT_PER_PASS = 0.95
+_EVERY_PASS = 1 / (1 - _KEPT_PER_PASS)  # the worth of an expert that every pass uses
+_PRIOR = _EVERY_PASS / 2  # offline counts are trusted by half
+_LISTEN_WORTH = 10.0
+_LISTEN_FLOOR = 0.02  # rarer experts are not worth a sweep
+_TURN_WEIGHT = 0.2  # of the newest question in what questions use
+
+
+class Phase(Enum):
+    """What the conversation is doing."""
+
+    IDLE = "idle"
+    LISTENING = "listening"
+    THINKING = "thinking"
+    SPEAKING = "speaking"
+
+
+class Policy(Protocol):
+    """Values experts. One per pager; not thread-safe."""
+
+    def begin(self, phase: Phase) -> None:
+        """A pass of the model begins, or the conversation enters a phase."""
+
+    def use(self, keys: Sequence[int]) -> None:
+        """Experts of one layer were chosen by the router."""
+
+    def worth(self, keys: Keys) -> Worths:
+        """What keeping each is worth."""
+
+    def expected_worth(self, key: int) -> float:
+        """What one is worth if its use is expected at once."""
+
+    def sweep(self, num_slots: int) -> list[int]:
+        """What to have before a question is prefilled, in layer order."""
+
+
+class Lru:
+    """The time of the last use."""
+
+    def __init__(self, num_keys: int) -> None:
+        self._last = np.zeros(num_keys)
+        self._clock = 0
+
+    def begin(self, phase: Phase) -> None:
+        pass
+
+    def use(self, keys: Sequence[int]) -> None:
+        for key in keys:
+            self._clock += 1
+            self._last[key] = self._clock
+
+    def worth(self, keys: Keys) -> Worths:
+        return self._last[keys]
+
+    def expected_worth(self, key: int) -> float:
+        self._clock += 1
+        self._last[key] = self._clock  # a hint counts as a use, or it would be the next to go
+        return float(self._clock)
+
+    def sweep(self, num_slots: int) -> list[int]:
+        return []
+
+
+class Decayed:
+    """Uses, each forgotten by 5 % per pass."""
+
+    def __init__(self, num_keys: int) -> None:
+        self._uses = np.zeros(num_keys)
+        self._unit = 1.0  # what one use weighs now; it grows instead of every count shrinking
+        self._last = Lru(num_keys)
+
+    def begin(self, phase: Phase) -> None:
+        self._unit /= _KEPT_PER_PASS
+        if self._unit > 1e100:
+            self._uses /= self._unit
+            self._unit = 1.0
+
+    def use(self, keys: Sequence[int]) -> None:
+        for key in keys:
+            self._uses[key] += self._unit
+        self._last.use(keys)
+
+    def worth(self, keys: Keys) -> Worths:
+        return self._uses[keys] / self._unit + 1e-9 * self._last.worth(keys)  # a tie: the oldest
+
+    def expected_worth(self, key: int) -> float:
+        return float(self._uses[key] / self._unit) + RECALL * _EVERY_PASS
+
+    def sweep(self, num_slots: int) -> list[int]:
+        return []
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """How often each expert is used, counted offline on recorded routes; both (L, E)."""
+
+    listen: NDArray[np.float64]
+    """Share of the prefilled questions that touch it."""
+
+    speak: NDArray[np.float64]
+    """Share of the decode steps that choose it."""
+
+
+class Phased:
+    """Decoding's uses first; before and during a prefill, the question's experts."""
+
+    def __init__(self, num_keys: int, num_experts: int, profile: Profile | None = None) -> None:
+        self._num_keys, self._num_experts = num_keys, num_experts
+        self._rows = np.arange(num_keys) // num_experts
+        self._uses = Decayed(num_keys)
+        self._speak = np.zeros(num_keys) if profile is None else profile.speak.ravel() * _PRIOR
+        self._listen = None if profile is None else profile.listen.ravel().copy()
+        self._touched = np.zeros(num_keys, np.bool_)
+        self._phase = Phase.IDLE
+        self._row = 0  # of the layer routed last
+
+    def begin(self, phase: Phase) -> None:
+        if phase is Phase.SPEAKING:
+            self._uses.begin(phase)
+        if phase is not self._phase and self._phase is Phase.THINKING:
+            self._learn()
+        if phase is Phase.LISTENING or (phase is not self._phase and phase is Phase.THINKING):
+            self._row = -1  # the whole stack is ahead
+        self._phase = phase
+
+    def use(self, keys: Sequence[int]) -> None:
+        self._row = int(self._rows[keys[0]])
+        if self._phase is Phase.THINKING:
+            self._touched[keys] = True
+        else:
+            self._uses.use(keys)
+
+    def worth(self, keys: Keys) -> Worths:
+        rows = self._rows[keys]
+        num_rows = self._num_keys // self._num_experts
+        steps_ahead = (rows - self._row - 1) % num_rows
+        worth: Worths = self._uses.worth(keys) + self._speak[keys] - 1e-4 * steps_ahead
+        if self._listen is not None and self._phase in (Phase.LISTENING, Phase.THINKING):
+            listen = self._listen[keys]
+            worth += np.where((rows > self._row) & (listen > _LISTEN_FLOOR), listen, 0.0) * (
+                _LISTEN_WORTH
+            )
+        return worth
+
+    def expected_worth(self, key: int) -> float:
+        return float(self.worth(np.array([key]))[0]) + RECALL * _EVERY_PASS
+
+    def sweep(self, num_slots: int) -> list[int]:
+        if self._listen is None:
+            return []
+        best = np.argsort(-self._listen, kind="stable")[:num_slots]
+        return sorted(int(key) for key in best if self._listen[key] > _LISTEN_FLOOR)
+
+    def _learn(self) -> None:
+        touched = self._touched.astype(np.float64)
+        if self._listen is None:
+            self._listen = touched
+        else:
+            self._listen += _TURN_WEIGHT * (touched - self._listen)
+        self._touched[:] = False
+
+
+class Pinned:
+    """A policy whose chosen keys never leave."""
+
+    def __init__(self, policy: Policy, keys: Iterable[int]) -> None:
+        self._policy = policy
+        self._keys = np.array(sorted(keys), np.int64)
+        self.begin, self.use, self.sweep = policy.begin, policy.use, policy.sweep
+        self.expected_worth = policy.expected_worth
+
+    def worth(self, keys: Keys) -> Worths:
+        return np.where(np.isin(keys, self._keys), np.inf, self._policy.worth(keys))
+
+
+POLICIES: dict[str, Callable[[int, int, Profile | None], Policy]] = {
+    "lru": lambda num_keys, _experts, _profile: Lru(num_keys),
+    "decayed": lambda num_keys, _experts, _profile: Decayed(num_keys),
+    "phased": Phased,
+}
+"""By name: what makes a policy of (num_keys, num_experts, profile)."""

@@ -1,0 +1,113 @@
+"""Where resident experts live, behind one protocol: `CpuPool` here, CUDA and Jetson in `cuda_pool`.
+
+A pool is `num_slots` slots of `slot_bytes` each. The pager reads a record into `landing(slot, key)`
+on one of its I/O threads, calls `settle(slot, key)` there, and then tells kernels `address(slot)`.
+"""
+
+from __future__ import annotations
+
+import mmap
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeptalk_edge.errors import DoesNotFit
+
+POISON = 0xFF
+"""NaN in every float format that a record may hold."""
+
+
+class Landing(NamedTuple):
+    """Where a record's bytes go first."""
+
+    buffer: memoryview
+    has_content: bool
+    """The bytes are there from an earlier load: nothing to read."""
+
+
+class Fence(Protocol):
+    """Work on a device that still reads slots."""
+
+    def is_done(self) -> bool:
+        """Whether it is over."""
+
+    def wait(self) -> None:
+        """Until it is over."""
+
+
+class Pool(Protocol):
+    """Slots. `landing` and `settle` of different slots run on several threads at once."""
+
+    num_slots: int
+    slot_bytes: int
+
+    def landing(self, slot: int, key: int) -> Landing:
+        """Page-aligned host memory for the record `key` that moves into the slot."""
+
+    def settle(self, slot: int, key: int) -> None:
+        """The landing holds the whole record: return once kernels may read the slot."""
+
+    def abandon(self, slot: int, key: int) -> None:
+        """The landing will not be settled; it holds nothing."""
+
+    def address(self, slot: int) -> int:
+        """Where kernels find it."""
+
+    def poison(self, slot: int) -> None:
+        """Overwrite with NaN what nobody may read any more."""
+
+    def discard(self, slot: int) -> None:
+        """Give the memory of a retired slot back to the system, where that is possible."""
+
+    def close(self) -> None:
+        """Give everything back; called once, with no read in flight."""
+
+
+class CpuPool:
+    """One anonymous arena on huge pages; records are read straight into their slots."""
+
+    def __init__(self, *, num_slots: int, slot_bytes: int) -> None:
+        """Reserve the arena; memory is taken when a slot is first filled."""
+        self.num_slots, self.slot_bytes = num_slots, slot_bytes
+        try:
+            self._arena = mmap.mmap(
+                -1, num_slots * slot_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            )
+        except OSError as error:
+            raise DoesNotFit(
+                f"a pool of {num_slots} experts takes {num_slots * slot_bytes / 1e9:.2f} GB; the "
+                f"system refuses ({error.strerror}); ask for a smaller pool"
+            ) from error
+        self._arena.madvise(mmap.MADV_HUGEPAGE)
+        self.memory: NDArray[np.uint8] = np.frombuffer(self._arena, np.uint8).reshape(
+            num_slots, slot_bytes
+        )
+        """(S, slot_bytes)"""
+        self._view = memoryview(self._arena)
+        self._base = self.memory.ctypes.data
+
+    def landing(self, slot: int, key: int) -> Landing:
+        start = slot * self.slot_bytes
+        return Landing(self._view[start : start + self.slot_bytes], has_content=False)
+
+    def settle(self, slot: int, key: int) -> None:
+        pass
+
+    def abandon(self, slot: int, key: int) -> None:
+        pass
+
+    def address(self, slot: int) -> int:
+        return self._base + slot * self.slot_bytes
+
+    def poison(self, slot: int) -> None:
+        self.memory[slot] = POISON
+
+    def discard(self, slot: int) -> None:
+        start = slot * self.slot_bytes
+        self._arena.madvise(mmap.MADV_DONTNEED, start, self.slot_bytes)
+
+    def close(self) -> None:
+        """The memory goes with the last view of it."""
+        self._view.release()
+        del self.memory, self._arena

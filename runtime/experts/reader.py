@@ -1,0 +1,234 @@
+"""Threads that bring records: demands before guesses, in chunks, checked before they count.
+
+chunk    a record is cut, so that all threads read a single miss and a demand overtakes a half-read
+         guess
+check    CRC-32 when a record is first read, or always; what is wrong is read afresh once
+sharing  the lock is the pager's, which calls everything here with it in hand; bytes move without it
+"""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from deeptalk_edge.errors import ExpertUnavailable
+from deeptalk_edge.runtime.experts.pool import Landing, Pool
+from deeptalk_edge.runtime.experts.record import ExpertRecord
+from deeptalk_edge.runtime.experts.record_file import PAGE_BYTES, RecordSource
+from deeptalk_edge.runtime.experts.residency import Cause, Load
+
+
+class Read:
+    """A record on its way."""
+
+    def __init__(self, load: Load, record: ExpertRecord, landing: Landing) -> None:
+        self.load, self.record, self.landing = load, record, landing
+        self.is_urgent = load.cause is Cause.DEMAND
+        self.has_started = False
+        self.is_over = False
+        self.num_pending = 0  # chunks
+        self.failure: Exception | None = None
+        self.error: ExpertUnavailable | None = None
+        """Why it did not come, once it is over."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Chunk:
+    read: Read
+    start: int
+    end: int
+
+
+class RecordReader:
+    """Reads records into a pool."""
+
+    def __init__(
+        self,
+        source: RecordSource,
+        records: Mapping[int, ExpertRecord],
+        pool: Pool,
+        lock: threading.Lock,
+        *,
+        num_threads: int,
+        chunk_bytes: int,
+        paranoid: bool,
+        idle: Callable[[], bool],
+        over: Callable[[Read], None],
+    ) -> None:
+        """`idle` is asked for more when nothing is queued and says whether it began any; `over`
+        hears of every read that has ended. Both are called with the lock in hand."""
+        self._source, self._records, self._pool = source, records, pool
+        self._lock, self._chunk_bytes, self._paranoid = lock, chunk_bytes, paranoid
+        self._idle, self._over = idle, over
+        self.under_way: dict[int, Read] = {}
+        """By key; from `begin` until it is over."""
+        self.num_retries = 0
+        self.moved = threading.Condition(lock)
+        """Some read is over, or there is nothing left to read."""
+        self._work = threading.Condition(lock)
+        self._urgent: deque[_Chunk] = deque()
+        self._guesses: deque[_Chunk] = deque()
+        self._num_busy = 0  # threads at work
+        self._verified: set[int] = set()
+        self._closed = False
+        self._threads = [
+            threading.Thread(target=self._read_on, name=f"expert-reader-{i}", daemon=True)
+            for i in range(num_threads)
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def is_idle(self) -> bool:
+        return not (self.under_way or self._num_busy)
+
+    def begin(self, load: Load) -> None:
+        """Queue a record."""
+        record = self._records[load.key]
+        read = Read(load, record, self._pool.landing(load.slot, load.key))
+        step = record.bytes if read.landing.has_content else self._chunk_bytes
+        starts = range(0, record.bytes, step)
+        read.num_pending = len(starts)
+        self.under_way[load.key] = read
+        queue = self._urgent if read.is_urgent else self._guesses
+        queue.extend(_Chunk(read, start, start + step) for start in starts)
+        self._work.notify(len(starts))
+
+    def hurry(self, read: Read) -> None:
+        """A guess came true before its bytes came: what is left of it is a demand now."""
+        read.is_urgent = True
+        self._urgent.extend(self._unqueued(read))
+
+    def call_off(self, keys: range, wanted: set[int]) -> list[Load]:
+        """Forget guesses among `keys` that are not wanted nor under way; returns them."""
+        idle = [
+            read
+            for key, read in self.under_way.items()
+            if key in keys and key not in wanted and not (read.is_urgent or read.has_started)
+        ]
+        for read in idle:
+            self._unqueued(read)
+            del self.under_way[read.load.key]
+            self._pool.abandon(read.load.slot, read.load.key)
+        return [read.load for read in idle]
+
+    def wake(self) -> None:
+        """There may be something for idle threads to begin."""
+        self._work.notify_all()
+
+    def stop(self) -> None:
+        """No chunk is begun any more."""
+        self._closed = True
+        self._work.notify_all()
+        self.moved.notify_all()
+
+    def join(self) -> None:
+        """Wait, without the lock, until the last thread has stopped."""
+        for thread in self._threads:
+            thread.join()
+        self.under_way.clear()
+        self._urgent.clear()
+        self._guesses.clear()
+
+    def _unqueued(self, read: Read) -> list[_Chunk]:
+        """Take what is left of a guess out of the queue."""
+        chunks = [chunk for chunk in self._guesses if chunk.read is read]
+        for chunk in chunks:
+            self._guesses.remove(chunk)
+        return chunks
+
+    def _read_on(self) -> None:
+        """A thread's life."""
+        while (chunk := self._next_chunk()) is not None:
+            read = chunk.read
+            try:
+                if not read.landing.has_content and read.failure is None:
+                    self._fetch(read, chunk.start, chunk.end)
+            except Exception as failure:  # whoever waits for the record is told
+                read.failure = failure
+            with self._lock:
+                read.num_pending -= 1
+                is_last = read.num_pending == 0
+            error = self._finish(read) if is_last else None
+            with self._lock:
+                if is_last:
+                    self._end(read, error)
+                self._num_busy -= 1
+                self.moved.notify_all()
+
+    def _next_chunk(self) -> _Chunk | None:
+        with self._lock:
+            while not self._closed:
+                if queue := self._urgent or self._guesses:
+                    chunk = queue.popleft()
+                    chunk.read.has_started = True
+                    self._num_busy += 1
+                    return chunk
+                if not self._idle():
+                    self.moved.notify_all()
+                    self._work.wait()
+        return None
+
+    def _fetch(self, read: Read, start: int, end: int) -> None:
+        """Read bytes [start, end) of a record, or to its end."""
+        need = min(end, read.record.bytes)
+        buffer = read.landing.buffer
+        while start < need:
+            got = self._source.read_into(read.record.offset + start, buffer[start:end])
+            if start + got < need:  # go on from a whole page, as direct I/O wants
+                got -= got % PAGE_BYTES
+                if got == 0:
+                    raise OSError("the file ends too early, or a read came back short")
+            start += got
+
+    def _finish(self, read: Read) -> ExpertUnavailable | None:
+        """Check a whole record, afresh if it is not right, and hand it to the pool."""
+        error = self._fault(read)
+        if error is not None and not self._closed:
+            self.num_retries += 1
+            read.failure = None
+            try:
+                self._fetch(read, 0, self._pool.slot_bytes)
+            except Exception as failure:
+                read.failure = failure
+            error = self._fault(read)
+        if error is None:
+            try:
+                self._pool.settle(read.load.slot, read.load.key)
+            except Exception as failure:  # a device that failed is told to whoever waits
+                error = ExpertUnavailable(f"{self._describe(read)}: {failure}")
+        return error
+
+    def _end(self, read: Read, error: ExpertUnavailable | None) -> None:
+        if error is None:
+            self._verified.add(read.load.key)
+        else:
+            self._pool.abandon(read.load.slot, read.load.key)
+        del self.under_way[read.load.key]
+        read.error, read.is_over = error, True
+        self._over(read)
+
+    def _fault(self, read: Read) -> ExpertUnavailable | None:
+        """What is wrong with a record as it was read."""
+        if read.failure is not None:
+            return ExpertUnavailable(
+                f"{self._describe(read)} cannot be read ({read.failure}); check the disk, or copy "
+                "the bundle again"
+            )
+        if read.load.key in self._verified and not self._paranoid:
+            return None
+        found = zlib.crc32(read.landing.buffer[: read.record.bytes])
+        if found == read.record.crc32:
+            return None
+        return ExpertUnavailable(
+            f"{self._describe(read)} is damaged (CRC-32 {found:08x}, expected "
+            f"{read.record.crc32:08x}, read twice); copy the bundle again"
+        )
+
+    def _describe(self, read: Read) -> str:
+        return f"{self._source.name}: layer {read.record.layer}, expert {read.record.expert}"

@@ -1,0 +1,107 @@
+"""The experts' file, read past the page cache.
+
+direct     O_DIRECT into page-aligned memory: the pool is the only copy, and the kernel's cache is
+           left to the rest of the system
+buffered   where the file system refuses O_DIRECT, or takes it and caches all the same: every read
+           is followed by POSIX_FADV_DONTNEED, and `why_buffered` says so
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from pathlib import Path
+from typing import Protocol
+
+from deeptalk_edge.errors import ArtifactError
+
+PAGE_BYTES = 4096
+_PROBE_BYTES = 1 << 16
+
+
+class RecordSource(Protocol):
+    """Where bytes of records come from. `read_into` is called by several threads at once."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the whole file."""
+
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        """Read up to len(buffer) bytes; returns how many came. Raises OSError."""
+
+    def close(self) -> None:
+        """Nothing is read any more."""
+
+
+class RecordFile:
+    """A file on disk. Offsets, lengths and buffers are whole pages."""
+
+    def __init__(self, path: Path, *, direct: bool = True) -> None:
+        """Open the file and find out whether it can be read directly."""
+        self.name = str(path)
+        self.why_buffered: str | None = None if direct else "as asked"
+        flags = os.O_RDONLY | os.O_CLOEXEC
+        try:
+            self._fd = os.open(path, flags | (os.O_DIRECT if direct else 0))
+        except OSError as error:
+            if not direct or not path.exists():
+                raise ArtifactError(f"{path}: {error.strerror}; export the bundle again") from error
+            self._fd = os.open(path, flags)
+            self.why_buffered = f"the file system refuses O_DIRECT ({error.strerror})"
+        self.size_bytes = os.fstat(self._fd).st_size
+        if self.why_buffered is None:
+            self._probe(path)
+
+    @property
+    def is_direct(self) -> bool:
+        return self.why_buffered is None
+
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        num_bytes = os.preadv(self._fd, [buffer], offset)
+        if not self.is_direct:
+            os.posix_fadvise(self._fd, offset, num_bytes, os.POSIX_FADV_DONTNEED)
+        return num_bytes
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def _probe(self, path: Path) -> None:
+        """Read a little directly, and see that the page cache did not take it."""
+        buffered = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with mmap.mmap(-1, _PROBE_BYTES) as memory, memoryview(memory) as view:
+                os.posix_fadvise(buffered, 0, _PROBE_BYTES, os.POSIX_FADV_DONTNEED)
+                was_cached = _is_cached(buffered)
+                try:
+                    os.preadv(self._fd, [view], 0)
+                except OSError as error:
+                    self.why_buffered = f"a direct read failed ({error.strerror})"
+                else:
+                    if not was_cached and _is_cached(buffered):
+                        self.why_buffered = "the file system caches in spite of O_DIRECT"
+            if self.why_buffered is not None:
+                os.close(self._fd)
+                self._fd, buffered = buffered, os.dup(buffered)
+        finally:
+            os.close(buffered)
+
+
+def _is_cached(fd: int) -> bool:
+    """Whether the first page lies in the page cache. True too for a file that is not ours: there
+    the kernel will not tell."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with mmap.mmap(fd, PAGE_BYTES, flags=mmap.MAP_PRIVATE) as page:
+        state = ctypes.c_ubyte()
+        first = ctypes.c_char.from_buffer(page)  # a private mapping is writable, as ctypes wants
+        code = libc.mincore(
+            ctypes.c_void_p(ctypes.addressof(first)),
+            ctypes.c_size_t(PAGE_BYTES),
+            ctypes.byref(state),
+        )
+        del first
+        return code != 0 or bool(state.value & 1)

@@ -1,0 +1,184 @@
+"""Every decision of the pager and none of its waiting: who gets a slot, who leaves, what is a hit.
+
+demand    the router chose these: each gets a slot, whatever must leave for it
+hint      a guess: gets a slot only if one is free or holds something worth less
+expected  hinted and swept experts whose layer has not been routed yet; they leave last
+
+The pager runs this under its lock and moves real bytes; the simulator runs it alone. That is why
+they agree on every hit, miss and byte. A hit is an expert that had a slot when it was demanded,
+even if its bytes were still on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+
+from deeptalk_edge.runtime.experts.policy import Phase, Policy
+from deeptalk_edge.runtime.experts.slots import SlotTable
+
+
+class Cause(Enum):
+    """Why bytes are moved."""
+
+    DEMAND = "demand"
+    HINT = "hint"
+    SWEEP = "sweep"
+
+
+@dataclass(slots=True)
+class Load:
+    """An expert on its way into a slot."""
+
+    key: int
+    slot: int
+    cause: Cause
+    evicted: int | None
+    """The key that had to leave for it."""
+
+
+def waves_of(keys: Sequence[int], *, limit: int, num_slots: int) -> list[Sequence[int]]:
+    """Keys in ascending order, cut so that two waves fit the pool: one computed, one loading."""
+    size = max(1, min(limit, num_slots // 2))
+    ordered = sorted(keys)
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+class Residency:
+    """Which experts are in the pool. One owner; not thread-safe."""
+
+    def __init__(
+        self, *, num_layers: int, num_experts: int, num_slots: int, policy: Policy
+    ) -> None:
+        self.num_layers, self.num_experts = num_layers, num_experts
+        self.table = SlotTable(num_slots)
+        self.policy = policy
+        self.phase = Phase.IDLE
+        self.expected = np.zeros(num_layers * num_experts, np.bool_)
+        """(L * E,) hinted or swept, and not routed yet."""
+        self.hits = np.zeros(num_layers, np.int64)
+        self.misses = np.zeros(num_layers, np.int64)
+        self.num_loads = dict.fromkeys(Cause, 0)
+        self.num_used = 0
+        """Hinted or swept experts that were then demanded."""
+        self.num_cancelled = 0
+        self.num_evicted = 0
+        self._guessed: set[int] = set()  # resident by hint or sweep, not demanded yet
+
+    def begin(self, phase: Phase) -> None:
+        """A pass of the model begins, or the conversation enters a phase."""
+        if phase is not self.phase and phase is not Phase.THINKING:
+            self.expected[:] = False
+        self.phase = phase
+        self.policy.begin(phase)
+
+    def demand(self, keys: Sequence[int], later: Sequence[int] = ()) -> list[Load] | None:
+        """Lease these experts of one layer; returns the loads that the missing ones need. `later`
+        are those of the layer that are demanded next.
+
+        None, with nothing changed, if too many slots are leased or loading at this moment.
+        """
+        slot_of, table = self.table.slot_of, self.table
+        row = keys[0] // self.num_experts
+        missing = [key for key in keys if key not in slot_of]
+        if missing:
+            held = sum(bool(table.is_ready[slot_of[key]]) for key in keys if key in slot_of)
+            if table.num_free + int(table.is_ready.sum()) - held < len(missing):
+                return None
+        self.expected[row * self.num_experts : (row + 1) * self.num_experts] = False
+        if later:
+            self.expected[later] = True
+        for key in keys:
+            if key in slot_of:
+                table.lease(slot_of[key])
+        self.hits[row] += len(keys) - len(missing)
+        if self._guessed:
+            used = self._guessed.intersection(keys)
+            self.num_used += len(used)
+            self._guessed -= used
+        self.policy.use(keys)
+        if not missing:
+            return []
+        self.misses[row] += len(missing)
+        loads = [self._load(key, Cause.DEMAND) for key in missing]
+        for load in loads:
+            table.lease(load.slot)
+        return loads
+
+    def hint(self, keys: Iterable[int], cause: Cause = Cause.HINT) -> list[Load]:
+        """Expect these experts; returns the loads that are worth their slots."""
+        loads = []
+        for key in keys:
+            self.expected[key] = True
+            if key in self.table.slot_of:
+                continue
+            worth = self.policy.expected_worth(key)
+            if self.table.num_free or self._least(below=worth) is not None:
+                loads.append(self._load(key, cause))
+                self._guessed.add(key)
+        return loads
+
+    def plan_sweep(self, num_slots: int) -> list[int]:
+        """Expect the question's experts; returns those to hint, one by one, on an idle link."""
+        keys = self.policy.sweep(num_slots)
+        self.expected[keys] = True
+        return [key for key in keys if key not in self.table.slot_of]
+
+    def cancel(self, load: Load) -> None:
+        """A hint whose bytes are not worth moving any more."""
+        self.num_cancelled += 1
+        self.num_loads[load.cause] -= 1
+        self._guessed.discard(load.key)
+        self.table.give_up(load.slot)
+
+    def fail(self, load: Load) -> None:
+        """The bytes could not be had."""
+        self._guessed.discard(load.key)
+        self.table.give_up(load.slot)
+
+    def retire(self, num_slots: int) -> list[int]:
+        """Take up to so many slots out of use, the least worth first; returns them."""
+        retired = []
+        for _ in range(num_slots):
+            if not self.table.num_free:
+                slot = self._least()
+                if slot is None:
+                    break
+                self._evict(slot)
+            retired.append(self.table.retire())
+        return retired
+
+    def _load(self, key: int, cause: Cause) -> Load:
+        evicted = None
+        if not self.table.num_free:
+            slot = self._least()
+            assert slot is not None  # `demand` and `hint` have looked
+            evicted = self._evict(slot)
+        self.num_loads[cause] += 1
+        return Load(key, self.table.take(key), cause, evicted)
+
+    def _evict(self, slot: int) -> int:
+        key = int(self.table.keys[slot])
+        self._guessed.discard(key)
+        self.num_evicted += 1
+        self.table.evict(slot)
+        return key
+
+    def _least(self, below: float | None = None) -> int | None:
+        """The READY slot worth least; with `below`, only if that is less, and nothing expected."""
+        ready = self.table.is_ready.nonzero()[0]
+        if not len(ready):
+            return None
+        keys = self.table.keys[ready]
+        expected = self.expected[keys]
+        worth = np.where(expected, np.inf, self.policy.worth(keys))
+        best = int(worth.argmin())
+        if below is not None:
+            return int(ready[best]) if worth[best] < below else None
+        if worth[best] == np.inf:  # only what is expected or pinned is left
+            worth = self.policy.worth(keys)
+            best = int(worth.argmin())
+        return int(ready[best])

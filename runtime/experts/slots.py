@@ -1,0 +1,120 @@
+"""The slot table: which expert lies in which slot, and who may touch it.
+
+    FREE -> LOADING -> READY <-> LEASED          READY -> FREE evicts, LOADING -> FREE gives up
+
+A slot that is leased while it loads turns LEASED when its bytes are there. Only a READY slot may be
+evicted. `generations[slot]` goes up with every expert that moves in, so that whoever kept a slot
+number can tell whether it still means the same expert. No I/O, no clock, no lock.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class SlotState(Enum):
+    """What a slot is good for."""
+
+    FREE = "free"
+    LOADING = "loading"
+    READY = "ready"
+    LEASED = "leased"
+
+
+class SlotTable:
+    """Slots and the keys in them. A key is any int that names one expert."""
+
+    def __init__(self, num_slots: int) -> None:
+        self.slot_of: dict[int, int] = {}
+        """Key to slot, LOADING ones included."""
+        self.keys: NDArray[np.int64] = np.zeros(num_slots, np.int64)
+        """(S,) the key in each slot; meaningless where it is FREE."""
+        self.is_ready: NDArray[np.bool_] = np.zeros(num_slots, np.bool_)
+        """(S,) where an expert may be evicted."""
+        self.generations = [0] * num_slots
+        self._states = [SlotState.FREE] * num_slots
+        self._holders = [0] * num_slots
+        self._free = list(reversed(range(num_slots)))
+        self.num_slots = num_slots
+        """Slots in use; fewer once some were retired."""
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    @property
+    def num_held(self) -> int:
+        """Slots that somebody leased, LOADING ones included."""
+        return sum(holders > 0 for holders in self._holders)
+
+    def state(self, slot: int) -> SlotState:
+        return self._states[slot]
+
+    def take(self, key: int) -> int:
+        """A FREE slot begins to load `key`; returns the slot."""
+        if key in self.slot_of or not self._free:
+            raise ValueError(f"take({key}): it has a slot already, or none is free")
+        slot = self._free.pop()
+        self._states[slot] = SlotState.LOADING
+        self.slot_of[key] = slot
+        self.keys[slot] = key
+        self.generations[slot] += 1
+        return slot
+
+    def fill(self, slot: int) -> None:
+        """The bytes are there."""
+        self._expect(slot, SlotState.LOADING, "fill")
+        held = self._holders[slot] > 0
+        self._states[slot] = SlotState.LEASED if held else SlotState.READY
+        self.is_ready[slot] = not held
+
+    def give_up(self, slot: int) -> None:
+        """The bytes will not come; whoever holds the slot holds nothing."""
+        self._expect(slot, SlotState.LOADING, "give_up")
+        self._vacate(slot)
+
+    def lease(self, slot: int) -> None:
+        """Nobody may evict the slot until every holder released it."""
+        state = self._states[slot]
+        if state is SlotState.FREE:
+            raise ValueError(f"lease: slot {slot} is free")
+        self._holders[slot] += 1
+        if state is SlotState.READY:
+            self._states[slot] = SlotState.LEASED
+            self.is_ready[slot] = False
+
+    def release(self, slot: int, generation: int) -> None:
+        """One holder has done. A slot given up since, `generation` tells, is nobody's."""
+        if self.generations[slot] != generation or self._states[slot] is SlotState.FREE:
+            return
+        if self._holders[slot] == 0:
+            raise ValueError(f"release: slot {slot} is not leased")
+        self._holders[slot] -= 1
+        if self._holders[slot] == 0 and self._states[slot] is SlotState.LEASED:
+            self._states[slot] = SlotState.READY
+            self.is_ready[slot] = True
+
+    def evict(self, slot: int) -> None:
+        """Forget the expert of a READY slot."""
+        self._expect(slot, SlotState.READY, "evict")
+        self._vacate(slot)
+
+    def retire(self) -> int:
+        """Take a FREE slot out of use for good; returns it."""
+        slot = self._free.pop()
+        self.num_slots -= 1
+        return slot
+
+    def _vacate(self, slot: int) -> None:
+        del self.slot_of[int(self.keys[slot])]
+        self._states[slot] = SlotState.FREE
+        self._holders[slot] = 0
+        self.is_ready[slot] = False
+        self._free.append(slot)
+
+    def _expect(self, slot: int, state: SlotState, action: str) -> None:
+        if self._states[slot] is not state:
+            raise ValueError(f"{action}: slot {slot} is {self._states[slot].value}")

@@ -1,0 +1,165 @@
+"""What was said so far, and how much of it the cache holds.
+
+cache    prompts and answer texts, never speech codes; batch-parallel has it ready in item 1, single
+         owes the answer's text and feeds it with the next prompt
+room     a full context drops its oldest whole turns and feeds the rest again. That is decided by
+         the rows alone, never by timing, and `make_room` does it while nobody waits
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeptalk_edge.errors import DoesNotFit
+from deeptalk_edge.prompt import Heard, Segment, Template, Typed
+from deeptalk_edge.rows import Ids, text_rows
+from deeptalk_edge.runtime.lm.engine import Engine
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PastTurn:
+    """A question and what is kept of its answer."""
+
+    user: Heard | Typed
+    features: Array
+    """(n, C); n = 0 for a typed question."""
+    answer: Ids
+    """(L,) text ids, EOS included."""
+
+
+class Prompted(NamedTuple):
+    """A prompt that is cached but for its last row."""
+
+    last_row: Ids
+    """(K + 1,)"""
+    num_rows: int
+    """Rows of the prompt, what was owed included."""
+    before: int
+    """Rows cached before it."""
+
+
+class History:
+    """The turns of one conversation and their cache. One owner; not thread-safe."""
+
+    def __init__(
+        self, engine: Engine, template: Template, *, system: str, width: int, reserve_rows: int
+    ) -> None:
+        """`width` is the model's, C; `reserve_rows` is what a further turn may take."""
+        self._engine, self._template, self._system = engine, template, system
+        self._reserve_rows = min(reserve_rows, engine.capacity // 2)
+        self._past: deque[PastTurn] = deque()
+        self._nothing = text_rows(template.vocabulary, [])
+        self.no_features = np.empty((0, width), np.float32)
+        self.owed = self._nothing
+        """Rows of the history that are not cached yet."""
+        self.num_turns = 0
+        """Since the conversation began, those that were dropped included."""
+
+    def segment(self, user: Heard | Typed) -> Segment:
+        """The rows that ask this question now."""
+        return self._segment(user, is_first=not self._past)
+
+    def prompt(self, user: Heard | Typed, features: Array) -> Prompted:
+        """Feed a question, all but the last row, which asks for an answer.
+
+        Raises DoesNotFit if not even an empty history leaves it room, BackendError or
+        ExpertUnavailable if the model fails; the history is then as before.
+        """
+        self.make_room()
+        segment = self._fit(user)
+        rows = np.concatenate([self.owed, segment.rows])
+        mask = np.pad(segment.audio_mask, (len(self.owed), 0))
+        before = self._engine.num_rows
+        try:
+            self._engine.prefill(rows[:-1], features, mask[:-1])
+        except BaseException:
+            self._engine.trim(before)  # this question was never heard
+            raise
+        return Prompted(rows[-1], len(rows), before)
+
+    def take(self, turn: PastTurn, owed: Ids) -> None:
+        """Add a turn whose rows are cached but for those `owed`."""
+        self._past.append(turn)
+        self.owed = owed
+        self.num_turns += 1
+
+    def untake(self, position: int) -> None:
+        """Forget the rows of a question that is not taken, from `position` on."""
+        self._engine.trim(position)
+
+    def make_room(self) -> int:
+        """If a further turn might not fit, drop the oldest until half of the context is free;
+        returns how many went."""
+        if self._num_rows + self._reserve_rows <= self._engine.capacity:
+            return 0
+        sizes = [self._size(turn) for turn in self._past]
+        opening = len(self._segment(Typed(text=""), is_first=True).rows)
+        num_dropped, num_rows = 0, opening + sum(sizes)
+        while num_dropped < len(sizes) and num_rows > self._engine.capacity // 2:
+            num_rows -= sizes[num_dropped]
+            num_dropped += 1
+        self._drop(num_dropped)
+        return num_dropped
+
+    def reset(self) -> None:
+        """Forget all turns."""
+        self._engine.reset()
+        self._past.clear()
+        self.owed, self.num_turns = self._nothing, 0
+
+    @property
+    def _num_rows(self) -> int:
+        return self._engine.num_rows + len(self.owed)
+
+    def _fit(self, user: Heard | Typed) -> Segment:
+        """The question's rows; drops turns until they and the shortest answer fit."""
+        least = self._template.vocabulary.num_codebooks + 1  # rows until the first codec frame
+        while True:
+            segment = self.segment(user)
+            needed = self._num_rows + len(segment.rows) + least
+            if needed <= self._engine.capacity:
+                return segment
+            if not self._past:
+                raise DoesNotFit(
+                    f"the question takes {len(segment.rows)} rows and an answer {least} at least; "
+                    f"the context holds {self._engine.capacity}; ask for less at once, or for more "
+                    "context rows"
+                )
+            self._drop(1)
+
+    def _drop(self, num_turns: int) -> None:
+        """Forget the oldest turns and feed the others again, in one go."""
+        for _ in range(num_turns):
+            self._past.popleft()
+        self._engine.reset()
+        self.owed = self._nothing
+        if not self._past:
+            return
+        rows, masks = [], []
+        for index, turn in enumerate(self._past):
+            segment = self._segment(turn.user, is_first=index == 0)
+            answer = text_rows(self._template.vocabulary, turn.answer)
+            rows += [segment.rows, answer]
+            masks += [segment.audio_mask, np.zeros(len(answer), np.bool_)]
+        features = np.concatenate([turn.features for turn in self._past])
+        try:
+            self._engine.prefill(np.concatenate(rows), features, np.concatenate(masks))
+        except BaseException:
+            self.reset()
+            raise
+
+    def _size(self, turn: PastTurn) -> int:
+        """Rows that a turn takes behind another one."""
+        return len(self._segment(turn.user, is_first=False).rows) + len(turn.answer)
+
+    def _segment(self, user: Heard | Typed, *, is_first: bool) -> Segment:
+        if is_first:
+            return self._template.opening(self._system, user)
+        return self._template.next_turn(user)

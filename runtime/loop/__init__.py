@@ -1,0 +1,1 @@
+"""The full-duplex loop: listen, think, speak, be interrupted."""

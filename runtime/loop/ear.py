@@ -1,0 +1,52 @@
+"""The microphone's recent past: what an utterance is cut out of.
+
+Sound is kept from the utterance's start, or 3 s back while there is none. Positions are samples of
+the microphone; what the device dropped is silence.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeptalk_edge.features import RATE_HZ
+
+Array = NDArray[np.float32]
+
+_PAST = 3 * RATE_HZ  # pre-roll, and voice over an answer before it is believed
+
+
+class Ear:
+    """Keeps frames. One owner; not thread-safe."""
+
+    def __init__(self) -> None:
+        self._frames: deque[tuple[int, Array]] = deque()
+        self._start: int | None = None
+
+    def push(self, start: int, pcm: Array) -> None:
+        """Take the frame (N,) that begins at `start`."""
+        self._frames.append((start, pcm))
+        keep_from = start - _PAST if self._start is None else self._start
+        while self._frames[0][0] + len(self._frames[0][1]) <= keep_from:
+            self._frames.popleft()
+
+    def open(self, start: int) -> None:
+        """An utterance begins at `start`."""
+        self._start = start
+
+    def drop(self) -> None:
+        """There is no utterance."""
+        self._start = None
+
+    def utterance(self, end: int, *, longest: int) -> Array:
+        """The open utterance up to `end`, (N,); the last `longest` samples of it at most."""
+        assert self._start is not None
+        start = max(self._start, end - longest)
+        pcm = np.zeros(end - start, np.float32)
+        for place, frame in self._frames:
+            first, last = max(place, start), min(place + len(frame), end)
+            if first < last:
+                pcm[first - start : last - start] = frame[first - place : last - place]
+        return pcm

@@ -1,0 +1,228 @@
+"""A conversation by voice, live: two threads, and events for a third one.
+
+audio    reads frames, runs the loop, writes sound; never waits for the model
+model    owns the conversation; ONNX Runtime lets go of the interpreter while it computes
+caller   iterates over the events; one who is slow loses the oldest, counted, and holds nobody up
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from deeptalk_edge.errors import DeviceLost
+from deeptalk_edge.features import RATE_HZ
+from deeptalk_edge.runtime.audio.detectors import open_detector
+from deeptalk_edge.runtime.audio.echo import EchoCanceller, open_canceller
+from deeptalk_edge.runtime.audio.end_of_turn import EndOfTurn, open_end_of_turn
+from deeptalk_edge.runtime.audio.ports import FRAME_SAMPLES, SoundPort
+from deeptalk_edge.runtime.audio.vad import VoiceDetector
+from deeptalk_edge.runtime.events import LiveEvent
+from deeptalk_edge.runtime.loop.clock import WallClock
+from deeptalk_edge.runtime.loop.mind import Delivery, Mind, Talker
+from deeptalk_edge.runtime.loop.recorder import Recorder
+from deeptalk_edge.runtime.loop.settings import LoopSettings, ReplyPolicy
+from deeptalk_edge.runtime.loop.signals import Command
+from deeptalk_edge.runtime.loop.voice_loop import VoiceLoop
+from deeptalk_edge.trace import NO_TRACE, Trace
+
+_MAX_EVENTS = 4096
+_POLL_S = 0.005  # how long an answer that is ready may wait for the next frame
+_RETRY_S = (0.5, 1.0, 2.0, 5.0)  # between tries to reopen a lost device
+_YIELDS = 5  # steps of niceness
+_TICK_S = FRAME_SAMPLES / RATE_HZ
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hearing:
+    """The parts that make sense of the microphone; by default the best that is installed."""
+
+    detector: VoiceDetector = field(default_factory=open_detector)
+    canceller: EchoCanceller = field(default_factory=open_canceller)
+    end_of_turn: EndOfTurn = field(default_factory=open_end_of_turn)
+
+
+class LiveConversation:
+    """Listens from `__enter__` to `__exit__`; iterate over its events in between."""
+
+    def __init__(
+        self,
+        talk: Talker,
+        port: SoundPort,
+        settings: LoopSettings | None = None,
+        hearing: Hearing | None = None,
+        *,
+        recorder: Recorder | None = None,
+        trace: Trace = NO_TRACE,
+    ) -> None:
+        settings, hearing = settings or LoopSettings(), hearing or Hearing()
+        self._port, self._recorder = port, recorder
+        self._events: deque[LiveEvent] = deque()
+        self._is_ready = threading.Condition()
+        self._is_closing = threading.Event()  # the audio thread has ended
+        self._is_over = threading.Event()  # the model's thread has, too
+        self._failure: BaseException | None = None
+        self.num_dropped_events = 0
+        self._mind = Mind(talk, self._deliver, trace=trace)
+        self._loop = VoiceLoop(
+            self._mind,
+            port,
+            settings=settings,
+            max_question_samples=talk.max_question_samples,
+            detector=hearing.detector,
+            canceller=hearing.canceller,
+            end_of_turn=hearing.end_of_turn,
+            clock=WallClock(),
+            emit=self._emit,
+            trace=trace,
+        )
+        self._threads = [
+            threading.Thread(target=self._guard, args=(work,), name=name, daemon=True)
+            for name, work in (("deeptalk audio", self._hear), ("deeptalk model", self._think))
+        ]
+
+    def __enter__(self) -> LiveConversation:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+        for thread in self._threads:
+            thread.join()
+        if self.num_dropped_events:
+            log.warning("%d events were dropped: nobody took them", self.num_dropped_events)
+
+    def __iter__(self) -> Iterator[LiveEvent]:
+        """Events as they come, until the conversation is stopped.
+
+        Raises DeviceLost if the device cannot be opened at all; what is lost later comes back, or
+        ends the conversation after `recovering_ms`.
+        """
+        while True:
+            with self._is_ready:
+                self._is_ready.wait_for(lambda: self._events or self._is_over.is_set())
+                if not self._events:
+                    break
+                event = self._events.popleft()
+            yield event
+        if self._failure is not None:
+            raise self._failure
+
+    @property
+    def is_idle(self) -> bool:
+        """Nobody speaks, and every answer is history."""
+        return self._loop.is_idle
+
+    def press(self) -> None:
+        """Push-to-talk: the user takes the floor."""
+        self._loop.tell(Command.PRESS)
+
+    def release(self) -> None:
+        """Push-to-talk: the user has finished."""
+        self._loop.tell(Command.RELEASE)
+
+    def interrupt(self) -> None:
+        """End the answer."""
+        self._loop.tell(Command.INTERRUPT)
+
+    def set_policy(self, policy: ReplyPolicy) -> None:
+        """What the user may do to the answers that begin from now on."""
+        self._loop.policy = policy
+
+    def stop(self) -> None:
+        """Stop listening; the events that are left can still be taken."""
+        self._loop.tell(Command.STOP)
+
+    def _emit(self, event: LiveEvent) -> None:
+        with self._is_ready:
+            if len(self._events) == _MAX_EVENTS:
+                self._events.popleft()
+                self.num_dropped_events += 1
+            self._events.append(event)
+            self._is_ready.notify()
+
+    def _deliver(self, delivery: Delivery) -> None:
+        self._loop.inbox.append(delivery)
+
+    def _guard(self, work: Callable[[], None]) -> None:
+        """Run a thread; what ends it ends the conversation, and the caller is told."""
+        try:
+            work()
+        except BaseException as error:
+            self._failure = self._failure or error
+            self._loop.tell(Command.STOP)
+
+    def _hear(self) -> None:
+        loop, port = self._loop, self._port
+        try:
+            port.open()
+            while not loop.is_stopped:
+                try:
+                    frame = port.read(_POLL_S)
+                except DeviceLost as error:
+                    self._recover(error)
+                    continue
+                if frame is None:
+                    loop.serve()
+                    continue
+                loop.push(frame)
+                if self._recorder:
+                    self._recorder.push(frame)
+        finally:
+            port.close()
+            self._is_closing.set()
+            self._mind.wake.set()
+
+    def _recover(self, error: DeviceLost) -> None:
+        """Reopen the port, again and again, while the loop's time goes on."""
+        loop, port = self._loop, self._port
+        log.warning("%s", error)
+        loop.lose(error)
+        for attempt in itertools.count():
+            port.close()
+            pause_s = _RETRY_S[min(attempt, len(_RETRY_S) - 1)]
+            for _ in range(round(pause_s / _TICK_S)):
+                time.sleep(_TICK_S)
+                loop.wait(FRAME_SAMPLES)
+                if loop.is_stopped:
+                    return
+            try:
+                port.open()
+            except DeviceLost as again:
+                log.info("%s", again)
+                continue
+            loop.restore()
+            return
+
+    def _think(self) -> None:
+        mind, thread = self._mind, threading.get_native_id()
+        # Sound comes first: on Linux a thread has a niceness of its own.
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _YIELDS)
+        try:
+            while True:
+                mind.wake.clear()
+                if mind.work():
+                    continue
+                if self._is_closing.is_set():
+                    break
+                mind.wake.wait()
+            self._loop.serve()  # the last turn; the audio thread needs the loop no more
+        finally:
+            self._is_over.set()
+            with self._is_ready:
+                self._is_ready.notify_all()

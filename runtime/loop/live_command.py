@@ -1,0 +1,205 @@
+"""`deeptalk-edge run --mic`: a conversation by voice, until Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # loading these takes longer than `--help` may
+    from deeptalk_edge.runtime.audio.ports import SoundPort
+    from deeptalk_edge.runtime.audio.wav_port import WavPort
+    from deeptalk_edge.runtime.conversation import Conversation
+    from deeptalk_edge.runtime.events import LiveEvent, TurnDone
+    from deeptalk_edge.runtime.loop.live import Hearing, LiveConversation
+
+_QUIET_S = 0.5  # a recording is over when nothing has happened for this long behind its end
+
+
+def add_arguments(group: argparse._ArgumentGroup) -> None:
+    """Declare the flags that `--mic` brings."""
+    group.add_argument("--mic", action="store_true", help="talk through microphone and loudspeaker")
+    group.add_argument(
+        "--input-device",
+        metavar="NAME",
+        help="microphone, by name or a part of it; or a WAV file, played in real time",
+    )
+    group.add_argument(
+        "--output-device", metavar="NAME", help="loudspeaker; or a WAV file to write"
+    )
+    group.add_argument(
+        "--push-to-talk", action="store_true", help="Enter begins your turn, Enter ends it"
+    )
+    group.add_argument(
+        "--no-echo-canceller",
+        action="store_true",
+        help="for a headset, or a device that cancels echo itself",
+    )
+    group.add_argument(
+        "--no-speculation",
+        action="store_true",
+        help="begin no answer before the turn is certainly over",
+    )
+    group.add_argument(
+        "--hangover",
+        choices=("fixed", "adaptive"),
+        default="adaptive",
+        help="wait as long behind every pause, or less behind a finished sentence (default)",
+    )
+    group.add_argument(
+        "--turn-model", type=Path, metavar="ONNX", help="end-of-turn model in Smart Turn's format"
+    )
+    group.add_argument(
+        "--trace", type=Path, metavar="FILE", help="write a Chrome trace, for chrome://tracing"
+    )
+    group.add_argument(
+        "--record", type=Path, metavar="DIR", help="keep what is heard and played as WAV files"
+    )
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises SettingsError if flags of both ways to ask are mixed."""
+    from deeptalk_edge.errors import SettingsError
+
+    by_voice = ["input_device", "output_device", "push_to_talk", "no_echo_canceller"]
+    by_voice += ["no_speculation", "turn_model", "trace", "record"]
+    by_file = ["wav", "text", "out", "realtime"]
+    for name in by_file if args.mic else by_voice:
+        if getattr(args, name):
+            flag = "--" + name.replace("_", "-")
+            way_out = "does not go with --mic; leave one out" if args.mic else "needs --mic; add it"
+            raise SettingsError(f"{flag} {way_out}")
+
+
+def main(args: argparse.Namespace, talk: Conversation) -> int:
+    """Talk until Ctrl-C, or until a WAV file that stands for the microphone is over.
+
+    Raises DeviceLost if a device cannot be opened, EdgeError if something else that the user named
+    cannot be used.
+    """
+    from deeptalk_edge.runtime.loop.recorder import Recorder
+    from deeptalk_edge.runtime.loop.settings import LoopSettings
+    from deeptalk_edge.trace import NO_TRACE, Trace
+
+    settings = LoopSettings(
+        is_speculating=not args.no_speculation,
+        push_to_talk=args.push_to_talk,
+        forget_ms=20 if args.forget else None,
+    )
+    trace = Trace() if args.trace else NO_TRACE
+    with ExitStack() as stack:
+        recorder = stack.enter_context(Recorder(args.record)) if args.record else None
+        port, recording = _open_port(args)
+        live = talk.listen(port, settings, _hearing(args), recorder=recorder, trace=trace)
+        if args.trace:
+            stack.callback(trace.save, args.trace)
+        stack.enter_context(live)
+        if recording:
+            _in_background(_stop_behind, recording, live)
+        if args.push_to_talk:
+            _in_background(_press_with_enter, live)
+        show = _Transcript(is_json=args.json)
+        for event in live:
+            show(event)
+    return 0
+
+
+def _open_port(args: argparse.Namespace) -> tuple[SoundPort, WavPort | None]:
+    """The port, and once more if it is a recording, which ends."""
+    from deeptalk_edge.errors import SettingsError
+
+    names = args.input_device, args.output_device
+    if not any(name and name.lower().endswith(".wav") for name in names):
+        from deeptalk_edge.runtime.audio.pyaudio_port import DeviceSettings, PyAudioPort
+
+        return PyAudioPort(DeviceSettings(input_name=names[0], output_name=names[1])), None
+    from deeptalk_edge.runtime.audio.wav_port import WavPort
+
+    if not (names[0] and names[0].lower().endswith(".wav")):
+        raise SettingsError("--output-device is a WAV file: --input-device must be one, too")
+    recording = WavPort(Path(names[0]), Path(names[1]) if names[1] else None)
+    return recording, recording
+
+
+def _hearing(args: argparse.Namespace) -> Hearing:
+    from deeptalk_edge.runtime.audio.echo import EchoMode, open_canceller
+    from deeptalk_edge.runtime.audio.end_of_turn import open_end_of_turn
+    from deeptalk_edge.runtime.loop.live import Hearing
+
+    mode: EchoMode = "none" if args.no_echo_canceller or args.push_to_talk else "software"
+    return Hearing(
+        canceller=open_canceller(mode),
+        end_of_turn=open_end_of_turn(args.hangover, model=args.turn_model),
+    )
+
+
+def _in_background(work: Any, *what: Any) -> None:
+    threading.Thread(target=work, args=what, daemon=True).start()
+
+
+def _stop_behind(recording: WavPort, live: LiveConversation) -> None:
+    """Stop when the recording is over and all of it is answered."""
+    idle_since_s: float | None = None
+    while idle_since_s is None or time.monotonic() - idle_since_s < _QUIET_S:
+        time.sleep(_QUIET_S / 10)
+        if not (recording.is_over and live.is_idle):
+            idle_since_s = None
+        elif idle_since_s is None:
+            idle_since_s = time.monotonic()
+    live.stop()
+
+
+def _press_with_enter(live: LiveConversation) -> None:
+    print("Enter: speak, Enter: done", file=sys.stderr)
+    for number, _ in enumerate(sys.stdin):
+        (live.release if number % 2 else live.press)()
+
+
+class _Transcript:
+    """Shows what happens: a line a turn, or one JSON object a turn."""
+
+    def __init__(self, *, is_json: bool) -> None:
+        self._is_json, self._num_turns = is_json, 0
+
+    def __call__(self, event: LiveEvent) -> None:
+        from deeptalk_edge.runtime import events
+
+        match event:
+            case events.TurnDone():
+                self._num_turns += 1
+                self._done(event)
+            case events.TurnFailed(error) | events.SoundLost(error):
+                print(f"deeptalk-edge: {error}", file=sys.stderr)
+            case _ if self._is_json:
+                pass
+            case events.SpeechEnded(seconds):
+                print(f"you: {seconds:.1f} s of speech\ndeeptalk: ", end="", flush=True)
+            case events.TextPiece(text):
+                print(text, end="", flush=True)
+            case events.BargedIn():
+                print(" ... (interrupted)", end="", flush=True)
+            case events.AnswerResumed():
+                print(" ... (goes on) ", end="", flush=True)
+            case events.SoundRestored():
+                print("the sound devices are back", file=sys.stderr)
+
+    def _done(self, done: TurnDone) -> None:
+        voice = done.voice
+        assert voice is not None  # it was asked by voice
+        if self._is_json:
+            turn = {"turn": self._num_turns, "text": done.text}
+            turn |= dataclasses.asdict(done.metrics) | dataclasses.asdict(voice)
+            print(json.dumps(turn), flush=True)
+        elif voice.audible_ms is None:
+            print("\n  (nothing was heard)")
+        else:
+            print(
+                f"\n  (heard {voice.audible_ms:.0f} ms behind your last word, of which "
+                f"{voice.hangover_ms:.0f} ms were spent waiting for more)"
+            )

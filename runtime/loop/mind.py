@@ -1,0 +1,226 @@
+"""The model's side of the loop: takes orders, works one step at a time, delivers what it made.
+
+One thread owns the mind and, through it, the conversation. The other side posts orders and sets the
+budget: how much sound it wants so far. A budget that is spent stops the model within one step, and
+a new one lets it go on; so the sound that waits is bounded, and so is what is delivered.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeptalk_edge.errors import EdgeError
+from deeptalk_edge.runtime.answer import Pieces
+from deeptalk_edge.runtime.events import AudioChunk, Metrics
+from deeptalk_edge.trace import Trace
+
+Array = NDArray[np.float32]
+
+
+class OpenAnswer(Protocol):
+    """What the mind needs of an `Answer`."""
+
+    stage: str
+    """What the next step does."""
+
+    def advance(self) -> Pieces | None:
+        """Do one step."""
+
+    def settle(self, heard_samples: int | None = None) -> str:
+        """Leave it in the history."""
+
+    def discard(self) -> None:
+        """Leave no trace."""
+
+    def metrics(self) -> Metrics:
+        """What it cost."""
+
+
+class Talker(Protocol):
+    """What the mind needs of a `Conversation`."""
+
+    @property
+    def rate_hz(self) -> int:
+        """Of the sound that comes out."""
+
+    @property
+    def max_question_samples(self) -> int:
+        """At 16 kHz."""
+
+    def expect_question(self) -> None:
+        """The user has begun to speak."""
+
+    def begin(self, question: Array | str) -> OpenAnswer:
+        """An answer to advance."""
+
+    def make_room(self) -> int:
+        """Drop old turns."""
+
+    def reset(self) -> None:
+        """Forget the conversation."""
+
+
+# Orders -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Expect:
+    """The user has begun to speak."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Answer this utterance."""
+
+    epoch: int
+    question: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Nothing of it was heard."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """So much of it was heard; None: all that was written counts."""
+
+    epoch: int
+    heard_samples: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class MakeRoom:
+    """Nobody waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartAnew:
+    """Forget the conversation."""
+
+
+Order: TypeAlias = Expect | Begin | Discard | Settle | MakeRoom | StartAnew
+
+
+# Deliveries ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """More text and sound."""
+
+    epoch: int
+    pieces: Pieces
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The answer is complete."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The attempt came to nothing."""
+
+    epoch: int
+    error: EdgeError
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The turn is history, with this text."""
+
+    epoch: int
+    text: str
+    metrics: Metrics
+
+
+Delivery: TypeAlias = Made | Written | Failed | Settled
+
+
+class Mind:
+    """Owns a conversation. `post` and `allow` may be called from another thread."""
+
+    def __init__(self, talk: Talker, deliver: Callable[[Delivery], None], *, trace: Trace) -> None:
+        self._talk, self._deliver, self._trace = talk, deliver, trace
+        self._orders: deque[Order] = deque()
+        self._budget = (-1, 0)  # epoch and samples; one tuple, so both change at once
+        self._epoch = -1
+        self._answer: OpenAnswer | None = None
+        self._made_samples = 0
+        self._is_written = False
+        self.wake = threading.Event()
+        """Set when there may be something to do."""
+
+    def post(self, order: Order) -> None:
+        """Give an order; orders are taken in turn, before any further step."""
+        self._orders.append(order)
+        self.wake.set()
+
+    def allow(self, epoch: int, num_samples: int) -> None:
+        """Let the answer go on while it has made less sound than this."""
+        if self._budget != (epoch, num_samples):
+            self._budget = (epoch, num_samples)
+            self.wake.set()
+
+    def work(self) -> bool:
+        """Take an order or do one step of the answer; False if there is nothing to do.
+
+        Anything but an EdgeError is a bug and passes.
+        """
+        if self._orders:
+            self._obey(self._orders.popleft())
+            return True
+        if self._answer is None or self._is_written:
+            return False
+        epoch, num_samples = self._budget
+        if epoch != self._epoch or self._made_samples >= num_samples:
+            return False
+        self._advance(self._answer)
+        return True
+
+    def _advance(self, answer: OpenAnswer) -> None:
+        try:
+            with self._trace.span(answer.stage, epoch=self._epoch):
+                pieces = answer.advance()
+        except EdgeError as error:
+            self._is_written = True  # what becomes of it is for an order to say
+            self._deliver(Failed(self._epoch, error))
+            return
+        if pieces is None:
+            self._is_written = True
+            self._deliver(Written(self._epoch))
+        elif pieces:
+            self._made_samples += sum(p.pcm.size for p in pieces if isinstance(p, AudioChunk))
+            self._deliver(Made(self._epoch, pieces))
+
+    def _obey(self, order: Order) -> None:
+        match order:
+            case Expect():
+                self._talk.expect_question()
+            case Begin():
+                self._epoch, self._made_samples, self._is_written = order.epoch, 0, False
+                self._answer = self._talk.begin(order.question)
+            case Discard() if self._answer is not None and order.epoch == self._epoch:
+                self._answer.discard()
+                self._answer = None
+            case Settle() if self._answer is not None and order.epoch == self._epoch:
+                answer, self._answer = self._answer, None
+                text = answer.settle(order.heard_samples)
+                self._deliver(Settled(order.epoch, text, answer.metrics()))
+            case MakeRoom():
+                with self._trace.span("make room"):
+                    self._talk.make_room()
+            case StartAnew():
+                self._talk.reset()

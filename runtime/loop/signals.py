@@ -1,0 +1,168 @@
+"""What the state machine is told, and what it answers: events in, actions out."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import TypeAlias
+
+# Events -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """20 ms of microphone ended at `now`."""
+
+    voiced: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HangoverChosen:
+    """The end-of-turn cue has judged the pause."""
+
+    ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class SoundBegan:
+    """The first sound of an answer went to the loudspeaker."""
+
+    epoch: int
+    interruptible: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerHeard:
+    """The answer is complete, and all of it was heard."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerFailed:
+    """The model gave up this attempt."""
+
+    epoch: int
+
+
+class Command(enum.Enum):
+    """What comes from outside."""
+
+    PRESS = "press"
+    """Push-to-talk begins: the user takes the floor."""
+    RELEASE = "release"
+    INTERRUPT = "interrupt"
+    """The integrator ends the answer."""
+    LOSE = "lose"
+    """The device is gone."""
+    RESTORE = "restore"
+    STOP = "stop"
+
+
+Event: TypeAlias = Frame | HangoverChosen | SoundBegan | AnswerHeard | AnswerFailed | Command
+
+
+# Actions ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class OpenUtterance:
+    """Keep the microphone's sound from here on."""
+
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class DropUtterance:
+    """It is not wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class BeginAnswer:
+    """Answer the utterance [its start, end); silently, until `CommitAnswer`."""
+
+    epoch: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class JudgePause:
+    """Ask the end-of-turn cue about the utterance so far; it answers with `HangoverChosen`."""
+
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class CommitAnswer:
+    """The turn is over: the answer may sound."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class DiscardAnswer:
+    """Nothing of it was heard: forget it and its question without trace."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetGain:
+    """Duck, or come back."""
+
+    gain: float
+
+
+@dataclass(frozen=True, slots=True)
+class HoldAnswer:
+    """Stop sound and model at once; both may go on."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeAnswer:
+    """Go on from the position that was heard."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class CutAnswer:
+    """End it where it was heard; the history keeps what the policy says."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeepAnswer:
+    """It was heard to its end: it is history."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """Nothing is going on: time for the model's housekeeping."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Begin a new conversation."""
+
+
+Action: TypeAlias = (
+    OpenUtterance
+    | DropUtterance
+    | BeginAnswer
+    | JudgePause
+    | CommitAnswer
+    | DiscardAnswer
+    | SetGain
+    | HoldAnswer
+    | ResumeAnswer
+    | CutAnswer
+    | KeepAnswer
+    | Rest
+    | Forget
+)

@@ -1,0 +1,358 @@
+"""The state of a conversation by voice, as a pure function: (loop, event, now) -> (loop, actions).
+
+    LISTENING -> USER_SPEAKING <-> ENDPOINTING -> THINKING -> SPEAKING -> LISTENING
+    SPEAKING -> OVERLAP (quieter) -> INTERRUPTED (stopped) -> USER_SPEAKING, or -> PAUSED_FALSE
+    (a false alarm) -> SPEAKING again; RECOVERING and STOPPED from anywhere
+
+time     samples of the microphone, 16 kHz; there is no other clock
+epoch    names one attempt at an answer. It rises when an attempt becomes void; a sound or a word
+         of another epoch belongs to nobody and is dropped
+total    every event is taken in every state, and `Frame` alone leads out of every state in bounded
+         time, LISTENING and STOPPED excepted, where one may rest
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from deeptalk_edge.features import RATE_HZ
+from deeptalk_edge.runtime.audio.endpoint import FRAME_MS
+from deeptalk_edge.runtime.loop.settings import LoopSettings
+from deeptalk_edge.runtime.loop.signals import (
+    Action,
+    AnswerFailed,
+    BeginAnswer,
+    Command,
+    CommitAnswer,
+    CutAnswer,
+    DiscardAnswer,
+    DropUtterance,
+    Event,
+    Forget,
+    Frame,
+    HangoverChosen,
+    HoldAnswer,
+    JudgePause,
+    KeepAnswer,
+    OpenUtterance,
+    Rest,
+    ResumeAnswer,
+    SetGain,
+    SoundBegan,
+)
+
+SAMPLES_PER_MS = RATE_HZ // 1000
+FRAME = FRAME_MS * SAMPLES_PER_MS
+
+
+class State(enum.Enum):
+    LISTENING = "listening"
+    USER_SPEAKING = "user speaking"
+    ENDPOINTING = "endpointing"
+    THINKING = "thinking"
+    SPEAKING = "speaking"
+    OVERLAP = "overlap"
+    INTERRUPTED = "interrupted"
+    PAUSED_FALSE = "paused, false alarm"
+    RECOVERING = "recovering"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loop:
+    """Where a conversation stands."""
+
+    state: State = State.LISTENING
+    since: int = 0
+    """When this state was entered."""
+    epoch: int = 0
+    """Of the attempt at hand, or of the next one if none is."""
+    is_answering: bool = False
+    """An attempt of this epoch was begun and is not over."""
+    interruptible: bool = True
+    """Whether the answer that sounds may be interrupted."""
+    run: int = 0
+    """Samples of voice in a row, up to now."""
+    voice: int = 0
+    """Samples of voice since somebody began to speak over an answer."""
+    last_voice: int = 0
+    """The end of the last frame of voice that counts."""
+    hangover: int = 0
+    """Silence that ends this utterance."""
+    opened: int = 0
+    """Where the voice of this utterance began."""
+    is_fresh: bool = True
+    """Nothing was said since the conversation began."""
+
+
+Step: TypeAlias = tuple[Loop, tuple[Action, ...]]
+
+_SOUNDING = (State.SPEAKING, State.OVERLAP)
+_HELD = (State.INTERRUPTED, State.PAUSED_FALSE)
+
+
+def step(loop: Loop, event: Event, now: int, settings: LoopSettings) -> Step:
+    """Take one event. `now` never falls from call to call."""
+    if loop.state is State.STOPPED:
+        return loop, ()
+    if isinstance(event, Command):
+        return _obey(loop, event, now, settings)
+    if isinstance(event, HangoverChosen):
+        if loop.state is State.ENDPOINTING:
+            loop = replace(loop, hangover=event.ms * SAMPLES_PER_MS)
+        return loop, ()
+    if isinstance(event, Frame):
+        return _hear(loop, event.voiced, now, settings)
+    if event.epoch != loop.epoch or not loop.is_answering:
+        return loop, ()
+    if isinstance(event, SoundBegan):
+        if loop.state is not State.THINKING:
+            return loop, ()
+        return _enter(replace(loop, interruptible=event.interruptible), State.SPEAKING, now), ()
+    if isinstance(event, AnswerFailed):
+        return _fail(loop, now)
+    return _end_answer(loop, now)
+
+
+def _obey(loop: Loop, command: Command, now: int, settings: LoopSettings) -> Step:
+    state = loop.state
+    match command:
+        case Command.STOP:
+            after, actions = _void(loop)
+            return _enter(after, State.STOPPED, now), actions
+        case Command.LOSE if state is not State.RECOVERING:
+            after, actions = _void(loop)
+            return _enter(after, State.RECOVERING, now), (*actions, DropUtterance())
+        case Command.RESTORE if state is State.RECOVERING:
+            return _rest(loop, now)
+        case Command.INTERRUPT if state in _SOUNDING or state in _HELD or state is State.THINKING:
+            after, actions = _void(loop)
+            after, more = _rest(after, now)
+            return after, (*actions, DropUtterance(), *more)
+        case Command.PRESS if settings.push_to_talk and state in (
+            State.LISTENING,
+            State.THINKING,
+            *_SOUNDING,
+            *_HELD,
+        ):
+            after, actions = _void(loop)
+            return _open(after, now, now, settings, actions)
+        case Command.RELEASE if settings.push_to_talk and state is State.USER_SPEAKING:
+            return _begin(loop, now, now)
+    return loop, ()
+
+
+def _hear(loop: Loop, voiced: bool, now: int, settings: LoopSettings) -> Step:
+    """A frame: first what it means to this state, then whether the state lasts too long."""
+    loop = replace(loop, run=loop.run + FRAME if voiced else 0)
+    hear = _PRESSED if settings.push_to_talk else _OPEN_MICROPHONE
+    after, actions = hear[loop.state](loop, voiced, now, settings)
+    if after.state is loop.state and not actions:
+        return _time_out(after, now, settings)
+    return after, actions
+
+
+def _ignore(loop: Loop, voiced: bool, now: int, settings: LoopSettings) -> Step:
+    return loop, ()
+
+
+def _hear_silence(loop: Loop, voiced: bool, now: int, settings: LoopSettings) -> Step:
+    """LISTENING, THINKING: voice opens an utterance, or goes on with the one that is thought of."""
+    if loop.run < _samples(settings.start_ms):
+        return loop, ()
+    if loop.state is State.LISTENING:
+        return _open(loop, now - loop.run, now, settings, ())
+    if now - loop.opened >= _samples(settings.max_utterance_ms):
+        return loop, ()  # the question is full
+    after, actions = _void(loop)  # nothing was heard of it: one longer utterance takes its place
+    return _enter(replace(after, last_voice=now), State.USER_SPEAKING, now), actions
+
+
+def _hear_user(loop: Loop, voiced: bool, now: int, settings: LoopSettings) -> Step:
+    """USER_SPEAKING."""
+    if voiced:
+        loop = replace(loop, last_voice=now)
+    if now - loop.opened >= _samples(settings.max_utterance_ms):
+        return _begin(loop, now, now)
+    if voiced:
+        return loop, ()
+    waiting = replace(loop, hangover=_samples(settings.hangover_ms))
+    return _enter(waiting, State.ENDPOINTING, now), ()
+
+
+def _hear_pause(loop: Loop, voiced: bool, now: int, settings: LoopSettings) -> Step:
+    """ENDPOINTING: answer on trial in a short pause, in earnest behind a long one."""
+    if loop.run >= _samples(settings.resume_ms):
+        after, actions = _void(loop)
+        return _enter(replace(after, last_voice=now), State.USER_SPEAKING, now), actions
+    if now - loop.opened >= _samples(settings.max_utterance_ms):
+        return _begin(loop, _end(loop, settings), now)
+    silence, trial = now - loop.last_voice, _samples(settings.speculate_ms)
+    if silence >= loop.hangover and silence >= trial:
+        return _begin(loop, _end(loop, settings), now)
+    if silence - FRAME < trial <= silence:
+        judge = JudgePause(_end(loop, settings))
+        if not settings.is_speculating:
+            return loop, (judge,)
+        begin = BeginAnswer(loop.epoch, _end(loop, settings))
+        return replace(loop, is_answering=True), (begin, judge)
+    return loop, ()
+
+
+def _hear_over(loop: Loop, voiced: bool, now: int, settings: LoopSettings) -> Step:
+    """SPEAKING: voice makes the answer quieter, before it is known whether it is meant."""
+    if not loop.interruptible or loop.run < _samples(settings.duck_ms):
+        return loop, ()
+    loop = replace(loop, voice=loop.run, opened=now - loop.run, last_voice=now)
+    return _enter(loop, State.OVERLAP, now), (SetGain(settings.duck_gain),)
+
+
+def _hear_overlap(loop: Loop, voiced: bool, now: int, settings: LoopSettings) -> Step:
+    """OVERLAP: enough voice stops the answer; a back-channel does not."""
+    loop = _count_voice(loop, voiced, now)
+    if loop.voice >= _samples(settings.confirm_ms):
+        start = loop.opened - _samples(settings.pre_roll_ms)
+        actions = (HoldAnswer(loop.epoch), SetGain(1.0), OpenUtterance(max(start, 0)))
+        return _enter(loop, State.INTERRUPTED, now), actions
+    if now - loop.last_voice >= _samples(settings.release_ms):
+        return _enter(loop, State.SPEAKING, now), (SetGain(1.0),)
+    return loop, ()
+
+
+def _hear_interruption(loop: Loop, voiced: bool, now: int, settings: LoopSettings) -> Step:
+    """INTERRUPTED, PAUSED_FALSE: an utterance takes the floor; a cough gives it back."""
+    loop = _count_voice(loop, voiced, now)
+    if loop.voice >= _samples(settings.turn_ms):
+        after, actions = _void(loop)
+        return _enter(after, State.USER_SPEAKING, now), actions
+    silence = now - loop.last_voice
+    if loop.state is State.INTERRUPTED and silence >= _samples(settings.release_ms):
+        return _enter(loop, State.PAUSED_FALSE, now), ()
+    if loop.state is State.PAUSED_FALSE and silence >= _samples(settings.resume_answer_ms):
+        return _resume(loop, now)
+    return loop, ()
+
+
+_OPEN_MICROPHONE = {
+    State.LISTENING: _hear_silence,
+    State.USER_SPEAKING: _hear_user,
+    State.ENDPOINTING: _hear_pause,
+    State.THINKING: _hear_silence,
+    State.SPEAKING: _hear_over,
+    State.OVERLAP: _hear_overlap,
+    State.INTERRUPTED: _hear_interruption,
+    State.PAUSED_FALSE: _hear_interruption,
+    State.RECOVERING: _ignore,
+}
+_PRESSED = dict.fromkeys(_OPEN_MICROPHONE, _ignore)
+
+
+def _time_out(loop: Loop, now: int, settings: LoopSettings) -> Step:
+    """What becomes of a state that nothing else ends."""
+    spent = now - loop.since
+    match loop.state:
+        case State.LISTENING:
+            forget = settings.forget_ms is not None and spent >= _samples(settings.forget_ms)
+            if forget and not loop.is_fresh:
+                return replace(loop, is_fresh=True), (Forget(),)
+        case State.USER_SPEAKING if spent >= _samples(settings.max_utterance_ms):
+            return _begin(loop, now, now)  # push-to-talk: the button is stuck
+        case State.THINKING if spent >= _samples(settings.thinking_ms):
+            return _fail(loop, now)
+        case State.SPEAKING if spent >= _samples(settings.speaking_ms):
+            return _fail(loop, now)
+        case State.OVERLAP if spent >= _samples(settings.overlap_ms):
+            return _enter(loop, State.SPEAKING, now), (SetGain(1.0),)
+        case State.INTERRUPTED if spent >= _samples(settings.overlap_ms):
+            return _enter(loop, State.PAUSED_FALSE, now), ()
+        case State.PAUSED_FALSE if spent >= _samples(
+            settings.overlap_ms + settings.resume_answer_ms
+        ):
+            return _resume(loop, now)
+        case State.RECOVERING if spent >= _samples(settings.recovering_ms):
+            return _enter(loop, State.STOPPED, now), ()
+    return loop, ()
+
+
+def _open(
+    loop: Loop, start: int, now: int, settings: LoopSettings, before: tuple[Action, ...]
+) -> Step:
+    """The user has the floor since `start`."""
+    loop = replace(loop, opened=start, last_voice=now, is_fresh=False)
+    opening = OpenUtterance(max(start - _samples(settings.pre_roll_ms), 0))
+    return _enter(loop, State.USER_SPEAKING, now), (*before, opening)
+
+
+def _begin(loop: Loop, end: int, now: int) -> Step:
+    """The turn is over: answer it, unless that was begun on trial."""
+    begin = () if loop.is_answering else (BeginAnswer(loop.epoch, end),)
+    loop = replace(loop, is_answering=True, interruptible=True)
+    return _enter(loop, State.THINKING, now), (*begin, CommitAnswer(loop.epoch))
+
+
+def _end_answer(loop: Loop, now: int) -> Step:
+    """All of the answer was heard."""
+    keep = KeepAnswer(loop.epoch)
+    if loop.state is State.THINKING or loop.state is State.SPEAKING:
+        return _with(keep, _rest(_next_epoch(loop), now))
+    if loop.state is State.OVERLAP:  # who speaks now, speaks to us
+        opening = OpenUtterance(max(loop.opened - FRAME, 0))
+        after = _enter(_next_epoch(loop), State.USER_SPEAKING, now)
+        return after, (keep, SetGain(1.0), opening)
+    return loop, ()
+
+
+def _fail(loop: Loop, now: int) -> Step:
+    """The attempt leads nowhere."""
+    after, actions = _void(loop)
+    if loop.state is State.ENDPOINTING or loop.state is State.USER_SPEAKING:
+        return after, actions  # it was on trial; the utterance goes on
+    after, more = _rest(after, now)
+    return after, (*actions, DropUtterance(), *more)
+
+
+def _void(loop: Loop) -> Step:
+    """End the attempt at hand, heard or not; whatever of it is still under way is void."""
+    if not loop.is_answering:
+        return loop, ()
+    after = _next_epoch(loop)
+    if loop.state is State.OVERLAP:
+        return after, (CutAnswer(loop.epoch), SetGain(1.0))
+    if loop.state is State.SPEAKING or loop.state in _HELD:
+        return after, (CutAnswer(loop.epoch),)
+    return after, (DiscardAnswer(loop.epoch),)
+
+
+def _resume(loop: Loop, now: int) -> Step:
+    return _enter(loop, State.SPEAKING, now), (DropUtterance(), ResumeAnswer(loop.epoch))
+
+
+def _rest(loop: Loop, now: int) -> Step:
+    return _enter(loop, State.LISTENING, now), (Rest(),)
+
+
+def _next_epoch(loop: Loop) -> Loop:
+    return replace(loop, epoch=loop.epoch + 1, is_answering=False)
+
+
+def _count_voice(loop: Loop, voiced: bool, now: int) -> Loop:
+    return replace(loop, voice=loop.voice + FRAME, last_voice=now) if voiced else loop
+
+
+def _end(loop: Loop, settings: LoopSettings) -> int:
+    """Where the utterance ends: the same for an answer on trial and one in earnest."""
+    return loop.last_voice + _samples(settings.speculate_ms)
+
+
+def _enter(loop: Loop, state: State, now: int) -> Loop:
+    return replace(loop, state=state, since=now, run=0)
+
+
+def _with(action: Action, result: Step) -> Step:
+    return result[0], (action, *result[1])
+
+
+def _samples(ms: int) -> int:
+    return ms * SAMPLES_PER_MS

@@ -1,0 +1,208 @@
+"""Device profiles: what is refused, and what comes with the package."""
+
+from __future__ import annotations
+
+import re
+from fnmatch import fnmatch
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from deeptalk_edge.devices.precision import FLOAT32, NATIVE
+from deeptalk_edge.devices.profile import (
+    RTX_TARGETS,
+    load_profile,
+    parse_profile,
+    profile_names,
+)
+from deeptalk_edge.errors import SettingsError
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = ("agx-orin-64gb", "cpu", "cpu-int8", "orin-nano-8gb", "rtx-4060", "rtx-4090", "thor")
+
+TOML = """
+name = "board"
+summary = "a board"
+backend = "tensorrt"
+moe = "plugin"
+expert_residency = "paged"
+
+[precision]
+encoder = "float16"
+decoder = "float16"
+experts = "int4"
+expert_group = 128
+head = "float16"
+codec = "float16"
+kv_cache = "float16"
+
+[facts]
+compute_capabilities = { value = ["sm_87"], source = "a list", confirmed = true }
+memory_bytes = { value = 8, source = "a page", confirmed = false }
+memory_shared = { value = true, source = "a page", confirmed = true }
+disk_read_gb_per_s = { value = 3, source = "a guess", confirmed = false }
+"""
+
+
+def test_all_promised_profiles_come_with_the_package() -> None:
+    assert tuple(profile_names()) == NAMES
+    pattern = re.search(
+        r'"deeptalk_edge.devices" = \["(.*)"\]', (ROOT / "pyproject.toml").read_text()
+    )
+    assert pattern is not None
+    folder = resources.files("deeptalk_edge.devices") / "profiles"
+    assert all(fnmatch(f"profiles/{entry.name}", pattern[1]) for entry in folder.iterdir())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_profile_is_whole_and_goes_by_its_own_name(name: str) -> None:
+    profile = load_profile(name)
+    assert profile.name == name
+    facts = profile.facts
+    if name == "cpu":
+        assert profile.precision == FLOAT32
+        return
+    if name == "cpu-int8":
+        assert profile.precision == NATIVE
+        return
+    assert facts.memory_bytes
+    assert facts.usable_memory_bytes
+    assert facts.memory_bandwidth_gb_per_s
+    assert facts.usable_memory_bytes.value < facts.memory_bytes.value
+    assert (profile.backend == "tensorrt_rtx") is name.startswith("rtx")
+    assert (facts.jetpack is None) is name.startswith("rtx")
+
+
+def test_a_guess_is_never_confirmed() -> None:
+    for name in NAMES:
+        facts = load_profile(name).facts
+        for fact in (getattr(facts, field) for field in facts.__dataclass_fields__):
+            if fact and re.search("guess|from memory", fact.source):
+                assert not fact.confirmed, fact
+
+
+def test_a_profile_of_ones_own_is_read_from_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "board.toml"
+    path.write_text(TOML, encoding="utf-8")
+    profile = load_profile(str(path))
+    assert (profile.name, profile.targets) == ("board", ("sm_87",))
+    assert profile.facts.memory_bytes
+    assert profile.facts.memory_bytes.confirmed is False
+    assert profile.facts.disk_read_gb_per_s
+    assert profile.facts.disk_read_gb_per_s.value == 3
+    assert profile.facts.int8_tops is None
+
+
+def test_an_unknown_device_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(SettingsError, match=r"'tx2'.*orin-nano-8gb.*TOML file"):
+        load_profile("tx2")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("name =", "nick =", "profile has no nick"),
+        ('head = "float16"', 'hat = "float16"', "precision has no hat"),
+        ("memory_bytes", "memory_gb", "facts has no memory_gb"),
+        ("confirmed = false }\nmemory_sh", "sure = 1 }\nmemory_sh", "memory_bytes has no sure"),
+        ('summary = "a board"', "", "profile lacks summary"),
+        ('summary = "a board"', "summary = 3", "summary = 3: expected text"),
+        ('codec = "float16"', "", "precision lacks codec"),
+        ('source = "a page", confirmed = false', "confirmed = false", "memory_bytes lacks source"),
+        ('"a page", confirmed = false', '"", confirmed = false', "say where the value comes from"),
+        ("confirmed = false", 'confirmed = "no"', "expected true or false"),
+        ("value = 8", "value = 8.5", "a whole number above 0"),
+        ("value = 8", "value = true", "a whole number above 0"),
+        ("value = 8", "value = 0", "a whole number above 0"),
+        ("value = 3", "value = inf", "a number above 0"),
+        ("value = 3", 'value = "fast"', "a number above 0"),
+        ("value = true", "value = 1", "memory_shared.value is 1, expected true or false"),
+        ('["sm_87"]', '["8.7"]', "a list such as"),
+        ('["sm_87"]', "[]", "a list such as"),
+        ('backend = "tensorrt"', 'backend = "tvm"', "backend = 'tvm': known are ort"),
+        ('"plugin"', '"split"', "with backend tensorrt: expected plugin or native"),
+        ('"paged"', '"swapped"', "known are resident, paged"),
+        ('encoder = "float16"', 'encoder = "int3"', "encoder = 'int3': known are float32"),
+        ('codec = "float16"', 'codec = "bfloat16"', "codec = 'bfloat16': known are float32, "),
+        ("expert_group = 128", "", "int4 needs 64 or 128"),
+        ("expert_group = 128", "expert_group = 32", "int4 needs 64 or 128"),
+        ('experts = "int4"', 'experts = "int8"', "every other precision none"),
+        ('backend = "tensorrt"\nmoe = "plugin"', 'backend = "ort"\nmoe = "split"', "float32 throu"),
+        (
+            'backend = "tensorrt"\nmoe = "plugin"',
+            'backend = "native"\nmoe = "split"',
+            "head in int8",
+        ),
+        ('backend = "tensorrt"', 'backend = "tensorrt_rtx"', "does not build for sm_87, only for"),
+        ('compute_capabilities = { value = ["sm_87"]', 'cuda = { value = "1"', "needs a GPU"),
+        ("[facts]", "facts = 3\n[fact]", "precision has no facts"),
+        ("[facts]", "[facts", "line 17"),
+    ],
+)
+def test_a_profile_that_is_wrong_is_refused_by_name(old: str, new: str, words: str) -> None:
+    assert TOML.count(old) >= 1
+    with pytest.raises(SettingsError, match=f"^board.toml: .*{re.escape(words)}"):
+        parse_profile(TOML.replace(old, new, 1), "board.toml")
+
+
+def test_another_backend_brings_its_own_precision_and_moe_form() -> None:
+    card = load_profile("rtx-4090")
+    assert card.on_backend("tensorrt_rtx") is card
+    assert card.on_backend("ort").precision == FLOAT32
+    assert card.on_backend("ort").moe == "split"
+    assert card.on_backend("native").precision == NATIVE
+    assert load_profile("cpu").on_backend("native").precision == NATIVE
+    on_device = card.on_backend("tensorrt")
+    assert (on_device.moe, on_device.precision) == ("plugin", card.precision)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("cpu", "states no compute_capabilities"), ("orin-nano-8gb", "does not build for sm_87")],
+)
+def test_a_backend_that_the_device_has_not_is_refused(name: str, words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        load_profile(name).on_backend("tensorrt_rtx")
+
+
+def test_every_rtx_profile_is_one_that_tensorrt_rtx_builds_for() -> None:
+    assert all(set(load_profile(n).targets) <= set(RTX_TARGETS) for n in NAMES if n[:3] == "rtx")
+
+
+@pytest.mark.parametrize(
+    ("changes", "experts", "group"),
+    [
+        (["experts=int8"], "int8", None),
+        (["experts=int4:64"], "int4", 64),
+        (["experts=float16", "experts=int4:128", "head=int8"], "int4", 128),
+    ],
+)
+def test_a_precision_may_be_chosen_over_the_devices(
+    changes: list[str], experts: str, group: int | None
+) -> None:
+    precision = load_profile("thor").with_precision(changes).precision
+    assert (precision.experts, precision.expert_group) == (experts, group)
+    assert precision.decoder == "float16"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("experts", "expected PART=DTYPE"),
+        ("router=int8", "a part of encoder, decoder"),
+        ("expert_group=64", "a part of encoder, decoder"),
+        ("codec=bfloat16", "known are float32, float16"),
+        ("experts=int4", "int4 needs 64 or 128"),
+        ("experts=int4:96", "int4 needs 64 or 128"),
+        ("experts=int8:64", "every other precision none"),
+    ],
+)
+def test_a_precision_that_is_not_built_is_refused(change: str, words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        load_profile("thor").with_precision([change])
+
+
+def test_a_bundle_for_onnx_runtime_has_one_precision() -> None:
+    with pytest.raises(SettingsError, match="cpu: a bundle for backend ort is float32"):
+        load_profile("cpu").with_precision(["experts=int8"])

@@ -1,0 +1,39 @@
+"""The ONNX Runtime engine with its experts out of a pager."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deeptalk_edge.runtime.backends.ort import OrtEngine
+from deeptalk_edge.runtime.bundle import Bundle
+from deeptalk_edge.runtime.experts.paged import PagedExperts, float32_record
+from deeptalk_edge.runtime.experts.pager import ExpertPager, PagerSettings
+from deeptalk_edge.runtime.experts.policy import POLICIES
+from deeptalk_edge.runtime.experts.pool import CpuPool
+from deeptalk_edge.runtime.experts.record_file import PAGE_BYTES, RecordFile
+from tests.experts.records import Fault, FaultyFile
+
+
+def open_bundle_pager(
+    bundle: Bundle,
+    num_slots: int,
+    *,
+    policy: str = "phased",
+    fault: Fault | None = None,
+    **settings: Any,
+) -> ExpertPager:
+    manifest, decoder = bundle.manifest, bundle.manifest.model.decoder
+    file = RecordFile(bundle.file(manifest.experts_file))
+    slot_bytes = max(-(-record.bytes // PAGE_BYTES) * PAGE_BYTES for record in manifest.records)
+    return ExpertPager(
+        manifest.records,
+        file if fault is None else FaultyFile(file, fault),
+        CpuPool(num_slots=num_slots, slot_bytes=slot_bytes),
+        POLICIES[policy](len(manifest.records), decoder.num_experts, None),
+        PagerSettings(**{"chunk_bytes": PAGE_BYTES, **settings}),
+    )
+
+
+def open_engine(bundle: Bundle, pager: ExpertPager, *, context_rows: int = 32) -> OrtEngine:
+    experts = PagedExperts(pager, float32_record(bundle.manifest.record_format))
+    return OrtEngine(bundle, context_rows=context_rows, open_experts=lambda: experts)

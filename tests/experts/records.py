@@ -1,0 +1,113 @@
+"""A file of experts for tests, and ways for it to misbehave."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from deeptalk_edge.runtime.experts.pager import ExpertPager, PagerSettings
+from deeptalk_edge.runtime.experts.policy import POLICIES, Policy
+from deeptalk_edge.runtime.experts.pool import CpuPool
+from deeptalk_edge.runtime.experts.record import ExpertRecord
+from deeptalk_edge.runtime.experts.record_file import PAGE_BYTES, RecordFile
+
+FIRST_LAYER = 1
+NUM_LAYERS, NUM_EXPERTS = 4, 8
+NUM_RECORDS = NUM_LAYERS * NUM_EXPERTS
+RECORD_BYTES = 2 * PAGE_BYTES + 100  # three chunks of a page, the last one with padding behind it
+SLOT_BYTES = 3 * PAGE_BYTES
+
+
+def write_records(path: Path) -> list[ExpertRecord]:
+    """Every record repeats its own number."""
+    records, content = [], bytearray()
+    for number in range(NUM_RECORDS):
+        body = content_of(number)
+        records.append(
+            ExpertRecord(
+                layer=FIRST_LAYER + number // NUM_EXPERTS,
+                expert=number % NUM_EXPERTS,
+                offset=len(content),
+                bytes=RECORD_BYTES,
+                crc32=zlib.crc32(body),
+            )
+        )
+        content += body.ljust(SLOT_BYTES, b"\0")
+    path.write_bytes(content)
+    return records
+
+
+def content_of(number: int) -> bytes:
+    return bytes([number + 1]) * RECORD_BYTES
+
+
+def open_pager(
+    path: Path,
+    records: list[ExpertRecord],
+    *,
+    num_slots: int = NUM_RECORDS,
+    policy: Policy | str = "lru",
+    fault: Fault | None = None,
+    **settings: object,
+) -> ExpertPager:
+    if isinstance(policy, str):
+        policy = POLICIES[policy](NUM_RECORDS, NUM_EXPERTS, None)
+    file = RecordFile(path)
+    return ExpertPager(
+        records,
+        file if fault is None else FaultyFile(file, fault),
+        CpuPool(num_slots=num_slots, slot_bytes=SLOT_BYTES),
+        policy,
+        PagerSettings(**{"chunk_bytes": PAGE_BYTES, **settings}),  # type: ignore[arg-type]
+    )
+
+
+Fault = Callable[[int, memoryview], "int | None"]
+"""Of (offset, buffer): raises, damages, or limits a read; None lets it be."""
+
+
+@dataclass
+class FaultyFile:
+    """A real file underneath, and a fault at its surface."""
+
+    file: RecordFile
+    fault: Fault
+    num_reads: int = field(default=0)
+
+    @property
+    def name(self) -> str:
+        return self.file.name
+
+    @property
+    def size_bytes(self) -> int:
+        return self.file.size_bytes
+
+    def read_into(self, offset: int, buffer: memoryview) -> int:
+        self.num_reads += 1
+        limit = self.fault(offset, buffer)
+        got = self.file.read_into(offset, buffer)
+        return got if limit is None else min(got, limit)
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def leased_bytes(pager: ExpertPager, slot: int) -> bytes:
+    pool = pager.pool
+    assert isinstance(pool, CpuPool)
+    return pool.memory[slot, :RECORD_BYTES].tobytes()
+
+
+def sleepy(seconds: float, seed: int = 0) -> Fault:
+    """Reads take a while, each another one: an order that no two runs share."""
+    random = np.random.default_rng(seed)
+
+    def fault(offset: int, buffer: memoryview) -> None:
+        time.sleep(float(random.random()) * seconds)
+
+    return fault

@@ -1,0 +1,508 @@
+"""A lease holds the right bytes or an error says why not, whatever order things happen in."""
+
+from __future__ import annotations
+
+import errno
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+
+from deeptalk_edge.errors import ArtifactError, ExpertUnavailable
+from deeptalk_edge.runtime.experts.lease import Lease
+from deeptalk_edge.runtime.experts.pager import ExpertPager, PagerSettings
+from deeptalk_edge.runtime.experts.policy import POLICIES, Phase
+from deeptalk_edge.runtime.experts.pool import CpuPool
+from deeptalk_edge.runtime.experts.record import ExpertRecord
+from deeptalk_edge.runtime.experts.sizing import MemoryReading
+from deeptalk_edge.runtime.experts.slots import SlotState
+from tests.experts.records import (
+    FIRST_LAYER,
+    NUM_EXPERTS,
+    NUM_LAYERS,
+    NUM_RECORDS,
+    SLOT_BYTES,
+    content_of,
+    leased_bytes,
+    open_pager,
+    sleepy,
+    write_records,
+)
+
+LAYERS = range(FIRST_LAYER, FIRST_LAYER + NUM_LAYERS)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "experts.bin"
+
+
+@pytest.fixture
+def records(path: Path) -> list[ExpertRecord]:
+    return write_records(path)
+
+
+def number_of(layer: int, expert: int) -> int:
+    return (layer - FIRST_LAYER) * NUM_EXPERTS + expert
+
+
+def assert_right(pager: ExpertPager, lease: Lease) -> None:
+    for expert, slot in lease.slots.items():
+        assert leased_bytes(pager, slot) == content_of(number_of(lease.layer, expert))
+        assert lease.addresses[expert] == lease.address(expert) == pager.pool.address(slot)
+
+
+def walk(pager: ExpertPager, *, num_steps: int, seed: int, num_chosen: int = 2) -> None:
+    """Random routes, hints right and wrong, phases; every byte is looked at."""
+    random = Random(seed)
+    phases = (Phase.SPEAKING, Phase.SPEAKING, Phase.SPEAKING, Phase.THINKING, Phase.LISTENING)
+    for _ in range(num_steps):
+        phase = random.choice(phases)
+        pager.enter(phase)
+        if phase is Phase.LISTENING:
+            continue
+        for layer in LAYERS:
+            count = num_chosen if phase is Phase.SPEAKING else NUM_EXPERTS - 1
+            for lease in pager.waves(layer, random.sample(range(NUM_EXPERTS), count)):
+                if layer + 1 in LAYERS:
+                    pager.hint(layer + 1, random.sample(range(NUM_EXPERTS), 2))
+                assert_right(pager, lease)
+
+
+def test_a_table_of_addresses_holds_what_is_there_and_0_elsewhere(
+    path: Path, records: list[ExpertRecord]
+) -> None:
+    with open_pager(path, records, num_slots=2) as pager:
+        lease = pager.acquire(2, [1, 6])
+        table = lease.addresses
+        assert table.dtype == np.uint64
+        assert table.shape == (NUM_EXPERTS,)
+        assert np.flatnonzero(table).tolist() == [1, 6]
+        assert_right(pager, lease)
+        lease.release()
+        pager.acquire(3, [0]).release()
+        assert np.count_nonzero(table) == 1
+        with pytest.raises(ValueError, match="layer 2, expert 1 is not leased"):
+            lease.address(1)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("num_slots", [NUM_RECORDS, 21, 13, 8, 2])
+def test_every_lease_holds_its_experts_bytes(
+    path: Path, records: list[ExpertRecord], policy: str, num_slots: int
+) -> None:
+    with open_pager(path, records, num_slots=num_slots, policy=policy, poison=True) as pager:
+        walk(pager, num_steps=25, seed=num_slots)
+        assert pager.num_leased == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_order_of_arrival_changes_a_byte(
+    path: Path, records: list[ExpertRecord], seed: int
+) -> None:
+    fault = sleepy(0.001, seed)
+    with open_pager(path, records, num_slots=9, policy="phased", fault=fault) as pager:
+        walk(pager, num_steps=12, seed=seed)
+        assert pager.num_leased == 0
+
+
+def test_short_reads_are_read_on(path: Path, records: list[ExpertRecord]) -> None:
+    random = Random(5)
+
+    def short(offset: int, buffer: memoryview) -> int:
+        return random.choice([4096, 8192, 4096 + 100, len(buffer)])
+
+    with open_pager(path, records, num_slots=6, fault=short, chunk_bytes=3 * 4096) as pager:
+        walk(pager, num_steps=10, seed=1)
+        assert pager.report()["retries"] == 0
+
+
+def failing(times: int, at: int, error: Exception | None) -> Callable[[int, memoryview], None]:
+    """Reads of one record fail so many times, with an error or with a wrong byte."""
+    left = [times]
+
+    def fault(offset: int, buffer: memoryview) -> None:
+        if offset == at * SLOT_BYTES and left[0]:
+            left[0] -= 1
+            raise error or OSError(errno.EIO, "Input/output error")
+
+    return fault
+
+
+def test_an_error_of_the_disk_is_retried_once(path: Path, records: list[ExpertRecord]) -> None:
+    with open_pager(path, records, fault=failing(1, 9, None)) as pager:
+        with pager.acquire(2, [1]) as lease:
+            assert_right(pager, lease)
+        assert pager.report()["retries"] == 1
+
+
+def test_an_error_that_stays_names_file_and_record(path: Path, records: list[ExpertRecord]) -> None:
+    with open_pager(path, records, num_slots=4, fault=failing(2, 9, None)) as pager:
+        with pytest.raises(
+            ExpertUnavailable,
+            match=r"experts\.bin: layer 2, expert 1 cannot be read .*Input/output",
+        ):
+            pager.acquire(2, [0, 1, 2])
+        assert pager.num_leased == 0
+        with pager.acquire(2, [0, 1, 2]) as lease:  # the disk has recovered
+            assert_right(pager, lease)
+
+
+def test_whatever_a_read_raises_reaches_the_one_who_waits(
+    path: Path, records: list[ExpertRecord]
+) -> None:
+    fault = failing(2, 9, RuntimeError("the driver is gone"))
+    with (
+        open_pager(path, records, fault=fault) as pager,
+        pytest.raises(ExpertUnavailable, match="the driver is gone"),
+    ):
+        pager.acquire(2, [1])
+
+
+def test_damage_is_found_at_the_first_load_and_named(
+    path: Path, records: list[ExpertRecord]
+) -> None:
+    content = bytearray(path.read_bytes())
+    content[9 * SLOT_BYTES + 5] ^= 1
+    path.write_bytes(content)
+    with open_pager(path, records) as pager:
+        pager.acquire(2, [0]).release()
+        with pytest.raises(ExpertUnavailable, match=r"layer 2, expert 1 is damaged \(CRC-32"):
+            pager.acquire(2, [1])
+        assert pager.num_leased == 0
+
+
+def test_damage_on_the_way_is_cured_by_a_fresh_read(
+    path: Path, records: list[ExpertRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import zlib
+
+    checks = []
+
+    def flaky(content: memoryview) -> int:
+        checks.append(1)
+        return zlib_crc32(content) ^ (len(checks) == 1)
+
+    zlib_crc32 = zlib.crc32
+    monkeypatch.setattr("deeptalk_edge.runtime.experts.reader.zlib.crc32", flaky)
+    with open_pager(path, records) as pager, pager.acquire(2, [1]) as lease:
+        assert_right(pager, lease)
+        assert len(checks) == 2
+
+
+@pytest.mark.parametrize(("paranoid", "notices"), [(False, False), (True, True)])
+def test_only_a_paranoid_pager_checks_every_load(
+    path: Path, records: list[ExpertRecord], paranoid: bool, notices: bool
+) -> None:
+    with open_pager(path, records, num_slots=1, paranoid=paranoid) as pager:
+        pager.acquire(2, [1]).release()
+        pager.acquire(2, [0]).release()
+        with path.open("r+b") as file:
+            file.seek(9 * SLOT_BYTES)
+            file.write(b"other")
+        if notices:
+            with pytest.raises(ExpertUnavailable, match="is damaged"):
+                pager.acquire(2, [1])
+        else:
+            pager.acquire(2, [1]).release()
+
+
+def test_a_file_that_shrank_is_an_error_and_no_crash(
+    path: Path, records: list[ExpertRecord]
+) -> None:
+    with open_pager(path, records) as pager:
+        path.open("r+b").truncate(9 * SLOT_BYTES)
+        pager.acquire(2, [0]).release()
+        with pytest.raises(
+            ExpertUnavailable, match=r"layer 2, expert 1 cannot be read .*too early"
+        ):
+            pager.acquire(2, [1])
+
+
+def test_a_failed_hint_hurts_nobody(path: Path, records: list[ExpertRecord]) -> None:
+    with open_pager(path, records, num_slots=4, fault=failing(2, 9, None)) as pager:
+        pager.hint(2, [1])
+        pager.drain()
+        assert pager.report()["failures"] == 1
+        assert pager.residency.table.num_free == 4
+        with pager.acquire(2, [1]) as lease:
+            assert_right(pager, lease)
+
+
+class Gate:
+    """Holds up every read of the guessed records until it is opened."""
+
+    def __init__(self, *numbers: int) -> None:
+        self.numbers, self.opened = numbers, threading.Event()
+        self.held = threading.Event()
+
+    def __call__(self, offset: int, buffer: memoryview) -> None:
+        if offset // SLOT_BYTES in self.numbers:
+            self.held.set()
+            assert self.opened.wait(20)
+
+
+def test_a_hint_whose_layer_has_passed_is_called_off(
+    path: Path, records: list[ExpertRecord]
+) -> None:
+    gate = Gate(8)
+    with open_pager(path, records, fault=gate, readers=1) as pager:
+        pager.hint(2, [0])
+        assert gate.held.wait(20)
+        pager.hint(2, [5, 6])  # behind it, not begun
+        threading.Timer(0.05, gate.opened.set).start()
+        pager.acquire(2, [6]).release()
+        pager.drain()
+        report = pager.report()
+        assert report["guesses_cancelled"] == 1
+        assert report["guesses_late"] == 1
+        assert report["moved_bytes"]["hint"] == 2 * records[0].bytes
+        assert pager.addresses(2)[5] == 0
+
+
+def test_a_demand_overtakes_hints(path: Path, records: list[ExpertRecord]) -> None:
+    order: list[int] = []
+    gate = Gate(8)
+
+    def fault(offset: int, buffer: memoryview) -> None:
+        order.append(offset // SLOT_BYTES)
+        gate(offset, buffer)
+
+    with open_pager(path, records, fault=fault, readers=1) as pager:
+        pager.hint(2, [0, 1, 2])
+        assert gate.held.wait(20)
+        threading.Timer(0.05, gate.opened.set).start()
+        pager.acquire(4, [7]).release()
+        pager.drain()
+    assert order[1:4] == [31, 31, 31]  # behind the chunk that was under way, before its next one
+    assert sorted(order[4:]) == [8, 8, 9, 9, 9, 10, 10, 10]
+
+
+def test_listening_sweeps_what_the_question_before_used(
+    path: Path, records: list[ExpertRecord]
+) -> None:
+    with open_pager(path, records, num_slots=8, policy="phased") as pager:
+        pager.enter(Phase.THINKING)
+        pager.acquire(1, [2, 3]).release()
+        pager.acquire(3, [4]).release()
+        pager.enter(Phase.SPEAKING)
+        for _ in range(5):
+            pager.enter(Phase.SPEAKING)
+            pager.acquire(2, range(8)).release()
+        pager.enter(Phase.LISTENING)
+        pager.drain()
+        assert pager.report()["loads"]["sweep"] == 3
+        pager.enter(Phase.THINKING)
+        misses = pager.report()["misses"]
+        pager.acquire(1, [2, 3]).release()
+        pager.acquire(3, [4]).release()
+        assert pager.report()["misses"] == misses
+
+
+def test_more_experts_than_slots_are_refused_but_by_waves(
+    path: Path, records: list[ExpertRecord]
+) -> None:
+    with open_pager(path, records, num_slots=3) as pager:
+        with pytest.raises(ValueError, match="4 experts at once, the pool holds 3: use waves"):
+            pager.acquire(1, [0, 1, 2, 3])
+        seen = []
+        for lease in pager.waves(1, [6, 0, 2, 5]):
+            assert_right(pager, lease)
+            seen += list(lease.slots)
+        assert seen == [0, 2, 5, 6]
+
+
+def test_waves_that_are_left_early_leave_no_lease(path: Path, records: list[ExpertRecord]) -> None:
+    with open_pager(path, records, num_slots=4) as pager:
+        waves: Iterator[Lease] = pager.waves(1, range(8))
+        next(waves)
+        assert pager.num_leased > 0
+        del waves
+        pager.drain()
+        assert pager.num_leased == 0
+
+
+def test_a_poisoned_slot_gives_a_stale_reader_away(path: Path, records: list[ExpertRecord]) -> None:
+    gate = Gate(1)
+    with open_pager(path, records, num_slots=1, poison=True, fault=gate) as pager:
+        pool = pager.pool
+        assert isinstance(pool, CpuPool)
+        lease = pager.acquire(1, [0])
+        stale = pool.memory[lease.slots[0]].view(np.float32)
+        assert np.isfinite(stale[:100]).all()
+        lease.release()  # too early: `stale` is still in use
+        pager.hint(1, [1])
+        assert gate.held.wait(20)
+        assert np.isnan(stale).all()
+        gate.opened.set()
+
+
+class Kernel:
+    """A fence that is done when we say so."""
+
+    def __init__(self) -> None:
+        self.over = threading.Event()
+
+    def is_done(self) -> bool:
+        return self.over.is_set()
+
+    def wait(self) -> None:
+        assert self.over.wait(20)
+
+
+def test_a_slot_is_not_reused_before_its_fence(path: Path, records: list[ExpertRecord]) -> None:
+    with open_pager(path, records, num_slots=1) as pager:
+        kernel = Kernel()
+        lease = pager.acquire(1, [0])
+        slot = lease.slots[0]
+        lease.release(kernel)
+        assert pager.residency.table.state(slot) is SlotState.LEASED
+        threading.Timer(0.05, kernel.over.set).start()
+        with pager.acquire(1, [1]) as after:
+            assert kernel.is_done()
+            assert after.slots[1] == slot
+
+
+def test_two_sessions_never_mix_their_leases(path: Path, records: list[ExpertRecord]) -> None:
+    failures: list[BaseException] = []
+
+    def session(seed: int) -> None:
+        try:
+            walk(pager, num_steps=60, seed=seed)
+        except BaseException as failure:
+            failures.append(failure)
+
+    with open_pager(path, records, num_slots=5, policy="phased", poison=True) as pager:
+        threads = [threading.Thread(target=session, args=(seed,)) for seed in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert not any(thread.is_alive() for thread in threads)
+        assert failures == []
+        assert pager.num_leased == 0
+
+
+def test_an_expert_that_two_sessions_hold_stays_until_both_have_done(
+    path: Path, records: list[ExpertRecord]
+) -> None:
+    with open_pager(path, records, num_slots=1) as pager:
+        one, other = pager.acquire(1, [0]), pager.acquire(1, [0])
+        one.release()
+        one.release()
+        assert_right(pager, other)
+        assert pager.residency.table.state(other.slots[0]) is SlotState.LEASED
+        other.release()
+        assert pager.num_leased == 0
+
+
+def test_closing_in_mid_read_ends_every_wait_and_thread(
+    path: Path, records: list[ExpertRecord]
+) -> None:
+    gate = Gate(0)
+    pager = open_pager(path, records, num_slots=4, fault=gate)
+    caught: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            pager.acquire(1, [0])
+        except ExpertUnavailable as error:
+            caught.append(error)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    assert gate.held.wait(20)
+    pager.hint(2, range(8))
+    threading.Timer(0.05, gate.opened.set).start()
+    pager.close()
+    waiting.join(20)
+    assert len(caught) == 1
+    assert not [t for t in threading.enumerate() if t.name.startswith("expert-reader")]
+    with pytest.raises(ExpertUnavailable, match="the pager is closed"):
+        pager.acquire(1, [0])
+    pager.close()
+
+
+def test_a_pool_shrinks_between_turns_and_no_further_than_allowed(
+    path: Path, records: list[ExpertRecord]
+) -> None:
+    with open_pager(path, records, num_slots=8, least_slots=3) as pager:
+        pager.acquire(1, range(8)).release()
+        assert pager.shrink(64) == 5
+        assert np.count_nonzero(pager.addresses(1)) == 3
+        walk(pager, num_steps=10, seed=0)
+        assert pager.report()["slots"] == 3
+        assert pager.shrink(64) == 0
+
+
+def test_a_turn_reports_its_own_counts_and_gives_memory_back_only_under_pressure(
+    path: Path, records: list[ExpertRecord]
+) -> None:
+    plenty, little = MemoryReading(10**9, 0.0), MemoryReading(10**8, 0.0)
+    with open_pager(path, records, num_slots=8, least_slots=6) as pager:
+        pager.acquire(1, [0, 1]).release()
+        first = pager.end_turn(plenty)
+        assert (first["misses"], first["slots"], first["slots_given_back"]) == (2, 8, 0)
+        assert first["misses_by_layer"] == [2, 0, 0, 0]
+        pager.acquire(1, [1, 2]).release()
+        second = pager.end_turn(little)
+        assert (second["hits"], second["misses"]) == (1, 1)
+        assert second["moved_bytes"]["demand"] == records[0].bytes
+        assert (second["slots"], second["slots_given_back"]) == (6, 2)
+        json.dumps(second)
+
+
+@pytest.mark.parametrize(
+    "change", [{"bytes": SLOT_BYTES + 1}, {"offset": NUM_RECORDS * SLOT_BYTES}, {"offset": 512}]
+)
+def test_a_record_that_fits_no_slot_or_file_is_refused_at_once(
+    path: Path, records: list[ExpertRecord], change: dict[str, int]
+) -> None:
+    fields = {name: getattr(records[9], name) for name in records[9].__slots__} | change
+    records[9] = ExpertRecord(**fields)
+    with pytest.raises(ArtifactError, match="layer 2, expert 1 has"):
+        open_pager(path, records)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"readers": 0}, {"wave_experts": 0}, {"sweep_share": 1.5}, {"chunk_bytes": 5000}]
+)
+def test_settings_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        PagerSettings(**wrong)  # type: ignore[arg-type]
+
+
+def test_guesses_give_way_to_a_demand_that_finds_no_slot(
+    path: Path, records: list[ExpertRecord]
+) -> None:
+    gate = Gate(8)
+    with open_pager(path, records, num_slots=3, fault=gate, readers=1) as pager:
+        pager.hint(2, [0, 1, 2])
+        assert gate.held.wait(20)
+        threading.Timer(0.05, gate.opened.set).start()
+        with pager.acquire(4, [6, 7]) as lease:
+            assert_right(pager, lease)
+        assert pager.report()["guesses_cancelled"] == 2
+
+
+def test_an_interrupted_wait_leaves_no_lease(
+    path: Path, records: list[ExpertRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(0)
+
+    def interrupt(timeout: float | None = None) -> bool:
+        raise KeyboardInterrupt
+
+    with open_pager(path, records, num_slots=4, fault=gate) as pager:
+        with monkeypatch.context() as patch:
+            patch.setattr(pager._moved, "wait", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                pager.acquire(1, [0, 1])
+        assert pager.num_leased == 0
+        gate.opened.set()
+        with pager.acquire(1, [0, 1]) as lease:
+            assert_right(pager, lease)

@@ -1,0 +1,105 @@
+"""A policy says what to keep; it decides speed and never an answer."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from deeptalk_edge.runtime.experts.policy import (
+    POLICIES,
+    Decayed,
+    Lru,
+    Phase,
+    Phased,
+    Pinned,
+    Policy,
+    Profile,
+)
+
+NUM_EXPERTS, NUM_LAYERS = 4, 3
+NUM_KEYS = NUM_EXPERTS * NUM_LAYERS
+
+
+def worths(policy: Policy) -> list[float]:
+    found: list[float] = policy.worth(np.arange(NUM_KEYS)).tolist()
+    return found
+
+
+def least(policy: Policy, keys: list[int]) -> int:
+    return keys[int(policy.worth(np.array(keys)).argmin())]
+
+
+def test_lru_lets_go_of_what_was_used_longest_ago() -> None:
+    policy = Lru(NUM_KEYS)
+    policy.use([1, 2])
+    policy.use([3])
+    policy.use([1])
+    assert least(policy, [1, 2, 3]) == 2
+
+
+def test_a_count_fades_and_a_tie_goes_to_the_older() -> None:
+    policy = Decayed(NUM_KEYS)
+    policy.begin(Phase.SPEAKING)
+    for _ in range(3):
+        policy.use([1])
+    for _ in range(60):
+        policy.begin(Phase.SPEAKING)
+    policy.use([2])
+    assert least(policy, [1, 2]) == 1
+    policy.use([3])
+    assert least(policy, [2, 3]) == 2
+
+
+def test_counts_survive_any_number_of_passes() -> None:
+    policy = Decayed(NUM_KEYS)
+    for _ in range(20_000):
+        policy.begin(Phase.SPEAKING)
+        policy.use([5])
+    assert np.isfinite(worths(policy)).all()
+    assert worths(policy)[5] == pytest.approx(20, rel=0.01)
+
+
+def test_a_question_learns_its_experts_and_the_next_one_sweeps_them() -> None:
+    policy = Phased(NUM_KEYS, NUM_EXPERTS)
+    policy.begin(Phase.LISTENING)
+    assert policy.sweep(NUM_KEYS) == []
+    policy.begin(Phase.THINKING)
+    policy.use([9, 8])
+    policy.use([1])
+    policy.begin(Phase.SPEAKING)
+    policy.use([4])
+    policy.begin(Phase.LISTENING)
+    assert policy.sweep(NUM_KEYS) == [1, 8, 9]
+    assert policy.sweep(1) == [1]
+
+
+def test_the_questions_experts_are_worth_more_until_their_layer_has_passed() -> None:
+    listen, speak = np.zeros((NUM_LAYERS, NUM_EXPERTS)), np.zeros((NUM_LAYERS, NUM_EXPERTS))
+    listen[1, 0] = 1.0  # key 4
+    speak[1, 1] = 0.1  # key 5
+    policy = Phased(NUM_KEYS, NUM_EXPERTS, Profile(listen, speak))
+    policy.begin(Phase.SPEAKING)
+    assert least(policy, [5, 4]) == 4
+    policy.begin(Phase.LISTENING)
+    assert least(policy, [4, 5]) == 5
+    policy.begin(Phase.THINKING)
+    policy.use([0])
+    assert least(policy, [4, 5]) == 5
+    policy.use([6])
+    assert least(policy, [4, 5]) == 4
+
+
+def test_what_is_pinned_is_worth_more_than_anything() -> None:
+    policy = Pinned(Lru(NUM_KEYS), [2])
+    policy.use([2])
+    policy.use([1])
+    assert least(policy, [1, 2]) == 1
+    assert worths(policy)[2] == np.inf
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_an_expected_expert_is_worth_more_than_one_used_once(name: str) -> None:
+    policy = POLICIES[name](NUM_KEYS, NUM_EXPERTS, None)
+    policy.begin(Phase.SPEAKING)
+    policy.use([1])
+    assert policy.expected_worth(2) > worths(policy)[1]

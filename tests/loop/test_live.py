@@ -1,0 +1,147 @@
+"""The loop in its threads, in real time: short, as real time is slow."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deeptalk_edge import Conversation
+from deeptalk_edge.cli import main
+from deeptalk_edge.errors import DeviceLost
+from deeptalk_edge.runtime.audio.echo import NoCanceller
+from deeptalk_edge.runtime.audio.end_of_turn import FixedHangover
+from deeptalk_edge.runtime.audio.virtual_port import VirtualPort, recording
+from deeptalk_edge.runtime.audio.wav import WavWriter, read_wav
+from deeptalk_edge.runtime.audio.wav_port import WavPort
+from deeptalk_edge.runtime.bundle import Bundle
+from deeptalk_edge.runtime.events import SpeechEnded, TurnDone
+from deeptalk_edge.runtime.loop.fake_talker import FakeTalker
+from deeptalk_edge.runtime.loop.live import Hearing, LiveConversation
+from deeptalk_edge.runtime.loop.recorder import Recorder
+from deeptalk_edge.trace import Trace
+from tests.loop.scenes import LoudnessDetector
+from tests.runtime.sounds import silence, voice
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+SPOKEN = sorted((ROOT / "checkpoints" / "tiny" / "questions").glob("*.wav"))[0]
+HEARING = Hearing(
+    detector=LoudnessDetector(), canceller=NoCanceller(), end_of_turn=FixedHangover(500)
+)
+
+
+@pytest.fixture(autouse=True)
+def _watchdog() -> Iterator[None]:
+    faulthandler.dump_traceback_later(60, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.fixture
+def question(tmp_path: Path) -> Path:
+    path = tmp_path / "question.wav"
+    with WavWriter(path, 16000) as writer:
+        writer.write(np.concatenate([silence(0.3), voice(0.7), silence(0.7)]))
+    return path
+
+
+def test_a_spoken_question_gets_a_spoken_answer_in_real_time(
+    bundle: Bundle, question: Path, tmp_path: Path
+) -> None:
+    port = WavPort(question, tmp_path / "answer.wav")
+    trace = Trace()
+    with (
+        Recorder(tmp_path / "session") as recorder,
+        Conversation(bundle) as talk,
+        talk.listen(port, hearing=HEARING, recorder=recorder, trace=trace) as live,
+    ):
+        for event in live:
+            if isinstance(event, TurnDone):
+                live.stop()
+                done = event
+    assert done.voice is not None
+    assert done.voice.was_on_trial
+    assert done.voice.heard_s == done.metrics.audio_s == pytest.approx(17 * 2048 / 24000)
+    assert done.voice.audible_ms is not None
+    assert done.voice.audible_ms >= done.voice.hangover_ms == pytest.approx(500, abs=200)
+    assert np.count_nonzero(read_wav(tmp_path / "answer.wav").pcm) > 1.4 * 24000
+    heard = read_wav(tmp_path / "session" / "microphone.wav")
+    played = read_wav(tmp_path / "session" / "loudspeaker.wav")
+    assert len(heard.pcm) == len(played.pcm)
+    trace.save(tmp_path / "trace.json")
+    names = {
+        event["name"] for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    }
+    assert names >= {"frame", "encode", "prefill", "row", "speaking", "queued_ms"}
+
+
+def test_the_command_talks_through_wav_files(
+    bundle_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with WavWriter(tmp_path / "spoken.wav", 16000) as writer:  # this encoder hears 2 s at a time
+        writer.write(read_wav(SPOKEN).pcm[: int(1.3 * 16000)])
+    microphone = str(tmp_path / "spoken.wav")
+    argv = ["run", "--bundle", str(bundle_path), "--mic", "--input-device", microphone]
+    argv += ["--output-device", str(tmp_path / "out.wav"), "--hangover", "fixed", "--json"]
+    argv += ["--trace", str(tmp_path / "trace.json"), "--no-echo-canceller"]
+    assert main(argv) == 0
+    (turn,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert turn["turn"] == 1
+    assert turn["audible_ms"] >= turn["queued_ms"] > 0
+    assert turn["encoder_ms"] > 0
+    assert turn["underruns"] == 0
+    assert read_wav(tmp_path / "out.wav").seconds > 2
+    assert json.loads((tmp_path / "trace.json").read_text())["otherData"]["dropped_events"] == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--mic", "--text", "x"], "--text does not go with --mic"),
+        (["--mic", "--out", "x.wav"], "--out does not go with --mic"),
+        (["--text", "x", "--trace", "x.json"], "--trace needs --mic"),
+        (["--text", "x", "--no-speculation"], "--no-speculation needs --mic"),
+        (["--mic", "--output-device", "x.wav"], "--input-device must be one, too"),
+        (["--mic", "--input-device", "absent.wav"], "absent.wav"),
+        (["--mic", "--turn-model", "absent.onnx"], "absent.onnx"),
+    ],
+)
+def test_a_wrong_wish_is_refused(
+    bundle_path: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "--bundle", str(bundle_path), *flags]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_device_that_cannot_be_opened_is_told_at_once() -> None:
+    port = VirtualPort(recording(silence(1)))
+    port.lose("no such device: 'Anna'")
+    live = LiveConversation(FakeTalker(), port, hearing=HEARING)
+    with live, pytest.raises(DeviceLost, match="Anna"):
+        list(live)
+
+
+def test_a_bug_in_a_thread_ends_the_conversation_and_is_told(question: Path) -> None:
+    class Broken(FakeTalker):
+        def begin(self, question: object) -> object:  # type: ignore[override]
+            raise ZeroDivisionError("a bug")
+
+    before = threading.active_count()
+    live = LiveConversation(Broken(), WavPort(question, is_realtime=False), hearing=HEARING)  # type: ignore[arg-type]
+    with live, pytest.raises(ZeroDivisionError, match="a bug"):
+        list(live)
+    assert threading.active_count() == before
+
+
+def test_a_slow_listener_loses_the_oldest_events_and_is_told_how_many() -> None:
+    live = LiveConversation(FakeTalker(), VirtualPort(recording(silence(1))), hearing=HEARING)
+    for number in range(5000):
+        live._emit(SpeechEnded(float(number)))
+    assert live.num_dropped_events == 5000 - 4096
+    assert next(iter(live)) == SpeechEnded(904.0)

@@ -1,0 +1,166 @@
+"""The loop's parts, one by one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deeptalk_edge.errors import AudioError
+from deeptalk_edge.runtime.audio.ports import MicFrame
+from deeptalk_edge.runtime.audio.virtual_port import VirtualPort, recording
+from deeptalk_edge.runtime.events import AudioChunk, TextPiece
+from deeptalk_edge.runtime.loop.clock import WallClock
+from deeptalk_edge.runtime.loop.ear import Ear
+from deeptalk_edge.runtime.loop.fake_talker import FakeTalker
+from deeptalk_edge.runtime.loop.mind import Begin, Delivery, Discard, Made, Mind, Settle, Settled
+from deeptalk_edge.runtime.loop.recorder import Recorder
+from deeptalk_edge.runtime.loop.reply import Reply
+from deeptalk_edge.trace import NO_TRACE, Trace
+
+QUESTION = np.zeros(16000, np.float32)
+
+
+def frame(value: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    return np.full(320, value, np.float32)
+
+
+def test_an_utterance_is_cut_to_the_sample_and_dropped_sound_is_silence() -> None:
+    ear = Ear()
+    for number in (1, 2, 3, 5):  # the fourth was dropped
+        ear.push(number * 320, frame(number))
+    ear.open(500)
+    ear.push(6 * 320, frame(6))
+    pcm = ear.utterance(6 * 320 + 7, longest=10**6)
+    expected = np.repeat([1, 2, 3, 0, 5, 6], [140, 320, 320, 320, 320, 7])
+    np.testing.assert_array_equal(pcm, expected)
+    np.testing.assert_array_equal(ear.utterance(6 * 320, longest=330), np.repeat([0, 5], [10, 320]))
+
+
+def test_an_ear_without_an_utterance_keeps_three_seconds() -> None:
+    ear = Ear()
+    for number in range(1000):
+        ear.push(number * 320, frame(0))
+    assert len(ear._frames) == 151
+    ear.open(850 * 320)
+    for number in range(1000, 2000):
+        ear.push(number * 320, frame(0))
+    assert len(ear.utterance(2000 * 320, longest=10**9)) == 1150 * 320
+
+
+def test_the_wall_clock_goes_by_the_earliest_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 0.0
+    monkeypatch.setattr("time.perf_counter", lambda: now_s)
+    clock = WallClock()
+    for number, late_s in enumerate([0.05, 0.01, 0.2, 0.03]):
+        now_s = 100 + 0.02 * number + late_s
+        clock.arrived(320 * (number + 1))
+    assert clock.now() == 320 * 4 + 16 * 20  # 30 ms late, where 10 ms are usual
+
+
+def test_the_wall_clock_follows_a_microphone_that_drifts(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 0.0
+    monkeypatch.setattr("time.perf_counter", lambda: now_s)
+    clock = WallClock()
+    for number in range(60 * 60 * 50):
+        now_s = 0.02 * number * 1.0002  # 200 ppm: 720 ms in an hour
+        clock.arrived(320 * (number + 1))
+    assert abs(clock.now() - 320 * 60 * 60 * 50) < 16 * 25
+
+
+def test_a_trace_holds_spans_counters_and_moments(tmp_path: Path) -> None:
+    trace = Trace(max_events=3)
+    for _ in range(2):
+        with trace.span("row", epoch=3):
+            trace.count("queued_ms", 40.0)
+    trace.mark("speaking")
+    trace.save(tmp_path / "trace.json")
+    content = json.loads((tmp_path / "trace.json").read_text())
+    assert [(e["name"], e["ph"]) for e in content["traceEvents"]] == [
+        ("queued_ms", "C"),
+        ("row", "X"),
+        ("speaking", "i"),
+    ]
+    assert content["traceEvents"][1]["args"] == {"epoch": 3}
+    assert content["traceEvents"][1]["dur"] >= 0
+    assert content["otherData"]["dropped_events"] == 2
+
+
+def test_no_trace_collects_nothing() -> None:
+    with NO_TRACE.span("row"):
+        NO_TRACE.count("x", 1)
+        NO_TRACE.mark("y")
+    assert not NO_TRACE._events
+
+
+def test_a_recording_that_cannot_be_kept_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(AudioError, match="cannot be written"):
+        Recorder(tmp_path / "taken")
+
+
+def test_a_mind_stops_when_its_budget_is_spent_and_ignores_orders_for_the_void() -> None:
+    talker, made = FakeTalker(), list[Delivery]()
+    mind = Mind(talker, made.append, trace=NO_TRACE)
+    mind.post(Begin(5, QUESTION))
+    mind.allow(5, 4000)
+    while mind.work():
+        pass
+    assert talker.made_samples == 2 * 2048
+    mind.post(Discard(4))
+    mind.post(Settle(4, 0))
+    mind.allow(4, 10**9)
+    while mind.work():
+        pass
+    assert (talker.num_discarded, talker.history) == (0, [])
+    assert talker.made_samples == 2 * 2048
+    mind.post(Settle(5, 2048))
+    while mind.work():
+        pass
+    assert isinstance(made[-1], Settled)
+    assert [type(delivery) for delivery in made[:-1]] == [Made, Made]
+
+
+def test_a_reply_is_silent_until_it_is_committed_and_goes_on_where_it_was_held() -> None:
+    port = VirtualPort(recording(np.zeros(16000, np.float32)), device_ms=0)
+    port.open()
+    reply = Reply(0, port)
+    reply.add(TextPiece("hi"))
+    reply.add(AudioChunk(np.linspace(1 / 48000, 1, 48000, dtype=np.float32)))
+    assert reply.send() == []
+    reply.is_committed = reply.is_written = True
+    assert sum(chunk.pcm.size for chunk in reply.send()) == 24000  # a second waits at most
+    for _ in range(10):
+        port.read(0.0)
+    assert reply.heard == 4800
+    held = reply.hold()
+    port.read(0.0)
+    assert reply.heard == held == 4800 + 120  # the fade counts as heard
+    assert reply.send() == []
+    reply.resume()
+    assert reply.send()[0].pcm[0] == pytest.approx((held + 1) / 48000)
+    while not reply.is_heard:
+        reply.send()
+        port.read(0.0)
+    assert reply.heard == 48000
+    assert port.counters().underruns == 0
+
+
+def test_a_recording_is_two_files_of_one_length(tmp_path: Path) -> None:
+    silent = np.zeros(320, np.float32)
+    with Recorder(tmp_path / "session") as recorder:
+        recorder.push(MicFrame(silent, silent, 0))
+    assert sorted(path.name for path in (tmp_path / "session").iterdir()) == [
+        "loudspeaker.wav",
+        "microphone.wav",
+    ]
+
+
+def test_importing_the_package_imports_nothing_else() -> None:
+    code = "import sys, deeptalk_edge; print('numpy' in sys.modules, deeptalk_edge.Conversation)"
+    shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert shown.stdout.startswith("False <class 'deeptalk_edge.runtime.conversation.Conversation'")

@@ -1,0 +1,121 @@
+"""The shipped checkpoint in the loop, on a virtual clock: its words do not depend on timing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from deeptalk_edge.export.bundle import ExportSettings, export_bundle
+from deeptalk_edge.features import RATE_HZ
+from deeptalk_edge.runtime.audio.vad import WebRtcDetector
+from deeptalk_edge.runtime.audio.virtual_port import VirtualPort, recording
+from deeptalk_edge.runtime.audio.wav import read_wav
+from deeptalk_edge.runtime.bundle import Bundle
+from deeptalk_edge.runtime.conversation import Conversation
+from deeptalk_edge.runtime.events import AudioChunk, BargedIn, LiveEvent, TurnDone
+from deeptalk_edge.runtime.loop.settings import LoopSettings
+from deeptalk_edge.runtime.loop.simulation import Simulation
+
+Array = NDArray[np.float32]
+
+CHECKPOINT = Path(__file__).parent.parent.parent / "checkpoints" / "tiny"
+QUESTIONS = sorted((CHECKPOINT / "questions").glob("*.wav"))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    place = tmp_path_factory.mktemp("tiny") / "bundle"
+    export_bundle(CHECKPOINT, place, ExportSettings())
+    return Bundle.open(place)
+
+
+def silence(seconds: float) -> Array:
+    return np.zeros(int(seconds * RATE_HZ), np.float32)
+
+
+def question(number: int, *, pause_s: float = 0.0) -> Array:
+    """A recorded question at 16 kHz, with a pause in its middle."""
+    sound = read_wav(QUESTIONS[number])
+    assert sound.rate_hz == RATE_HZ
+    middle = len(sound.pcm) // 2
+    return np.concatenate([sound.pcm[:middle], silence(pause_s), sound.pcm[middle:]])
+
+
+def talk(
+    bundle: Bundle, microphone: Array, settings: LoopSettings, *, step_ms: float = 5.0
+) -> tuple[list[LiveEvent], Conversation]:
+    """All that happens while this is heard."""
+    events: list[LiveEvent] = []
+    conversation = Conversation(bundle)
+    simulation = Simulation(
+        conversation,
+        VirtualPort(recording(microphone)),
+        detector=WebRtcDetector(),
+        settings=settings,
+        step_ms=lambda: step_ms,
+        emit=events.append,
+    )
+    simulation.run(len(microphone) / RATE_HZ)
+    return events, conversation
+
+
+def said(events: list[LiveEvent]) -> tuple[list[str], Array]:
+    """The texts of all turns, and all their sound."""
+    sound = [event.pcm for event in events if isinstance(event, AudioChunk)]
+    return [event.text for event in events if isinstance(event, TurnDone)], np.concatenate(sound)
+
+
+def test_an_answer_begun_on_trial_is_the_same_to_the_last_sample(tiny: Bundle) -> None:
+    microphone = np.concatenate(
+        [silence(0.5), question(0), silence(6), question(1, pause_s=0.3), silence(7)]
+    )
+    texts, sounds = [], []
+    for is_speculating, step_ms in [(False, 5.0), (True, 5.0), (True, 25.0)]:
+        settings = LoopSettings(is_speculating=is_speculating)
+        events, conversation = talk(tiny, microphone, settings, step_ms=step_ms)
+        turns = [event for event in events if isinstance(event, TurnDone)]
+        assert [turn.voice is not None and turn.voice.was_on_trial for turn in turns] == [
+            is_speculating
+        ] * 2
+        if is_speculating:
+            assert turns[1].voice is not None
+            assert turns[1].voice.num_discarded > 0
+        text, sound = said(events)
+        texts.append(text)
+        sounds.append(sound)
+        conversation.close()
+    assert texts[0] == texts[1] == texts[2]
+    assert len(texts[0]) == 2
+    for sound in sounds[1:]:
+        np.testing.assert_array_equal(sound, sounds[0])
+
+
+def test_the_shipped_checkpoint_understands_what_the_loop_cuts_out(tiny: Bundle) -> None:
+    num_right = 0
+    for number in range(4):
+        microphone = np.concatenate([silence(0.5), question(number), silence(9)])
+        events, conversation = talk(tiny, microphone, LoopSettings())
+        wanted = QUESTIONS[number].with_suffix(".txt").read_text(encoding="utf-8").splitlines()[-1]
+        num_right += said(events)[0] == [wanted]
+        conversation.close()
+    assert num_right >= 3  # it mishears a room number now and then
+
+
+def test_a_cut_answer_keeps_whole_words_that_were_heard_and_the_next_one_follows(
+    tiny: Bundle,
+) -> None:
+    start = np.concatenate([silence(0.5), question(0), silence(2.2)])
+    events, conversation = talk(
+        tiny, np.concatenate([start, question(1), silence(7)]), LoopSettings()
+    )
+    cut, second = (event for event in events if isinstance(event, TurnDone))
+    assert any(isinstance(event, BargedIn) for event in events)
+    whole = said(talk(tiny, np.concatenate([start, silence(5)]), LoopSettings())[0])[0][0]
+    assert whole.startswith(cut.text)
+    assert 0 < len(cut.text.split()) < len(whole.split())
+    assert second.text
+    ids = conversation._history._past[0].answer
+    assert conversation._tokenizer.decode(ids.tolist()).strip() == cut.text

@@ -1,0 +1,173 @@
+"""The state machine: total, bounded, and never speaking for an attempt that is void."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deeptalk_edge.errors import SettingsError
+from deeptalk_edge.runtime.loop import signals
+from deeptalk_edge.runtime.loop.settings import LoopSettings
+from deeptalk_edge.runtime.loop.signals import (
+    AnswerFailed,
+    AnswerHeard,
+    Command,
+    Frame,
+    HangoverChosen,
+    SoundBegan,
+)
+from deeptalk_edge.runtime.loop.states import FRAME, Loop, State, step
+
+SETTINGS = LoopSettings(
+    max_utterance_ms=2000, thinking_ms=1000, speaking_ms=3000, recovering_ms=9000
+)
+
+_epochs = st.integers(0, 4)
+_events = st.one_of(
+    st.booleans().map(Frame),
+    st.booleans().map(Frame),
+    st.booleans().map(Frame),
+    st.sampled_from([160, 500, 1200]).map(HangoverChosen),
+    st.builds(SoundBegan, _epochs, st.booleans()),
+    _epochs.map(AnswerHeard),
+    _epochs.map(AnswerFailed),
+    st.sampled_from([c for c in Command if c is not Command.STOP]),
+)
+# Long runs of one kind of frame lead where single ones never get.
+_script = st.lists(st.tuples(_events, st.integers(1, 40)), max_size=60)
+
+
+class Attempts:
+    """Follows the actions, and complains about any that makes no sense."""
+
+    def __init__(self) -> None:
+        self.begun: set[int] = set()
+        self.committed: set[int] = set()
+        self.over: set[int] = set()
+        self.held: set[int] = set()
+        self.has_utterance = False
+
+    def follow(self, actions: tuple[signals.Action, ...]) -> None:
+        for action in actions:
+            match action:
+                case signals.OpenUtterance():
+                    self.has_utterance = True
+                case signals.DropUtterance():
+                    self.has_utterance = False
+                case signals.BeginAnswer(epoch):
+                    assert self.has_utterance
+                    assert epoch not in self.begun
+                    assert self.begun == self.over, "an attempt is still open"
+                    self.begun.add(epoch)
+                case signals.CommitAnswer(epoch):
+                    self._open(epoch)
+                    assert epoch not in self.committed
+                    self.committed.add(epoch)
+                case signals.DiscardAnswer(epoch):
+                    self._open(epoch)
+                    self.over.add(epoch)
+                case signals.HoldAnswer(epoch):
+                    self._open(epoch)
+                    assert epoch not in self.held
+                    self.held.add(epoch)
+                case signals.ResumeAnswer(epoch):
+                    self._open(epoch)
+                    self.held.remove(epoch)
+                case signals.CutAnswer(epoch) | signals.KeepAnswer(epoch):
+                    self._open(epoch)
+                    assert epoch in self.committed
+                    self.over.add(epoch)
+
+    def _open(self, epoch: int) -> None:
+        assert epoch in self.begun - self.over
+
+
+@settings(max_examples=300, deadline=None)
+@given(script=_script, push_to_talk=st.booleans())
+def test_whatever_happens_attempts_are_begun_committed_and_ended_in_order(
+    script: list[tuple[signals.Event, int]], push_to_talk: bool
+) -> None:
+    chosen = replace(SETTINGS, push_to_talk=push_to_talk)
+    loop, now, attempts = Loop(), 0, Attempts()
+    for event, times in script:
+        for _ in range(times):
+            now += FRAME
+            epoch = loop.epoch
+            loop, actions = step(loop, event, now, chosen)
+            attempts.follow(actions)
+            assert loop.epoch >= epoch
+            assert loop.is_answering == (attempts.begun != attempts.over)
+            if loop.state in (State.SPEAKING, State.OVERLAP, State.THINKING):
+                assert loop.epoch in attempts.committed
+                assert loop.epoch not in attempts.held
+    loop, actions = step(loop, Command.STOP, now, chosen)
+    attempts.follow(actions)
+    assert attempts.begun == attempts.over
+    assert loop.state is State.STOPPED
+
+
+@settings(max_examples=300, deadline=None)
+@given(script=_script, flicker=st.lists(st.booleans(), min_size=1, max_size=8))
+def test_frames_alone_lead_out_of_every_state_in_bounded_time(
+    script: list[tuple[signals.Event, int]], flicker: list[bool]
+) -> None:
+    loop, now = Loop(), 0
+    for event, times in script:
+        for _ in range(times):
+            now += FRAME
+            loop, _ = step(loop, event, now, SETTINGS)
+    longest = max(SETTINGS.recovering_ms, SETTINGS.overlap_ms + SETTINGS.resume_answer_ms)
+    state, since, seen = loop.state, now, 0
+    while loop.state is state and state not in (State.LISTENING, State.STOPPED):
+        now += FRAME
+        loop, _ = step(loop, Frame(flicker[seen % len(flicker)]), now, SETTINGS)
+        seen += 1
+        assert now - since <= (longest + 20) * 16
+
+
+@pytest.mark.parametrize("state", list(State))
+@pytest.mark.parametrize("is_answering", [True, False])
+def test_every_state_takes_every_event(state: State, is_answering: bool) -> None:
+    events: list[signals.Event] = [
+        Frame(True),
+        Frame(False),
+        HangoverChosen(200),
+        SoundBegan(3),
+        AnswerHeard(3),
+        AnswerFailed(3),
+        *Command,
+    ]
+    for event in events:
+        for push_to_talk in (True, False):
+            loop = Loop(state=state, epoch=3, is_answering=is_answering)
+            chosen = replace(SETTINGS, push_to_talk=push_to_talk)
+            after, _ = step(loop, event, FRAME, chosen)
+            assert after.epoch in (3, 4)
+
+
+@pytest.mark.parametrize("event", [SoundBegan(2), AnswerHeard(2), AnswerFailed(2), SoundBegan(4)])
+@pytest.mark.parametrize("state", list(State))
+def test_news_of_another_epoch_changes_nothing(state: State, event: signals.Event) -> None:
+    loop = Loop(state=state, epoch=3, is_answering=True)
+    assert step(loop, event, FRAME, SETTINGS) == (loop, ())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"start_ms": 10},
+        {"forget_ms": 0},
+        {"speculate_ms": 500},
+        {"duck_ms": 300},
+        {"confirm_ms": 500},
+        {"duck_gain": 0.0},
+        {"pre_roll_ms": -1},
+        {"pre_roll_ms": 3000},
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(SettingsError, match=next(iter(wrong))):
+        LoopSettings(**wrong)  # type: ignore[arg-type]

@@ -1,0 +1,42 @@
+"""What the sources build, kept by their hash: every test run after the first finds it made."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import pytest
+
+from deeptalk_edge.runtime.backends.native_library import NativeLibrary
+from native.cpu.build import SOURCES, build
+
+_PLACE = Path(__file__).parents[3] / "build" / "native_tests"
+
+
+def library() -> NativeLibrary:
+    """The library for this processor; skips the test where there is no compiler."""
+    return NativeLibrary(library_place())
+
+
+def library_place() -> Path:
+    """Where it is; skips the test where there is no compiler."""
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler on this machine: the native kernels were not checked")
+    place = _PLACE / _version(compiler) / "libdeeptalk_cpu.so"
+    return place if place.is_file() else build(place, compiler)
+
+
+def check_program(compiler: str, *flags: str) -> Path:
+    """native/cpu/check.cpp and all that it checks, as a program."""
+    place = _PLACE / _version(compiler, *flags) / "check"
+    return place if place.is_file() else build(place, compiler, flags, is_check=True)
+
+
+def _version(*choices: str) -> str:
+    digest = hashlib.sha256(repr(choices).encode())
+    for path in sorted(SOURCES.iterdir()):
+        if path.is_file():
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]

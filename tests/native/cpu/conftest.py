@@ -1,0 +1,29 @@
+"""Every kernel path of this processor."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+
+import pytest
+
+from deeptalk_edge.runtime.backends.native_library import NativeContext, NativeLibrary
+from tests.native.cpu import built
+
+_X86_PATHS = ("avx512-bf16", "avx512", "avx2-vnni", "avx2")
+_FAST_PATHS = _X86_PATHS if platform.machine() == "x86_64" else ("neon-dotprod",)
+
+
+@pytest.fixture(scope="session")
+def library() -> NativeLibrary:
+    return built.library()
+
+
+@pytest.fixture(params=(*_FAST_PATHS, "portable"))
+def context(library: NativeLibrary, request: pytest.FixtureRequest) -> Iterator[NativeContext]:
+    """Every kernel path in turn, on two threads."""
+    if request.param not in library.path_names:
+        pytest.skip(f"this processor or compiler has no {request.param}")
+    context = NativeContext(library, path=request.param, threads=2)
+    yield context
+    context.close()

@@ -1,0 +1,192 @@
+"""The latent cache, attention over it, and Snake, on every kernel path against float64."""
+
+from __future__ import annotations
+
+from ctypes import byref, c_void_p
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from deeptalk_edge.errors import BackendError
+from deeptalk_edge.expert_record import from_bfloat16, to_bfloat16
+from deeptalk_edge.runtime.backends.native_library import (
+    CACHE_KINDS,
+    NativeContext,
+    NativeLibrary,
+    Pass,
+    address,
+)
+from tests.native.cpu.references import attention
+
+Array = NDArray[Any]
+
+TOLERANCE = {"float": 3e-6, "bfloat16": 6e-3}
+"""Of the largest value. One path rounds the queries to bfloat16 too."""
+
+
+def write_rows(context: NativeContext, rows: Array, latent: int, kind: str) -> tuple[Array, Array]:
+    """Rows (P, latent + rope) in a cache, and what the cache then stands for."""
+    rope = rows.shape[1] - latent
+    row_bytes = context.cache_row_bytes(latent, rope, kind)
+    cache = np.full(
+        (len(rows), row_bytes), 0xFF, np.uint8
+    )  # NaN, were it read before it is written
+    for row, place in zip(rows, cache, strict=True):
+        status = context.calls.dt_cache_write(
+            c_void_p(context.handle), latent, rope, CACHE_KINDS[kind], address(row), address(place)
+        )
+        context.check(status, "cache")
+    if kind == "bfloat16":
+        return cache, from_bfloat16(to_bfloat16(rows))
+    parts = []
+    for part in np.split(rows, [latent], axis=1):
+        largest = np.abs(part).max(axis=1, keepdims=True)
+        inverse = np.where(largest > 0, np.float32(127) / np.where(largest > 0, largest, 1), 0)
+        parts.append(np.rint(part * inverse.astype(np.float32)) * (largest / np.float32(127)))
+    return cache, np.concatenate(parts, axis=1)
+
+
+def attend(
+    context: NativeContext,
+    caches: list[Array],
+    queries: Array,
+    latent: int,
+    kind: str,
+    *,
+    position: int,
+    num_shared: int = 0,
+) -> Array:
+    """queries (B, T, H, latent + rope), rows [0, position + T) of every cache being written."""
+    num_items, num_rows, heads, width = queries.shape
+    own = [cache.ctypes.data for cache in caches]
+    where = Pass(own[0], (*own, *[0] * (2 - num_items)), num_items, num_rows, position, num_shared)
+    mixed = np.empty((num_items, num_rows, heads, latent), np.float32)
+    status = context.calls.dt_attend(
+        c_void_p(context.handle),
+        heads,
+        latent,
+        width - latent,
+        CACHE_KINDS[kind],
+        byref(where),
+        address(np.ascontiguousarray(queries)),
+        address(mixed),
+    )
+    context.check(status, "attend")
+    return mixed
+
+
+def tolerance(context: NativeContext, kind: str) -> float:
+    is_rounded = kind == "bfloat16" and context.path == "avx512-bf16"
+    return TOLERANCE["bfloat16" if is_rounded else "float"]
+
+
+@pytest.mark.parametrize("kind", CACHE_KINDS)
+@given(
+    heads=st.integers(1, 20),
+    latent=st.integers(1, 70),
+    rope=st.integers(1, 20).map(lambda half: 2 * half),
+    position=st.integers(0, 90),
+    num_rows=st.integers(1, 5),
+    seed=st.integers(0, 1 << 32),
+)
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_attention_is_softmax_over_the_cache(
+    context: NativeContext,
+    kind: str,
+    heads: int,
+    latent: int,
+    rope: int,
+    position: int,
+    num_rows: int,
+    seed: int,
+) -> None:
+    rng = np.random.default_rng(seed)
+    end = position + num_rows
+    rows = rng.standard_normal((end, latent + rope)).astype(np.float32)
+    queries = rng.standard_normal((1, num_rows, heads, latent + rope)).astype(np.float32)
+    queries *= (latent + rope) ** -0.5
+    cache, values = write_rows(context, rows, latent, kind)
+    found = attend(context, [cache], queries, latent, kind, position=position)
+    for row in range(num_rows):
+        expected = attention(queries[0, row], values[: position + row + 1], latent)
+        np.testing.assert_allclose(
+            found[0, row], expected, rtol=0, atol=tolerance(context, kind) * np.abs(values).max()
+        )
+
+
+@pytest.mark.parametrize("kind", CACHE_KINDS)
+def test_long_caches_are_gathered_in_parts(context: NativeContext, kind: str) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((1300, 80)).astype(np.float32)
+    queries = rng.standard_normal((1, 1, 16, 80)).astype(np.float32)
+    queries *= 3  # a few rows take most of the softmax, in parts that differ by head
+    cache, values = write_rows(context, rows, 64, kind)
+    found = attend(context, [cache], queries, 64, kind, position=1299)
+    expected = attention(queries[0, 0], values, 64)
+    np.testing.assert_allclose(found[0, 0], expected, atol=8 * tolerance(context, kind))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_neither_threads_nor_feeding_change_a_bit(library: NativeLibrary, threads: int) -> None:
+    rng = np.random.default_rng(1)
+    rows = rng.standard_normal((600, 80)).astype(np.float32)
+    queries = rng.standard_normal((1, 40, 5, 80)).astype(np.float32)
+    context = NativeContext(library, threads=threads)
+    cache, _ = write_rows(context, rows, 64, "bfloat16")
+    together = attend(context, [cache], queries, 64, "bfloat16", position=560)
+    single = NativeContext(library)
+    for row in range(40):
+        part = queries[:, row : row + 1]
+        alone = attend(single, [cache], part, 64, "bfloat16", position=560 + row)
+        np.testing.assert_array_equal(alone[0, 0], together[0, row])
+
+
+@pytest.mark.parametrize("num_shared", [0, 1, 37, 64, 99])
+def test_a_forked_item_reads_what_it_shares(library: NativeLibrary, num_shared: int) -> None:
+    rng = np.random.default_rng(2)
+    context = NativeContext(library)
+    rows = rng.standard_normal((2, 100, 48)).astype(np.float32)
+    rows[1, :num_shared] = rows[0, :num_shared]
+    caches = [write_rows(context, item, 32, "bfloat16")[0] for item in rows]
+    queries = rng.standard_normal((2, 1, 3, 48)).astype(np.float32)
+    expected = attend(context, caches, queries, 32, "bfloat16", position=99)
+    caches[1][:num_shared] = 0xFF  # NaN: nobody may look
+    found = attend(context, caches, queries, 32, "bfloat16", position=99, num_shared=num_shared)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", CACHE_KINDS)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_row_that_is_not_finite_never_enters_the_cache(
+    library: NativeLibrary, kind: str, value: float
+) -> None:
+    row = np.ones((1, 80), np.float32)
+    row[0, 70] = value
+    with pytest.raises(BackendError, match="NaN or infinite"):
+        write_rows(NativeContext(library), row, 64, kind)
+
+
+def test_a_cache_row_beyond_the_kernels_width_is_refused(library: NativeLibrary) -> None:
+    rows = np.ones((1, 1100), np.float32)
+    with pytest.raises(ValueError, match="width of a cached row = 1100"):
+        write_rows(NativeContext(library), rows, 1000, "bfloat16")
+
+
+@pytest.mark.parametrize("samples", [1, 15, 16, 333])
+@pytest.mark.parametrize("size", [0.0, 1.0, 300.0])
+def test_snake_is_its_formula(context: NativeContext, samples: int, size: float) -> None:
+    rng = np.random.default_rng(3)
+    x = (rng.standard_normal((6, samples)) * size).astype(np.float32)
+    alpha = np.array([1e-3, 0.1, 1.0, 3.0, 10.0, 0.5], np.float32)
+    wide = alpha[:, None].astype(np.float64)
+    expected = x + np.sin(wide * x) ** 2 / wide
+    # An angle of 3,000 is known to 1e-4 in float32.
+    np.testing.assert_allclose(
+        context.snake(x, alpha), expected, rtol=2e-6, atol=1e-6 + 3e-7 * size
+    )

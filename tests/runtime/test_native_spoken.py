@@ -1,0 +1,148 @@
+"""The tiny checkpoint's spoken answers from its exported native bundle, through both backends.
+
+The contract: the same text on 22 of 24 questions at least. Experts are the same int8 records; the
+kernels round the dense weights and every activation to int8 as well, ONNX Runtime does not.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deeptalk_edge.cli import main
+from deeptalk_edge.devices.profile import load_profile
+from deeptalk_edge.errors import ArtifactError, BackendError
+from deeptalk_edge.export.bundle import ExportSettings, export_bundle
+from deeptalk_edge.runtime.audio.vad import read_utterance
+from deeptalk_edge.runtime.backends import native_library
+from deeptalk_edge.runtime.backends.native import NativeEngine
+from deeptalk_edge.runtime.backends.ort import OrtEngine
+from deeptalk_edge.runtime.bundle import MANIFEST, NATIVE_INDEX, NATIVE_WEIGHTS, Bundle
+from deeptalk_edge.runtime.conversation import Conversation, ConversationSettings, TurnDone
+from deeptalk_edge.runtime.engines import open_engine
+from deeptalk_edge.runtime.settings import EngineChoice
+from tests.native.cpu import built
+
+TINY = Path(__file__).parents[2] / "checkpoints" / "tiny"
+QUESTIONS = sorted((TINY / "questions").glob("*.wav"))
+
+
+@pytest.fixture(scope="module")
+def native_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Shared: never write to it."""
+    place = tmp_path_factory.mktemp("tiny") / "bundle"
+    export_bundle(TINY, place, ExportSettings(profile=load_profile("cpu-int8")))
+    return Bundle.open(place)
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library as the sources build it, as if it were installed."""
+    monkeypatch.setattr(native_library, "LIBRARY", built.library_place())
+
+
+def chosen(bundle: Bundle, backend: EngineChoice) -> ConversationSettings:
+    return replace(ConversationSettings.of(bundle), backend=backend)
+
+
+def texts(bundle: Bundle, backend: EngineChoice, questions: list[Path]) -> list[str]:
+    said = []
+    with Conversation(bundle, chosen(bundle, backend)) as talk:
+        for question in questions:
+            talk.reset()
+            *_, done = talk.ask(read_utterance(question))
+            assert isinstance(done, TurnDone)
+            said.append(done.text)
+    return said
+
+
+@pytest.mark.parametrize(
+    ("questions", "least"),
+    [(QUESTIONS[::6], 4), pytest.param(QUESTIONS, 22, marks=pytest.mark.slow)],
+    ids=["4", "all"],
+)
+@pytest.mark.usefixtures("kernels")
+def test_both_backends_say_the_same(
+    native_bundle: Bundle, questions: list[Path], least: int
+) -> None:
+    native, ort = (texts(native_bundle, backend, questions) for backend in ("native", "ort"))
+    assert sum(mine == other for mine, other in zip(native, ort, strict=True)) >= least
+
+
+@pytest.mark.parametrize("backend", ["native", "ort"])
+@pytest.mark.usefixtures("kernels")
+def test_no_pool_changes_an_answer(
+    native_bundle: Bundle, backend: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = set()
+    for pool in ("100%", "42%", "8"):  # 8 is the least
+        out = tmp_path / "answer.wav"
+        argv = ["run", "--bundle", str(native_bundle.path), "--backend", backend, "--pool", pool]
+        assert main([*argv, "--wav", str(QUESTIONS[0]), "--out", str(out), "--json"]) == 0
+        answers.add((json.loads(capsys.readouterr().out)["text"], out.read_bytes()))
+    assert len(answers) == 1
+
+
+@pytest.mark.usefixtures("kernels")
+def test_a_native_bundle_runs_on_the_kernels_by_default(native_bundle: Bundle) -> None:
+    engine, _ = open_engine(native_bundle, ConversationSettings.of(native_bundle))
+    engine.close()
+    assert isinstance(engine, NativeEngine)
+
+
+def test_without_the_kernels_onnx_runtime_answers_and_the_way_out_is_named(
+    native_bundle: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(native_library, "LIBRARY", tmp_path / "libdeeptalk_cpu.so")
+    with caplog.at_level(logging.WARNING, logger="deeptalk_edge.runtime.engines"):
+        engine, _ = open_engine(native_bundle, ConversationSettings.of(native_bundle))
+    engine.close()
+    assert isinstance(engine, OrtEngine)
+    (record,) = (r for r in caplog.records if r.name == "deeptalk_edge.runtime.engines")
+    assert "install a C++ compiler and deeptalk-edge again" in record.getMessage()
+    with pytest.raises(BackendError, match="missing or does not load"):
+        open_engine(native_bundle, chosen(native_bundle, "native"))
+
+
+def test_a_bundle_without_native_weights_is_refused_where_the_kernels_are_asked_for(
+    bundle_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["run", "--bundle", str(bundle_path), "--text", "Why?", "--backend", "native"]
+    assert main(argv) == 1
+    assert "made for the backend ort, this is native; export" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [NATIVE_WEIGHTS, NATIVE_INDEX])
+def test_a_native_bundle_lacks_neither_of_its_files(
+    native_bundle: Bundle, tmp_path: Path, name: str
+) -> None:
+    place = Path(shutil.copytree(native_bundle.path, tmp_path / "bundle"))
+    manifest = json.loads((place / MANIFEST).read_text())
+    del manifest["files"][name]
+    (place / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match=f"{name} has no size and hash"):
+        Bundle.open(place)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_native_weights_of_another_model_fail_the_golden_check(
+    native_bundle: Bundle, tmp_path: Path
+) -> None:
+    place = Path(shutil.copytree(native_bundle.path, tmp_path / "bundle"))
+    table = json.loads((place / NATIVE_INDEX).read_text())["arrays"]["table"]
+    weights = np.memmap(place / NATIVE_WEIGHTS, np.float32, mode="r+", offset=0)
+    first = table["scales_offset"] // 4
+    weights[first : first + table["rows"]] *= 1.2
+    weights.flush()
+    altered = Bundle(place, native_bundle.manifest)  # its hash would be missed first
+    with pytest.raises(BackendError, match=r"^native\.bin: this device computes something else"):
+        Conversation(altered, chosen(altered, "native"))
