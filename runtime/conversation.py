@@ -173,7 +173,15 @@ class Conversation:
             recorded_routes(self.bundle, recorder).save(path)
 
     def _end_turn(self) -> None:
-        log.info("experts: %s", self._experts.end_turn())
+        counts = self._experts.end_turn()
+        log.info(
+            "experts: %d hits, %d misses, %.1f MB read, %.1f ms waited",
+            counts["hits"],
+            counts["misses"],
+            sum(counts["moved_bytes"].values()) / 1e6,
+            sum(counts["stall_ms"].values()),
+        )
+        log.debug("experts: %s", counts)
 
     def reset(self) -> None:
         """Forget the conversation; the next question begins a new one."""

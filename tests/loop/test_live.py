@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from deeptalk_edge import Conversation
 from deeptalk_edge.cli import main
@@ -21,12 +22,14 @@ from deeptalk_edge.runtime.audio.wav import WavWriter, read_wav
 from deeptalk_edge.runtime.audio.wav_port import WavPort
 from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.runtime.events import SpeechEnded, TurnDone
-from deeptalk_edge.runtime.loop.fake_talker import FakeTalker
+from deeptalk_edge.runtime.loop.fake_talker import FakeAnswer, FakeTalker
 from deeptalk_edge.runtime.loop.live import Hearing, LiveConversation
 from deeptalk_edge.runtime.loop.recorder import Recorder
 from deeptalk_edge.trace import Trace
 from tests.loop.scenes import LoudnessDetector
 from tests.runtime.sounds import silence, voice
+
+Array = NDArray[np.float32]
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -125,6 +128,24 @@ def test_a_device_that_cannot_be_opened_is_told_at_once() -> None:
     live = LiveConversation(FakeTalker(), port, hearing=HEARING)
     with live, pytest.raises(DeviceLost, match="Anna"):
         list(live)
+
+
+def test_the_model_is_told_that_somebody_speaks_before_there_is_a_question(question: Path) -> None:
+    told: list[str] = []
+
+    class Told(FakeTalker):
+        def expect_question(self) -> None:
+            told.append("expect")
+
+        def begin(self, question: Array | str) -> FakeAnswer:
+            told.append("begin")
+            return super().begin(question)
+
+    with LiveConversation(Told(), WavPort(question), hearing=HEARING) as live:
+        for event in live:
+            if isinstance(event, SpeechEnded):
+                live.stop()
+    assert told == ["expect", "begin"]
 
 
 def test_a_bug_in_a_thread_ends_the_conversation_and_is_told(question: Path) -> None:

@@ -14,6 +14,8 @@ import pytest
 from deeptalk_edge.cli import main
 from deeptalk_edge.runtime.audio.wav import WavWriter, read_wav
 from deeptalk_edge.runtime.bundle import MANIFEST
+from deeptalk_edge.runtime.experts.policy import Phase
+from deeptalk_edge.runtime.experts.study import open_routes
 from tests.runtime.sounds import silence, voice
 
 
@@ -79,6 +81,22 @@ def test_another_system_prompt_is_another_prompt(
     own, given = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     # The bundle's is "Be brief."; an id is a byte.
     assert given["num_prompt_rows"] == own["num_prompt_rows"] + len(" and polite")
+
+
+def test_recorded_routes_are_what_profile_reads(
+    bundle_path: Path, question: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    routes = tmp_path / "routes.npz"
+    argv = ["run", "--bundle", str(bundle_path), "--wav", str(question), str(question)]
+    assert main([*argv, "--record-routes", str(routes)]) == 0
+    recorded = open_routes(str(routes))
+    phases = [each.phase for each in recorded.passes]
+    assert phases.count(Phase.LISTENING) == 2
+    assert phases.count(Phase.SPEAKING) > 2 * 20
+    assert {call.layer for each in recorded.passes for call in each.calls} == set(recorded.layers)
+    capsys.readouterr()
+    assert main(["profile", "replay", str(routes), "--pool", "50%", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)
 
 
 def test_a_text_answer_writes_no_sound(
