@@ -39,7 +39,7 @@ bench-vad: $(VENV)/.dev  ## what each voice detector makes of speech in noise
 
 bench-loop: $(VENV)/.dev $(BUNDLE)/manifest.json  ## how long a listener waits, live through the virtual sound card
 	tests/sound/virtual_card.sh exec $(BIN)/python -m deeptalk_edge.bench_loop --port card \
-	    --bundle $(BUNDLE) --wav $(MODEL)/questions/*-0.wav
+	    --bundle $(BUNDLE) --wav $(MODEL)/questions/*.wav
 
 soak: $(VENV)/.dev  ## an hour and 2,000 turns of simulated conversation
 	$(BIN)/python -m deeptalk_edge.soak
