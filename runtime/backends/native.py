@@ -24,6 +24,7 @@ from deeptalk_edge.runtime.backends.native_cache import NativeCache
 from deeptalk_edge.runtime.backends.native_library import NativeContext, NativeLibrary, address
 from deeptalk_edge.runtime.backends.native_weights import NativeWeights, ResidentExperts
 from deeptalk_edge.runtime.bundle import Bundle
+from deeptalk_edge.runtime.lm.cached_engine import CachedEngine
 from deeptalk_edge.runtime.lm.engine import Logits
 
 Array = NDArray[np.float32]
@@ -52,7 +53,7 @@ class ExpertTables(Protocol):
         """Give back what is held."""
 
 
-class NativeEngine:
+class NativeEngine(CachedEngine[NativeCache]):
     """The language model on the CPU's own kernels. See `Engine`."""
 
     def __init__(
@@ -92,12 +93,14 @@ class NativeEngine:
                 decoder.num_layers
             )
             self._table_rows = rows.astype(np.uint64)
-        self._cache = NativeCache(
-            num_layers=decoder.num_layers,
-            capacity=context_rows,
-            row_bytes=self._context.cache_row_bytes(
-                decoder.latent_dim, decoder.rope_dim, cache_kind
-            ),
+        super().__init__(
+            NativeCache(
+                num_layers=decoder.num_layers,
+                capacity=context_rows,
+                row_bytes=self._context.cache_row_bytes(
+                    decoder.latent_dim, decoder.rope_dim, cache_kind
+                ),
+            )
         )
         self._decoder = self._open_decoder(cache_kind)
         sizes = [vocabulary.text_size, vocabulary.num_codebooks * vocabulary.codebook_block]
@@ -110,20 +113,7 @@ class NativeEngine:
             )
             for items in (1, 2)
         ]
-        self._fed_items = 0  # items whose last row waits for its logits; 0 when there is none
         self.experts = open_experts() if open_experts else None
-
-    @property
-    def num_rows(self) -> int:
-        return self._cache.num_rows
-
-    @property
-    def num_items(self) -> int:
-        return self._cache.num_items
-
-    @property
-    def capacity(self) -> int:
-        return self._cache.capacity
 
     @property
     def kernel_path(self) -> str:
@@ -131,10 +121,7 @@ class NativeEngine:
         return self._context.path
 
     def prefill(self, rows: Ids, features: Array, audio_mask: NDArray[np.bool_]) -> None:
-        if self.num_items != 1:
-            raise ValueError("prefill: the engine is forked; a prompt has one item")
-        if len(features) != audio_mask.sum():
-            raise ValueError(f"{len(features)} features for {audio_mask.sum()} marked rows")
+        self._check_prompt(features, audio_mask)
         self._cache.next_rows(len(rows))  # refuse all of it rather than the end of it
         placed = np.zeros((len(rows), self._spec.decoder.width), np.float32)
         placed[audio_mask] = features
@@ -145,39 +132,17 @@ class NativeEngine:
             self._run(rows[None, part], placed[part], audio_mask[part])
 
     def decode_step(self, rows: Ids) -> Logits:
-        if len(rows) != self.num_items:
-            raise ValueError(f"decode_step: {len(rows)} rows for {self.num_items} items")
+        self._check_step(rows)
         if self.experts:
             self.experts.begin_step(len(rows))
         self._run(rows[:, None], None, None)
         return self.logits()
 
     def logits(self) -> Logits:
-        if not self._fed_items:
-            raise ValueError("logits: no row was fed since the engine was reset, forked or trimmed")
+        self._check_fed()
         status = self._calls.dt_head(self._decoder, address(self._logits))
         self._context.check(status, "head")
         return self._views[self._fed_items - 1]
-
-    def fork(self) -> None:
-        self._cache.fork()
-        self._fed_items = 0
-
-    def keep(self, item: int) -> None:
-        self._cache.keep(item)
-        self._fed_items = 0
-
-    def recall(self) -> None:
-        self._cache.recall()
-        self._fed_items = 0
-
-    def trim(self, position: int) -> None:
-        self._cache.trim(position)
-        self._fed_items = 0
-
-    def reset(self) -> None:
-        self._cache.reset()
-        self._fed_items = 0
 
     def close(self) -> None:
         if self._decoder is not None:

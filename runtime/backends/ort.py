@@ -24,6 +24,7 @@ from deeptalk_edge.rows import Ids
 from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.runtime.experts.from_bundle import PagingSettings, paged_experts
 from deeptalk_edge.runtime.experts.paged import ExpertSum, PagedExperts
+from deeptalk_edge.runtime.lm.cached_engine import CachedEngine
 from deeptalk_edge.runtime.lm.engine import Logits
 from deeptalk_edge.runtime.lm.kv_cache import KvCache
 from deeptalk_edge.spec import DecoderSpec
@@ -93,7 +94,7 @@ class OrtBinding:
             raise BackendError(f"{self._name}: failed to run ({error})") from error
 
 
-class OrtEngine:
+class OrtEngine(CachedEngine[KvCache]):
     """The language model on ONNX Runtime. See `Engine`."""
 
     def __init__(
@@ -127,8 +128,8 @@ class OrtEngine:
         self._head = load(manifest.graphs.head)
         expert = load(manifest.graphs.expert)
         self._layers = [_cached_layers(segment) for segment in self._segments]
-        self._cache = KvCache(
-            num_layers=decoder.num_layers, capacity=context_rows, width=decoder.cache_width
+        super().__init__(
+            KvCache(num_layers=decoder.num_layers, capacity=context_rows, width=decoder.cache_width)
         )
         self.experts = open_experts() if open_experts else paged_experts(bundle, PagingSettings())
         self._experts = ExpertSum(expert.binding(), self.experts)
@@ -137,25 +138,9 @@ class OrtEngine:
         self._no_audio = np.zeros(1, np.bool_)
         self._tails = {items: self._tail(items, bundle) for items in (1, 2)}
         self._steps = {items: self._pass(items, 1) for items in (1, 2)}
-        self._tail_items = 0  # items whose last row waits for its logits; 0 when there is none
-
-    @property
-    def num_rows(self) -> int:
-        return self._cache.num_rows
-
-    @property
-    def num_items(self) -> int:
-        return self._cache.num_items
-
-    @property
-    def capacity(self) -> int:
-        return self._cache.capacity
 
     def prefill(self, rows: Ids, features: Array, audio_mask: NDArray[np.bool_]) -> None:
-        if self.num_items != 1:
-            raise ValueError("prefill: the engine is forked; a prompt has one item")
-        if len(features) != audio_mask.sum():
-            raise ValueError(f"{len(features)} features for {audio_mask.sum()} marked rows")
+        self._check_prompt(features, audio_mask)
         self._cache.ahead(0, len(rows))  # refuse all of it rather than the end of it
         placed = np.zeros((len(rows), self._spec.width), np.float32)
         placed[audio_mask] = features
@@ -166,37 +151,15 @@ class OrtEngine:
             self._run_layers(step, rows[part][None], placed[part], audio_mask[part])
 
     def decode_step(self, rows: Ids) -> Logits:
-        if len(rows) != self.num_items:
-            raise ValueError(f"decode_step: {len(rows)} rows for {self.num_items} items")
+        self._check_step(rows)
         step = self._steps[self.num_items]
         self.experts.begin_step(self.num_items)
         self._run_layers(step, rows[:, None], self._no_features, self._no_audio)
         return self.logits()
 
     def logits(self) -> Logits:
-        if not self._tail_items:
-            raise ValueError("logits: no row was fed since the engine was reset, forked or trimmed")
-        return self._tails[self._tail_items].run()
-
-    def fork(self) -> None:
-        self._cache.fork()
-        self._tail_items = 0
-
-    def keep(self, item: int) -> None:
-        self._cache.keep(item)
-        self._tail_items = 0
-
-    def recall(self) -> None:
-        self._cache.recall()
-        self._tail_items = 0
-
-    def trim(self, position: int) -> None:
-        self._cache.trim(position)
-        self._tail_items = 0
-
-    def reset(self) -> None:
-        self._cache.reset()
-        self._tail_items = 0
+        self._check_fed()
+        return self._tails[self._fed_items].run()
 
     def close(self) -> None:
         self._tails.clear()
@@ -223,7 +186,7 @@ class OrtEngine:
                 self._experts.add_up(layer, step.cut, step.routed)
         cache.advance(num_rows)
         self._tails[num_items].cut.take_last(step.cut)
-        self._tail_items = num_items
+        self._fed_items = num_items
 
     def _pass(self, num_items: int, num_rows: int) -> _Pass:
         return _Pass(

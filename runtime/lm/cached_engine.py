@@ -1,0 +1,94 @@
+"""What engines with a cache of their own have in common: which rows there are, and of which items.
+
+Whoever feeds rows sets `_fed_items`; whatever moves the cache forgets it, for the logits speak of
+the last row fed.
+"""
+
+from __future__ import annotations
+
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeptalk_edge.rows import Ids
+
+Array = NDArray[np.float32]
+
+
+class Cache(Protocol):
+    """Rows of one conversation, of one item or two."""
+
+    num_rows: int
+    capacity: int
+
+    @property
+    def num_items(self) -> int: ...
+
+    def fork(self) -> None: ...
+
+    def keep(self, item: int) -> None: ...
+
+    def recall(self) -> None: ...
+
+    def trim(self, position: int) -> None: ...
+
+    def reset(self) -> None: ...
+
+
+CacheT = TypeVar("CacheT", bound=Cache)
+
+
+class CachedEngine(Generic[CacheT]):
+    """The half of `Engine` that is the cache's. A subclass feeds rows and computes logits."""
+
+    def __init__(self, cache: CacheT) -> None:
+        self._cache = cache
+        self._fed_items = 0
+        """Items whose last row waits for its logits; 0 when there is none."""
+
+    @property
+    def num_rows(self) -> int:
+        return self._cache.num_rows
+
+    @property
+    def num_items(self) -> int:
+        return self._cache.num_items
+
+    @property
+    def capacity(self) -> int:
+        return self._cache.capacity
+
+    def fork(self) -> None:
+        self._cache.fork()
+        self._fed_items = 0
+
+    def keep(self, item: int) -> None:
+        self._cache.keep(item)
+        self._fed_items = 0
+
+    def recall(self) -> None:
+        self._cache.recall()
+        self._fed_items = 0
+
+    def trim(self, position: int) -> None:
+        self._cache.trim(position)
+        self._fed_items = 0
+
+    def reset(self) -> None:
+        self._cache.reset()
+        self._fed_items = 0
+
+    def _check_prompt(self, features: Array, audio_mask: NDArray[np.bool_]) -> None:
+        if self.num_items != 1:
+            raise ValueError("prefill: the engine is forked; a prompt has one item")
+        if len(features) != audio_mask.sum():
+            raise ValueError(f"{len(features)} features for {audio_mask.sum()} marked rows")
+
+    def _check_step(self, rows: Ids) -> None:
+        if len(rows) != self.num_items:
+            raise ValueError(f"decode_step: {len(rows)} rows for {self.num_items} items")
+
+    def _check_fed(self) -> None:
+        if not self._fed_items:
+            raise ValueError("logits: no row was fed since the engine was reset, forked or trimmed")
