@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,10 @@ def _batch(step: int) -> Tensor:
     return torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
 
 
+def _batches(step: int) -> list[Tensor]:
+    return [_batch(step)]
+
+
 def _run(
     model: nn.Linear,
     settings: LoopSettings,
@@ -34,17 +39,17 @@ def _run(
     """Train; returns the steps that were done."""
     done = []
 
-    def batch_at(step: int) -> Tensor:
+    def batches_at(step: int) -> list[Tensor]:
         if step == dies_at:
             raise KeyboardInterrupt
         done.append(step)
-        return _batch(step)
+        return _batches(step)
 
     def losses_of(batch: Tensor) -> Losses:
         noise = torch.rand(())  # the loss may draw; the draw belongs to the step
         return {"square": (model(batch) - noise).square().mean()}
 
-    train(model, batch_at, losses_of, settings, state_path=state_path)
+    train(model, batches_at, losses_of, settings, state_path=state_path)
     return done
 
 
@@ -89,7 +94,7 @@ def test_what_needs_no_gradient_stands_still() -> None:
     frozen.requires_grad_(False)
     model = nn.Sequential(frozen, free)
     before = frozen.weight.clone(), free.weight.clone()
-    train(model, _batch, lambda batch: {"sum": model(batch).sum()}, SETTINGS)
+    train(model, _batches, lambda batch: {"sum": model(batch).sum()}, SETTINGS)
     assert torch.equal(before[0], frozen.weight)
     assert not torch.equal(before[1], free.weight)
 
@@ -98,7 +103,7 @@ def test_a_loss_that_is_not_finite_ends_the_run() -> None:
     model = _model()
     settings = replace(SETTINGS, num_steps=50)
     with pytest.raises(ValueError, match="lower the rate"):
-        train(model, _batch, lambda batch: {"nan": model(batch).sum() * torch.nan}, settings)
+        train(model, _batches, lambda batch: {"nan": model(batch).sum() * torch.nan}, settings)
 
 
 def test_evaluation_comes_every_so_many_steps() -> None:
@@ -106,9 +111,53 @@ def test_evaluation_comes_every_so_many_steps() -> None:
     model = _model()
     train(
         model,
-        _batch,
+        _batches,
         lambda batch: {"sum": model(batch).sum()},
         replace(SETTINGS, evaluate_every=3),
         evaluate=seen.append,
     )
     assert seen == [3, 6]
+
+
+def test_batches_of_one_step_weigh_as_if_they_were_one_after_the_other() -> None:
+    together, summed = _model(), _model()
+
+    def square(model: nn.Module, batch: Tensor) -> Tensor:
+        loss: Tensor = model(batch).square().mean()
+        return loss
+
+    train(
+        together,
+        lambda step: [_batch(step), _batch(step + 100)],
+        lambda batch: {"square": square(together, batch)},
+        SETTINGS,
+    )
+    train(
+        summed,
+        lambda step: [step],
+        lambda step: {
+            "one": square(summed, _batch(step)),
+            "other": square(summed, _batch(step + 100)),
+        },
+        SETTINGS,
+    )
+    torch.testing.assert_close(together.weight, summed.weight, rtol=1e-6, atol=1e-7)
+
+
+def test_side_by_side_means_a_share_of_the_threads_for_each() -> None:
+    model, seen = _model(), []
+
+    def losses_of(batch: Tensor) -> Losses:
+        seen.append((threading.get_ident(), torch.get_num_threads()))
+        barrier.wait(timeout=10)  # both are here at once
+        return {"square": model(batch).square().mean()}
+
+    barrier, before = threading.Barrier(2), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        train(model, lambda step: [_batch(step), _batch(step + 1)], losses_of, SETTINGS)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert len({thread for thread, _ in seen}) == 2
+    assert {threads for _, threads in seen} == {1}

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 from deeptalk_edge.spec import CodecSpec
 from deeptalk_edge.training.expert_split import save_split
-from deeptalk_edge.training.loop import LoopSettings, Losses, train
+from deeptalk_edge.training.loop import LoopSettings, train
 from deeptalk_edge.training.model import DeepTalk
 from deeptalk_edge.training.tiny.corpus import Corpus
 from deeptalk_edge.training.tiny.dataset import (
@@ -158,7 +158,7 @@ def learn_to_hear(workshop: Workshop, work: Path) -> Path:
     listener.to(workshop.device)
     train(
         listener,
-        batches,
+        lambda step: [batches(step)],
         lambda batch: listener.losses(batch, bfloat16=settings.losses.bfloat16),
         LoopSettings(
             num_steps=settings.hearing.num_steps,
@@ -181,7 +181,7 @@ def learn_to_speak(workshop: Workshop, work: Path) -> Path:
     prepare(model, Stage.ALIGN, [])
     train(
         model,
-        workshop.batches.typed,
+        lambda step: [workshop.batches.typed(step)],
         lambda batch: answer_losses(model, batch, None, workshop.settings.losses),
         LoopSettings(
             num_steps=workshop.settings.speaking_steps,
@@ -239,16 +239,15 @@ def _train_stage(
     """Train one stage on steps `first` onwards."""
     settings, batches = workshop.settings, workshop.batches
 
-    def losses_of(both: tuple[Batch, Batch]) -> Losses:
-        heard = answer_losses(model, both[0], memory, settings.losses)
-        typed = answer_losses(model, both[1], None, settings.losses)
-        return {name: heard[name] + typed[name] for name in heard}
+    def batches_at(step: int) -> list[tuple[Batch, HeardMemory | None]]:
+        heard = batches.heard(first + step, memory.spans)
+        return [(heard, memory), (batches.typed(first + step), None)]
 
     is_partial = stage in (Stage.AUDIO, Stage.TEXT)
     train(
         model,
-        lambda step: (batches.heard(first + step, memory.spans), batches.typed(first + step)),
-        losses_of,
+        batches_at,
+        lambda part: answer_losses(model, *part, settings.losses),
         LoopSettings(
             num_steps=num_steps,
             learning_rate=settings.decoder_rate * (0.5 if is_partial else 1.0),
