@@ -9,9 +9,10 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install -q --disable-pip-version-check
 BUNDLE := bundles/tiny
 MODEL  := checkpoints/tiny
-PEER_PACKAGE = $(if $(filter llama.cpp,$(PEER)),llama-cpp-python==0.3.36,ik-llama-cpp-python==0.1.5)
+ROUTES ?= tests/experts/tiny_routes.npz
+PEER   ?= onnxruntime llama.cpp ik_llama.cpp
 
-.PHONY: help demo test test-slow check bench bench-paging bench-loop bench-vad soak parity export-full export-memory gpu-check gpu-plans plugin native wheels sanitize bench-cpu tiny clean
+.PHONY: help demo test test-slow check bench bench-paging bench-loop bench-vad bench-turn soak routes parity export-full export-memory gpu-check gpu-plans plugin native wheels sanitize bench-cpu tiny clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s $$'\t'
@@ -38,14 +39,24 @@ bench-vad: $(VENV)/.dev  ## what each voice detector makes of speech in noise
 	$(BIN)/python -m deeptalk_edge.bench_vad --wav $(MODEL)/questions/*.wav
 
 bench-loop: $(VENV)/.dev $(BUNDLE)/manifest.json  ## how long a listener waits, live through the virtual sound card
-	tests/sound/virtual_card.sh exec $(BIN)/python -m deeptalk_edge.bench_loop --port card \
+	CARD_MAX_S=900 tests/sound/virtual_card.sh exec $(BIN)/python -m deeptalk_edge.bench_loop --port card \
 	    --bundle $(BUNDLE) --wav $(MODEL)/questions/*.wav
+
+bench-turn: $(VENV)/.dev $(BUNDLE)/manifest.json  ## whole questions and parts of them: what the end-of-turn cues say (espeak-ng, flite)
+	$(BIN)/python -m deeptalk_edge.bench_turn --bundle $(BUNDLE) --wav $(MODEL)/questions/*.wav
 
 soak: $(VENV)/.dev  ## an hour and 2,000 turns of simulated conversation
 	$(BIN)/python -m deeptalk_edge.soak
 
 bench-paging: $(VENV)/.device  ## measure expert paging at full size from this machine's disk (root; 8 GB of disk, 16 GB of memory)
 	$(BIN)/python -m deeptalk_edge.bench_paging
+
+routes: $(VENV)/.device $(BUNDLE)/manifest.json  ## record which experts the tiny checkpoint asks for; prints the figures of docs/paging.md
+	$(BIN)/deeptalk-edge run --bundle $(BUNDLE) --backend ort --forget --json --wav $(MODEL)/questions/*.wav \
+	    --record-routes $(ROUTES) > /dev/null
+	$(BIN)/deeptalk-edge profile routes $(ROUTES)
+	$(BIN)/deeptalk-edge profile replay $(ROUTES) --pool 25% 42% 65% --device orin-nano-8gb-int4-nvme-3
+	$(BIN)/deeptalk-edge profile replay synthetic:mid --device all
 
 parity: $(VENV)/.dev $(BUNDLE)/manifest.json  ## the tiny bundle's graphs beside the torch reference
 	$(BIN)/python -m deeptalk_edge.parity --checkpoint $(MODEL) --bundle $(BUNDLE)
@@ -57,7 +68,8 @@ export-memory: $(VENV)/.dev  ## an export's memory at official width, by number 
 export-full: $(VENV)/.dev  ## the official size's decoding step as an engine for RTX cards (10 GB of memory, 5 GB of disk)
 	$(BIN)/python -m deeptalk_edge.export_full --like checkpoints/official-size --work build/export-full
 
-gpu-check:  ## check and time the MoE kernels on this machine's NVIDIA GPU (nvcc and a CUDA PyTorch)
+gpu-check:  ## check the expert pools, check and time the MoE kernels on this machine's NVIDIA GPU (nvcc and a CUDA PyTorch)
+	$(PYTHON) -m deeptalk_edge.runtime.experts.cuda_check
 	$(PYTHON) -m native.gpu_check.check
 
 gpu-plans: $(VENV)/.dev  ## small TensorRT-RTX plans for the GPU check's second step (needs nvcc)
@@ -75,22 +87,27 @@ plugin:  ## the TensorRT plugin for x86-64 and aarch64 (needs nvcc, g++-aarch64-
 native: | $(VENV)/bin/python  ## build the native CPU library again, in place
 	$(BIN)/python native/cpu/build.py deeptalk_edge/libdeeptalk_cpu.so
 
-wheels: $(VENV)/.dev  ## manylinux wheels for x86-64 and aarch64 in dist/ (zig's compilers from PyPI)
-	$(PIP) ziglang
+wheels: $(VENV)/.dev  ## manylinux wheels for x86-64 and aarch64 in dist/, checked (zig's compilers from PyPI)
+	$(PIP) ziglang==0.17.1
+	rm -rf dist build/lib.* build/bdist.* build/wheels  # what an earlier build left would be packed as well
 	zig=$$(dirname $$($(BIN)/python -c "import ziglang; print(ziglang.__file__)"))/zig; \
 	for arch in x86_64 aarch64; do \
 	    CXX="$$zig c++ -s -target $$arch-linux-gnu.2.17" $(BIN)/python -m pip wheel -q --no-deps -w dist \
 	        -C--build-option=--plat-name=manylinux_2_17_$$arch . ; \
-	    $(BIN)/python -m zipfile -l dist/*_$$arch.whl | grep libdeeptalk_cpu.so ; \
 	done
+	$(BIN)/python -m pytest -m slow tests/native/cpu/test_wheels.py
+	$(PYTHON) -m venv build/wheels
+	build/wheels/bin/python -m pip install -q --disable-pip-version-check dist/*_$$(uname -m).whl
+	$(BIN)/deeptalk-edge export $(MODEL) --device cpu-int8 -o build/wheels/bundle
+	build/wheels/bin/deeptalk-edge run --bundle build/wheels/bundle --backend native \
+	    --wav $$(ls $(MODEL)/questions/*.wav | head -1)
 
 sanitize: $(VENV)/.dev  ## the native kernels under sanitizers, and on Arm under qemu-user (minutes)
 	$(BIN)/python -m pytest -m slow tests/native/cpu
 
-bench-cpu: $(VENV)/.dev  ## the native decoder at full width beside its roofline; PEER=ik_llama.cpp for a peer (6 GB of memory)
-	$(if $(PEER),$(PIP) --no-deps --target build/peers gguf==0.19.0 $(PEER_PACKAGE))
-	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python -m deeptalk_edge.bench_cpu \
-	    $(if $(PEER),--peer $(PEER) --model 27x16)
+bench-cpu: $(VENV)/.dev $(patsubst %,build/peers/.%,$(filter-out onnxruntime,$(PEER)))  ## the native decoder at full width beside its roofline and its peers (20 GB of memory); PEER= for none
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 OMP_WAIT_POLICY=passive \
+	    $(BIN)/python -m deeptalk_edge.bench_cpu --peer $(PEER) $(FLAGS)
 
 tiny: $(VENV)/.dev  ## train a tiny checkpoint from nothing (needs espeak-ng and flite; sized for 90 minutes on two cores)
 	$(PIP) -e '.[report]'
@@ -117,6 +134,16 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(PIP) -e '.[dev]'
 	@$(PIP) -e '.[sound]' || echo "PyAudio needs portaudio19-dev and gcc: without it the sound tests are skipped" >&2
 	@touch $@ $(VENV)/.device
+
+# Peers of bench-cpu, apart from our own packages; llama.cpp is compiled for this processor (minutes).
+build/peers/.llama.cpp: | $(VENV)/.dev
+	CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DLLAMA_CURL=OFF" \
+	    $(PIP) --upgrade --no-deps --target build/peers gguf==0.19.0 diskcache==5.6.3 llama-cpp-python==0.3.36
+	@touch $@
+
+build/peers/.ik_llama.cpp: | $(VENV)/.dev
+	$(PIP) --upgrade --no-deps --target build/peers gguf==0.19.0 ik-llama-cpp-python==0.1.5
+	@touch $@
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

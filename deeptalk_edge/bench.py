@@ -6,6 +6,7 @@ Medians; what is compared runs side by side in one process. The last line of the
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import platform
 import statistics
@@ -21,9 +22,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeptalk_edge.export.codec import export_codec
+from deeptalk_edge.export.native_codec import write_native_codec
+from deeptalk_edge.rows import Ids
+from deeptalk_edge.runtime.audio.codec import CodecGraph
 from deeptalk_edge.runtime.audio.vad import read_utterance
+from deeptalk_edge.runtime.backends.native_codec import NativeCodec
+from deeptalk_edge.runtime.backends.native_library import LIBRARY
 from deeptalk_edge.runtime.backends.ort import OrtGraph
-from deeptalk_edge.runtime.bundle import Bundle
+from deeptalk_edge.runtime.bundle import NATIVE_CODEC, Bundle, CodecEntry
 from deeptalk_edge.runtime.conversation import Conversation, ConversationSettings, TurnDone
 from deeptalk_edge.spec import CodecSpec
 from deeptalk_edge.training.snac import Snac
@@ -108,24 +114,31 @@ def measure_process(place: Path, wav: Path, repeat: int) -> Figures:
 
 
 def measure_codec(threads: int, num_frames: int) -> Figures:
-    """Full-size SNAC: a new frame by state, beside a new frame by the 28-token window."""
+    """Full-size SNAC: a new frame by state, on ONNX Runtime and on the kernels where they are
+    installed, beside a new frame by the 28-token window."""
     rng = np.random.default_rng(0)
+    codes = rng.integers(0, SNAC_24KHZ.codebook_size, (WINDOW_FRAMES, SNAC_24KHZ.frame_codes))
     with tempfile.TemporaryDirectory() as folder:
-        graph = export_codec(_RandomSnac(), "off", Path(folder))
-        codec = OrtGraph(Path(folder) / "codec.onnx", threads=threads)
+        weights, place = _RandomSnac(), Path(folder)
+        exported = export_codec(weights, "off", place)
+        entry = CodecEntry(spec=SNAC_24KHZ, noise="off", **dataclasses.asdict(exported))
+        ort = OrtGraph(place / "codec.onnx", threads=threads)
+        ways: dict[str, tuple[CodecGraph, Ids]] = {
+            "one frame of sound, ONNX Runtime, ms": (ort, codes[:1])
+        }
+        if LIBRARY.is_file():
+            write_native_codec(weights, "off", place / NATIVE_CODEC)
+            native = NativeCodec(place / NATIVE_CODEC, entry, threads=threads)
+            ways[f"one frame of sound, {native.kernel_path}, ms"] = (native, codes[:1])
+        ways["one frame by a 28-token window, ms"] = (ort, codes)
         feeds: dict[str, NDArray[Any]] = {
             "position": np.array(0, np.int64),
             "length": np.array(1 << 40, np.int64),
-            "state": np.zeros(graph.state_size, np.float32),
-        }
-        codes = rng.integers(0, SNAC_24KHZ.codebook_size, (WINDOW_FRAMES, SNAC_24KHZ.frame_codes))
-        ways = {
-            "one frame (85.3 ms of sound) by state, ms": codes[:1],
-            "one frame by a 28-token window, ms": codes,
+            "state": np.zeros(entry.state_size, np.float32),
         }
         times: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(num_frames):
-            for name, frames in ways.items():
+            for name, (codec, frames) in ways.items():
                 start_s = time.perf_counter()
                 codec.run({**feeds, "codes": frames})
                 times[name].append((time.perf_counter() - start_s) * 1000)

@@ -2,7 +2,8 @@
 
 The wait runs from the last voiced sample of a question to the first audible one of its answer.
 Recorded questions are played in real time to the whole loop, threads and all, with speculation on
-and off and with a fixed and an adaptive hangover, a few turns of each in turn.
+and off and with a fixed and an adaptive hangover: the same questions each way, a few turns of each
+in turn.
 
 modelled   (default) a port in real time whose loudspeaker buffers 40 ms, exact to a sample
 card       PyAudio on the virtual sound card; run it under `tests/sound/virtual_card.sh exec`. Both
@@ -33,7 +34,8 @@ from numpy.typing import NDArray
 from deeptalk_edge.features import RATE_HZ
 from deeptalk_edge.runtime.audio.detectors import open_detector
 from deeptalk_edge.runtime.audio.echo import open_canceller
-from deeptalk_edge.runtime.audio.end_of_turn import open_end_of_turn
+from deeptalk_edge.runtime.audio.end_of_turn import HangoverSettings, open_end_of_turn
+from deeptalk_edge.runtime.audio.endpoint import FRAME_MS
 from deeptalk_edge.runtime.audio.ports import FRAME_SAMPLES, MicFrame, SoundPort
 from deeptalk_edge.runtime.audio.pyaudio_port import DeviceSettings, PyAudioPort
 from deeptalk_edge.runtime.audio.virtual_port import VirtualPort
@@ -50,6 +52,7 @@ _FRAME_S = FRAME_SAMPLES / RATE_HZ
 _CARD_RATE_HZ = 48_000
 _BEHIND_S = 0.3  # of an answer that is listened to before it is cut off
 _PAUSE_S = 0.7  # between two turns
+_UNSURE_MS = HangoverSettings().unsure_ms
 
 
 Way = tuple[bool, Literal["adaptive", "fixed"]]
@@ -192,18 +195,30 @@ class Monitor:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Shares of one wait, in milliseconds; they add up to `wait_ms`."""
+    """One wait in milliseconds. Detection, hangover, model and sound add up to it."""
 
     wait_ms: float
+    detection_ms: float
+    """From the last voiced sample to the end of the last frame that the detector took for voice,
+    the microphone's own delay included."""
     hangover_ms: float
-    """Until the turn counted as over: what the detector held on, and the silence."""
+    """From there until the turn counted as over."""
     model_ms: float
     """From there to the first sample in the queue."""
     sound_ms: float
-    """From there to the ear, both devices' buffers included."""
+    """From there to the ear, the loudspeaker's delay included."""
     encoder_ms: float
+    """This and the next three are compute, wherever it was spent."""
     prefill_ms: float
+    first_frame_ms: float
+    """The rows of the first codec frame."""
     first_sample_ms: float
+    """The rows that the codec looks ahead, and the codec."""
+
+    @property
+    def is_early(self) -> bool:
+        """The end-of-turn cue called the question complete before the longer wait was over."""
+        return self.hangover_ms < _UNSURE_MS - FRAME_MS
 
 
 def last_voiced(pcm: Array) -> int:
@@ -253,18 +268,19 @@ def _shares(wait_ms: float, done: TurnDone) -> Turn:
     assert voice is not None
     assert voice.queued_ms is not None
     assert voice.audible_ms is not None
+    assert metrics.first_frame_ms is not None
     assert metrics.first_sample_ms is not None
     assert metrics.encoder_ms is not None
-    model_ms = voice.queued_ms - voice.hangover_ms
-    sound_ms = voice.audible_ms - voice.queued_ms
     return Turn(
         wait_ms=wait_ms,
-        hangover_ms=wait_ms - model_ms - sound_ms,
-        model_ms=model_ms,
-        sound_ms=sound_ms,
+        detection_ms=wait_ms - voice.audible_ms,
+        hangover_ms=voice.hangover_ms,
+        model_ms=voice.queued_ms - voice.hangover_ms,
+        sound_ms=voice.audible_ms - voice.queued_ms,
         encoder_ms=metrics.encoder_ms,
         prefill_ms=metrics.prefill_ms,
-        first_sample_ms=metrics.first_sample_ms,
+        first_frame_ms=metrics.first_frame_ms - metrics.encoder_ms - metrics.prefill_ms,
+        first_sample_ms=metrics.first_sample_ms - metrics.first_frame_ms,
     )
 
 
@@ -273,10 +289,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bench_loop", description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--wav", type=Path, nargs="+", required=True, help="spoken questions")
-    parser.add_argument("--turns", type=int, default=20, help="of each way")
+    parser.add_argument("--turns", type=int, help="of each way; by default a turn a question")
     parser.add_argument("--port", choices=("modelled", "card"), default="modelled")
     args = parser.parse_args(argv)
-    questions = itertools.cycle([resample(read_wav(wav), RATE_HZ).pcm for wav in args.wav])
+    recordings = [resample(read_wav(wav), RATE_HZ).pcm for wav in args.wav]
+    num_turns = args.turns or len(recordings)
     bundle = Bundle.open(args.bundle)
     room: Room = CardRoom() if args.port == "card" else ModelledRoom()
     turns: dict[Way, list[Turn]] = {
@@ -284,16 +301,17 @@ def main(argv: list[str] | None = None) -> int:
         for speculation in (True, False)
         for hangover in ("adaptive", "fixed")
     }
+    questions = {way: itertools.cycle(recordings) for way in turns}
     with Conversation(bundle, ConversationSettings.of(bundle)) as talk:
-        while any(len(done) < args.turns for done in turns.values()):
+        while any(len(done) < num_turns for done in turns.values()):
             for way, done in turns.items():
-                done += measure(talk, room, questions, min(5, args.turns - len(done)), way)
+                done += measure(talk, room, questions[way], min(6, num_turns - len(done)), way)
     figures = {_name(way): _figures(done) for way, done in turns.items()}
-    print(f"{args.port} sound, {args.turns} turns of each way; ms from the last voiced sample\n")
+    print(f"{args.port} sound, {num_turns} turns of each way; ms from the last voiced sample\n")
     for name, values in figures.items():
         print(name)
         print("".join(f"  {figure:32}{value:8.0f}\n" for figure, value in values.items()))
-    print(json.dumps({"port": args.port, "turns": args.turns, **figures}))
+    print(json.dumps({"port": args.port, "turns": num_turns, **figures}))
     return 0
 
 
@@ -303,21 +321,28 @@ def _name(way: Way) -> str:
 
 
 def _figures(turns: list[Turn]) -> dict[str, float]:
-    """Percentiles of the wait, medians of its shares."""
-    waits = sorted(turn.wait_ms for turn in turns)
-    figures = {
-        "to the first audible sample, p50": float(np.percentile(waits, 50)),
-        "to the first audible sample, p95": float(np.percentile(waits, 95)),
-    }
+    """Percentiles of the wait, means of its shares (they add up), medians of the compute."""
+    waits = [turn.wait_ms for turn in turns]
     shares = {
-        "  until the turn is over": [turn.hangover_ms for turn in turns],
+        "  detection": [turn.detection_ms for turn in turns],
+        "  hangover": [turn.hangover_ms for turn in turns],
         "  model, behind that": [turn.model_ms for turn in turns],
         "  loudspeaker": [turn.sound_ms for turn in turns],
+    }
+    compute = {
         "encoder": [turn.encoder_ms for turn in turns],
         "prefill": [turn.prefill_ms for turn in turns],
-        "question to first sample, compute": [turn.first_sample_ms for turn in turns],
+        "first frame": [turn.first_frame_ms for turn in turns],
+        "first sample": [turn.first_sample_ms for turn in turns],
     }
-    return figures | {name: statistics.median(values) for name, values in shares.items()}
+    return {
+        "to the first audible sample, p50": float(np.percentile(waits, 50)),
+        "to the first audible sample, p95": float(np.percentile(waits, 95)),
+        "to the first audible sample, mean": statistics.mean(waits),
+        **{name: statistics.mean(values) for name, values in shares.items()},
+        **{f"compute: {name}": statistics.median(values) for name, values in compute.items()},
+        "questions called complete": sum(turn.is_early for turn in turns),
+    }
 
 
 if __name__ == "__main__":

@@ -28,14 +28,8 @@ from pathlib import Path
 import numpy as np
 
 from deeptalk_edge.errors import ArtifactError
-from deeptalk_edge.spec import (
-    CodecSpec,
-    DecoderSpec,
-    EncoderSpec,
-    ModelSpec,
-    read_codec_spec,
-    read_model_spec,
-)
+from deeptalk_edge.spec import CodecSpec, DecoderSpec, EncoderSpec, ModelSpec
+from deeptalk_edge.spec_files import read_codec_spec, read_model_spec
 from deeptalk_edge.weights import Array, Shape, Weights
 
 EMBEDDING = "model.embed_tokens.weight"

@@ -30,7 +30,7 @@ PAGE_BYTES = 4096
 """Records start and end on pages, as direct I/O wants."""
 
 ExpertDtype = Literal["float32", "float16", "bfloat16", "int8", "int4"]
-INT4_GROUPS = (64, 128)
+INT4_GROUPS = (32, 64, 128)
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -97,8 +97,8 @@ class RecordFormat:
             raise ValueError(f"expert dtype {self.dtype!r}: expected one of {known}")
         if (self.dtype == "int4") is not (self.group in INT4_GROUPS):
             raise ValueError(
-                f"{self.dtype} experts with group {self.group}: int4 needs a group of 64 or 128, "
-                "every other dtype none"
+                f"{self.dtype} experts with group {self.group}: int4 needs a group of "
+                f"{', '.join(map(str, INT4_GROUPS))}, every other dtype none"
             )
         for name, size in (("width", self.width), ("ffn_width", self.ffn_width)):
             step = self.group or (4 if self.dtype == "float32" else 16)

@@ -27,7 +27,8 @@ from deeptalk_edge.export.engines.graphs import step_profiles
 from deeptalk_edge.export.engines.plan import PlanGraph, read_plan
 from deeptalk_edge.export.moe_native import rewrite_native
 from deeptalk_edge.export.step import StepSettings, export_step
-from deeptalk_edge.spec import ModelSpec, read_model_spec
+from deeptalk_edge.spec import ModelSpec
+from deeptalk_edge.spec_files import read_model_spec
 
 CONTEXT_ROWS = 4096
 

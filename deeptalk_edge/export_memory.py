@@ -23,7 +23,8 @@ import numpy as np
 
 from deeptalk_edge.checkpoint import expected_tensors
 from deeptalk_edge.expert_record import to_bfloat16
-from deeptalk_edge.spec import ModelSpec, read_codec_spec, read_json, read_model_spec
+from deeptalk_edge.spec import ModelSpec, read_json
+from deeptalk_edge.spec_files import read_codec_spec, read_model_spec
 from deeptalk_edge.training.snac import Snac
 from deeptalk_edge.training.snac_files import save_snac
 from deeptalk_edge.weights import INDEX, Shape

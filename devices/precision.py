@@ -13,7 +13,7 @@ PARTS = ("encoder", "decoder", "experts", "head", "codec", "kv_cache")
 
 DenseDtype = Literal["float32", "float16", "bfloat16", "int8"]
 CodecDtype = Literal["float32", "float16"]
-CacheDtype = Literal["float32", "float16", "bfloat16"]
+CacheDtype = Literal["float32", "float16", "bfloat16", "int8"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +29,7 @@ class Precision:
     codec: CodecDtype
     """Never bfloat16: TensorRT has no such deconvolution."""
     kv_cache: CacheDtype
+    """int8 rows, with a scale for each of a row's two parts, on the native backend alone."""
     expert_group: int | None = None
     """Weights that share a scale; int4 experts only."""
 
@@ -40,7 +41,7 @@ class Precision:
         if (self.experts == "int4") is not (self.expert_group in INT4_GROUPS):
             raise ValueError(
                 f"{self.experts} experts with expert_group = {self.expert_group}: int4 needs "
-                f"{' or '.join(map(str, INT4_GROUPS))}, every other precision none"
+                f"one of {', '.join(map(str, INT4_GROUPS))}, every other precision none"
             )
 
     def changed(self, changes: Sequence[str]) -> Precision:
@@ -84,4 +85,4 @@ NATIVE = Precision(
     codec="float32",
     kv_cache="bfloat16",
 )
-"""What the CPU's own kernels compute with; experts may be int4 as well."""
+"""What the CPU's own kernels compute with; experts may be int4, the cache int8 as well."""

@@ -57,6 +57,8 @@ _MOE_FORMS: dict[str, tuple[str, ...]] = {
     "tensorrt": ("plugin", "native"),
 }
 
+_PLUGIN_GROUPS = (None, 64, 128)  # of experts, as native/tensorrt_plugin has kernels
+
 Value = TypeVar("Value", covariant=True)
 
 
@@ -119,15 +121,22 @@ class DeviceProfile:
         if self.moe not in _MOE_FORMS[self.backend]:
             known = " or ".join(_MOE_FORMS[self.backend])
             raise ValueError(f"moe = {self.moe!r} with backend {self.backend}: expected {known}")
+        if self.moe == "plugin" and self.precision.expert_group not in _PLUGIN_GROUPS:
+            raise ValueError(
+                f"expert_group = {self.precision.expert_group}: our plugin reads int4 in groups of "
+                '64 or 128; choose one of them, or moe = "native"'
+            )
+        if self.precision.kv_cache == "int8" and self.backend != "native":
+            raise ValueError(
+                f"kv_cache = int8 with backend {self.backend}: only our CPU kernels keep such a "
+                "cache; choose float32 (ort), float16 (engines) or backend native"
+            )
         if self.backend == "ort" and self.precision != FLOAT32:
             raise ValueError("a bundle for backend ort is float32 throughout; set every precision")
-        if self.backend == "native" and (
-            self.precision.experts not in ("int8", "int4")
-            or dataclasses.replace(self.precision, experts="int8", expert_group=None) != NATIVE
-        ):
+        if self.backend == "native" and not _is_native(self.precision):
             raise ValueError(
                 "a bundle for backend native has encoder and codec in float32, decoder and head in "
-                "int8, experts in int8 or int4, kv_cache in bfloat16; set every precision"
+                "int8, experts in int8 or int4, kv_cache in bfloat16 or int8; set every precision"
             )
         if self.has_engines and not self.targets:
             raise ValueError(
@@ -175,6 +184,15 @@ class DeviceProfile:
             return dataclasses.replace(self, precision=self.precision.changed(changes))
         except ValueError as error:
             raise SettingsError(f"device {self.name}: {error}") from error
+
+
+def _is_native(precision: Precision) -> bool:
+    """Our CPU kernels have it: they leave experts and cache to be chosen."""
+    if precision.experts not in ("int8", "int4") or precision.kv_cache not in ("bfloat16", "int8"):
+        return False
+    experts, group, cache = precision.experts, precision.expert_group, precision.kv_cache
+    chosen = dataclasses.replace(NATIVE, experts=experts, expert_group=group, kv_cache=cache)
+    return precision == chosen
 
 
 def profile_names() -> list[str]:

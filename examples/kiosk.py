@@ -4,7 +4,14 @@ import sys
 
 from deeptalk_edge import Bundle, Conversation
 from deeptalk_edge.runtime.audio.ports import SoundPort
-from deeptalk_edge.runtime.events import BargedIn, SoundLost, SpeechStarted, TextPiece, TurnDone
+from deeptalk_edge.runtime.events import (
+    BargedIn,
+    SoundLost,
+    SpeechStarted,
+    TextPiece,
+    TurnDone,
+    TurnFailed,
+)
 from deeptalk_edge.runtime.loop.settings import LoopSettings
 
 KIOSK = LoopSettings(forget_ms=30_000)  # 30 s of silence: the next customer
@@ -22,6 +29,8 @@ def main(bundle: str, port: SoundPort | None = None) -> None:
                     print(f" ... stopped after {heard_s:.1f} s", end="")
                 case TurnDone(_, _, voice) if voice and voice.audible_ms:
                     print(f"\n(answered within {voice.audible_ms:.0f} ms)")
+                case TurnFailed(error):
+                    print(f"\n(no answer, please ask again: {error})")
                 case SoundLost(error):
                     print(f"(out of order: {error})")
 

@@ -21,7 +21,8 @@ import deeptalk_edge
 from deeptalk_edge.checkpoint import Checkpoint
 from deeptalk_edge.devices.profile import DeviceProfile, load_profile
 from deeptalk_edge.errors import ArtifactError
-from deeptalk_edge.export.codec import CodecGraph, CodecNoise, CodecWeights, export_codec
+from deeptalk_edge.export.codec import CodecGraph, CodecNoise, export_codec
+from deeptalk_edge.export.codec_files import open_codec
 from deeptalk_edge.export.decoder import (
     export_embed_and_head,
     export_engine_embed_and_head,
@@ -42,20 +43,21 @@ from deeptalk_edge.export.engines.bundle import (
 )
 from deeptalk_edge.export.experts import EXPERTS_FILE, read_audio_experts, write_experts
 from deeptalk_edge.export.gates import write_gates
+from deeptalk_edge.export.generation import read_generation
 from deeptalk_edge.export.golden import GOLDEN_FILE, golden_inputs, golden_outputs
 from deeptalk_edge.export.inputs import InputHashes
 from deeptalk_edge.export.manifest import write_manifest
+from deeptalk_edge.export.native_codec import write_native_codec
 from deeptalk_edge.export.native_weights import NativePrecision, write_native_weights
 from deeptalk_edge.export.parity import parity_report
 from deeptalk_edge.export.plan import record_format
 from deeptalk_edge.export.staging import Staging, resumable_directory
 from deeptalk_edge.export.step_run import engine_outputs
-from deeptalk_edge.export.torch_file import TorchFile
 from deeptalk_edge.runtime.bundle import (
     ENGINES,
     MANIFEST,
+    NATIVE_CODEC,
     CodecEntry,
-    Generation,
     Graphs,
     Manifest,
     Origin,
@@ -63,11 +65,10 @@ from deeptalk_edge.runtime.bundle import (
 )
 from deeptalk_edge.runtime.experts.from_bundle import GATES
 from deeptalk_edge.runtime.experts.record import ExpertRecord
-from deeptalk_edge.spec import CodecSpec, ModelSpec, read_codec_spec, read_json
+from deeptalk_edge.spec import CodecSpec
 
 TOKENIZER_FILE = "tokenizer.json"
 PARITY_FILE = "parity.json"
-_DEFAULT_CONTEXT_ROWS = 4096
 
 Progress = Callable[[str, int, int], None]
 """Called when a step begins: its name, the steps done, and all steps."""
@@ -156,8 +157,7 @@ class _Export:
         self._profile = settings.profile
         self._precision = precision
         self._spec = checkpoint.spec
-        self._codec = _open_codec(settings.snac or directory / "snac", checkpoint)
-        _check_codes_fit(self._spec, self._codec.spec)
+        self._codec = open_codec(settings.snac or directory / "snac", checkpoint)
         self._generation = read_generation(directory, self._spec)
         self._audio_experts = read_audio_experts(directory, self._spec.decoder)
         self._origin = Origin(name=directory.resolve().name, sha256=hashes.of_weights(directory))
@@ -179,7 +179,9 @@ class _Export:
         staging.drop(GRAPHS)
         written = sorted(staging.files().items())
         files = {name: entry for name, entry in written if Path(name).parent == Path()}
-        manifest = dataclasses.replace(manifest, files=files)
+        # Parity was that of float32 graphs; the kernels beside them may keep another cache.
+        precision = {**manifest.precision, "kv_cache": self._profile.precision.kv_cache}
+        manifest = dataclasses.replace(manifest, files=files, precision=precision)
         write_manifest(manifest, staging.path)
         return manifest
 
@@ -272,6 +274,7 @@ class _Export:
 
     def _write_native(self, place: Path) -> None:
         write_native_weights(self._checkpoint, self._records, NativePrecision(), place)
+        write_native_codec(self._codec, self._settings.codec_noise, place / NATIVE_CODEC)
 
     def _write_codec(self, graphs: Path) -> dict[str, Any]:
         noise, precision = self._settings.codec_noise, self._precision["codec"]
@@ -307,42 +310,6 @@ def _ort_graphs(segments: list[str]) -> Graphs:
     )
 
 
-def read_generation(checkpoint: Path, spec: ModelSpec) -> Generation:
-    """How to decode by default: the object `deeptalk` of the checkpoint's generation_config.json.
-
-    What is not said there is as in the official scripts. Other fields of that file (DeepSeek's own
-    temperature, say) belong to text chat and are left alone.
-
-    Source of the defaults: DeepTalk `eval_qa.py`; the system text is the first sentence of its own.
-
-    Raises ArtifactError if a value has the wrong type or the speaker is unknown.
-    """
-    path = checkpoint / "generation_config.json"
-    config = read_json(path).get("deeptalk", {}) if path.is_file() else {}
-    defaults: dict[str, Any] = {
-        "system": "You are an AI robot and your name is Lucy.",
-        "speaker": "ANS_A",
-        "mode": "batch-parallel",
-        "text_top_k": 1,
-        "audio_top_k": 10,
-        "temperature": 1.0,
-        "repetition_penalty": 1.2,
-        "max_rows": 1000,
-        "context_rows": min(_DEFAULT_CONTEXT_ROWS, spec.decoder.max_positions),
-    }
-    if unknown := config.keys() - defaults.keys():
-        raise ArtifactError(f"{path}: deeptalk has no {', '.join(sorted(unknown))}")
-    values = {key: config.get(key, default) for key, default in defaults.items()}
-    for key, default in defaults.items():
-        kinds = (int, float) if isinstance(default, float) else (type(default),)
-        if not isinstance(values[key], kinds) or isinstance(values[key], bool):
-            raise ArtifactError(f"{path}: {key} = {values[key]!r}, expected {kinds[-1].__name__}")
-    if values["mode"] not in ("batch-parallel", "single"):
-        raise ArtifactError(f"{path}: mode {values['mode']!r}, known are batch-parallel and single")
-    spec.vocabulary.speaker(values["speaker"])
-    return Generation(**values)
-
-
 class _Steps:
     """Counts steps for a progress bar."""
 
@@ -354,34 +321,6 @@ class _Steps:
     def begin(self, name: str) -> None:
         self._progress(name, self._done, self._total)
         self._done += 1
-
-
-def _open_codec(directory: Path, checkpoint: Checkpoint) -> CodecWeights:
-    """SNAC from safetensors, or from the torch file in which it is published."""
-    published = directory / "pytorch_model.bin"
-    if published.is_file() and not (directory / "model.safetensors").is_file():
-        return TorchCodec(read_codec_spec(directory), TorchFile(published))
-    return checkpoint.codec
-
-
-def _check_codes_fit(model: ModelSpec, codec: CodecSpec) -> None:
-    """The codes that the model says are those that the codec reads."""
-    spoken = (model.vocabulary.num_codebooks, model.vocabulary.codebook_size)
-    read = (codec.frame_codes, codec.codebook_size)
-    if spoken != read:
-        raise ArtifactError(
-            f"the model says {spoken[0]} codes of {spoken[1]} per frame, this SNAC reads {read[0]} "
-            f"of {read[1]}; name the SNAC that the model was trained with by --snac"
-        )
-
-
-class TorchCodec:
-    """SNAC's tensors out of a torch file."""
-
-    def __init__(self, spec: CodecSpec, file: TorchFile) -> None:
-        self.spec = spec
-        self.shapes = file.shapes
-        self.tensor = file.tensor
 
 
 def _codec_entry(spec: CodecSpec, graph: CodecGraph, noise: CodecNoise) -> CodecEntry:

@@ -296,18 +296,29 @@ class _Codec:
         return self._graph.constant(np.array(value, np.int64))
 
     def _folded(self, name: str, *shape: int) -> Array:
-        """A weight-normalised weight: g v / |v|, the norm over all axes but the first."""
-        gain = self._tensor(f"{name}.parametrizations.weight.original0", shape[0], 1, 1)
-        direction = self._tensor(f"{name}.parametrizations.weight.original1", *shape)
-        norm = np.sqrt(np.square(direction, dtype=np.float64).sum(axis=(1, 2), keepdims=True))
-        return np.asarray(direction * (gain / norm), np.float32)
+        return folded_weight(self._weights, name, *shape)
 
     def _tensor(self, name: str, *shape: int) -> Array:
-        if name not in self._weights.shapes:
-            raise ArtifactError(f"the SNAC checkpoint lacks the tensor {name}")
-        if self._weights.shapes[name] != shape:
-            raise ArtifactError(
-                f"SNAC's {name} is {list(self._weights.shapes[name])}, its config.json asks for "
-                f"{list(shape)}"
-            )
-        return self._weights.tensor(name)
+        return checked_tensor(self._weights, name, *shape)
+
+
+def folded_weight(weights: CodecWeights, name: str, *shape: int) -> Array:
+    """A weight-normalised weight: g v / |v|, the norm over all axes but the first."""
+    gain = checked_tensor(weights, f"{name}.parametrizations.weight.original0", shape[0], 1, 1)
+    direction = checked_tensor(weights, f"{name}.parametrizations.weight.original1", *shape)
+    norm = np.sqrt(np.square(direction, dtype=np.float64).sum(axis=(1, 2), keepdims=True))
+    return np.asarray(direction * (gain / norm), np.float32)
+
+
+def checked_tensor(weights: CodecWeights, name: str, *shape: int) -> Array:
+    """A tensor that must be there and have this shape.
+
+    Raises ArtifactError if it is not.
+    """
+    if name not in weights.shapes:
+        raise ArtifactError(f"the SNAC checkpoint lacks the tensor {name}")
+    if weights.shapes[name] != shape:
+        raise ArtifactError(
+            f"SNAC's {name} is {list(weights.shapes[name])}, its config.json asks for {list(shape)}"
+        )
+    return weights.tensor(name)

@@ -113,10 +113,10 @@ def _export(args: argparse.Namespace, profile: DeviceProfile) -> int:
 
 def _show_plan(args: argparse.Namespace, profile: DeviceProfile) -> int:
     """Plan from the config files; no weight is opened. 0 even if it does not fit: it is said."""
-    from deeptalk_edge.export.bundle import read_generation
+    from deeptalk_edge.export.generation import read_generation
     from deeptalk_edge.export.plan import plan_export
     from deeptalk_edge.export.plan_page import plan_page
-    from deeptalk_edge.spec import read_codec_spec, read_model_spec
+    from deeptalk_edge.spec_files import read_codec_spec, read_model_spec
 
     tokenizer = args.checkpoint / "tokenizer.json"
     model = read_model_spec(args.checkpoint, args.encoder)

@@ -308,7 +308,7 @@ class _Segment:
     def _norm(self, value: str, name: str) -> str:
         weight = self._graph.weight(f"{name}.weight", self._tensor(f"{name}.weight"))
         return self._graph.op(
-            "RMSNormalization", value, weight, axis=-1, epsilon=self._spec.norm_eps
+            "RMSNormalization", value, weight, axis=-1, epsilon=self._spec.eps_of(name)
         )
 
     def _tensor(self, name: str) -> Array:

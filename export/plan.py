@@ -21,7 +21,7 @@ from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.expert_record import RecordFormat
 from deeptalk_edge.export.planned_files import PlannedFile, planned_files, step_constant_bytes
 from deeptalk_edge.export.weight_shapes import WeightShapes, weight_bytes
-from deeptalk_edge.spec import CodecSpec, ModelSpec
+from deeptalk_edge.spec import CodecSpec, DecoderSpec, ModelSpec
 
 _MIB = 2**20
 
@@ -118,7 +118,9 @@ def plan_export(
     """
     records = record_format(model, profile)
     shapes = WeightShapes.of(model, codec, with_noise=codec_noise == "tape")
-    files = planned_files(model, codec, profile, shapes, records, context_rows, tokenizer_bytes)
+    files = planned_files(
+        model, codec, codec_noise, profile, shapes, records, context_rows, tokenizer_bytes
+    )
     return ExportPlan(
         device=profile.name,
         backend=profile.backend,
@@ -159,14 +161,14 @@ def _memory(
     context_rows: int,
 ) -> MemoryPlan:
     decoder, encoder = model.decoder, model.encoder
-    cached = decoder.num_layers * decoder.cache_width * (context_rows + 1) * _ITEMS
+    layer_bytes = _cache_layer_bytes(decoder, profile, context_rows)
     scores = max(
         encoder.num_heads * encoder.max_frames**2,
         decoder.num_heads * _PREFILL_ROWS * context_rows,
     )
     parts = {
         **shapes.bytes(profile.precision),
-        "kv_cache": cached * (4 if profile.precision.kv_cache == "float32" else 2),
+        "kv_cache": _ITEMS * decoder.num_layers * layer_bytes,
         "workspace": _RUNTIME_BYTES[profile.backend] + 2 * 4 * scores,
     }
     num_experts = len(decoder.moe_layers) * decoder.num_experts
@@ -183,6 +185,17 @@ def _memory(
         slots=slots,
         usable=fact,
     )
+
+
+def _cache_layer_bytes(decoder: DecoderSpec, profile: DeviceProfile, context_rows: int) -> int:
+    """One layer of one item's cache."""
+    kind = profile.precision.kv_cache
+    if profile.backend != "native":  # a row more, which no query sees
+        return (context_rows + 1) * decoder.cache_width * (4 if kind == "float32" else 2)
+    # Both parts of a row padded as in native/cpu/context.h; int8 rows end with two float32 scales.
+    value_bytes, step, scales = (1, 128, 8) if kind == "int8" else (2, 32, 0)
+    parts = decoder.latent_dim, decoder.rope_dim + scales
+    return context_rows * value_bytes * sum(-(-part // step) * step for part in parts)
 
 
 def _build_memory(model: ModelSpec, profile: DeviceProfile, shapes: WeightShapes) -> Estimate:

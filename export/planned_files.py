@@ -7,9 +7,11 @@ from typing import Literal
 
 from deeptalk_edge.devices.profile import DeviceProfile
 from deeptalk_edge.expert_record import PAGE_BYTES, RecordFormat
+from deeptalk_edge.export.codec import CodecNoise
+from deeptalk_edge.export.native_codec import native_codec_bytes
 from deeptalk_edge.export.native_weights import native_bytes
 from deeptalk_edge.export.weight_shapes import WeightShapes, stored_bytes, weight_bytes
-from deeptalk_edge.runtime.bundle import NATIVE_INDEX, NATIVE_WEIGHTS
+from deeptalk_edge.runtime.bundle import NATIVE_CODEC, NATIVE_INDEX, NATIVE_WEIGHTS
 from deeptalk_edge.runtime.experts.from_bundle import GATES
 from deeptalk_edge.spec import CodecSpec, ModelSpec
 
@@ -55,6 +57,7 @@ def step_constant_bytes(model: ModelSpec, profile: DeviceProfile, shapes: Weight
 def planned_files(
     model: ModelSpec,
     codec: CodecSpec,
+    codec_noise: CodecNoise,
     profile: DeviceProfile,
     shapes: WeightShapes,
     records: RecordFormat,
@@ -74,6 +77,9 @@ def planned_files(
         files += [
             PlannedFile(name=NATIVE_WEIGHTS, bytes=size, is_exact=True),
             _rounded(NATIVE_INDEX, 4096 * (model.decoder.num_layers + 1)),
+            PlannedFile(
+                name=NATIVE_CODEC, bytes=native_codec_bytes(codec, codec_noise), is_exact=True
+            ),
         ]
     files += [
         PlannedFile(name="experts.bin", bytes=num_experts * records.record_bytes, is_exact=True),

@@ -167,7 +167,7 @@ class Reference:
 
     def _rms_norm(self, x: Floats, name: str) -> Floats:
         square = np.square(x).mean(axis=-1, keepdims=True)
-        root = np.sqrt(square + np.float32(self.spec.decoder.norm_eps))
+        root = np.sqrt(square + np.float32(self.spec.decoder.eps_of(name)))
         return np.asarray(x / root * self._tensor(f"{name}.weight"))
 
     def _layer_norm(self, x: Floats, name: str) -> Floats:

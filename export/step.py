@@ -118,7 +118,7 @@ class _Step:
             f"{name}.weight", self._checkpoint.tensor(f"{name}.weight"), precision="float32"
         )
         square = graph.op("ReduceMean", graph.op("Mul", value, value), graph.ints(-1))
-        root = graph.op("Sqrt", graph.op("Add", square, graph.scalar(self._spec.norm_eps)))
+        root = graph.op("Sqrt", graph.op("Add", square, graph.scalar(self._spec.eps_of(name))))
         return graph.op("Mul", graph.op("Div", value, root), weight)
 
     def give_out_caches_and_routing(self) -> None:

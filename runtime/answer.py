@@ -59,6 +59,12 @@ class Answer:
         """What was written so far."""
         return self._turn.text.text if self._turn else ""
 
+    @property
+    def text_log_p(self) -> float | None:
+        """How sure the model is of its first words, as a mean log-probability; None as long as it
+        has not said enough of them."""
+        return self._turn.text_log_p if self._turn else None
+
     def advance(self) -> Pieces | None:
         """Do one step; returns what it brought, often nothing, or None if all is written.
 
@@ -115,6 +121,7 @@ class Answer:
             step_ms_p95=_percentile(turn.step_ms, 95),
             compute_s=self._meter.elapsed_ms() / 1000,
             audio_s=turn.audio_s,
+            text_log_p=turn.text_log_p,
             stopped=turn.stopped,
             num_clamped=turn.rows.num_clamped,
         )

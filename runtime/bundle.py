@@ -28,6 +28,9 @@ MANIFEST = "manifest.json"
 NATIVE_WEIGHTS, NATIVE_INDEX = "native.bin", "native.json"
 """The decoder as the native backend reads it, beside the graphs."""
 
+NATIVE_CODEC = "native_codec.bin"
+"""The codec's weights for the same; bundles of before it lack them."""
+
 ENGINES = ("encoder", "embed", "step", "head", "codec")
 
 Mode = Literal["batch-parallel", "single"]

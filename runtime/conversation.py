@@ -23,7 +23,7 @@ from deeptalk_edge.rows import Ids
 from deeptalk_edge.runtime.answer import Answer
 from deeptalk_edge.runtime.backends.ort import OrtGraph
 from deeptalk_edge.runtime.bundle import Bundle
-from deeptalk_edge.runtime.engines import open_engine
+from deeptalk_edge.runtime.engines import kernels_for, open_codec, open_engine
 from deeptalk_edge.runtime.events import AudioChunk, Metrics, TextPiece, TurnDone
 from deeptalk_edge.runtime.experts.from_bundle import recorded_routes
 from deeptalk_edge.runtime.experts.routes import RouteRecorder
@@ -73,9 +73,11 @@ class Conversation:
         self._vocabulary.speaker(self.settings.speaker)
         self._encoder_spec = manifest.model.encoder
         self._tokenizer = TextTokenizer(bundle.file("tokenizer.json"), self._vocabulary)
-        self._encoder = self._load(manifest.graphs.encoder)
-        self._codec = self._load(manifest.graphs.codec)
-        self._engine, self._experts = open_engine(bundle, self.settings)
+        threads = self.settings.threads
+        self._encoder = OrtGraph(bundle.file(manifest.graphs.encoder), threads=threads)
+        library = kernels_for(bundle, self.settings.backend)
+        self._codec = open_codec(bundle, threads=threads, library=library)
+        self._engine, self._experts = open_engine(bundle, self.settings, library)
         try:
             check_golden(bundle, encoder=self._encoder, engine=self._engine, codec=self._codec)
         except BaseException:
@@ -157,8 +159,9 @@ class Conversation:
         )
 
     def make_room(self) -> int:
-        """Drop the oldest turns if the next one might not fit; returns how many went. It would be
-        done in time anyway: call it while nobody waits."""
+        """Drop the oldest turns if the next one might not fit, and have the system prompt read
+        before the first one; returns how many turns went. It would be done in time anyway: call it
+        while nobody waits."""
         self._end_turn()
         return self._history.make_room()
 
@@ -202,9 +205,6 @@ class Conversation:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-    def _load(self, name: str) -> OrtGraph:
-        return OrtGraph(self.bundle.file(name), threads=self.settings.threads)
 
     def _hear(self, pcm: Array) -> Array:
         """The features (n, C) of an utterance (N,)."""

@@ -1,4 +1,4 @@
-"""Which backend runs the decoder, and its opening: the CPU's own kernels, or ONNX Runtime.
+"""Which backend runs decoder and codec, and their opening: our own kernels, or ONNX Runtime.
 
 A bundle for `native` serves both: its graphs are float32, its routed experts the same records.
 Either way experts come out of a pager, so a pool smaller than the model changes no answer.
@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 
 from deeptalk_edge.errors import BackendError
+from deeptalk_edge.runtime.audio.codec import CodecGraph
 from deeptalk_edge.runtime.backends.native import NativeEngine
+from deeptalk_edge.runtime.backends.native_codec import NativeCodec
 from deeptalk_edge.runtime.backends.native_library import NativeLibrary
-from deeptalk_edge.runtime.backends.ort import OrtEngine
-from deeptalk_edge.runtime.bundle import Bundle
+from deeptalk_edge.runtime.backends.ort import OrtEngine, OrtGraph
+from deeptalk_edge.runtime.bundle import NATIVE_CODEC, Bundle
 from deeptalk_edge.runtime.experts.from_bundle import paged_experts
 from deeptalk_edge.runtime.experts.paged import PagedExperts
 from deeptalk_edge.runtime.lm.engine import Engine
@@ -21,17 +23,19 @@ from deeptalk_edge.runtime.settings import ConversationSettings, EngineChoice
 log = logging.getLogger(__name__)
 
 
-def open_engine(bundle: Bundle, settings: ConversationSettings) -> tuple[Engine, PagedExperts]:
-    """The engine that the settings choose, and its experts, which it closes.
+def open_engine(
+    bundle: Bundle, settings: ConversationSettings, library: NativeLibrary | None
+) -> tuple[Engine, PagedExperts]:
+    """The engine on the kernels or, without them, on ONNX Runtime, and its experts, which it
+    closes.
 
-    Raises ArtifactError if the bundle lacks what the choice needs, BackendError if the kernels are
-    asked for and not there or a graph does not load, DoesNotFit if the memory does not suffice.
+    Raises ArtifactError if the bundle lacks what it needs, BackendError if a graph does not load,
+    DoesNotFit if the memory does not suffice.
     """
 
     def open_experts() -> PagedExperts:
         return paged_experts(bundle, settings.paging)
 
-    library = _native_library(bundle, settings.backend)
     if library is None:
         ort = OrtEngine(
             bundle,
@@ -44,6 +48,7 @@ def open_engine(bundle: Bundle, settings: ConversationSettings) -> tuple[Engine,
         bundle,
         context_rows=settings.context_rows,
         threads=settings.threads,
+        cache_kind="int8" if bundle.manifest.precision["kv_cache"] == "int8" else "bfloat16",
         library=library,
         open_experts=open_experts,
     )
@@ -52,8 +57,23 @@ def open_engine(bundle: Bundle, settings: ConversationSettings) -> tuple[Engine,
     return native, native.experts
 
 
-def _native_library(bundle: Bundle, choice: EngineChoice) -> NativeLibrary | None:
-    """The kernels, or None for ONNX Runtime."""
+def open_codec(bundle: Bundle, *, threads: int, library: NativeLibrary | None) -> CodecGraph:
+    """The codec on the kernels, or on ONNX Runtime without them or their weights.
+
+    Raises ArtifactError, BackendError and DoesNotFit as `open_engine` does.
+    """
+    manifest = bundle.manifest
+    if library is None or NATIVE_CODEC not in manifest.files:
+        return OrtGraph(bundle.file(manifest.graphs.codec), threads=threads)
+    weights = bundle.file(NATIVE_CODEC)
+    return NativeCodec(weights, manifest.codec, threads=threads, library=library)
+
+
+def kernels_for(bundle: Bundle, choice: EngineChoice) -> NativeLibrary | None:
+    """The kernels, or None for ONNX Runtime.
+
+    Raises BackendError if they are asked for and not there.
+    """
     backend = bundle.manifest.target.backend
     if choice == "native" and backend != "native":
         raise BackendError(
@@ -67,5 +87,5 @@ def _native_library(bundle: Bundle, choice: EngineChoice) -> NativeLibrary | Non
     except BackendError as error:
         if choice == "native":
             raise
-        log.warning("ONNX Runtime runs the decoder, several times slower: %s", error)
+        log.warning("ONNX Runtime runs all of it, several times slower: %s", error)
         return None

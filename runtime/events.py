@@ -47,6 +47,9 @@ class Metrics:
     step_ms_p95: float | None
     compute_s: float
     audio_s: float
+    text_log_p: float | None
+    """How sure the model was of its first words, as a mean log-probability; None if it said too
+    little."""
     stopped: Stopped
     """Why the answer ended: the model ended it, or a limit did."""
     num_clamped: int

@@ -2,8 +2,11 @@
 
 cache    prompts and answer texts, never speech codes; batch-parallel has it ready in item 1, single
          owes the answer's text and feeds it with the next prompt
+opening  what stands before the first spoken question is fed on its own, so that no answer depends
+         on when; a typed question may merge with it and is fed with it
 room     a full context drops its oldest whole turns and feeds the rest again. That is decided by
-         the rows alone, never by timing, and `make_room` does it while nobody waits
+         the rows alone, never by timing
+idle     `make_room` does both while nobody waits
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ class Prompted(NamedTuple):
     last_row: Ids
     """(K + 1,)"""
     num_rows: int
-    """Rows of the prompt, what was owed included."""
+    """Rows of the prompt, what was owed included, and the opening unless it was fed before."""
     before: int
     """Rows cached before it."""
 
@@ -72,17 +75,24 @@ class History:
         Raises DoesNotFit if not even an empty history leaves it room, BackendError or
         ExpertUnavailable if the model fails; the history is then as before.
         """
-        self.make_room()
+        self._drop_oldest()
         segment = self._fit(user)
-        rows = np.concatenate([self.owed, segment.rows])
-        mask = np.pad(segment.audio_mask, (len(self.owed), 0))
+        num_rows = len(self.owed) + len(segment.rows)
+        opened = 0
+        if not self._past and isinstance(user, Heard):
+            num_rows -= self._engine.num_rows
+            opened = self._open()
+        elif not self._past:
+            self._engine.reset()
+        rows = np.concatenate([self.owed, segment.rows[opened:]])
+        mask = np.pad(segment.audio_mask[opened:], (len(self.owed), 0))
         before = self._engine.num_rows
         try:
             self._engine.prefill(rows[:-1], features, mask[:-1])
         except BaseException:
             self._engine.trim(before)  # this question was never heard
             raise
-        return Prompted(rows[-1], len(rows), before)
+        return Prompted(rows[-1], num_rows, before)
 
     def take(self, turn: PastTurn, owed: Ids) -> None:
         """Add a turn whose rows are cached but for those `owed`."""
@@ -95,6 +105,14 @@ class History:
         self._engine.trim(position)
 
     def make_room(self) -> int:
+        """Do beforehand what the next question would do: drop the oldest turns if a further one
+        might not fit, feed the opening if there is no turn; returns how many turns went."""
+        num_dropped = self._drop_oldest()
+        if not self._past:
+            self._open()
+        return num_dropped
+
+    def _drop_oldest(self) -> int:
         """If a further turn might not fit, drop the oldest until half of the context is free;
         returns how many went."""
         if self._num_rows + self._reserve_rows <= self._engine.capacity:
@@ -114,6 +132,20 @@ class History:
         self._past.clear()
         self.owed, self.num_turns = self._nothing, 0
 
+    def _open(self) -> int:
+        """Feed what stands before the first spoken question, unless it is there; returns its
+        rows."""
+        if self._engine.num_rows == 0:
+            segment = self._segment(Heard(num_frames=1), is_first=True)
+            opening = slice(0, int(segment.audio_mask.argmax()))
+            mask = segment.audio_mask[opening]
+            try:
+                self._engine.prefill(segment.rows[opening], self.no_features, mask)
+            except BaseException:
+                self._engine.reset()
+                raise
+        return self._engine.num_rows
+
     @property
     def _num_rows(self) -> int:
         return self._engine.num_rows + len(self.owed)
@@ -123,7 +155,7 @@ class History:
         least = self._template.vocabulary.num_codebooks + 1  # rows until the first codec frame
         while True:
             segment = self.segment(user)
-            needed = self._num_rows + len(segment.rows) + least
+            needed = (self._num_rows if self._past else 0) + len(segment.rows) + least
             if needed <= self._engine.capacity:
                 return segment
             if not self._past:

@@ -41,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-guesses", action="store_true", help="without look-ahead and sweep, only on demand"
     )
     replay.add_argument("--profile", type=Path, metavar="ROUTES", help="what phased knows before")
-    replay.add_argument("--device", help="simulate times too; `--device list` names the devices")
+    replay.add_argument(
+        "--device", help="simulate times too; `list` names the devices, `all` compares them"
+    )
 
 
 def main(args: argparse.Namespace) -> int:
@@ -61,16 +63,28 @@ def main(args: argparse.Namespace) -> int:
         print(json.dumps(found, indent=2) if args.json else _page(found))
         return 0
     from deeptalk_edge.runtime.experts.routes import Routes
-    from deeptalk_edge.runtime.experts.study import replays
+    from deeptalk_edge.runtime.experts.study import DEVICES, replays
 
-    rows = replays(
-        routes,
-        args.pool,
-        args.policy,
-        profile=Routes.load(args.profile) if args.profile else None,
-        device=args.device,
-        guesses=not args.no_guesses,
-    )
+    profile = Routes.load(args.profile) if args.profile else None
+
+    def rows_on(device: str | None) -> list[dict[str, Any]]:
+        return replays(
+            routes,
+            args.pool,
+            args.policy,
+            profile=profile,
+            device=device,
+            guesses=not args.no_guesses,
+        )
+
+    if args.device == "all":
+        study = {device: rows_on(device) for device in DEVICES}
+        if args.json:
+            print(json.dumps({"routes": routes.source, "devices": study}))
+        else:
+            print(_comparison(routes.source, study))
+        return 0
+    rows = rows_on(args.device)
     if args.json:
         print(json.dumps({"routes": routes.source, "device": args.device, "rows": rows}))
     else:
@@ -121,4 +135,28 @@ def _table(source: str, rows: list[dict[str, Any]], device: str | None) -> str:
                 f"{simulated['first_audio_ms']:14.0f}{'-' if cold is None else f'{cold:.0f}':>8}"
             )
         lines.append(line)
+    return "\n".join(lines)
+
+
+def _comparison(source: str, study: Mapping[str, list[dict[str, Any]]]) -> str:
+    """One line a device and pool, one column a way to page."""
+    ways = list(dict.fromkeys(row["policy"] for rows in study.values() for row in rows))
+    lines = [
+        f"routes: {source}",
+        "simulated: mean step in ms, share of steps over 85 ms, first audio in ms",
+        f"{'device':28}{'pool':>5}" + "".join(f"{way:>22}" for way in ways),
+    ]
+    for device, rows in study.items():
+        for pool in dict.fromkeys(row["slots"] for row in rows):
+            found = {row["policy"]: row.get("simulated") for row in rows if row["slots"] == pool}
+            line = f"{device:28}{pool:>5}"
+            for way in ways:
+                each = found.get(way)
+                line += (
+                    f"{each['step_ms']:9.1f}{each['over_budget_share']:6.0%}"
+                    f"{each['first_audio_ms']:7.0f}"
+                    if each
+                    else f"{'-':>22}"
+                )
+            lines.append(line)
     return "\n".join(lines)

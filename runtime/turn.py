@@ -31,6 +31,9 @@ _CHUNK_FRAMES = (1, 1, 2, 2, 4)
 """Frames of the chunks behind the first sound: small until some sound is ahead of the listener."""
 
 
+_TELLING_ROWS = 20
+"""The answer's first rows, 1.7 s of speech: if its text is unsure, half a question was asked."""
+
 _SLOW_IDS_PER_S = 2.5
 """Text ids of slow speech; bounds what was heard of a text that runs ahead of its speech."""
 
@@ -88,6 +91,7 @@ class Turn:
         self._codec = StreamingCodec(codec, self._entry, seed=settings.sampler.seed)
         self._sampler = Sampler(self._vocabulary, settings.sampler, turn=number)
         self._text_ids: list[int] = []  # of the history: as fed, up to EOS
+        self._text_log_ps: list[float] = []  # of the first rows
         self._waiting: list[Ids] = []  # frames for the codec's next chunk
         self._num_chunks = 0
         self.rows = AnswerRows(self._vocabulary, speech=self._speaks)
@@ -129,6 +133,14 @@ class Turn:
         yield (*pieces, *self._sound(self._decode_waiting()), *self._sound(self._codec.finish()))
 
     @property
+    def text_log_p(self) -> float | None:
+        """How sure the model is of what it says: over the first rows, the mean log-probability of
+        the likeliest text id. None until they are written, or the text is."""
+        if len(self._text_log_ps) < _TELLING_ROWS and not self.rows.is_text_done:
+            return None
+        return float(np.mean(self._text_log_ps))
+
+    @property
     def audio_s(self) -> float:
         """Sound so far."""
         return self.num_samples / self._entry.spec.sampling_rate
@@ -161,6 +173,9 @@ class Turn:
         text_logits = None if self.rows.is_text_done else logits.text[-1]
         code_logits = None if self.rows.is_speech_done else logits.codes[0]
         row, frame = self.rows.push(*self._sampler.sample(text_logits, code_logits))
+        if text_logits is not None and len(self._text_log_ps) < _TELLING_ROWS:
+            likelihoods = np.exp(text_logits - text_logits.max())
+            self._text_log_ps.append(-float(np.log(likelihoods.sum())))
         return row, frame, self._meter.elapsed_ms() - start_ms
 
     def _num_heard_ids(self, heard_samples: int) -> int:

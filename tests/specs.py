@@ -56,10 +56,16 @@ PLAIN = ModelSpec(decoder=DECODER, encoder=ENCODER, projector_width=18, vocabula
 SPECS = {
     "plain": PLAIN,
     "yarn": replace(PLAIN, decoder=replace(DECODER, rope_dim=8, rope_theta=100.0, yarn=YARN)),
-    "two dense layers, top 3": replace(
+    "two dense layers, top 3, large epsilon": replace(
         PLAIN,
         decoder=replace(
-            DECODER, num_layers=4, num_dense_layers=2, num_experts=7, top_k=3, routed_scale=2.5
+            DECODER,
+            num_layers=4,
+            num_dense_layers=2,
+            num_experts=7,
+            top_k=3,
+            routed_scale=2.5,
+            norm_eps=0.1,
         ),
     ),
     "wide values, three shared experts": replace(

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from deeptalk_edge.checkpoint import Checkpoint, CodecCheckpoint, expected_tensors
 from deeptalk_edge.errors import ArtifactError
-from deeptalk_edge.spec import ModelSpec, read_model_spec
+from deeptalk_edge.spec import ModelSpec
+from deeptalk_edge.spec_files import read_model_spec
 from deeptalk_edge.training.checkpoint import config_of, load_model, save_checkpoint
 from tests.specs import PLAIN, SPECS
 from tests.training.models import random_model, random_rows

@@ -25,6 +25,7 @@ FORMATS: list[tuple[ExpertDtype, int | None]] = [
     ("float16", None),
     ("bfloat16", None),
     ("int8", None),
+    ("int4", 32),
     ("int4", 64),
     ("int4", 128),
 ]
@@ -53,6 +54,7 @@ def random_weights(record_format: RecordFormat, seed: int) -> ExpertWeights:
         ("float16", None, 4224),
         ("bfloat16", None, 4224),
         ("int8", None, 2112 + 5),  # 4,864 row scales of 4 bytes are 4.75 pages
+        ("int4", 32, 1188),
         ("int4", 64, 1122),
         ("int4", 128, 1089),
     ],
@@ -145,7 +147,7 @@ def test_dequantised_int4_is_integer_times_scale() -> None:
     ("dtype", "group", "width", "found"),
     [
         ("int4", None, 128, "needs a group"),
-        ("int4", 32, 128, "needs a group"),
+        ("int4", 16, 128, "needs a group"),
         ("int8", 64, 128, "needs a group"),
         ("int4", 128, 192, "width = 192"),
         ("float16", None, 40, "width = 40"),

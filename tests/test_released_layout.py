@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from deeptalk_edge.checkpoint import expected_tensors
-from deeptalk_edge.spec import ModelSpec, read_model_spec
+from deeptalk_edge.spec import ModelSpec
+from deeptalk_edge.spec_files import read_model_spec
 from deeptalk_edge.training.checkpoint import config_of
 from deeptalk_edge.training.model import DeepTalk
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from deeptalk_edge.evaluate import answer
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
 from deeptalk_edge.rows import Ids
-from deeptalk_edge.runtime.audio.codec import StreamingCodec
+from deeptalk_edge.runtime.audio.codec import CodecGraph, StreamingCodec
 from deeptalk_edge.runtime.audio.wav import read_wav
 from deeptalk_edge.runtime.backends.ort import OrtGraph
 from deeptalk_edge.runtime.bundle import Bundle
@@ -43,7 +43,7 @@ class Heard:
 class ListeningCodec:
     """The bundle's codec graph, with a list of the frames that went through it."""
 
-    def __init__(self, graph: OrtGraph) -> None:
+    def __init__(self, graph: CodecGraph) -> None:
         self._graph = graph
         self.frames: list[Ids] = []
 
@@ -71,7 +71,7 @@ def heard(bundle: Bundle, closed: GrammarRecogniser) -> list[Heard]:
     results = []
     with Conversation(bundle) as talk:
         for clip in CLIPS:
-            talk._codec = codec = ListeningCodec(talk._codec)  # type: ignore[assignment]
+            talk._codec = codec = ListeningCodec(talk._codec)
             text, sound = answer(talk, read_wav(clip).pcm)
             talk._codec = codec._graph
             wanted = clip.with_suffix(".txt").read_text(encoding="utf-8").splitlines()[1]

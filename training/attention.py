@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deeptalk_edge.spec import DecoderSpec
+from deeptalk_edge.spec import LATENT_NORM_EPS, DecoderSpec
 
 
 class Cache:
@@ -47,7 +47,7 @@ class LatentAttention(nn.Module):
         key_value_width = heads * (spec.nope_dim + spec.value_dim)
         self.q_proj = nn.Linear(spec.width, query_width, bias=False)
         self.kv_a_proj_with_mqa = nn.Linear(spec.width, spec.cache_width, bias=False)
-        self.kv_a_layernorm = nn.RMSNorm(spec.latent_dim, eps=spec.norm_eps)
+        self.kv_a_layernorm = nn.RMSNorm(spec.latent_dim, eps=LATENT_NORM_EPS)
         self.kv_b_proj = nn.Linear(spec.latent_dim, key_value_width, bias=False)
         self.o_proj = nn.Linear(heads * spec.value_dim, spec.width, bias=False)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from deeptalk_edge.artifact import staged_directory
 from deeptalk_edge.errors import ArtifactError
-from deeptalk_edge.spec import read_codec_spec
+from deeptalk_edge.spec_files import read_codec_spec
 from deeptalk_edge.training.snac import Snac
 
 

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <atomic>
 
+#include "codec.h"
 #include "decoder.h"
 
 #if defined(__x86_64__)
@@ -29,14 +30,16 @@ bool runs_here(const Path* path) {
     if (path == avx2_vnni_path()) return avx2 && has_leaf && (a >> 4 & 1);
     if (path == avx2_path()) return avx2;
 #elif defined(__aarch64__)
-    if (path == neon_path()) return getauxval(AT_HWCAP) >> 20 & 1;  // asimddp
+    const bool has_dots = getauxval(AT_HWCAP) >> 20 & 1;  // asimddp
+    if (path == neon_i8mm_path()) return has_dots && (getauxval(AT_HWCAP2) >> 13 & 1);  // i8mm
+    if (path == neon_path()) return has_dots;
 #endif
     return true;
 }
 
 const Path* path_at(int index) {
     for (const Path* path : {avx512_bf16_path(), avx512_path(), avx2_vnni_path(), avx2_path(),
-                             neon_path(), portable_path()}) {
+                             neon_i8mm_path(), neon_path(), portable_path()}) {
         if (runs_here(path) && index-- == 0) return path;
     }
     return nullptr;
@@ -66,6 +69,10 @@ CacheShape checked_shape(int latent, int rope, int kind) {
 
 struct dt_decoder : Decoder {
     using Decoder::Decoder;
+};
+
+struct dt_codec : Codec {
+    using Codec::Codec;
 };
 
 extern "C" {
@@ -107,10 +114,9 @@ int32_t dt_moe(dt_context* c, const dt_record* record, const uint64_t* table, in
         check_record(*record);
         const Records records{*record, table, num_experts, table + num_experts, num_own};
         const Choices choices{ids, weights, top_k};
-        int served = 0;
-        const int32_t status = add_experts(*c, records, x, tokens, choices, y, &served);
-        const bool is_short = served != num_wanted(tokens, choices);
-        return status == DT_OK && is_short ? int32_t(DT_EXPERT_ABSENT) : status;
+        int num_left = num_wanted(tokens, choices);
+        const int32_t status = add_experts(*c, records, x, tokens, choices, y, &num_left);
+        return status == DT_OK && num_left ? int32_t(DT_EXPERT_ABSENT) : status;
     });
 }
 
@@ -186,8 +192,8 @@ int32_t dt_run(dt_decoder* decoder, int32_t first, int32_t last, const uint64_t*
     return guarded(decoder->context(), [&] { return decoder->run(first, last, tables); });
 }
 
-int32_t dt_wave(dt_decoder* decoder, int32_t layer, const uint64_t* table, int32_t is_last) {
-    return guarded(decoder->context(), [&] { return decoder->mlp(layer, table, is_last != 0); });
+int32_t dt_wave(dt_decoder* decoder, int32_t layer, const uint64_t* table) {
+    return guarded(decoder->context(), [&] { return decoder->add_wave(layer, table); });
 }
 
 int32_t dt_routed(const dt_decoder* decoder, const int64_t** ids, const float** weights,
@@ -200,6 +206,23 @@ int32_t dt_routed(const dt_decoder* decoder, const int64_t** ids, const float** 
 
 int32_t dt_head(dt_decoder* decoder, float* logits) {
     return guarded(decoder->context(), [&] { return decoder->head(logits); });
+}
+
+dt_codec* dt_codec_open(dt_context* c, const dt_codec_spec* spec) {
+    dt_codec* codec = nullptr;
+    guarded(*c, [&] {
+        codec = new dt_codec(*c, *spec);
+        return DT_OK;
+    });
+    return codec;
+}
+
+void dt_codec_close(dt_codec* codec) { delete codec; }
+
+int64_t dt_codec_state_size(const dt_codec* codec) { return int64_t(codec->state_size()); }
+
+int32_t dt_codec_run(dt_codec* codec, const dt_codec_call* call) {
+    return guarded(codec->context(), [&] { return codec->run(*call); });
 }
 
 }  // extern "C"

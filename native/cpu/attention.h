@@ -1,185 +1,311 @@
 // Absorbed latent attention: online softmax over blocks of cached rows.
 //
-// A block's scores are found for four heads and four rows at a time, then its latents are mixed for
-// eight heads and two vectors at a time, so that arithmetic, not loads, sets the pace. Blocks begin
-// at the same rows for every caller: how rows were fed does not change a bit.
+// A block's scores are found for four heads and four rows at a time, the softmax takes all heads side
+// by side, then the latents are mixed for eight heads and two vectors at a time, so that arithmetic,
+// not loads, sets the pace. Int8 rows are scored by whole numbers, queries rounded to int8. Where an
+// instruction set multiplies pairs of 16 bits, two rows are mixed at once, by shares of bfloat16 for
+// bfloat16 rows and of 15 bits for int8 rows. Blocks begin at the same rows for every caller: how rows
+// were fed does not change a bit.
 #pragma once
 
+#include <algorithm>
+
+#include "codec_kernels.h"
 #include "kernels.h"
 
 namespace {
 
-constexpr int kBlockRows = 32;
+constexpr int kBlockRows = 128;
 
 struct Bf16Rows {
-    template <class Isa>
-    static FloatOf<Isa> load(const uint8_t* row, int i) {
-        return Isa::bf16(reinterpret_cast<const uint16_t*>(row) + i);
-    }
     static constexpr bool kScaled = false;
+    using Value = uint16_t;
+    template <class Isa>
+    using PairSum = typename Isa::Float;
+    template <class Isa>
+    static constexpr bool kMixesPairs = Isa::kDotsBf16;
+    template <class Isa>
+    static FloatOf<Isa> load(const Value* p) {
+        return Isa::bf16(p);
+    }
 };
 
 struct Int8Rows {
-    template <class Isa>
-    static FloatOf<Isa> load(const uint8_t* row, int i) {
-        return Isa::int8(reinterpret_cast<const int8_t*>(row) + i);
-    }
     static constexpr bool kScaled = true;
+    using Value = int8_t;
+    template <class Isa>
+    using PairSum = typename Isa::Int;
+    template <class Isa>
+    static constexpr bool kMixesPairs = Isa::kDotsInt16;
+    template <class Isa>
+    static FloatOf<Isa> load(const Value* p) {
+        return Isa::int8(p);
+    }
 };
-
-// The scale of a row's latent (part 0) or rotary key (part 1).
-inline float row_scale(const uint8_t* row, int width, int part) {
-    float scale;
-    std::memcpy(&scale, row + width + part * sizeof scale, sizeof scale);
-    return scale;
-}
 
 template <class Isa, class Rows>
 class Attention {
     static constexpr int kHeads = 4, kRows = Isa::kRows;  // of a block of scores
+    static constexpr int kMixHeads = Isa::kRows == 4 ? 8 : 4, kMixVectors = 2;
+    static constexpr int kParts = Rows::kScaled ? 2 : 1;  // of a row that are scored apart
     static constexpr bool kDotsBf16 = Isa::kDotsBf16 && !Rows::kScaled;
+    static constexpr bool kMixesPairs = Rows::template kMixesPairs<Isa>;
     using Float = FloatOf<Isa>;
+    using Int = typename Isa::Int;
+    using Value = typename Rows::Value;
 
   public:
     explicit Attention(const Attend& call) : call_(call) {
-        if (!kDotsBf16) return;
-        for (int i = 0; i < call.heads * call.width; ++i) queries_[i] = to_bf16(call.queries[i]);
+        if constexpr (Rows::kScaled) {
+            for (int head = 0; head < call.heads; ++head) {
+                quantise_query(head, 0, 0, call.latent);
+                quantise_query(head, 1, call.latent, call.width);
+            }
+        } else if constexpr (kDotsBf16) {
+            for (int i = 0; i < call.heads * call.width; ++i) queries_[i] = to_bf16(call.queries[i]);
+        }
     }
 
     void run() {
-        for (begin_ = call_.begin; begin_ < call_.end; begin_ += kBlockRows) {
-            num_rows_ = min_of(kBlockRows, call_.end - begin_);
+        for (int begin = call_.begin; begin < call_.end; begin += kBlockRows) {
+            num_rows_ = min_of(kBlockRows, call_.end - begin);
+            for (int r = 0; r < kBlockRows; ++r) rows_[r] = row(begin + min_of(r, num_rows_ - 1));
+            const int next = begin + num_rows_;
+            ahead_ = row(next);
+            ahead_end_ = ahead_ + size_t(min_of(kBlockRows, call_.end - next)) * call_.row_bytes;
             for (int head = 0; head < call_.heads; head += kHeads) {
-                for (int row = 0; row < num_rows_; row += kRows) score(head, row);
+                for (int r = 0; r < num_rows_; r += kRows) score(head, r);
             }
-            for (int head = 0; head < call_.heads; ++head) soften(head);
-            int head = 0;
-            for (; head + kMixHeads <= call_.heads; head += kMixHeads) mix<kMixHeads>(head);
-            for (; head < call_.heads; ++head) mix<1>(head);
+            for (int head = 0; head < call_.heads; head += Isa::kLanes) soften(head);
+            for (int i = 0; i < call_.latent; i += kMixVectors * Isa::kLanes) {
+                int head = 0;
+                for (; head + kMixHeads <= call_.heads; head += kMixHeads) mix<kMixHeads>(head, i);
+                for (; head < call_.heads; ++head) mix<1>(head, i);
+            }
         }
     }
 
   private:
-    static constexpr int kMixHeads = Isa::kRows == 4 ? 8 : 4, kMixVectors = 2;
-
     const uint8_t* row(int i) const {
-        const int at = begin_ + min_of(i, num_rows_ - 1);
-        return (at < call_.num_shared ? call_.shared : call_.own) + size_t(at) * call_.row_bytes;
+        return (i < call_.num_shared ? call_.shared : call_.own) + size_t(i) * call_.row_bytes;
+    }
+    const Value* values(int r, int i) const { return reinterpret_cast<const Value*>(rows_[r]) + i; }
+
+    // A line of the next block, so that memory is read while arithmetic goes on.
+    void ask_ahead() {
+        __builtin_prefetch(ahead_);
+        ahead_ += ahead_ < ahead_end_ ? 64 : 0;
+    }
+
+    // The scale of a row's latent (part 0) or rotary key (part 1).
+    float row_scale(int r, int part) const {
+        float scale;
+        std::memcpy(&scale, rows_[r] + call_.width - 8 + 4 * part, sizeof scale);
+        return scale;
+    }
+
+    // A part of a query as int8, and the sums at which its dot products begin.
+    void quantise_query(int head, int part, int begin, int end) {
+        const float* query = call_.queries + head * call_.width;
+        Int magnitude = Isa::zero();
+        for (int i = begin; i < end; i += Isa::kLanes) {
+            magnitude = Isa::max_int(magnitude, Isa::magnitude_bits(Isa::load(query + i)));
+        }
+        alignas(64) int32_t lanes[Isa::kLanes];
+        Isa::store_int(lanes, magnitude);
+        const float largest = float_of_bits(uint32_t(*std::max_element(lanes, lanes + Isa::kLanes)));
+        const bool is_zero = largest < 1e-30f;  // its reciprocal might overflow
+        query_scales_[part][head] = is_zero ? 0.f : largest / 127.f;
+        const Float inverse = Isa::splat(is_zero ? 0.f : 127.f / largest);
+        int8_t* bytes = reinterpret_cast<int8_t*>(queries_) + head * call_.width;
+        for (int i = begin; i < end; i += Isa::kLanes) {
+            Isa::store_int(lanes, Isa::to_int(Isa::load(query + i) * inverse));
+            for (int lane = 0; lane < Isa::kLanes; ++lane) bytes[i + lane] = int8_t(lanes[lane]);
+        }
+        std::fill_n(starts_[part][head], int(Isa::kLanes), 0);
+        for (int i = begin; i < end; i += 2 * Isa::kBytes) {
+            Isa::store_int(lanes, Isa::dot_of_ones(Isa::load_pair(bytes + i)));
+            for (int lane = 0; lane < Isa::kLanes; ++lane) {
+                starts_[part][head][lane] -= Isa::kBias8 * lanes[lane];
+            }
+        }
     }
 
     void score(int first_head, int first_row) {
-        const uint8_t* rows[kRows];
         int heads[kHeads];
-        for (int r = 0; r < kRows; ++r) rows[r] = row(first_row + r);
         for (int h = 0; h < kHeads; ++h) heads[h] = min_of(first_head + h, call_.heads - 1);
         Float sums[kHeads][kRows] = {};
-        if constexpr (kDotsBf16) {
+        if constexpr (Rows::kScaled) {
+            add_byte_products(first_row, heads, 0, 0, call_.latent, sums);
+            store_scores(first_head, first_row, 0, sums);
+            add_byte_products(first_row, heads, 1, call_.latent, call_.width, sums);
+            store_scores(first_head, first_row, 1, sums);
+            return;
+        } else if constexpr (kDotsBf16) {
             for (int i = 0; i < call_.width; i += 2 * Isa::kLanes) {
-                typename Isa::Bf16Pairs keys[kRows];
-                for (int r = 0; r < kRows; ++r) {
-                    keys[r] = Isa::load_bf16_pairs(reinterpret_cast<const uint16_t*>(rows[r]) + i);
-                }
+                Int keys[kRows];
+                for (int r = 0; r < kRows; ++r) keys[r] = Isa::words(values(first_row + r, i));
                 for (int h = 0; h < kHeads; ++h) {
-                    const auto query = Isa::load_bf16_pairs(queries_ + heads[h] * call_.width + i);
-                    for (int r = 0; r < kRows; ++r) sums[h][r] = Isa::dot_bf16(sums[h][r], keys[r], query);
-                }
-            }
-        } else if constexpr (Rows::kScaled) {
-            add_products(rows, heads, 0, call_.latent, sums);
-            for (int r = 0; r < kRows; ++r) {
-                const float ratio = row_scale(rows[r], call_.width, 0);
-                for (int h = 0; h < kHeads; ++h) sums[h][r] = sums[h][r] * Isa::splat(ratio);
-            }
-            Float rotary[kHeads][kRows] = {};
-            add_products(rows, heads, call_.latent, call_.width, rotary);
-            for (int r = 0; r < kRows; ++r) {
-                const Float scale = Isa::splat(row_scale(rows[r], call_.width, 1));
-                for (int h = 0; h < kHeads; ++h) {
-                    sums[h][r] = Isa::fma(rotary[h][r], scale, sums[h][r]);
+                    const Int query = Isa::words(queries_ + heads[h] * call_.width + i);
+                    for (int r = 0; r < kRows; ++r) sums[h][r] = Isa::dot_words(sums[h][r], keys[r], query);
                 }
             }
         } else {
-            add_products(rows, heads, 0, call_.width, sums);
+            for (int i = 0; i < call_.width; i += Isa::kLanes) {
+                Float keys[kRows];
+                for (int r = 0; r < kRows; ++r) keys[r] = Isa::bf16(values(first_row + r, i));
+                for (int h = 0; h < kHeads; ++h) {
+                    const Float query = Isa::load(call_.queries + heads[h] * call_.width + i);
+                    for (int r = 0; r < kRows; ++r) sums[h][r] = Isa::fma(keys[r], query, sums[h][r]);
+                }
+            }
+        }
+        store_scores(first_head, first_row, 0, sums);
+    }
+
+    // Whole numbers below 2^24: floats hold them.
+    void add_byte_products(int first_row, const int* heads, int part, int begin, int end,
+                           Float (&floats)[kHeads][kRows]) {
+        Int sums[kHeads][kRows];
+        for (int h = 0; h < kHeads; ++h) {
+            for (int r = 0; r < kRows; ++r) sums[h][r] = Isa::load_int(starts_[part][heads[h]]);
+        }
+        for (int i = begin; i < end; i += 2 * Isa::kBytes) {
+            typename Isa::Pair keys[kRows];
+            for (int r = 0; r < kRows; ++r) keys[r] = Isa::weights8(rows_[first_row + r] + i);
+            for (int h = 0; h < kHeads; ++h) {
+                const int8_t* query = reinterpret_cast<const int8_t*>(queries_) + heads[h] * call_.width;
+                const typename Isa::Pair bytes = Isa::load_pair(query + i);
+                for (int r = 0; r < kRows; ++r) sums[h][r] = Isa::dot_int8(sums[h][r], keys[r], bytes);
+            }
         }
         for (int h = 0; h < kHeads; ++h) {
-            float* scores = scores_[first_head + h] + first_row;
-            if constexpr (kRows == 4) {
-                Isa::store_sums(scores, sums[h][0], sums[h][1], sums[h][2], sums[h][3]);
-            } else {
-                for (int r = 0; r < kRows; ++r) scores[r] = Isa::sum(sums[h][r]);
-            }
+            for (int r = 0; r < kRows; ++r) floats[h][r] = Isa::to_float(sums[h][r]);
         }
     }
 
-    void add_products(const uint8_t* const* rows, const int* heads, int begin, int end,
-                      Float (&sums)[kHeads][kRows]) {
-        for (int i = begin; i < end; i += Isa::kLanes) {
-            Float keys[kRows];
-            for (int r = 0; r < kRows; ++r) keys[r] = Rows::template load<Isa>(rows[r], i);
-            for (int h = 0; h < kHeads; ++h) {
-                const Float query = Isa::load(call_.queries + heads[h] * call_.width + i);
-                for (int r = 0; r < kRows; ++r) sums[h][r] = Isa::fma(keys[r], query, sums[h][r]);
-            }
+    void store_scores(int first_head, int first_row, int part, const Float (&sums)[kHeads][kRows]) {
+        for (int r = 0; r < kRows; ++r) {
+            Isa::store_sums(scores_[part][first_row + r] + first_head, sums[0][r], sums[1][r], sums[2][r],
+                            sums[3][r]);
         }
     }
 
-    // Scores to shares of the softmax, and the factor by which what was mixed before shrinks.
+    // Scores to shares of the softmax for a vector of heads, and the factor by which what was mixed
+    // before shrinks.
     void soften(int head) {
-        float* scores = scores_[head];
-        float maximum = call_.maximum[head];
-        for (int r = 0; r < num_rows_; ++r) maximum = scores[r] > maximum ? scores[r] : maximum;
-        shrink_[head] = expf(call_.maximum[head] - maximum);
-        for (int r = num_rows_; r < kBlockRows; ++r) scores[r] = 0.f;
-        Float total = Isa::splat(0.f);
-        for (int r = 0; r < kBlockRows; r += Isa::kLanes) {
-            const Float share = exp_of<Isa>(Isa::load(scores + r) - Isa::splat(maximum));
-            Isa::store(scores + r, share);
+        const Float before = Isa::load(call_.maximum + head);
+        Float maximum = before, total = Isa::splat(0.f), largest = total;
+        for (int r = 0; r < num_rows_; ++r) {
+            Float score = Isa::load(scores_[0][r] + head);
+            if constexpr (Rows::kScaled) {
+                const Float rotary = Isa::load(scores_[1][r] + head);
+                const Float scale = Isa::load(query_scales_[0] + head) * Isa::splat(row_scale(r, 0));
+                const Float rotary_scale = Isa::load(query_scales_[1] + head) * Isa::splat(row_scale(r, 1));
+                score = Isa::fma(rotary, rotary_scale, score * scale);
+                Isa::store(scores_[0][r] + head, score);
+            }
+            maximum = Isa::max(maximum, score);
         }
-        for (int r = num_rows_; r < kBlockRows; ++r) scores[r] = 0.f;
-        for (int r = 0; r < kBlockRows; r += Isa::kLanes) total = total + Isa::load(scores + r);
-        call_.total[head] = call_.total[head] * shrink_[head] + Isa::sum(total);
-        call_.maximum[head] = maximum;
-        for (int r = 0; r < num_rows_ && Rows::kScaled; ++r) {
-            scores[r] *= row_scale(row(r), call_.width, 0);
+        for (int r = 0; r < num_rows_; ++r) {
+            Float share = exp_of<Isa>(Isa::load(scores_[0][r] + head) - maximum);
+            total = total + share;
+            if constexpr (Rows::kScaled) share = share * Isa::splat(row_scale(r, 0));
+            largest = Isa::max(largest, share);
+            Isa::store(scores_[0][r] + head, share);
+        }
+        const Float shrink = exp_of<Isa>(before - maximum);
+        Isa::store(call_.maximum + head, maximum);
+        Isa::store(call_.total + head, Isa::fma(Isa::load(call_.total + head), shrink, total));
+        Isa::store(shrink_ + head, shrink);
+        if constexpr (kMixesPairs) pair_shares(head, largest);
+    }
+
+    // Shares of two rows beside each other, 16 bits each, as `mix` wants them; a row too many is 0.
+    void pair_shares(int head, Float largest) {
+        constexpr float kSteps = 32767.f;
+        largest = Isa::max(largest, Isa::splat(1e-30f));
+        const Float inverse = Isa::splat(kSteps) / largest;
+        Isa::store(share_steps_ + head, largest / Isa::splat(kSteps));
+        for (int r = 0; r < num_rows_; r += 2) {
+            Float low = Isa::load(scores_[0][r] + head), high = Isa::splat(0.f);
+            if (r + 1 < num_rows_) high = Isa::load(scores_[0][r + 1] + head);
+            Int pair;
+            if constexpr (Rows::kScaled) {
+                pair = Isa::int16_pairs(Isa::to_int(low * inverse), Isa::to_int(high * inverse));
+            } else {
+                pair = Isa::bf16_pairs(low, high);
+            }
+            Isa::store_int(pairs_[r / 2] + head, pair);
         }
     }
 
+    // Mixes the latents' columns from i on for some heads.
     template <int kCount>
-    void mix(int first_head) {
-        for (int i = 0; i < call_.latent; i += kMixVectors * Isa::kLanes) {
-            Float sums[kCount][kMixVectors];
-            for (int h = 0; h < kCount; ++h) {
-                const float* mixed = call_.mixed + size_t(first_head + h) * call_.latent + i;
-                const Float shrink = Isa::splat(shrink_[first_head + h]);
-                for (int v = 0; v < kMixVectors; ++v) {
-                    sums[h][v] = Isa::load(mixed + v * Isa::kLanes) * shrink;
-                }
-            }
+    void mix(int first_head, int i) {
+        Float sums[kCount][kMixVectors] = {};
+        if constexpr (kMixesPairs) {
+            add_pairs<kCount>(first_head, i, sums);
+        } else {
             for (int r = 0; r < num_rows_; ++r) {
-                const uint8_t* at = row(r);
+                ask_ahead();
                 Float latents[kMixVectors];
                 for (int v = 0; v < kMixVectors; ++v) {
-                    latents[v] = Rows::template load<Isa>(at, i + v * Isa::kLanes);
+                    latents[v] = Rows::template load<Isa>(values(r, i + v * Isa::kLanes));
                 }
                 for (int h = 0; h < kCount; ++h) {
-                    const Float share = Isa::splat(scores_[first_head + h][r]);
+                    const Float share = Isa::splat(scores_[0][r][first_head + h]);
                     for (int v = 0; v < kMixVectors; ++v) {
                         sums[h][v] = Isa::fma(latents[v], share, sums[h][v]);
                     }
                 }
             }
+        }
+        for (int h = 0; h < kCount; ++h) {
+            float* mixed = call_.mixed + size_t(first_head + h) * size_t(call_.latent) + i;
+            const Float shrink = Isa::splat(shrink_[first_head + h]);
+            for (int v = 0; v < kMixVectors; ++v, mixed += Isa::kLanes) {
+                Isa::store(mixed, Isa::fma(Isa::load(mixed), shrink, sums[h][v]));
+            }
+        }
+    }
+
+    template <int kCount>
+    void add_pairs(int first_head, int i, Float (&floats)[kCount][kMixVectors]) {
+        typename Rows::template PairSum<Isa> sums[kCount][kMixVectors] = {};
+        const int32_t* shares = pairs_[0] + first_head;
+        for (int r = 0; r < num_rows_; r += 2, shares += kAttendHeads) {
+            ask_ahead();
+            const typename Isa::Pair latents =
+                Isa::interleave(Isa::words(values(r, i)), Isa::words(values(r + 1, i)));
             for (int h = 0; h < kCount; ++h) {
-                float* mixed = call_.mixed + size_t(first_head + h) * call_.latent + i;
-                for (int v = 0; v < kMixVectors; ++v) Isa::store(mixed + v * Isa::kLanes, sums[h][v]);
+                const Int share = Isa::splat_int(shares[h]);
+                sums[h][0] = Isa::dot_words(sums[h][0], latents.a, share);
+                sums[h][1] = Isa::dot_words(sums[h][1], latents.b, share);
+            }
+        }
+        for (int h = 0; h < kCount; ++h) {
+            for (int v = 0; v < kMixVectors; ++v) {
+                if constexpr (Rows::kScaled) {
+                    floats[h][v] = Isa::to_float(sums[h][v]) * Isa::splat(share_steps_[first_head + h]);
+                } else {
+                    floats[h][v] = sums[h][v];
+                }
             }
         }
     }
 
     const Attend& call_;
-    int begin_ = 0, num_rows_ = 0;
-    float shrink_[kAttendHeads];
-    alignas(64) float scores_[kAttendHeads + kHeads][kBlockRows];
-    alignas(64) uint16_t queries_[kDotsBf16 ? kAttendHeads * kMaxLatentWidth : 1];
+    int num_rows_ = 0;  // of the block in hand
+    const uint8_t* rows_[kBlockRows];
+    const uint8_t *ahead_ = nullptr, *ahead_end_ = nullptr;
+    alignas(64) float shrink_[kAttendHeads];
+    alignas(64) float share_steps_[kAttendHeads];
+    alignas(64) float query_scales_[kParts][kAttendHeads] = {};
+    alignas(64) int32_t starts_[kParts][kAttendHeads][Isa::kLanes];
+    alignas(64) float scores_[kParts][kBlockRows][kAttendHeads] = {};
+    alignas(64) int32_t pairs_[kBlockRows / 2][kAttendHeads];
+    alignas(64) Value queries_[kDotsBf16 || Rows::kScaled ? kAttendHeads * kMaxLatentWidth : 1];
 };
 
 template <class Isa, class Rows>
@@ -198,6 +324,8 @@ constexpr Path make_path(const char* name) {
             silu_times_up<Isa>,
             dot_rows<Isa>,
             snake<Isa>,
+            convolve<Isa>,
+            convolve_depthwise<Isa>,
             read_all<Isa>};
 }
 

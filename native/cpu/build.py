@@ -23,8 +23,14 @@ _X86_FLAGS = {
     "path_avx2_vnni": "-mavx2 -mfma -mf16c -mavxvnni",
     "path_avx2": "-mavx2 -mfma -mf16c",
 }
-_ARM_FLAGS = {"path_neon": "-march=armv8.2-a+dotprod"}
-_ZIG_ARM_FLAGS = {"path_neon": "-mcpu=generic+v8_2a+dotprod"}  # zig spells it so
+_ARM_FLAGS = {
+    "path_neon_i8mm": "-march=armv8.2-a+dotprod+i8mm",
+    "path_neon": "-march=armv8.2-a+dotprod",
+}
+_ZIG_ARM_FLAGS = {  # zig spells it so
+    "path_neon_i8mm": "-mcpu=generic+v8_2a+dotprod+i8mm",
+    "path_neon": "-mcpu=generic+v8_2a+dotprod",
+}
 _LINKED = ["-static-libstdc++", "-static-libgcc", f"-Wl,--version-script={SOURCES}/exports.map"]
 _COMMON = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-Wall", "-Wextra"]
 

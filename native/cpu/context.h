@@ -92,7 +92,8 @@ struct Choices {
 };
 // A choice of weight 0 asks for nothing.
 int num_wanted(int tokens, const Choices& choices);
-// Where the records of a layer lie. `own` are those that every token takes, with weight 1.
+// Where the records of a layer lie. `own` are those that every token takes, with weight 1, behind the
+// last of its experts.
 struct Records {
     const dt_record& form;
     const uint64_t* table;  // 0 where an expert is absent
@@ -100,19 +101,21 @@ struct Records {
     const uint64_t* own;
     int num_own;
 };
-// Adds the experts that are present to y (tokens, width); `served` is the number of choices met.
+// Adds the experts that are present to y (tokens, width), `own` once none of the `num_left` choices
+// that were still to be met is left.
 int32_t add_experts(dt_context& c, const Records& records, const float* x, int tokens,
-                    const Choices& choices, float* y, int* served);
+                    const Choices& choices, float* y, int* num_left);
 
 struct CacheShape {
     int latent, rope, kind;
-    int padded_latent() const { return (latent + 31) / 32 * 32; }
-    int padded_width() const { return padded_latent() + (rope + 31) / 32 * 32; }
-    size_t row_bytes() const {
-        // int8 rows carry two scales; whole cache lines keep every row aligned.
-        const size_t bytes = kind == kBf16Rows ? size_t(padded_width()) * 2 : size_t(padded_width()) + 8;
-        return (bytes + 63) / 64 * 64;
-    }
+    int padded_latent() const { return padded(latent); }
+    // int8 rows end with two scales.
+    int padded_width() const { return padded_latent() + padded(kind == kBf16Rows ? rope : rope + 8); }
+    size_t row_bytes() const { return size_t(padded_width()) * (kind == kBf16Rows ? 2 : 1); }
+
+  private:
+    // Whole steps of every kernel, whole cache lines.
+    int padded(int n) const { return kind == kBf16Rows ? (n + 31) / 32 * 32 : (n + 127) / 128 * 128; }
 };
 // False if a value is not finite. `row` is (latent + rope).
 bool write_cache_row(const CacheShape& shape, const float* row, uint8_t* place);

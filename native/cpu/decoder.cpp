@@ -10,6 +10,8 @@
 namespace deeptalk {
 namespace {
 
+constexpr float kLatentNormEpsilon = 1e-6f;  // spec.LATENT_NORM_EPS: whatever norm_epsilon says
+
 float half_to_float(uint16_t half) {
     const int exponent = half >> 10 & 31;
     const float fraction = float(half & 1023);
@@ -89,7 +91,7 @@ Decoder::Decoder(dt_context& c, const dt_decoder_spec& spec, const dt_layer* lay
     row_.resize(size_t(spec.latent + spec.rope));
     ids_.resize(n * size_t(spec.top_k));
     weights_.resize(ids_.size());
-    shares_.resize(size_t(spec.num_experts));
+    shares_.resize(n * size_t(spec.num_experts));
 }
 
 int32_t Decoder::begin(const dt_pass& pass, const int64_t* rows, const float* features,
@@ -127,8 +129,9 @@ int32_t Decoder::run(int first, int last, const uint64_t* const* tables) {
           "0 to twice the layers");
     for (int stage = first; stage < last; ++stage) {
         const int layer = stage / 2;
-        const int32_t status = stage % 2 ? mlp(layer, tables[layer], true) : to_router(layer);
+        const int32_t status = stage % 2 ? add_wave(layer, tables[layer]) : to_router(layer);
         if (status != DT_OK) return status;
+        if (stage % 2 && !has_own_) return DT_EXPERT_ABSENT;
     }
     return DT_OK;
 }
@@ -142,6 +145,7 @@ int32_t Decoder::to_router(int layer) {
     norm_rows(x_, l.mlp_norm);
     if (l.router) choose(l.router);
     served_ = 0;
+    has_own_ = false;
     return DT_OK;
 }
 
@@ -160,7 +164,7 @@ int32_t Decoder::attend_and_add(const dt_layer& l, int layer) {
         float* ropes = &qkv_[size_t(n) * row + size_t(nope_width)];
         rotate(ropes, position);
         float* latent = ropes + (heads + 1) * spec_.rope;
-        c_.path.rms_norm(latent, l.latent_norm, spec_.latent, spec_.norm_epsilon, row_.data());
+        c_.path.rms_norm(latent, l.latent_norm, spec_.latent, kLatentNormEpsilon, row_.data());
         std::copy_n(ropes + heads * spec_.rope, spec_.rope, row_.data() + spec_.latent);
         uint8_t* cache = pass.caches[n / pass.num_rows];
         if (!write_cache_row(shape_, row_.data(), cache + size_t(position) * shape_.row_bytes())) {
@@ -244,9 +248,15 @@ void Decoder::norm_rows(const std::vector<float>& x, const float* weight) {
 // Softmax over all experts, then the best `top_k` of them, the lower id first among equals.
 void Decoder::choose(const float* router) {
     const int experts = spec_.num_experts, top_k = spec_.top_k;
+    const size_t width = size_t(spec_.width);
+    c_.pool.run_ranges(experts, [&](int begin, int end) {
+        for (int n = 0; n < tokens_; ++n) {
+            c_.path.dot_rows(router + size_t(begin) * width, end - begin, spec_.width,
+                             &normed_[size_t(n) * width], &shares_[size_t(n * experts + begin)]);
+        }
+    });
     for (int n = 0; n < tokens_; ++n) {
-        float* shares = shares_.data();
-        c_.path.dot_rows(router, experts, spec_.width, &normed_[size_t(n) * size_t(spec_.width)], shares);
+        float* shares = &shares_[size_t(n * experts)];
         const float largest = *std::max_element(shares, shares + experts);
         float total = 0.f, chosen_total = 0.f;
         for (int e = 0; e < experts; ++e) total += shares[e] = std::exp(shares[e] - largest);
@@ -264,19 +274,20 @@ void Decoder::choose(const float* router) {
     }
 }
 
-int32_t Decoder::mlp(int layer, const uint64_t* table, bool is_last_wave) {
+int32_t Decoder::add_wave(int layer, const uint64_t* table) {
     check("layer", layer >= 0 && layer < spec_.num_layers, layer, "one of the decoder's");
     const dt_layer& l = layers_[size_t(layer)];
-    const int top_k = l.router ? spec_.top_k : 0;
+    if (has_own_) return DT_OK;
     const Records records{l.record, table, l.router ? spec_.num_experts : 0, l.own_mlps,
-                          is_last_wave ? l.num_own_mlps : 0};
-    const Choices choices{ids_.data(), weights_.data(), top_k};
-    int served = 0;
+                          l.num_own_mlps};
+    const Choices choices{ids_.data(), weights_.data(), l.router ? spec_.top_k : 0};
+    const int wanted = num_wanted(tokens_, choices);  // the caller may have dropped some
+    int num_left = wanted - served_;
     const int32_t status =
-        add_experts(c_, records, normed_.data(), tokens_, choices, x_.data(), &served);
-    served_ += served;
-    const bool is_short = is_last_wave && served_ != num_wanted(tokens_, choices);
-    return status == DT_OK && is_short ? int32_t(DT_EXPERT_ABSENT) : status;
+        add_experts(c_, records, normed_.data(), tokens_, choices, x_.data(), &num_left);
+    served_ = wanted - num_left;
+    has_own_ = num_left == 0;
+    return status;
 }
 
 int32_t Decoder::head(float* logits) {

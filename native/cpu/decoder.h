@@ -17,7 +17,7 @@ class Decoder {
                   const uint8_t* audio_mask);
     int32_t run(int first, int last, const uint64_t* const* tables);
     int32_t head(float* logits);
-    int32_t mlp(int layer, const uint64_t* table, bool is_last_wave);
+    int32_t add_wave(int layer, const uint64_t* table);
     const int64_t* ids() const { return ids_.data(); }
     const float* weights() const { return weights_.data(); }
     const float* normed() const { return normed_.data(); }
@@ -41,7 +41,8 @@ class Decoder {
     const CacheShape shape_;
     dt_pass pass_{};
     int tokens_ = 0;  // under way: the last layer ends with one for each item
-    int served_ = 0;  // choices of the last router that experts have answered
+    int served_ = 0;        // choices of the last router that experts have answered
+    bool has_own_ = false;  // the layer's own MLPs are added, which come behind all experts
     // (tokens, ...): the residual stream, and what one layer makes of it.
     std::vector<float> x_, normed_, qkv_, queries_, mixed_, values_, weights_, shares_, row_;
     std::vector<int64_t> ids_;

@@ -68,8 +68,32 @@ typedef struct {
     int32_t num_items, num_rows, position, num_shared;
 } dt_pass;
 
+enum { DT_CODEC_MOST = 8 }; /* scales or blocks of a codec */
+
+/* SNAC's decoder; spec.py's CodecSpec. */
+typedef struct {
+    int32_t num_scales, vq_strides[DT_CODEC_MOST];
+    int32_t codebook_size, codebook_dim, latent_dim, width;
+    int32_t num_blocks, rates[DT_CODEC_MOST];
+    int32_t is_depthwise, has_noise;
+    int64_t num_weights;
+    const float* weights;
+} dt_codec_spec;
+
+/* One call of the codec's stream: docs/bundle.md, `codec`. `state` (S) is zeros at the beginning of an
+ * utterance, then the `next_state` of the call before; the two may be one array. */
+typedef struct {
+    const int64_t* codes; /* (num_frames, K) */
+    int32_t num_frames;
+    int64_t position, length;
+    const float* noise[DT_CODEC_MOST]; /* (num_frames x rate) for each block, with noise */
+    const float* state;
+    float *next_state, *pcm;
+} dt_codec_call;
+
 typedef struct dt_context dt_context;
 typedef struct dt_decoder dt_decoder;
+typedef struct dt_codec dt_codec;
 
 /* The kernel paths of this build that this processor can run, the best one first; null behind the
  * last. */
@@ -116,14 +140,22 @@ DT_API int32_t dt_begin(dt_decoder*, const dt_pass*, const int64_t* rows, const 
  * entry per layer, each of E addresses. The last layer's MLP runs for the last row of each item. */
 DT_API int32_t dt_run(dt_decoder*, int32_t first, int32_t last, const uint64_t* const* tables);
 /* One wave of a layer's experts: those of the table, absent ones left for other waves, which come in
- * ascending order of ids. The last one adds the layer's own MLPs; with it every choice is served. */
-DT_API int32_t dt_wave(dt_decoder*, int32_t layer, const uint64_t* table, int32_t is_last);
+ * ascending order of ids. The wave that meets the last choice adds the layer's own MLPs as well; stage
+ * 2 L + 1 of dt_run then finds nothing left to do. */
+DT_API int32_t dt_wave(dt_decoder*, int32_t layer, const uint64_t* table);
 /* What the last router made of the tokens still under way: ids and weights (N, k), and what the
- * experts will see, (N, C). Valid until the next call. Returns N. */
+ * experts will see, (N, C). The places never change, what they hold is valid until the next call.
+ * Returns N. */
 DT_API int32_t dt_routed(const dt_decoder*, const int64_t** ids, const float** weights,
                          const float** normed);
 /* Logits (B, V) of the last row of each item. */
 DT_API int32_t dt_head(dt_decoder*, float* logits);
+
+/* Null if refused. The weights are not copied: export/native_codec.py says how they lie. */
+DT_API dt_codec* dt_codec_open(dt_context*, const dt_codec_spec*);
+DT_API void dt_codec_close(dt_codec*);
+DT_API int64_t dt_codec_state_size(const dt_codec*);
+DT_API int32_t dt_codec_run(dt_codec*, const dt_codec_call*);
 
 #ifdef __cplusplus
 }

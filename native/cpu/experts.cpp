@@ -9,9 +9,11 @@
 namespace deeptalk {
 namespace {
 
-// Lists the tokens of every expert that is present, ascending by id, then all tokens for each record
-// of `own`. Returns the number of choices met, or -1 if an id is out of range.
-int group_tokens(ExpertRoom& room, const Records& records, int tokens, const Choices& choices) {
+// Lists the tokens of every expert that is present, ascending by id; with them all choices left are
+// met, then all tokens for each record of `own`. Returns the number of choices met, or -1 if an id is
+// out of range.
+int group_tokens(ExpertRoom& room, const Records& records, int tokens, const Choices& choices,
+                 int num_left) {
     const int num_choices = tokens * choices.top_k, num_experts = records.num_experts;
     const auto is_served = [&](int i) { return records.table[choices.ids[i]] && choices.weights[i] != 0.f; };
     room.counts.assign(size_t(num_experts) + 1, 0);
@@ -27,7 +29,8 @@ int group_tokens(ExpertRoom& room, const Records& records, int tokens, const Cho
         room.counts[size_t(e) + 1] += first;
     }
     const int served = room.counts[size_t(num_experts)];
-    const size_t total = size_t(served + records.num_own * tokens);
+    const int num_own = served == num_left ? records.num_own : 0;
+    const size_t total = size_t(served + num_own * tokens);
     room.tokens.resize(total);
     room.weights.resize(total);
     for (int i = 0; i < num_choices; ++i) {
@@ -36,7 +39,7 @@ int group_tokens(ExpertRoom& room, const Records& records, int tokens, const Cho
         room.tokens[place] = i / choices.top_k;
         room.weights[place] = choices.weights[i];
     }
-    for (int i = 0; i < records.num_own; ++i) {
+    for (int i = 0; i < num_own; ++i) {
         const int first = served + i * tokens;
         room.units.push_back({reinterpret_cast<const uint8_t*>(records.own[i]), first, tokens});
         for (int t = 0; t < tokens; ++t) {
@@ -119,11 +122,12 @@ int num_wanted(int tokens, const Choices& choices) {
 }
 
 int32_t add_experts(dt_context& c, const Records& records, const float* x, int tokens,
-                    const Choices& choices, float* y, int* served) {
+                    const Choices& choices, float* y, int* num_left) {
     const dt_record& record = records.form;
     ExpertRoom& room = c.experts;
-    *served = group_tokens(room, records, tokens, choices);
-    if (*served < 0) return DT_OUT_OF_RANGE;
+    const int served = group_tokens(room, records, tokens, choices, *num_left);
+    if (served < 0) return DT_OUT_OF_RANGE;
+    *num_left -= served;
     const int width = record.width, ffn_width = record.ffn_width, total = int(room.tokens.size());
     const int num_units = int(room.units.size());
     const QuantisedRows rows = room.x.reserve(c.path, tokens, width);

@@ -10,7 +10,7 @@ namespace {
 struct Neon {
     static constexpr int kBytes = 16, kLanes = 4, kRows = 4, kTokens = 4;
     static constexpr int kBias4 = 0, kBias8 = 0;
-    static constexpr bool kDotsBf16 = false;
+    static constexpr bool kDotsBf16 = false, kDotsInt16 = false;
     using Float = float32x4_t;
     using Int = int32x4_t;
     struct Pair {

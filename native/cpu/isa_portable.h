@@ -10,7 +10,7 @@ namespace {
 struct Portable {
     static constexpr int kBytes = 16, kLanes = 4, kRows = 2, kTokens = 2;
     static constexpr int kBias4 = 0, kBias8 = 0;
-    static constexpr bool kDotsBf16 = false;
+    static constexpr bool kDotsBf16 = false, kDotsInt16 = false;
     typedef float Float __attribute__((vector_size(16)));
     typedef int32_t Int __attribute__((vector_size(16)));
     struct Pair {

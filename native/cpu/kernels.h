@@ -250,22 +250,26 @@ void dot_rows(const float* weights, int rows, int columns, const float* x, float
     }
 }
 
-// x + sin(alpha x)^2 / alpha, SNAC's activation. The square of a sine repeats after pi.
+// v + sin(alpha v)^2 / alpha, SNAC's activation. The square of a sine repeats after pi.
+template <class Isa>
+FloatOf<Isa> snake_of(FloatOf<Isa> v, FloatOf<Isa> alpha, FloatOf<Isa> inverse) {
+    const FloatOf<Isa> angle = v * alpha;
+    const FloatOf<Isa> turns = Isa::round(angle * Isa::splat(0.318309886f));
+    FloatOf<Isa> r = Isa::fma(turns, Isa::splat(-3.140625f), angle);
+    r = Isa::fma(turns, Isa::splat(-9.67502594e-4f), r);
+    r = Isa::fma(turns, Isa::splat(-1.50995799e-7f), r);
+    const FloatOf<Isa> square = r * r;
+    FloatOf<Isa> p = Isa::splat(-2.50521084e-8f);
+    constexpr float kTerms[] = {2.75573192e-6f, -1.98412698e-4f, 8.33333333e-3f, -1.66666667e-1f};
+    for (float term : kTerms) p = Isa::fma(p, square, Isa::splat(term));
+    const FloatOf<Isa> sine = Isa::fma(p * square, r, r);
+    return Isa::fma(sine * sine, inverse, v);
+}
 template <class Isa>
 void snake(const float* x, int n, float alpha, float* y) {
     const FloatOf<Isa> factor = Isa::splat(alpha), inverse = Isa::splat(1.f / (alpha + 1e-9f));
     for_vectors<Isa>(n, [&](int i, int part) {
-        const FloatOf<Isa> v = load_at<Isa>(x, i, part), angle = v * factor;
-        const FloatOf<Isa> turns = Isa::round(angle * Isa::splat(0.318309886f));
-        FloatOf<Isa> r = Isa::fma(turns, Isa::splat(-3.140625f), angle);
-        r = Isa::fma(turns, Isa::splat(-9.67502594e-4f), r);
-        r = Isa::fma(turns, Isa::splat(-1.50995799e-7f), r);
-        const FloatOf<Isa> square = r * r;
-        FloatOf<Isa> p = Isa::splat(-2.50521084e-8f);
-        constexpr float kTerms[] = {2.75573192e-6f, -1.98412698e-4f, 8.33333333e-3f, -1.66666667e-1f};
-        for (float term : kTerms) p = Isa::fma(p, square, Isa::splat(term));
-        const FloatOf<Isa> sine = Isa::fma(p * square, r, r);
-        store_at<Isa>(y, i, Isa::fma(sine * sine, inverse, v), part);
+        store_at<Isa>(y, i, snake_of<Isa>(load_at<Isa>(x, i, part), factor, inverse), part);
     });
 }
 

@@ -29,7 +29,8 @@ void write_int8(const float* x, int n, uint8_t* place, uint8_t* scale_place) {
     std::memcpy(scale_place, &scale, sizeof scale);
 }
 
-// What the softmax has gathered over one part, for some heads of one token.
+// What the softmax has gathered over one part, for some heads of one token: maximum and total (16),
+// mixed (heads, latent).
 struct Gathered {
     float* maximum;
     float* total;
@@ -37,8 +38,8 @@ struct Gathered {
 };
 
 void clear(const Gathered& part, int heads, int latent) {
-    std::fill_n(part.maximum, heads, -1e30f);
-    std::fill_n(part.total, heads, 0.f);
+    std::fill_n(part.maximum, kAttendHeads, -1e30f);  // kernels take whole vectors of heads
+    std::fill_n(part.total, kAttendHeads, 0.f);
     std::fill_n(part.mixed, size_t(heads) * size_t(latent), 0.f);
 }
 
@@ -70,7 +71,7 @@ bool write_cache_row(const CacheShape& shape, const float* row, uint8_t* place) 
         for (int i = 0; i < shape.rope; ++i) values[rope_at + i] = to_bf16(row[shape.latent + i]);
         return true;
     }
-    uint8_t* scales = place + shape.padded_width();
+    uint8_t* scales = place + shape.padded_width() - 2 * sizeof(float);
     write_int8(row, shape.latent, place, scales);
     write_int8(row + shape.latent, shape.rope, place + rope_at, scales + sizeof(float));
     return true;
@@ -135,16 +136,17 @@ void attend(dt_context& c, const CacheShape& shape, int heads, const dt_pass& pa
         return Gathered{&room.maximum[i * kAttendHeads], &room.total[i * kAttendHeads],
                         &room.mixed[i * size_t(span) * size_t(latent)]};
     };
+    // Threads at once over the same rows: what one has read, the other finds in the cache.
     c.pool.run(tokens * spans * parts, [&](int i) {
-        const int part = i % parts, which = i / parts % spans, token = i / parts / spans;
+        const int which = i % spans, part = i / spans % parts, token = i / spans / parts;
         const int count = std::min(span, heads - which * span);
         gather(token, which * span, count, part, set(token, which, part));
     });
-    for (int i = 0; i < tokens * spans; ++i) {
+    c.pool.run(tokens * spans, [&](int i) {
         const int token = i / spans, which = i % spans;
         finish(token, which * span, std::min(span, heads - which * span),
                [&](int part) { return set(token, which, part); });
-    }
+    });
 }
 
 }  // namespace deeptalk

@@ -40,7 +40,8 @@ struct Tile {
 enum CacheKind { kBf16Rows = 0, kInt8Rows = 1, kNumCacheKinds = 2 };
 
 // Attention of up to 16 heads over cached rows `begin` to `end`. A row is [latent | rotary key],
-// both parts padded with zeros to a multiple of 32; int8 rows end with the two parts' scales.
+// both parts padded with zeros, to a multiple of 32 values, or of 128 in int8 rows; those
+// hold the two parts' scales in their last 8 bytes, where queries are 0.
 struct Attend {
     const uint8_t* shared;  // row 0 of the cache that holds the first `num_shared` rows
     const uint8_t* own;     // and of the one that holds the others, each at its own place
@@ -48,10 +49,43 @@ struct Attend {
     int num_shared, begin, end;
     int heads, latent, width;
     const float* queries;  // (heads, width), scaled
-    // The softmax so far, to go on with: maximum and total (heads), weighted sum (heads, latent).
+    // The softmax so far, to go on with: maximum and total (16), weighted sum (heads, latent).
     float* maximum;
     float* total;
     float* mixed;
+};
+
+constexpr int kPanelColumns = 32;  // of a codec layer's matrix: they lie together for every input
+constexpr int kCodecTaps = 7;      // of a depthwise convolution
+
+// Of every column: the bias, and the snake's alpha and 1 / alpha where one follows. Whole panels long.
+struct Bend {
+    const float *bias, *alpha, *inverse;
+};
+
+// Rows of `taps` x `channels` inputs times one panel: skip + gain x (sums + bias), and its snake.
+struct Convolution {
+    const float* x;
+    size_t row_step, tap_step;  // floats from one row to the next, and from one tap's row to the next
+    int taps, channels;
+    const float* panel;  // (taps x channels, 32)
+    Bend bend;
+    int num_rows, columns;
+    size_t out_step;    // of skip, y and bent
+    const float* skip;  // null: 0
+    const float* gain;  // one for each row; null: 1
+    float* y;           // null: not wanted
+    float* bent;        // y's snake; null: not wanted
+};
+
+// Rows `begin` to `end`; dense, so a tap's rows lie `tap_step` floats apart.
+struct Depthwise {
+    const float* x;
+    size_t tap_step;
+    const float* weights;  // (7, channels)
+    Bend bend;
+    int channels, begin, end;
+    float* y;
 };
 
 struct Path {
@@ -65,6 +99,8 @@ struct Path {
     void (*silu_times_up)(const float* gate, const float* up, int n, float* y);
     void (*dot_rows)(const float* weights, int rows, int columns, const float* x, float* y);
     void (*snake)(const float* x, int n, float alpha, float* y);
+    void (*convolve)(const Convolution& call);
+    void (*convolve_depthwise)(const Depthwise& call);
     int64_t (*read)(const uint8_t* bytes, size_t n);  // the sum of all words, to time the reading
 };
 
@@ -73,6 +109,7 @@ const Path* avx512_bf16_path();
 const Path* avx512_path();
 const Path* avx2_vnni_path();
 const Path* avx2_path();
+const Path* neon_i8mm_path();
 const Path* neon_path();
 const Path* portable_path();
 

@@ -1,7 +1,9 @@
 """End of turn: how long must the silence last before the answer is due?
 
-The loop asks once per pause, at about 100 ms of silence, with the utterance so far. A cue says how
-likely it is complete; the more likely, the shorter the wait.
+sound     asked once per pause, at about 100 ms of silence, with the utterance so far: a cue says
+          how likely it is complete; the more likely, the shorter the wait
+meaning   asked once more, when the answer on trial has its first words: a model that is sure of
+          them has heard a whole question. It can but shorten the wait
 """
 
 from __future__ import annotations
@@ -32,6 +34,10 @@ class EndOfTurn(Protocol):
         `utterance` is 16 kHz PCM (N,) from its first voice to now, the pause included.
         """
 
+    def enough_ms(self, text_log_p: float) -> int | None:
+        """The silence that is enough if the model is this sure of its answer, as the mean
+        log-probability of its first words; None if that says nothing."""
+
 
 class TurnCue(Protocol):
     """Listens for the end of a sentence."""
@@ -53,6 +59,9 @@ class FixedHangover:
     def hangover_ms(self, utterance: Array) -> int:
         return self.ms
 
+    def enough_ms(self, text_log_p: float) -> None:
+        return None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HangoverSettings:
@@ -62,6 +71,9 @@ class HangoverSettings:
     """A cue this sure of the end..."""
     incomplete_p: float = 0.1
     """... and this sure of more to come."""
+    sure_log_p: float | None = -0.001
+    """Mean log-probability of an answer's first words that says that the question was whole; None:
+    nothing does. Chosen for the shipped checkpoint: `text_log_p` of the metrics shows another's."""
     complete_ms: int = 200
     unsure_ms: int = 500
     incomplete_ms: int = 1200
@@ -72,6 +84,8 @@ class HangoverSettings:
                 f"incomplete_p = {self.incomplete_p}, complete_p = {self.complete_p}: expected "
                 "0 <= incomplete_p <= complete_p <= 1"
             )
+        if self.sure_log_p is not None and not self.sure_log_p <= 0:
+            raise SettingsError(f"sure_log_p = {self.sure_log_p}: expected 0 or less, or None")
         if not FRAME_MS <= self.complete_ms <= self.unsure_ms <= self.incomplete_ms:
             raise SettingsError(
                 f"hangovers of {self.complete_ms}, {self.unsure_ms} and {self.incomplete_ms} ms: "
@@ -90,6 +104,10 @@ class AdaptiveHangover:
         if p >= settings.complete_p:
             return settings.complete_ms
         return settings.incomplete_ms if p < settings.incomplete_p else settings.unsure_ms
+
+    def enough_ms(self, text_log_p: float) -> int | None:
+        sure = self._settings.sure_log_p
+        return self._settings.complete_ms if sure is not None and text_log_p >= sure else None
 
 
 def open_end_of_turn(

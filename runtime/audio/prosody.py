@@ -21,8 +21,9 @@ _LONGEST_S = 6
 _OCTAVE_COST = 0.03
 _TAIL_FRAMES = 12  # voiced, of 10 ms: the last syllable
 _LEAST_FRAMES = 30  # voiced; less says nothing of the speaker's median
-# p is one half at this many semitones below the median, and moves e-fold within so many.
-_HALF_SEMITONES, _SPREAD_SEMITONES = -2.0, 0.9
+# p is one half at this many semitones from the median, its odds move e-fold within so many. So it
+# passes 0.6 at -4, where one unfinished sentence in ten goes, too: `make bench-turn`.
+_HALF_SEMITONES, _SPREAD_SEMITONES = -3.4, 1.5
 
 
 class FinalLowering:

@@ -103,6 +103,11 @@ class NativeEngine(CachedEngine[NativeCache]):
             )
         )
         self._decoder = self._open_decoder(cache_kind)
+        self._routed_at = (c_void_p(), c_void_p(), c_void_p())
+        self._routed = self._open_routed()
+        # For stages whose experts were served in waves, and those that have none.
+        self._no_experts = np.zeros(decoder.num_experts, np.uint64)
+        self._no_tables = np.full(decoder.num_layers, self._no_experts.ctypes.data, np.uint64)
         sizes = [vocabulary.text_size, vocabulary.num_codebooks * vocabulary.codebook_block]
         self._logits = np.empty((2, sum(sizes)), np.float32)
         codes = (vocabulary.num_codebooks, vocabulary.codebook_block)
@@ -170,6 +175,17 @@ class NativeEngine(CachedEngine[NativeCache]):
             raise BackendError(f"the native kernels refuse this model: {message}")
         return decoder
 
+    def _open_routed(self) -> tuple[Ids, Array, Array]:
+        """The library's own ids and weights (N, k) and normed rows (N, C), for the most tokens."""
+        decoder = self._spec.decoder
+        self._calls.dt_routed(self._decoder, *map(byref, self._routed_at))
+        ids_at, weights_at, normed_at = self._routed_at
+        return (
+            _array_at(ids_at, (PREFILL_ROWS, decoder.top_k), np.int64),
+            _array_at(weights_at, (PREFILL_ROWS, decoder.top_k), np.float32),
+            _array_at(normed_at, (PREFILL_ROWS, decoder.width), np.float32),
+        )
+
     def _run(self, rows: Ids, features: Array | None, audio_mask: NDArray[np.bool_] | None) -> None:
         """Run (B, T) rows through all layers and count them."""
         num_items, num_rows = rows.shape[:2]
@@ -190,37 +206,26 @@ class NativeEngine(CachedEngine[NativeCache]):
 
     def _run_paged(self, experts: ExpertTables) -> None:
         decoder = self._spec.decoder
-        num_experts, top_k = decoder.num_experts, decoder.top_k
         stage = 0
         for layer in decoder.moe_layers:
             self._stages(stage, 2 * layer + 1)
-            stage = 2 * layer + 2
-            ids_at, weights_at, normed_at = c_void_p(), c_void_p(), c_void_p()
-            num_tokens = self._calls.dt_routed(
-                self._decoder, byref(ids_at), byref(weights_at), byref(normed_at)
-            )
-            ids = _array_at(ids_at, (num_tokens, top_k), np.int64)
-            weights = _array_at(weights_at, (num_tokens, top_k), np.float32)
-            normed = _array_at(normed_at, (num_tokens, decoder.width), np.float32)
-            with closing(experts.tables(layer, ids, weights, normed)) as tables:
+            stage = 2 * layer + 1
+            num_tokens = self._calls.dt_routed(self._decoder, *map(byref, self._routed_at))
+            ids, weights, normed = self._routed
+            routed = ids[:num_tokens], weights[:num_tokens], normed[:num_tokens]
+            with closing(experts.tables(layer, *routed)) as tables:
                 for table in tables:
-                    self._wave(layer, table, is_last=False)
-            self._wave(layer, np.zeros(num_experts, np.uint64), is_last=True)
+                    status = self._calls.dt_wave(self._decoder, layer, address(table))
+                    self._context.check(status, f"experts of layer {layer}")
         self._stages(stage, 2 * decoder.num_layers)
 
     def _stages(self, first: int, last: int) -> None:
-        # Dense layers run on the way: their MLPs need no table.
-        tables = np.zeros(self._spec.decoder.num_layers, np.uint64)
-        status = self._calls.dt_run(self._decoder, first, last, address(tables))
-        self._context.check(status, f"decoder, layer {last // 2}")
-
-    def _wave(self, layer: int, table: Tables, *, is_last: bool) -> None:
-        status = self._calls.dt_wave(self._decoder, layer, address(table), is_last)
-        self._context.check(status, f"experts of layer {layer}")
+        status = self._calls.dt_run(self._decoder, first, last, address(self._no_tables))
+        self._context.check(status, f"decoder from layer {first // 2} on")
 
 
 def _array_at(place: c_void_p, shape: tuple[int, ...], dtype: type) -> NDArray[Any]:
-    """A view of the library's memory, valid until its next call."""
+    """A view of the library's memory; what it holds is valid until the next call."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     assert place.value is not None
     buffer = (c_char * size).from_address(place.value)

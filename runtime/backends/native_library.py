@@ -122,9 +122,13 @@ class NativeLibrary:
         calls.dt_decoder_close.argtypes = (c_void_p,)
         calls.dt_begin.argtypes = (c_void_p, POINTER(Pass), c_void_p, c_void_p, c_void_p)
         calls.dt_run.argtypes = (c_void_p, c_int32, c_int32, c_void_p)
-        calls.dt_wave.argtypes = (c_void_p, c_int32, c_void_p, c_int32)
+        calls.dt_wave.argtypes = (c_void_p, c_int32, c_void_p)
         calls.dt_routed.argtypes = (c_void_p, *(POINTER(c_void_p),) * 3)
         calls.dt_head.argtypes = (c_void_p, c_void_p)
+        calls.dt_codec_open.restype = c_void_p
+        calls.dt_codec_open.argtypes = calls.dt_codec_run.argtypes = (c_void_p, c_void_p)
+        calls.dt_codec_close.argtypes = calls.dt_codec_state_size.argtypes = (c_void_p,)
+        calls.dt_codec_state_size.restype = c_int64
 
     @property
     def path_names(self) -> list[str]:

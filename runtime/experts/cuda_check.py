@@ -1,7 +1,8 @@
-"""`python -m deeptalk_edge.runtime.experts.cuda_check`: the GPU pools on a real GPU.
+"""The GPU pools on a real GPU: the first half of `make gpu-check`.
 
 Writes a file of experts, pages them through each pool, reads every leased slot back from the
-device and compares it with the file. Prints one line a pool; exits with 1 if a byte is wrong.
+device and compares it with the file. Prints one line a pool; exits with 1 if a byte is wrong, or if
+there is no GPU to ask.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from random import Random
 import numpy as np
 from numpy.typing import NDArray
 
+from deeptalk_edge.errors import BackendError
 from deeptalk_edge.runtime.experts.cuda import CudaFence, Cudart
 from deeptalk_edge.runtime.experts.cuda_pool import CopiedPool, MappedPool
 from deeptalk_edge.runtime.experts.pager import ExpertPager, PagerSettings
@@ -31,7 +33,10 @@ NUM_RECORDS = NUM_LAYERS * NUM_EXPERTS
 
 def main() -> int:
     """Check every pool; returns the exit code."""
-    cuda = Cudart()
+    try:
+        cuda = Cudart()
+    except BackendError as error:
+        sys.exit(f"gpu-check: {error}; the expert pools have not run")
     size = {"num_slots": NUM_SLOTS, "slot_bytes": RECORD_BYTES}
     pools: dict[str, Callable[[], Pool]] = {
         "mapped": lambda: MappedPool(cuda, **size),

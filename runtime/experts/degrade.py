@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +52,15 @@ class Degrade:
     def kept_share(self) -> float | None:
         """Gate mass of what ran, as a share of what the router wanted; None before the first."""
         return self._kept_mass / self._full_mass if self._full_mass else None
+
+    def report(self) -> dict[str, Any]:
+        """Everything traded so far, ready for JSON."""
+        return {
+            "uses": self.num_uses,
+            "substituted": self.num_substituted,
+            "skipped": self.num_skipped,
+            "kept_share": self.kept_share,
+        }
 
     def apply(self, layer: int, ids: Ids, weights: Array, normed: Array, resident: Mask) -> Mask:
         """Change ids and weights, both (N, k), in place, for inputs (N, C) and a pool (E,);

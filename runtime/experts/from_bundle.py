@@ -21,8 +21,7 @@ from deeptalk_edge.runtime.experts.policy import POLICIES
 from deeptalk_edge.runtime.experts.pool import CpuPool
 from deeptalk_edge.runtime.experts.record_file import PAGE_BYTES, RecordFile
 from deeptalk_edge.runtime.experts.routes import RouteRecorder, Routes
-from deeptalk_edge.runtime.experts.sizing import pool_slots, read_memory
-from deeptalk_edge.runtime.experts.study import num_slots_of
+from deeptalk_edge.runtime.experts.sizing import num_slots_of, pool_slots, read_memory
 
 Array = NDArray[np.float32]
 

@@ -40,7 +40,7 @@ def locality(routes: Routes) -> dict[str, Any]:
             for share in _SHARES
         },
         "experts_touched_by_a_prefill": _mean(
-            len(call.experts) for each in prefills for call in each.calls if len(call.ids) > 1
+            len(call.experts) for each in prefills if each.num_heard for call in each.calls
         ),
         "look_ahead_recall_by_layer": _recall(routes),
         "same_experts_by_modality": _by_modality(routes),
@@ -53,6 +53,8 @@ def profile_of(routes: Routes) -> Profile:
     used = {phase: np.zeros(size) for phase in Phase}
     count = dict.fromkeys(Phase, 0)
     for each in routes.passes:
+        if each.phase is Phase.THINKING and not each.num_heard:
+            continue  # a system prompt is no question
         count[each.phase] += 1
         for call in each.calls:
             used[each.phase][routes.layers.index(call.layer), call.experts] += 1

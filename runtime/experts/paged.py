@@ -130,8 +130,12 @@ class PagedExperts:
             self.recorder.begin(phase, modality.astype(np.uint8))
 
     def end_turn(self) -> dict[str, Any]:
-        """Between turns: give memory back if the system needs it; returns the turn's counts."""
-        return self._pager.end_turn(read_memory())
+        """Between turns: give memory back if the system needs it; returns the turn's counts, and
+        what was degraded since the beginning."""
+        counts = self._pager.end_turn(read_memory())
+        if self._degrade:
+            counts["degraded"] = self._degrade.report()
+        return counts
 
     def close(self) -> None:
         """Let go of the memory; a shared pager is its owner's to close."""

@@ -1,10 +1,13 @@
 """What a resident expert is worth: the least goes first. Shared by the pager and the simulator.
 
 lru         the time of its last use
-decayed     uses, each forgotten by 5 % per pass
-phased      decayed uses of decoding plus half-trusted offline counts; while a question is heard and
-            prefilled, the experts that questions use are worth more until their layer has passed
+decayed     its share of the last ten or so times that its layer chose, and how fresh it is
+phased      the decayed uses of decoding plus half-trusted offline counts; while a question is heard
+            and prefilled, what questions use is worth more until its layer has passed
 pinned      any of these, but for a set that never leaves
+
+Uses age when their own layer is routed, not when a pass begins: what a late layer used in the last
+pass is as young as what an early one used in this, and would else leave just before its turn.
 
 A policy sees keys (layer row * num_experts + expert), never a clock or a byte, so that a recording
 gives the same verdicts as the live run. `expected_worth` is what a hint may claim for an expert:
@@ -27,10 +30,11 @@ Worths = NDArray[np.float64]
 RECALL = 0.79
 """How often a look-ahead is right. Source: FATE on DeepSeek-V2-Lite, as BigMoeOnEdge cites it."""
 
-_KEPT_PER_PASS = 0.95
-_EVERY_PASS = 1 / (1 - _KEPT_PER_PASS)  # the worth of an expert that every pass uses
-_PRIOR = _EVERY_PASS / 2  # offline counts are trusted by half
-_LISTEN_WORTH = 10.0
+_KEPT = 0.9  # of a use, whenever its layer is routed again
+_FRESH = 0.5  # of a last use's worth, likewise
+_ALWAYS = 2.0  # the worth of an expert that is always chosen
+_PRIOR = 0.5  # offline counts are trusted by half
+_LISTEN_WORTH = 0.5
 _LISTEN_FLOOR = 0.02  # rarer experts are not worth a sweep
 _TURN_WEIGHT = 0.2  # of the newest question in what questions use
 
@@ -91,29 +95,42 @@ class Lru:
 
 
 class Decayed:
-    """Uses, each forgotten by 5 % per pass."""
+    """How often an expert's layer chose it of late, and how long ago it last did."""
 
-    def __init__(self, num_keys: int) -> None:
+    def __init__(self, num_keys: int, num_experts: int) -> None:
+        self._num_experts = num_experts
+        num_rows = num_keys // num_experts
+        self._times = np.zeros(num_rows)  # that each layer was routed
+        self._unit = np.ones(num_rows)  # what a use weighs now: it grows, no count shrinks
         self._uses = np.zeros(num_keys)
-        self._unit = 1.0  # what one use weighs now; it grows instead of every count shrinking
-        self._last = Lru(num_keys)
+        self._last = np.full(num_keys, -np.inf)  # of `_times`, at the last use
+        self._row: int | None = None  # of the layer routed last in this pass
 
     def begin(self, phase: Phase) -> None:
-        self._unit /= _KEPT_PER_PASS
-        if self._unit > 1e100:
-            self._uses /= self._unit
-            self._unit = 1.0
+        self._row = None
 
     def use(self, keys: Sequence[int]) -> None:
+        row = keys[0] // self._num_experts
+        if row != self._row:  # not a later wave of it
+            self._row = row
+            self._times[row] += 1
+            self._unit[row] /= _KEPT
+            if self._unit[row] > 1e100:
+                self._uses[row * self._num_experts : (row + 1) * self._num_experts] /= 1e100
+                self._unit[row] /= 1e100
+        time, unit = self._times[row], self._unit[row]
         for key in keys:
-            self._uses[key] += self._unit
-        self._last.use(keys)
+            self._uses[key] += unit
+            self._last[key] = time
 
     def worth(self, keys: Keys) -> Worths:
-        return self._uses[keys] / self._unit + 1e-9 * self._last.worth(keys)  # a tie: the oldest
+        rows = keys // self._num_experts
+        share = self._uses[keys] / self._unit[rows] * (1 - _KEPT)
+        worth: Worths = share + _FRESH ** (self._times[rows] - self._last[keys])
+        return worth
 
     def expected_worth(self, key: int) -> float:
-        return float(self._uses[key] / self._unit) + RECALL * _EVERY_PASS
+        return float(self.worth(np.array([key]))[0]) + RECALL * _ALWAYS
 
     def sweep(self, num_slots: int) -> list[int]:
         return []
@@ -136,26 +153,25 @@ class Phased:
     def __init__(self, num_keys: int, num_experts: int, profile: Profile | None = None) -> None:
         self._num_keys, self._num_experts = num_keys, num_experts
         self._rows = np.arange(num_keys) // num_experts
-        self._uses = Decayed(num_keys)
+        self._uses = Decayed(num_keys, num_experts)
         self._speak = np.zeros(num_keys) if profile is None else profile.speak.ravel() * _PRIOR
         self._listen = None if profile is None else profile.listen.ravel().copy()
         self._touched = np.zeros(num_keys, np.bool_)
         self._phase = Phase.IDLE
-        self._row = 0  # of the layer routed last
+        self._row = -1  # of the layer routed last; -1: the whole stack is ahead
 
     def begin(self, phase: Phase) -> None:
-        if phase is Phase.SPEAKING:
-            self._uses.begin(phase)
-        if phase is not self._phase and self._phase is Phase.THINKING:
+        self._uses.begin(phase)
+        if phase is Phase.LISTENING:
+            self._touched[:] = False  # what was fed before, such as a system prompt, is no question
+        if phase is Phase.SPEAKING and self._phase is Phase.THINKING:
             self._learn()
-        if phase is Phase.LISTENING or (phase is not self._phase and phase is Phase.THINKING):
-            self._row = -1  # the whole stack is ahead
-        self._phase = phase
+        self._phase, self._row = phase, -1
 
     def use(self, keys: Sequence[int]) -> None:
         self._row = int(self._rows[keys[0]])
         if self._phase is Phase.THINKING:
-            self._touched[keys] = True
+            self._touched[list(keys)] = True
         else:
             self._uses.use(keys)
 
@@ -163,7 +179,7 @@ class Phased:
         rows = self._rows[keys]
         num_rows = self._num_keys // self._num_experts
         steps_ahead = (rows - self._row - 1) % num_rows
-        worth: Worths = self._uses.worth(keys) + self._speak[keys] - 1e-4 * steps_ahead
+        worth: Worths = self._uses.worth(keys) + self._speak[keys] - 1e-5 * steps_ahead
         if self._listen is not None and self._phase in (Phase.LISTENING, Phase.THINKING):
             listen = self._listen[keys]
             worth += np.where((rows > self._row) & (listen > _LISTEN_FLOOR), listen, 0.0) * (
@@ -172,7 +188,7 @@ class Phased:
         return worth
 
     def expected_worth(self, key: int) -> float:
-        return float(self.worth(np.array([key]))[0]) + RECALL * _EVERY_PASS
+        return float(self.worth(np.array([key]))[0]) + RECALL * _ALWAYS
 
     def sweep(self, num_slots: int) -> list[int]:
         if self._listen is None:
@@ -204,7 +220,7 @@ class Pinned:
 
 POLICIES: dict[str, Callable[[int, int, Profile | None], Policy]] = {
     "lru": lambda num_keys, _experts, _profile: Lru(num_keys),
-    "decayed": lambda num_keys, _experts, _profile: Decayed(num_keys),
+    "decayed": lambda num_keys, num_experts, _profile: Decayed(num_keys, num_experts),
     "phased": Phased,
 }
 """By name: what makes a policy of (num_keys, num_experts, profile)."""

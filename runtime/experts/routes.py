@@ -71,6 +71,11 @@ class Pass:
     num_rows: int
     calls: list[Call] = field(default_factory=list)
 
+    @property
+    def num_heard(self) -> int:
+        """Rows of speech: none in a system prompt."""
+        return int((self.calls[0].modality == Modality.HEARD).sum()) if self.calls else 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Routes:

@@ -15,11 +15,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Protocol
 
 from deeptalk_edge.runtime.experts.policy import Phase, Policy
 from deeptalk_edge.runtime.experts.residency import Cause, Load, Residency, waves_of
-from deeptalk_edge.runtime.experts.routes import Call, Modality, Pass, Routes
+from deeptalk_edge.runtime.experts.routes import Call, Pass, Routes
 
 PolicyMaker = Callable[[int, int], Policy]
 """Of (num_keys, num_experts)."""
@@ -355,7 +356,5 @@ def _route(
 
 def _speech_ms(passes: Sequence[Pass]) -> float:
     """How long the question is that begins `passes`, by its heard rows."""
-    question = next((each for each in passes if each.phase is Phase.THINKING), None)
-    if question is None or not question.calls:
-        return 0.0
-    return float((question.calls[0].modality == Modality.HEARD).sum()) * _FRAME_MS
+    turn = takewhile(lambda each: each.phase is not Phase.SPEAKING, passes)
+    return sum(each.num_heard for each in turn) * _FRAME_MS

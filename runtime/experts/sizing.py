@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from deeptalk_edge.errors import DoesNotFit
+from deeptalk_edge.errors import DoesNotFit, SettingsError
 
 RESERVE_BYTES = 500_000_000
 """Left to the system and to what grows later."""
@@ -93,3 +93,20 @@ def pool_slots(
             num_layers * top_k,
         )
     return num_slots
+
+
+def num_slots_of(pool: str, num_records: int) -> int:
+    """Slots for `42%` or `700`.
+
+    Raises SettingsError if that is no pool.
+    """
+    try:
+        share = pool.endswith("%")
+        slots = round(float(pool[:-1]) / 100 * num_records) if share else int(pool)
+    except ValueError:
+        raise SettingsError(
+            f"pool {pool!r}: expected a number of experts or a share: 42%"
+        ) from None
+    if not 2 <= slots <= num_records:
+        raise SettingsError(f"pool {pool!r}: expected 2 to {num_records} experts")
+    return slots

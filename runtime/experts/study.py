@@ -25,6 +25,7 @@ from deeptalk_edge.runtime.experts.simulator import (
     replay,
     simulate,
 )
+from deeptalk_edge.runtime.experts.sizing import num_slots_of
 from deeptalk_edge.runtime.experts.synthetic import PRESETS, DialogueShape, synthetic_routes
 
 _STEP_BUDGET_MS = 2048 / 24  # one SNAC frame of 24 kHz sound
@@ -103,23 +104,6 @@ def open_routes(name: str) -> Routes:
         except ValueError:
             raise SettingsError(f"{name}: the wall {wall!r} is no number") from None
     return synthetic_routes(preset, shape)
-
-
-def num_slots_of(pool: str, num_records: int) -> int:
-    """Slots for `42%` or `700`.
-
-    Raises SettingsError if that is no pool.
-    """
-    try:
-        share = pool.endswith("%")
-        slots = round(float(pool[:-1]) / 100 * num_records) if share else int(pool)
-    except ValueError:
-        raise SettingsError(
-            f"pool {pool!r}: expected a number of experts or a share: 42%"
-        ) from None
-    if not 2 <= slots <= num_records:
-        raise SettingsError(f"pool {pool!r}: expected 2 to {num_records} experts")
-    return slots
 
 
 def replays(

@@ -43,7 +43,10 @@ class Ear:
     def utterance(self, end: int, *, longest: int) -> Array:
         """The open utterance up to `end`, (N,); the last `longest` samples of it at most."""
         assert self._start is not None
-        start = max(self._start, end - longest)
+        return self.sound(max(self._start, end - longest), end)
+
+    def sound(self, start: int, end: int) -> Array:
+        """What was heard in [start, end), (N,)."""
         pcm = np.zeros(end - start, np.float32)
         for place, frame in self._frames:
             first, last = max(place, start), min(place + len(frame), end)

@@ -75,6 +75,7 @@ class FakeAnswer:
     """One answer of a `FakeTalker`."""
 
     stage = "row"
+    text_log_p: float | None = None
 
     def __init__(self, talker: FakeTalker, turn: int, num_frames: int) -> None:
         self._talker, self._turn, self._num_frames = talker, turn, num_frames
@@ -114,6 +115,7 @@ class FakeAnswer:
             step_ms_p95=_ROW_MS,
             compute_s=0.0,
             audio_s=self._made_frames * FRAME_SAMPLES / self._talker.rate_hz,
+            text_log_p=self.text_log_p,
             stopped="end",
             num_clamped=0,
         )

@@ -1,7 +1,8 @@
-"""A conversation by voice, live: two threads, and events for a third one.
+"""A conversation by voice, live: threads of its own, and events for the caller's.
 
 audio    reads frames, runs the loop, writes sound; never waits for the model
 model    owns the conversation; ONNX Runtime lets go of the interpreter while it computes
+words    where there are stop words: listens for one while somebody speaks over an answer
 caller   iterates over the events; one who is slow loses the oldest, counted, and holds nobody up
 """
 
@@ -13,7 +14,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -23,6 +24,7 @@ from deeptalk_edge.runtime.audio.detectors import open_detector
 from deeptalk_edge.runtime.audio.echo import EchoCanceller, open_canceller
 from deeptalk_edge.runtime.audio.end_of_turn import EndOfTurn, open_end_of_turn
 from deeptalk_edge.runtime.audio.ports import FRAME_SAMPLES, SoundPort
+from deeptalk_edge.runtime.audio.stop_words import SphinxSpotter, WordSpotter
 from deeptalk_edge.runtime.audio.vad import VoiceDetector
 from deeptalk_edge.runtime.events import LiveEvent
 from deeptalk_edge.runtime.loop.clock import WallClock
@@ -30,6 +32,7 @@ from deeptalk_edge.runtime.loop.mind import Delivery, Mind, Talker
 from deeptalk_edge.runtime.loop.recorder import Recorder
 from deeptalk_edge.runtime.loop.settings import LoopSettings, ReplyPolicy
 from deeptalk_edge.runtime.loop.signals import Command
+from deeptalk_edge.runtime.loop.stop_listener import StopListener
 from deeptalk_edge.runtime.loop.voice_loop import VoiceLoop
 from deeptalk_edge.trace import NO_TRACE, Trace
 
@@ -49,6 +52,8 @@ class Hearing:
     detector: VoiceDetector = field(default_factory=open_detector)
     canceller: EchoCanceller = field(default_factory=open_canceller)
     end_of_turn: EndOfTurn = field(default_factory=open_end_of_turn)
+    spotter: Callable[[Sequence[str]], WordSpotter] = SphinxSpotter
+    """Makes the spotter of the settings' stop words, if there are any."""
 
 
 class LiveConversation:
@@ -81,13 +86,18 @@ class LiveConversation:
             detector=hearing.detector,
             canceller=hearing.canceller,
             end_of_turn=hearing.end_of_turn,
+            spotter=hearing.spotter(settings.stop_words) if settings.stop_words else None,
             clock=WallClock(),
             emit=self._emit,
             trace=trace,
         )
+        works: dict[str, Callable[[], None]] = {"audio": self._hear, "model": self._think}
+        listener = self._loop.stop_listener
+        if listener:
+            works["words"] = lambda: self._work(listener)
         self._threads = [
-            threading.Thread(target=self._guard, args=(work,), name=name, daemon=True)
-            for name, work in (("deeptalk audio", self._hear), ("deeptalk model", self._think))
+            threading.Thread(target=self._guard, args=(work,), name=f"deeptalk {name}", daemon=True)
+            for name, work in works.items()
         ]
 
     def __enter__(self) -> LiveConversation:
@@ -187,6 +197,8 @@ class LiveConversation:
             port.close()
             self._is_closing.set()
             self._mind.wake.set()
+            if self._loop.stop_listener:
+                self._loop.stop_listener.wake.set()
 
     def _recover(self, error: DeviceLost) -> None:
         """Reopen the port, again and again, while the loop's time goes on."""
@@ -209,18 +221,22 @@ class LiveConversation:
             loop.restore()
             return
 
-    def _think(self) -> None:
-        mind, thread = self._mind, threading.get_native_id()
+    def _work(self, worker: Mind | StopListener) -> None:
+        """Let it work until the audio thread has ended and nothing is left to do."""
+        thread = threading.get_native_id()
         # Sound comes first: on Linux a thread has a niceness of its own.
         os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _YIELDS)
+        while True:
+            worker.wake.clear()
+            if worker.work():
+                continue
+            if self._is_closing.is_set():
+                return
+            worker.wake.wait()
+
+    def _think(self) -> None:
         try:
-            while True:
-                mind.wake.clear()
-                if mind.work():
-                    continue
-                if self._is_closing.is_set():
-                    break
-                mind.wake.wait()
+            self._work(self._mind)
             self._loop.serve()  # the last turn; the audio thread needs the loop no more
         finally:
             self._is_over.set()

@@ -56,6 +56,13 @@ def add_arguments(group: argparse._ArgumentGroup) -> None:
         "--turn-model", type=Path, metavar="ONNX", help="end-of-turn model in Smart Turn's format"
     )
     group.add_argument(
+        "--stop-word",
+        action="append",
+        default=[],
+        metavar="WORD",
+        help="who says it over an answer ends it at once; English; may be given several times",
+    )
+    group.add_argument(
         "--trace", type=Path, metavar="FILE", help="write a Chrome trace, for chrome://tracing"
     )
     group.add_argument(
@@ -68,7 +75,7 @@ def check(args: argparse.Namespace) -> None:
     from deeptalk_edge.errors import SettingsError
 
     by_voice = ["input_device", "output_device", "push_to_talk", "no_echo_canceller"]
-    by_voice += ["no_speculation", "turn_model", "trace", "record"]
+    by_voice += ["no_speculation", "turn_model", "stop_word", "trace", "record"]
     by_file = ["wav", "text", "out", "realtime"]
     for name in by_file if args.mic else by_voice:
         if getattr(args, name):
@@ -91,6 +98,7 @@ def main(args: argparse.Namespace, talk: Conversation) -> int:
         is_speculating=not args.no_speculation,
         push_to_talk=args.push_to_talk,
         forget_ms=20 if args.forget else None,
+        stop_words=tuple(args.stop_word),
     )
     trace = Trace() if args.trace else NO_TRACE
     with ExitStack() as stack:

@@ -30,6 +30,10 @@ class OpenAnswer(Protocol):
     stage: str
     """What the next step does."""
 
+    @property
+    def text_log_p(self) -> float | None:
+        """How sure it is of its first words; None if that is not known yet, or never."""
+
     def advance(self) -> Pieces | None:
         """Do one step."""
 
@@ -61,7 +65,7 @@ class Talker(Protocol):
         """An answer to advance."""
 
     def make_room(self) -> int:
-        """Drop old turns."""
+        """Drop old turns, and read the system prompt."""
 
     def reset(self) -> None:
         """Forget the conversation."""
@@ -123,6 +127,14 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True)
+class Gauged:
+    """It is known how sure the model is of the answer's first words."""
+
+    epoch: int
+    text_log_p: float
+
+
+@dataclass(frozen=True, slots=True)
 class Written:
     """The answer is complete."""
 
@@ -146,7 +158,7 @@ class Settled:
     metrics: Metrics
 
 
-Delivery: TypeAlias = Made | Written | Failed | Settled
+Delivery: TypeAlias = Made | Gauged | Written | Failed | Settled
 
 
 class Mind:
@@ -160,6 +172,7 @@ class Mind:
         self._answer: OpenAnswer | None = None
         self._made_samples = 0
         self._is_written = False
+        self._is_gauged = False
         self.wake = threading.Event()
         """Set when there may be something to do."""
 
@@ -204,13 +217,17 @@ class Mind:
         elif pieces:
             self._made_samples += sum(p.pcm.size for p in pieces if isinstance(p, AudioChunk))
             self._deliver(Made(self._epoch, pieces))
+        if not self._is_gauged and (log_p := answer.text_log_p) is not None:
+            self._is_gauged = True
+            self._deliver(Gauged(self._epoch, log_p))
 
     def _obey(self, order: Order) -> None:
         match order:
             case Expect():
                 self._talk.expect_question()
             case Begin():
-                self._epoch, self._made_samples, self._is_written = order.epoch, 0, False
+                self._epoch, self._made_samples = order.epoch, 0
+                self._is_written = self._is_gauged = False
                 self._answer = self._talk.begin(order.question)
             case Discard() if self._answer is not None and order.epoch == self._epoch:
                 self._answer.discard()

@@ -45,11 +45,16 @@ class LoopSettings:
     duck_gain: float = 0.25
     confirm_ms: int = 260
     """Voice over an answer before it stops; shorter is a back-channel."""
+    warm_up_ms: int = 500
+    """Of an answer's sound, while the echo canceller finds its echo: voice alone does not stop
+    it, and it gets quieter behind `confirm_ms` of voice only."""
     release_ms: int = 120
     """Silence after which voice over an answer counts as over."""
     turn_ms: int = 440
     """Voice over an answer that makes an utterance of its own; a stopped answer goes on behind
     less."""
+    stop_words: tuple[str, ...] = ()
+    """Words or phrases that end an answer at once, however short they are."""
     resume_answer_ms: int = 1500
     """Silence after a false alarm before the stopped answer goes on."""
 

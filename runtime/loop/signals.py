@@ -24,6 +24,21 @@ class HangoverChosen:
 
 
 @dataclass(frozen=True, slots=True)
+class HangoverCapped:
+    """The answer on trial is a sure one: so much silence is enough, whatever was chosen."""
+
+    ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class StopWordHeard:
+    """Somebody who speaks over an answer said a stop word."""
+
+    opened: int
+    """Where the voice began."""
+
+
+@dataclass(frozen=True, slots=True)
 class SoundBegan:
     """The first sound of an answer went to the loudspeaker."""
 
@@ -59,7 +74,16 @@ class Command(enum.Enum):
     STOP = "stop"
 
 
-Event: TypeAlias = Frame | HangoverChosen | SoundBegan | AnswerHeard | AnswerFailed | Command
+Event: TypeAlias = (
+    Frame
+    | HangoverChosen
+    | HangoverCapped
+    | StopWordHeard
+    | SoundBegan
+    | AnswerHeard
+    | AnswerFailed
+    | Command
+)
 
 
 # Actions ------------------------------------------------------------------------------------------

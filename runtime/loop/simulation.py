@@ -14,6 +14,7 @@ from deeptalk_edge.errors import DeviceLost
 from deeptalk_edge.runtime.audio.echo import EchoCanceller, NoCanceller
 from deeptalk_edge.runtime.audio.end_of_turn import EndOfTurn, FixedHangover
 from deeptalk_edge.runtime.audio.ports import FRAME_SAMPLES
+from deeptalk_edge.runtime.audio.stop_words import WordSpotter
 from deeptalk_edge.runtime.audio.vad import VoiceDetector
 from deeptalk_edge.runtime.audio.virtual_port import VirtualPort
 from deeptalk_edge.runtime.events import LiveEvent
@@ -39,6 +40,7 @@ class Simulation:
         settings: LoopSettings | None = None,
         end_of_turn: EndOfTurn | None = None,
         canceller: EchoCanceller | None = None,
+        spotter: WordSpotter | None = None,
         step_ms: Callable[[], float],
         emit: Callable[[LiveEvent], None],
     ) -> None:
@@ -59,6 +61,7 @@ class Simulation:
             detector=detector,
             canceller=canceller or NoCanceller(),
             end_of_turn=end_of_turn or FixedHangover(settings.hangover_ms),
+            spotter=spotter,
             clock=FrameClock(),
             emit=emit,
             trace=NO_TRACE,
@@ -86,6 +89,8 @@ class Simulation:
             assert frame is not None  # a virtual port always has one
             self._now += FRAME_SAMPLES
             self.loop.push(frame)
+            while self.loop.stop_listener and self.loop.stop_listener.work():
+                pass
 
     def _think(self) -> None:
         """Do what the model's thread does until now, and deliver what is ready."""

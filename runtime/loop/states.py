@@ -2,7 +2,8 @@
 
     LISTENING -> USER_SPEAKING <-> ENDPOINTING -> THINKING -> SPEAKING -> LISTENING
     SPEAKING -> OVERLAP (quieter) -> INTERRUPTED (stopped) -> USER_SPEAKING, or -> PAUSED_FALSE
-    (a false alarm) -> SPEAKING again; RECOVERING and STOPPED from anywhere
+    (a false alarm) -> SPEAKING again; a stop word -> HUSHED -> LISTENING, or -> USER_SPEAKING for
+    who goes on; RECOVERING and STOPPED from anywhere
 
 time     samples of the microphone, 16 kHz; there is no other clock
 epoch    names one attempt at an answer. It rises when an attempt becomes void; a sound or a word
@@ -32,6 +33,7 @@ from deeptalk_edge.runtime.loop.signals import (
     Event,
     Forget,
     Frame,
+    HangoverCapped,
     HangoverChosen,
     HoldAnswer,
     JudgePause,
@@ -41,6 +43,7 @@ from deeptalk_edge.runtime.loop.signals import (
     ResumeAnswer,
     SetGain,
     SoundBegan,
+    StopWordHeard,
 )
 
 SAMPLES_PER_MS = RATE_HZ // 1000
@@ -56,6 +59,7 @@ class State(enum.Enum):
     OVERLAP = "overlap"
     INTERRUPTED = "interrupted"
     PAUSED_FALSE = "paused, false alarm"
+    HUSHED = "hushed by a stop word"
     RECOVERING = "recovering"
     STOPPED = "stopped"
 
@@ -73,6 +77,8 @@ class Loop:
     """An attempt of this epoch was begun and is not over."""
     interruptible: bool = True
     """Whether the answer that sounds may be interrupted."""
+    sounding_since: int = 0
+    """When the answer began to sound."""
     run: int = 0
     """Samples of voice in a row, up to now."""
     voice: int = 0
@@ -91,6 +97,7 @@ Step: TypeAlias = tuple[Loop, tuple[Action, ...]]
 
 _SOUNDING = (State.SPEAKING, State.OVERLAP)
 _HELD = (State.INTERRUPTED, State.PAUSED_FALSE)
+_TAKEN = (State.USER_SPEAKING, State.ENDPOINTING, State.THINKING)  # by who spoke over an answer
 
 
 def step(loop: Loop, event: Event, now: int, settings: LoopSettings) -> Step:
@@ -103,6 +110,12 @@ def step(loop: Loop, event: Event, now: int, settings: LoopSettings) -> Step:
         if loop.state is State.ENDPOINTING:
             loop = replace(loop, hangover=event.ms * SAMPLES_PER_MS)
         return loop, ()
+    if isinstance(event, HangoverCapped):
+        return replace(loop, hangover=min(loop.hangover, event.ms * SAMPLES_PER_MS)), ()
+    if isinstance(event, StopWordHeard):
+        if loop.opened != event.opened or loop.state not in (*_SOUNDING, *_HELD, *_TAKEN):
+            return loop, ()
+        return _hush(loop, now, settings)
     if isinstance(event, Frame):
         return _hear(loop, event.voiced, now, settings)
     if event.epoch != loop.epoch or not loop.is_answering:
@@ -110,7 +123,8 @@ def step(loop: Loop, event: Event, now: int, settings: LoopSettings) -> Step:
     if isinstance(event, SoundBegan):
         if loop.state is not State.THINKING:
             return loop, ()
-        return _enter(replace(loop, interruptible=event.interruptible), State.SPEAKING, now), ()
+        loop = replace(loop, interruptible=event.interruptible, sounding_since=now)
+        return _enter(loop, State.SPEAKING, now), ()
     if isinstance(event, AnswerFailed):
         return _fail(loop, now)
     return _end_answer(loop, now)
@@ -203,7 +217,8 @@ def _hear_pause(loop: Loop, voiced: bool, now: int, settings: LoopSettings) -> S
 
 def _hear_over(loop: Loop, voiced: bool, now: int, settings: LoopSettings) -> Step:
     """SPEAKING: voice makes the answer quieter, before it is known whether it is meant."""
-    if not loop.interruptible or loop.run < _samples(settings.duck_ms):
+    need_ms = settings.confirm_ms if _may_be_echo(loop, now, settings) else settings.duck_ms
+    if not loop.interruptible or loop.run < _samples(need_ms):
         return loop, ()
     loop = replace(loop, voice=loop.run, opened=now - loop.run, last_voice=now)
     return _enter(loop, State.OVERLAP, now), (SetGain(settings.duck_gain),)
@@ -212,9 +227,9 @@ def _hear_over(loop: Loop, voiced: bool, now: int, settings: LoopSettings) -> St
 def _hear_overlap(loop: Loop, voiced: bool, now: int, settings: LoopSettings) -> Step:
     """OVERLAP: enough voice stops the answer; a back-channel does not."""
     loop = _count_voice(loop, voiced, now)
-    if loop.voice >= _samples(settings.confirm_ms):
-        start = loop.opened - _samples(settings.pre_roll_ms)
-        actions = (HoldAnswer(loop.epoch), SetGain(1.0), OpenUtterance(max(start, 0)))
+    is_meant = voiced and not _may_be_echo(loop, now, settings)
+    if is_meant and loop.voice >= _samples(settings.confirm_ms):
+        actions = (HoldAnswer(loop.epoch), SetGain(1.0), _opening(loop, settings))
         return _enter(loop, State.INTERRUPTED, now), actions
     if now - loop.last_voice >= _samples(settings.release_ms):
         return _enter(loop, State.SPEAKING, now), (SetGain(1.0),)
@@ -235,6 +250,24 @@ def _hear_interruption(loop: Loop, voiced: bool, now: int, settings: LoopSetting
     return loop, ()
 
 
+def _hush(loop: Loop, now: int, settings: LoopSettings) -> Step:
+    """A stop word: the answer ends, and so does a question that the word may have begun."""
+    hold = (HoldAnswer(loop.epoch), _opening(loop, settings)) if loop.state in _SOUNDING else ()
+    after, actions = _void(loop)
+    after = replace(after, voice=0, last_voice=now)
+    return _enter(after, State.HUSHED, now), (*hold, *actions)
+
+
+def _hear_hushed(loop: Loop, voiced: bool, now: int, settings: LoopSettings) -> Step:
+    """HUSHED: an utterance behind the stop word takes the floor."""
+    loop = _count_voice(loop, voiced, now)
+    if loop.voice >= _samples(settings.turn_ms):
+        return _enter(loop, State.USER_SPEAKING, now), ()
+    if now - loop.last_voice >= _samples(settings.release_ms):
+        return _with(DropUtterance(), _rest(loop, now))
+    return loop, ()
+
+
 _OPEN_MICROPHONE = {
     State.LISTENING: _hear_silence,
     State.USER_SPEAKING: _hear_user,
@@ -244,6 +277,7 @@ _OPEN_MICROPHONE = {
     State.OVERLAP: _hear_overlap,
     State.INTERRUPTED: _hear_interruption,
     State.PAUSED_FALSE: _hear_interruption,
+    State.HUSHED: _hear_hushed,
     State.RECOVERING: _ignore,
 }
 _PRESSED = dict.fromkeys(_OPEN_MICROPHONE, _ignore)
@@ -271,6 +305,8 @@ def _time_out(loop: Loop, now: int, settings: LoopSettings) -> Step:
             settings.overlap_ms + settings.resume_answer_ms
         ):
             return _resume(loop, now)
+        case State.HUSHED if spent >= _samples(settings.overlap_ms):
+            return _with(DropUtterance(), _rest(loop, now))
         case State.RECOVERING if spent >= _samples(settings.recovering_ms):
             return _enter(loop, State.STOPPED, now), ()
     return loop, ()
@@ -281,8 +317,11 @@ def _open(
 ) -> Step:
     """The user has the floor since `start`."""
     loop = replace(loop, opened=start, last_voice=now, is_fresh=False)
-    opening = OpenUtterance(max(start - _samples(settings.pre_roll_ms), 0))
-    return _enter(loop, State.USER_SPEAKING, now), (*before, opening)
+    return _enter(loop, State.USER_SPEAKING, now), (*before, _opening(loop, settings))
+
+
+def _opening(loop: Loop, settings: LoopSettings) -> OpenUtterance:
+    return OpenUtterance(max(loop.opened - _samples(settings.pre_roll_ms), 0))
 
 
 def _begin(loop: Loop, end: int, now: int) -> Step:
@@ -335,6 +374,11 @@ def _rest(loop: Loop, now: int) -> Step:
 
 def _next_epoch(loop: Loop) -> Loop:
     return replace(loop, epoch=loop.epoch + 1, is_answering=False)
+
+
+def _may_be_echo(loop: Loop, now: int, settings: LoopSettings) -> bool:
+    """The canceller has only just begun to hear what it is to take away."""
+    return now - loop.sounding_since <= _samples(settings.warm_up_ms)
 
 
 def _count_voice(loop: Loop, voiced: bool, now: int) -> Loop:

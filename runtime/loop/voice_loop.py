@@ -23,6 +23,7 @@ from deeptalk_edge.features import RATE_HZ
 from deeptalk_edge.runtime.audio.echo import EchoCanceller
 from deeptalk_edge.runtime.audio.end_of_turn import EndOfTurn
 from deeptalk_edge.runtime.audio.ports import FRAME_SAMPLES, MicFrame, SoundPort
+from deeptalk_edge.runtime.audio.stop_words import WordSpotter
 from deeptalk_edge.runtime.audio.vad import VoiceDetector
 from deeptalk_edge.runtime.events import (
     AnswerResumed,
@@ -44,6 +45,7 @@ from deeptalk_edge.runtime.loop.mind import (
     Discard,
     Expect,
     Failed,
+    Gauged,
     Made,
     MakeRoom,
     Mind,
@@ -54,15 +56,17 @@ from deeptalk_edge.runtime.loop.mind import (
 )
 from deeptalk_edge.runtime.loop.reply import Reply
 from deeptalk_edge.runtime.loop.settings import LoopSettings, ReplyPolicy
-from deeptalk_edge.runtime.loop.signals import Command
+from deeptalk_edge.runtime.loop.signals import Command, StopWordHeard
 from deeptalk_edge.runtime.loop.states import Loop, State
+from deeptalk_edge.runtime.loop.stop_listener import StopListener
 from deeptalk_edge.trace import Trace
 
 Array = NDArray[np.float32]
 
-_TRIAL_S = 0.4  # of sound that an answer on trial makes
+_TRIAL_S = 1.5  # of sound that an answer on trial makes: until it is known how sure it is
 _AHEAD_S = 2.0  # of sound that the model is ahead of the listener
 _SAMPLES_PER_MS = states.SAMPLES_PER_MS
+_STOP_WORD_MS = 1000  # from a voice's first sound over an answer to the end of a stop word
 _USERS = (State.USER_SPEAKING, State.ENDPOINTING)
 
 
@@ -104,6 +108,7 @@ class VoiceLoop:
         detector: VoiceDetector,
         canceller: EchoCanceller,
         end_of_turn: EndOfTurn,
+        spotter: WordSpotter | None,
         clock: SampleClock,
         emit: Callable[[LiveEvent], None],
         trace: Trace,
@@ -122,14 +127,18 @@ class VoiceLoop:
         """Of the answers that begin from now on."""
         self.inbox: deque[Delivery] = deque()
         """Where the mind delivers."""
-        self._commands: deque[Command] = deque()
+        self._commands: deque[Command | StopWordHeard] = deque()
+        self.stop_listener = StopListener(spotter, self.tell) if spotter else None
+        """Works beside the loop; None if there are no stop words."""
         self._ear = Ear()
         self._reply: Reply | None = None
         self._timing: dict[int, _Timing] = {}  # of answers that are not settled yet
         self._num_discarded = 0
         self._begun = 0  # when the attempt at hand was
+        self._stop_word_end = 0  # where nobody listens for a stop word any more
         self._now = 0
         self._offset = 0  # of the port's positions, which begin anew when it is reopened
+        mind.post(MakeRoom())
 
     @property
     def is_stopped(self) -> bool:
@@ -145,8 +154,8 @@ class VoiceLoop:
         """The port is lost: `wait`, and `restore` once it is open again."""
         return self.loop.state is State.RECOVERING
 
-    def tell(self, command: Command) -> None:
-        """Give a command; it is taken with the next frame."""
+    def tell(self, command: Command | StopWordHeard) -> None:
+        """Give a command, or say that a stop word was heard; it is taken with the next frame."""
         self._commands.append(command)
 
     def push(self, frame: MicFrame) -> None:
@@ -159,6 +168,8 @@ class VoiceLoop:
             self._ear.push(start, pcm)
             self._obey_commands()
             self._take_deliveries()
+            if self.stop_listener and start < self._stop_word_end:
+                self.stop_listener.push(pcm)
             self._step(signals.Frame(self._detector.is_voiced(pcm)))
             self._play()
         self._trace.count("queued_ms", self._port.queued * 1000 / self._port.rate_hz)
@@ -197,8 +208,19 @@ class VoiceLoop:
             self._trace.mark(self.loop.state.value, epoch=self.loop.epoch)
         if self.loop.state is State.USER_SPEAKING and before not in _USERS:
             self._emit(SpeechStarted())
+        if self.stop_listener and self.loop.state is State.OVERLAP is not before:
+            self._listen_for_stop_word(self.stop_listener)
         for action in actions:
             self._do(action)
+
+    def _listen_for_stop_word(self, listener: StopListener) -> None:
+        """Now, and in the frames that come: somebody speaks over the answer."""
+        opened = self.loop.opened
+        self._stop_word_end = opened + _STOP_WORD_MS * _SAMPLES_PER_MS
+        listener.begin(opened)
+        start = max(opened - self._settings.pre_roll_ms * _SAMPLES_PER_MS, 0)
+        for place in range(start, self._now, FRAME_SAMPLES):
+            listener.push(self._ear.sound(place, min(place + FRAME_SAMPLES, self._now)))
 
     def _obey_commands(self) -> None:
         while self._commands:
@@ -214,6 +236,10 @@ class VoiceLoop:
             elif isinstance(delivery, Made):
                 for piece in delivery.pieces:
                     self._reply.add(piece)
+            elif isinstance(delivery, Gauged):
+                enough_ms = self._end_of_turn.enough_ms(delivery.text_log_p)
+                if enough_ms is not None:
+                    self._step(signals.HangoverCapped(enough_ms))
             elif isinstance(delivery, Written):
                 self._reply.is_written = True
             elif isinstance(delivery, Failed):
@@ -284,6 +310,7 @@ class VoiceLoop:
                 self._mind.post(MakeRoom())
             case signals.Forget():
                 self._mind.post(StartAnew())
+                self._mind.post(MakeRoom())
 
     def _utterance(self, end: int) -> Array:
         return self._ear.utterance(end, longest=self._max_question_samples)

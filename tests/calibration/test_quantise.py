@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from deeptalk_edge.calibration.quantise import quantise_expert, quantise_int4, quantise_int8
-from deeptalk_edge.expert_record import ExpertDtype, RecordFormat
+from deeptalk_edge.expert_record import INT4_GROUPS, ExpertDtype, RecordFormat
 
 Matrix = npt.NDArray[np.float32]
 
@@ -32,7 +32,7 @@ def test_int8_errs_by_at_most_half_a_step(weights: Matrix) -> None:
     assert np.abs(integers.astype(int)).max() <= 127
 
 
-@given(matrices(128, 2.0**18), st.sampled_from([64, 128]))
+@given(matrices(128, 2.0**18), st.sampled_from(INT4_GROUPS))
 @settings(deadline=None, max_examples=60)
 def test_int4_errs_by_at_most_half_a_step(weights: Matrix, group: int) -> None:
     integers, scales = quantise_int4(weights, group)

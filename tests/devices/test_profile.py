@@ -125,8 +125,9 @@ def test_an_unknown_device_is_refused_with_those_that_there_are() -> None:
         ('"paged"', '"swapped"', "known are resident, paged"),
         ('encoder = "float16"', 'encoder = "int3"', "encoder = 'int3': known are float32"),
         ('codec = "float16"', 'codec = "bfloat16"', "codec = 'bfloat16': known are float32, "),
-        ("expert_group = 128", "", "int4 needs 64 or 128"),
-        ("expert_group = 128", "expert_group = 32", "int4 needs 64 or 128"),
+        ("expert_group = 128", "", "int4 needs one of 32, 64, 128"),
+        ("expert_group = 128", "expert_group = 16", "int4 needs one of 32, 64, 128"),
+        ("expert_group = 128", "expert_group = 32", "plugin reads int4 in groups of 64 or 128"),
         ('experts = "int4"', 'experts = "int8"', "every other precision none"),
         ('backend = "tensorrt"\nmoe = "plugin"', 'backend = "ort"\nmoe = "split"', "float32 throu"),
         (
@@ -193,14 +194,32 @@ def test_a_precision_may_be_chosen_over_the_devices(
         ("router=int8", "a part of encoder, decoder"),
         ("expert_group=64", "a part of encoder, decoder"),
         ("codec=bfloat16", "known are float32, float16"),
-        ("experts=int4", "int4 needs 64 or 128"),
-        ("experts=int4:96", "int4 needs 64 or 128"),
+        ("experts=int4", "int4 needs one of 32, 64, 128"),
+        ("experts=int4:96", "int4 needs one of 32, 64, 128"),
         ("experts=int8:64", "every other precision none"),
     ],
 )
 def test_a_precision_that_is_not_built_is_refused(change: str, words: str) -> None:
     with pytest.raises(SettingsError, match=words):
         load_profile("thor").with_precision([change])
+
+
+@pytest.mark.parametrize("kv_cache", ["bfloat16", "int8"])
+def test_our_kernels_keep_a_cache_of_two_kinds(kv_cache: str) -> None:
+    profile = load_profile("cpu-int8").with_precision([f"kv_cache={kv_cache}", "experts=int4:32"])
+    assert (profile.precision.kv_cache, profile.precision.experts) == (kv_cache, "int4")
+
+
+@pytest.mark.parametrize("kv_cache", ["float32", "float16"])
+def test_our_kernels_keep_no_cache_of_another_kind(kv_cache: str) -> None:
+    with pytest.raises(SettingsError, match="kv_cache in bfloat16 or int8"):
+        load_profile("cpu-int8").with_precision([f"kv_cache={kv_cache}"])
+
+
+@pytest.mark.parametrize("name", ["cpu", "rtx-4090", "orin-nano-8gb"])
+def test_a_backend_without_an_int8_cache_names_those_that_it_has(name: str) -> None:
+    with pytest.raises(SettingsError, match=r"choose float32 .* or backend native"):
+        load_profile(name).with_precision(["kv_cache=int8"])
 
 
 def test_a_bundle_for_onnx_runtime_has_one_precision() -> None:

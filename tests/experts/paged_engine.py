@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from deeptalk_edge.runtime.backends.ort import OrtEngine
@@ -11,7 +12,7 @@ from deeptalk_edge.runtime.experts.pager import ExpertPager, PagerSettings
 from deeptalk_edge.runtime.experts.policy import POLICIES
 from deeptalk_edge.runtime.experts.pool import CpuPool
 from deeptalk_edge.runtime.experts.record_file import PAGE_BYTES, RecordFile
-from tests.experts.records import Fault, FaultyFile
+from tests.experts.records import Fault, FaultyFile, harmless
 
 
 def open_bundle_pager(
@@ -19,7 +20,8 @@ def open_bundle_pager(
     num_slots: int,
     *,
     policy: str = "phased",
-    fault: Fault | None = None,
+    fault: Fault = harmless,
+    damages: Callable[[int], bool] = lambda offset: False,
     **settings: Any,
 ) -> ExpertPager:
     manifest, decoder = bundle.manifest, bundle.manifest.model.decoder
@@ -27,7 +29,7 @@ def open_bundle_pager(
     slot_bytes = max(-(-record.bytes // PAGE_BYTES) * PAGE_BYTES for record in manifest.records)
     return ExpertPager(
         manifest.records,
-        file if fault is None else FaultyFile(file, fault),
+        FaultyFile(file, fault, damages),
         CpuPool(num_slots=num_slots, slot_bytes=slot_bytes),
         POLICIES[policy](len(manifest.records), decoder.num_experts, None),
         PagerSettings(**{"chunk_bytes": PAGE_BYTES, **settings}),

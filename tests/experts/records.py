@@ -71,12 +71,18 @@ Fault = Callable[[int, memoryview], "int | None"]
 """Of (offset, buffer): raises, damages, or limits a read; None lets it be."""
 
 
+def harmless(offset: int, buffer: memoryview) -> None:
+    """No fault at all."""
+
+
 @dataclass
 class FaultyFile:
     """A real file underneath, and a fault at its surface."""
 
     file: RecordFile
     fault: Fault
+    damages: Callable[[int], bool] = lambda offset: False
+    """Whether the read at this offset brings a wrong bit."""
     num_reads: int = field(default=0)
 
     @property
@@ -91,6 +97,8 @@ class FaultyFile:
         self.num_reads += 1
         limit = self.fault(offset, buffer)
         got = self.file.read_into(offset, buffer)
+        if self.damages(offset):
+            buffer[0] ^= 1
         return got if limit is None else min(got, limit)
 
     def close(self) -> None:

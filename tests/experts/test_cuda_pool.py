@@ -1,6 +1,6 @@
 """The GPU pools keep the pager's promises on a CUDA that is as late as CUDA may be.
 
-What a real GPU does is `python -m deeptalk_edge.runtime.experts.cuda_check`.
+What a real GPU does is `make gpu-check`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from random import Random
 import pytest
 
 from deeptalk_edge.errors import BackendError, ExpertUnavailable
+from deeptalk_edge.runtime.experts import cuda, cuda_check
 from deeptalk_edge.runtime.experts.cuda import CudaFence, Cudart
 from deeptalk_edge.runtime.experts.cuda_pool import CopiedPool, MappedPool
 from deeptalk_edge.runtime.experts.pager import ExpertPager, PagerSettings
@@ -188,3 +189,11 @@ def test_a_machine_without_cuda_says_so(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(ctypes, "CDLL", missing)
     with pytest.raises(BackendError, match=r"none of libcudart\.so\.13.*use the CPU's pool"):
         Cudart()
+
+
+def test_the_check_of_a_machine_without_cuda_says_that_nothing_ran(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cuda, "_NAMES", ("libcudart.so.none",))
+    with pytest.raises(SystemExit, match=r"none of .* the expert pools have not run$"):
+        cuda_check.main()

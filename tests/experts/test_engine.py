@@ -106,6 +106,20 @@ def test_a_disk_that_stutters_changes_no_bit(bundle: Bundle, expected: NDArray[n
         assert pager.report()["retries"] > 0
 
 
+def test_damage_on_the_way_changes_no_bit(bundle: Bundle, expected: NDArray[np.float32]) -> None:
+    starts = {record.offset for record in bundle.manifest.records}
+    damaged: set[int] = set()
+
+    def every_other_time(offset: int) -> bool:
+        damaged.symmetric_difference_update({offset} & starts)
+        return offset in damaged
+
+    with open_bundle_pager(bundle, 4, damages=every_other_time, paranoid=True) as pager:
+        np.testing.assert_array_equal(answer(open_engine(bundle, pager)), expected)
+        report = pager.report()
+        assert report["retries"] == sum(report["loads"].values()) > 0
+
+
 def test_a_disk_that_fails_ends_the_answer_and_not_the_engine(
     bundle: Bundle, expected: NDArray[np.float32]
 ) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from deeptalk_edge.errors import ArtifactError, DoesNotFit, SettingsError
 from deeptalk_edge.runtime.backends.ort import OrtEngine
-from deeptalk_edge.runtime.bundle import Bundle, FileEntry
+from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.runtime.experts import from_bundle
 from deeptalk_edge.runtime.experts.degrade import DegradeSettings
 from deeptalk_edge.runtime.experts.from_bundle import (
@@ -25,20 +25,6 @@ from deeptalk_edge.runtime.experts.from_bundle import (
 from deeptalk_edge.runtime.experts.record_file import RecordFile
 from deeptalk_edge.runtime.experts.sizing import RESERVE_BYTES, MemoryReading
 from tests.experts.test_engine import answer
-from tests.runtime.models import SPEC
-
-LAYERS, NUM_EXPERTS = SPEC.decoder.moe_layers, SPEC.decoder.num_experts
-
-
-@pytest.fixture
-def with_gates(bundle: Bundle, own_copy: Path) -> Bundle:
-    """The bundle with random routers for the look-ahead."""
-    random = np.random.default_rng(0)
-    shape = (len(LAYERS), NUM_EXPERTS, SPEC.decoder.width)
-    gates = random.normal(size=shape).astype(np.float32)
-    np.savez(own_copy / GATES, gates=gates, norms=np.ones(shape[::2], np.float32))
-    files = {**bundle.manifest.files, GATES: FileEntry(bytes=0, sha256="")}
-    return Bundle(own_copy, replace(bundle.manifest, files=files))
 
 
 def test_a_pool_holds_everything_if_it_fits(bundle: Bundle) -> None:
@@ -72,15 +58,15 @@ def test_reading_through_the_page_cache_is_said(
     assert "experts.bin: read through the page cache, as asked" in caplog.text
 
 
-def test_a_bundle_with_its_routers_looks_ahead_and_says_the_same(with_gates: Bundle) -> None:
+def test_a_bundle_with_its_routers_looks_ahead_and_says_the_same(bundle: Bundle) -> None:
     answers, hints = [], []
     for look_ahead in (False, True):
         settings = PagingSettings(pool="5", look_ahead=look_ahead)
-        with open_pager(with_gates, settings) as pager:
+        with open_pager(bundle, settings) as pager:
             engine = OrtEngine(
-                with_gates,
+                bundle,
                 context_rows=32,
-                open_experts=partial(paged_experts, with_gates, settings, pager),
+                open_experts=partial(paged_experts, bundle, settings, pager),
             )
             answers.append(answer(engine))
             hints.append(pager.report()["loads"]["hint"])
@@ -88,15 +74,25 @@ def test_a_bundle_with_its_routers_looks_ahead_and_says_the_same(with_gates: Bun
     assert hints[0] == 0 < hints[1]
 
 
-def test_a_degraded_answer_reads_less(with_gates: Bundle) -> None:
-    moved = []
-    for degrade in (None, DegradeSettings(bonus=1.0, protected=1), DegradeSettings(skip_below=0.9)):
+def test_a_degraded_answer_reads_less_and_the_turn_says_what_it_traded(bundle: Bundle) -> None:
+    moved, traded = [], []
+    for degrade in (None, DegradeSettings(bonus=1.0, protected=1), DegradeSettings(skip_below=0.4)):
         settings = PagingSettings(pool="4", look_ahead=False, degrade=degrade)
-        with open_pager(with_gates, settings) as pager:
-            open_experts = partial(paged_experts, with_gates, settings, pager)
-            answer(OrtEngine(with_gates, context_rows=32, open_experts=open_experts))
-            moved.append(pager.report()["misses"])
+        with open_pager(bundle, settings) as pager:
+            open_experts = partial(paged_experts, bundle, settings, pager)
+            engine = OrtEngine(bundle, context_rows=32, open_experts=open_experts)
+            answer(engine)
+            counts = engine.experts.end_turn()
+            moved.append(counts["misses"])
+            traded += [counts["degraded"]] if degrade else []
+            assert ("degraded" in counts) is (degrade is not None)
     assert max(moved[1:]) < moved[0]
+    preferring, skipping = traded
+    assert preferring["substituted"] > 0 == preferring["skipped"]
+    assert skipping["skipped"] > 0 == skipping["substituted"]
+    for each in (preferring, skipping):
+        assert each["uses"] > 0
+        assert 0 < each["kept_share"] < 1
 
 
 def test_a_pager_of_ones_own_is_closed_with_the_experts(bundle: Bundle) -> None:
@@ -121,15 +117,16 @@ def test_a_bonus_without_routers_is_refused(bundle: Bundle) -> None:
         paged_experts(bundle, settings, pager)
 
 
-def test_routers_of_another_model_are_refused(with_gates: Bundle) -> None:
+def test_routers_of_another_model_are_refused(bundle: Bundle, own_copy: Path) -> None:
+    other = Bundle(own_copy, bundle.manifest)
     np.savez(
-        with_gates.file(GATES),
+        other.file(GATES),
         gates=np.zeros((1, 2, 3), np.float32),
         norms=np.ones((1, 3), np.float32),
     )
     settings = PagingSettings()
     with (
-        open_pager(with_gates, settings) as pager,
+        open_pager(other, settings) as pager,
         pytest.raises(ArtifactError, match=r"gates is float32 \(1, 2, 3\), expected float32"),
     ):
-        paged_experts(with_gates, settings, pager)
+        paged_experts(other, settings, pager)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -37,26 +39,50 @@ def test_lru_lets_go_of_what_was_used_longest_ago() -> None:
     assert least(policy, [1, 2, 3]) == 2
 
 
-def test_a_count_fades_and_a_tie_goes_to_the_older() -> None:
-    policy = Decayed(NUM_KEYS)
-    policy.begin(Phase.SPEAKING)
-    for _ in range(3):
-        policy.use([1])
-    for _ in range(60):
+def passes(policy: Policy, *chosen: Sequence[int]) -> None:
+    """Decode steps, each of which routes one layer."""
+    for keys in chosen:
         policy.begin(Phase.SPEAKING)
-    policy.use([2])
+        policy.use(keys)
+
+
+def test_a_use_fades_and_between_equals_the_older_goes() -> None:
+    policy = Decayed(NUM_KEYS, NUM_EXPERTS)
+    passes(policy, *[[1]] * 3, *[[0]] * 60, [2])
     assert least(policy, [1, 2]) == 1
-    policy.use([3])
+    passes(policy, [3])
     assert least(policy, [2, 3]) == 2
 
 
-def test_counts_survive_any_number_of_passes() -> None:
-    policy = Decayed(NUM_KEYS)
-    for _ in range(20_000):
-        policy.begin(Phase.SPEAKING)
-        policy.use([5])
-    assert np.isfinite(worths(policy)).all()
-    assert worths(policy)[5] == pytest.approx(20, rel=0.01)
+def test_what_every_pass_uses_now_soon_outweighs_what_it_always_used() -> None:
+    policy = Decayed(NUM_KEYS, NUM_EXPERTS)
+    passes(policy, *[[1]] * 1000, [2], [2])
+    assert least(policy, [1, 2]) == 1
+
+
+def test_a_use_does_not_age_before_its_layer_comes() -> None:
+    policy = Decayed(NUM_KEYS, NUM_EXPERTS)
+    policy.begin(Phase.SPEAKING)
+    policy.use([0])
+    policy.use([4])
+    passes(policy, [1])
+    assert least(policy, [4, 0]) == 0
+    assert worths(policy)[4] == worths(policy)[1]
+
+
+def test_waves_of_one_layer_are_of_one_age() -> None:
+    policy = Decayed(NUM_KEYS, NUM_EXPERTS)
+    policy.begin(Phase.SPEAKING)
+    policy.use([0])
+    policy.use([1])
+    assert worths(policy)[0] == worths(policy)[1]
+
+
+def test_shares_survive_any_number_of_passes() -> None:
+    policy = Decayed(NUM_KEYS, NUM_EXPERTS)
+    passes(policy, *[[5, 6 + step % 2] for step in range(20_000)])
+    assert worths(policy)[5] == pytest.approx(2)
+    assert worths(policy)[6] == pytest.approx(1, abs=0.1)
 
 
 def test_a_question_learns_its_experts_and_the_next_one_sweeps_them() -> None:
@@ -71,6 +97,19 @@ def test_a_question_learns_its_experts_and_the_next_one_sweeps_them() -> None:
     policy.begin(Phase.LISTENING)
     assert policy.sweep(NUM_KEYS) == [1, 8, 9]
     assert policy.sweep(1) == [1]
+
+
+def test_what_is_fed_before_anybody_speaks_is_no_question() -> None:
+    policy = Phased(NUM_KEYS, NUM_EXPERTS)
+    policy.begin(Phase.THINKING)
+    policy.use([3])
+    policy.begin(Phase.LISTENING)
+    assert policy.sweep(NUM_KEYS) == []
+    policy.begin(Phase.THINKING)
+    policy.use([8])
+    policy.begin(Phase.SPEAKING)
+    policy.begin(Phase.LISTENING)
+    assert policy.sweep(NUM_KEYS) == [8]
 
 
 def test_the_questions_experts_are_worth_more_until_their_layer_has_passed() -> None:

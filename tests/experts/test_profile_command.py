@@ -12,6 +12,7 @@ from deeptalk_edge.cli import main
 from deeptalk_edge.runtime.experts.policy import Lru
 from deeptalk_edge.runtime.experts.routes import Routes
 from deeptalk_edge.runtime.experts.simulator import ReplaySettings, replay
+from deeptalk_edge.runtime.experts.study import DEVICES
 from deeptalk_edge.runtime.experts.synthetic import DialogueShape, synthetic_routes
 
 SHAPE = DialogueShape(num_layers=3, num_turns=3, question_s=0.5, answer_s=2.0)
@@ -61,6 +62,25 @@ def test_routes_shows_locality(recording: Path, capsys: pytest.CaptureFixture[st
     assert list(found["look_ahead_recall_by_layer"]) == ["2", "3"]
     assert main(["profile", "routes", str(recording)]) == 0
     assert "experts touched by a prefill" in capsys.readouterr().out
+
+
+def test_all_devices_stand_in_one_table(
+    recording: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["replay", str(recording), "--pool", "42%", "65%", "--policy", "lru", "--no-guesses"]
+    study = as_json(capsys, *argv, "--device", "all")["devices"]
+    assert list(study) == list(DEVICES)
+    nano = "orin-nano-8gb-int4-nvme-3"
+    assert study[nano] == as_json(capsys, *argv, "--device", nano)["rows"]
+    assert main(["profile", *argv, "--device", "all"]) == 0
+    table = capsys.readouterr().out.splitlines()[2:]
+    assert table[0].split() == ["device", "pool", "page", "cache", "lru"]
+    assert len(table) == 1 + 2 * len(DEVICES)
+    cached, lru = (row["simulated"] for row in study[nano][:2])
+    (line,) = (line for line in table if line.startswith(f"{nano} ") and " 81 " in line)
+    shown = [f"{each['step_ms']:.1f}" for each in (cached, lru)]
+    assert [word for word in line.split() if "." in word] == shown
+    assert [line.split()[2] for line in table[1:] if line.startswith("rtx")] == ["-"] * 4
 
 
 def test_devices_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

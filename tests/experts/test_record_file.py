@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from deeptalk_edge.errors import ArtifactError
+from deeptalk_edge.runtime.experts import record_file
 from deeptalk_edge.runtime.experts.record_file import PAGE_BYTES, RecordFile
 
 
@@ -69,6 +70,32 @@ def test_a_direct_read_that_fails_at_the_first_try_is_not_tried_again(
     file = RecordFile(path)
     assert file.why_buffered == "a direct read failed (Invalid argument)"
     assert read(file, PAGE_BYTES, PAGE_BYTES) == path.read_bytes()[PAGE_BYTES : 2 * PAGE_BYTES]
+    file.close()
+
+
+def test_a_file_system_that_caches_direct_reads_is_named(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = iter([False, True])  # before the probe, and after it
+    monkeypatch.setattr(record_file, "_is_cached", lambda fd: next(cached))
+    file = RecordFile(path)
+    assert file.why_buffered == "the file system caches in spite of O_DIRECT"
+    assert read(file, 0, PAGE_BYTES) == path.read_bytes()[:PAGE_BYTES]
+    file.close()
+
+
+def test_every_buffered_read_is_taken_out_of_the_page_cache(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    advice: list[tuple[int, int, int]] = []
+    file = RecordFile(path, direct=False)
+    monkeypatch.setattr(os, "posix_fadvise", lambda fd, *args: advice.append(args))
+    read(file, 2 * PAGE_BYTES, PAGE_BYTES)
+    read(file, 7 * PAGE_BYTES, 2 * PAGE_BYTES)  # of which the file has one
+    assert advice == [
+        (2 * PAGE_BYTES, PAGE_BYTES, os.POSIX_FADV_DONTNEED),
+        (7 * PAGE_BYTES, PAGE_BYTES, os.POSIX_FADV_DONTNEED),
+    ]
     file.close()
 
 

@@ -55,12 +55,11 @@ def test_a_demand_that_finds_no_room_changes_nothing() -> None:
 
 
 def test_a_hint_leaves_what_is_warmer_alone() -> None:
-    residency = pool_of(2, Decayed(8))
+    residency = pool_of(2, Decayed(8, NUM_EXPERTS))
     for _ in range(100):
         residency.begin(Phase.SPEAKING)
         ask(residency, 0, 1)
     assert residency.hint([4]) == []
-    residency.policy.use([4])
     for _ in range(100):
         residency.begin(Phase.SPEAKING)
         ask(residency, 0)

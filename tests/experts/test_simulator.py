@@ -119,6 +119,20 @@ def test_a_slower_link_makes_slower_steps_and_the_clock_loses_no_time(routes: Ro
     assert slow_times.link_busy_ms < slow_times.total_ms
 
 
+def test_speech_takes_its_time_whatever_is_fed_before_it(routes: Routes) -> None:
+    (question,) = (each for each in routes.passes if each.turn == 1 and each.num_heard)
+    calls = [call._replace(modality=np.zeros_like(call.modality)) for call in question.calls]
+    passes = list(routes.passes)
+    passes.insert(1, replace(question, calls=calls))  # a system prompt
+    settings = ReplaySettings(num_slots=NUM_RECORDS, sweep_share=0.0)
+    (_, plain), (_, opened) = (
+        simulate(each, maker("lru"), settings, DEVICE)
+        for each in (routes, replace(routes, passes=passes))
+    )
+    extra_ms = opened.total_ms - plain.total_ms
+    assert opened.first_audio_ms[0] - plain.first_audio_ms[0] == pytest.approx(extra_ms)
+
+
 def test_looking_ahead_hides_waiting(routes: Routes) -> None:
     means = [
         np.mean(

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from deeptalk_edge.errors import ArtifactError, DoesNotFit, EdgeError
-from deeptalk_edge.export.bundle import ExportSettings, export_bundle, read_generation
+from deeptalk_edge.export.bundle import ExportSettings, export_bundle
 from deeptalk_edge.export.staging import JOURNAL
 from deeptalk_edge.runtime.bundle import Bundle
 from tests.export.checkpoints import check_graphs, write_checkpoint
@@ -132,36 +132,6 @@ def test_a_checkpoint_without_a_tokenizer_is_refused(checkpoint: Path, tmp_path:
     broken = _copy(checkpoint, tmp_path)
     (broken / "tokenizer.json").unlink()
     _assert_leaves_nothing(broken, tmp_path / "out", match=r"tokenizer\.json")
-
-
-def test_generation_follows_the_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
-    own = _copy(checkpoint, tmp_path)
-    chosen = {"system": "Be brief.", "speaker": "M29", "mode": "single", "audio_top_k": 7}
-    config = {"temperature": 0.3, "deeptalk": chosen}
-    (own / "generation_config.json").write_text(json.dumps(config))
-    generation = read_generation(own, PLAIN)
-    assert {key: getattr(generation, key) for key in chosen} == chosen
-    assert generation.temperature == 1.0  # the other one is DeepSeek's, for chat
-    assert read_generation(checkpoint, PLAIN).speaker == "ANS_A"
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"mode": "serial"},
-        {"speaker": "nobody"},
-        {"text_top_k": "one"},
-        {"max_rows": True},
-        {"top": 1},
-    ],
-)
-def test_generation_that_makes_no_sense_is_refused(
-    fields: dict[str, object], checkpoint: Path, tmp_path: Path
-) -> None:
-    own = _copy(checkpoint, tmp_path)
-    (own / "generation_config.json").write_text(json.dumps({"deeptalk": fields}))
-    with pytest.raises(ArtifactError, match="|".join(map(str, next(iter(fields.items()))))):
-        read_generation(own, PLAIN)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")

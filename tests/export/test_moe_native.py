@@ -34,6 +34,7 @@ KINDS: list[tuple[ExpertDtype, int | None]] = [
     ("float16", None),
     ("bfloat16", None),
     ("int8", None),
+    ("int4", 32),
     ("int4", 64),
     ("int4", 128),
 ]

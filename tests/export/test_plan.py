@@ -24,7 +24,9 @@ from deeptalk_edge.export.weight_shapes import (
     segment_shapes,
     stored_bytes,
 )
-from deeptalk_edge.spec import CodecSpec, ModelSpec, read_codec_spec, read_model_spec
+from deeptalk_edge.runtime.backends.native_library import NativeContext
+from deeptalk_edge.spec import CodecSpec, ModelSpec
+from deeptalk_edge.spec_files import read_codec_spec, read_model_spec
 from tests.export.checkpoints import (
     CODEC,
     ODD_CODEC,
@@ -32,6 +34,7 @@ from tests.export.checkpoints import (
     random_codec,
     write_checkpoint,
 )
+from tests.native.cpu import built
 from tests.specs import PLAIN
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -192,6 +195,21 @@ def test_the_cache_follows_the_conversation() -> None:
     )
     decoder = PLAIN.decoder
     assert two == 2 * one == 2 * 2 * 4 * 1000 * decoder.num_layers * decoder.cache_width
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
+@pytest.mark.parametrize(("latent_dim", "rope_dim"), [(512, 64), (64, 16), (272, 120), (129, 122)])
+def test_a_native_cache_is_planned_as_it_is_allocated(
+    latent_dim: int, rope_dim: int, kind: str
+) -> None:
+    tiny, profile = read_model_spec(TINY), load_profile("cpu-int8")
+    decoder = replace(tiny.decoder, latent_dim=latent_dim, rope_dim=rope_dim)
+    spec, profile = replace(tiny, decoder=decoder), profile.with_precision([f"kv_cache={kind}"])
+    planned = plan_export(spec, CODEC, profile, context_rows=1000).memory.parts["kv_cache"]
+    context = NativeContext(built.library())
+    row_bytes = context.cache_row_bytes(latent_dim, rope_dim, kind)
+    context.close()
+    assert planned == 2 * decoder.num_layers * 1000 * row_bytes
 
 
 def test_experts_that_fit_no_group_are_refused_with_the_device() -> None:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from deeptalk_edge.checkpoint import Checkpoint
 from deeptalk_edge.expert_record import RecordFormat
-from deeptalk_edge.export.bundle import read_generation
 from deeptalk_edge.export.decoder import export_embed_and_head
 from deeptalk_edge.export.encoder import export_encoder
+from deeptalk_edge.export.generation import read_generation
 from deeptalk_edge.export.golden import GraphRunner
 from deeptalk_edge.export.moe_native import rewrite_native
 from deeptalk_edge.export.step import StepSettings, export_step

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeptalk_edge.runtime.audio.ports import FRAME_SAMPLES
+from deeptalk_edge.runtime.audio.stop_words import WordSpotter
 from deeptalk_edge.runtime.audio.virtual_port import VirtualPort
 from deeptalk_edge.runtime.events import LiveEvent
 from deeptalk_edge.runtime.loop.fake_talker import FakeTalker
@@ -35,6 +36,7 @@ class Stage:
         settings: LoopSettings | None = None,
         num_frames: Callable[[int], int] = lambda turn: 24,
         step_ms: Callable[[], float] | None = None,
+        spotter: WordSpotter | None = None,
     ) -> None:
         """`script` holds the spans of speech, (from, to) in seconds."""
         self.script = list(script)
@@ -48,6 +50,7 @@ class Stage:
             self.port,
             detector=LoudnessDetector(),
             settings=settings,
+            spotter=spotter,
             step_ms=step_ms or self.talker.step_ms,
             emit=lambda event: self.events.append((self.simulation.seconds, event)),
         )

@@ -110,6 +110,8 @@ def test_the_command_talks_through_wav_files(
         (["--mic", "--out", "x.wav"], "--out does not go with --mic"),
         (["--text", "x", "--trace", "x.json"], "--trace needs --mic"),
         (["--text", "x", "--no-speculation"], "--no-speculation needs --mic"),
+        (["--text", "x", "--stop-word", "stop"], "--stop-word needs --mic"),
+        (["--mic", "--stop-word", "stoppitude"], "found stoppitude"),
         (["--mic", "--output-device", "x.wav"], "--input-device must be one, too"),
         (["--mic", "--input-device", "absent.wav"], "absent.wav"),
         (["--mic", "--turn-model", "absent.onnx"], "absent.onnx"),

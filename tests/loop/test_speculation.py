@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,16 @@ from numpy.typing import NDArray
 
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
 from deeptalk_edge.features import RATE_HZ
+from deeptalk_edge.runtime.audio.end_of_turn import (
+    AdaptiveHangover,
+    EndOfTurn,
+    HangoverSettings,
+)
 from deeptalk_edge.runtime.audio.vad import WebRtcDetector
 from deeptalk_edge.runtime.audio.virtual_port import VirtualPort, recording
 from deeptalk_edge.runtime.audio.wav import read_wav
 from deeptalk_edge.runtime.bundle import Bundle
-from deeptalk_edge.runtime.conversation import Conversation
+from deeptalk_edge.runtime.conversation import Conversation, ConversationSettings
 from deeptalk_edge.runtime.events import AudioChunk, BargedIn, LiveEvent, TurnDone
 from deeptalk_edge.runtime.loop.settings import LoopSettings
 from deeptalk_edge.runtime.loop.simulation import Simulation
@@ -45,7 +51,12 @@ def question(number: int, *, pause_s: float = 0.0) -> Array:
 
 
 def talk(
-    bundle: Bundle, microphone: Array, settings: LoopSettings, *, step_ms: float = 5.0
+    bundle: Bundle,
+    microphone: Array,
+    settings: LoopSettings,
+    *,
+    step_ms: float = 5.0,
+    end_of_turn: EndOfTurn | None = None,
 ) -> tuple[list[LiveEvent], Conversation]:
     """All that happens while this is heard."""
     events: list[LiveEvent] = []
@@ -55,6 +66,7 @@ def talk(
         VirtualPort(recording(microphone)),
         detector=WebRtcDetector(),
         settings=settings,
+        end_of_turn=end_of_turn,
         step_ms=lambda: step_ms,
         emit=events.append,
     )
@@ -91,6 +103,62 @@ def test_an_answer_begun_on_trial_is_the_same_to_the_last_sample(tiny: Bundle) -
     assert len(texts[0]) == 2
     for sound in sounds[1:]:
         np.testing.assert_array_equal(sound, sounds[0])
+
+
+class Undecided:
+    """A cue that hears nothing in the sound."""
+
+    def p_complete(self, utterance: Array) -> float:
+        return 0.5
+
+
+def test_a_whole_question_is_answered_sooner_than_half_of_one_and_with_the_same_words(
+    tiny: Bundle,
+) -> None:
+    asked = question(3)  # for a room: without its number, who knows which
+    whole = np.concatenate([silence(0.5), asked, silence(6)])
+    half = np.concatenate([silence(0.5), asked[: len(asked) // 2], silence(6)])
+    hangover_ms, texts = [], []
+    for microphone, sure_log_p in [(whole, -0.001), (whole, None), (half, -0.001)]:
+        judge = AdaptiveHangover(Undecided(), HangoverSettings(sure_log_p=sure_log_p))
+        events, conversation = talk(
+            tiny, microphone, LoopSettings(), step_ms=2.0, end_of_turn=judge
+        )
+        (done,) = (event for event in events if isinstance(event, TurnDone))
+        assert done.voice is not None
+        hangover_ms.append(done.voice.hangover_ms)
+        texts.append(said(events)[0])
+        conversation.close()
+    assert hangover_ms == [200, 500, 500]
+    assert texts[0] == texts[1]
+
+
+def test_the_model_is_surer_of_its_answer_to_a_whole_question(tiny: Bundle) -> None:
+    settings = replace(ConversationSettings.of(tiny, mode="text"), max_rows=20)
+    num_surer = 0
+    with Conversation(tiny, settings) as conversation:
+        for number in range(12):
+            pcm = question(number)
+            log_ps = []
+            for heard in (pcm, pcm[: len(pcm) // 2]):
+                answer = conversation.begin(heard)
+                while answer.advance() is not None:
+                    pass
+                log_p = answer.text_log_p
+                assert log_p is not None
+                assert log_p <= 0
+                log_ps.append(log_p)
+                answer.discard()
+            num_surer += log_ps[0] > log_ps[1]
+    assert num_surer >= 9
+
+
+def test_an_answer_of_a_few_rows_tells_nothing(tiny: Bundle) -> None:
+    settings = replace(ConversationSettings.of(tiny, mode="text"), max_rows=19)
+    with Conversation(tiny, settings) as conversation:
+        done = list(conversation.ask(question(0)))[-1]
+    assert isinstance(done, TurnDone)
+    assert done.metrics.text_log_p is None
 
 
 def test_the_shipped_checkpoint_understands_what_the_loop_cuts_out(tiny: Bundle) -> None:

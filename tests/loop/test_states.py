@@ -16,8 +16,10 @@ from deeptalk_edge.runtime.loop.signals import (
     AnswerHeard,
     Command,
     Frame,
+    HangoverCapped,
     HangoverChosen,
     SoundBegan,
+    StopWordHeard,
 )
 from deeptalk_edge.runtime.loop.states import FRAME, Loop, State, step
 
@@ -26,18 +28,27 @@ SETTINGS = LoopSettings(
 )
 
 _epochs = st.integers(0, 4)
+_BY_WHO_SPEAKS = -1  # a stop word of the voice at hand
 _events = st.one_of(
     st.booleans().map(Frame),
     st.booleans().map(Frame),
     st.booleans().map(Frame),
     st.sampled_from([160, 500, 1200]).map(HangoverChosen),
+    st.sampled_from([160, 500]).map(HangoverCapped),
     st.builds(SoundBegan, _epochs, st.booleans()),
+    st.just(StopWordHeard(_BY_WHO_SPEAKS)),
     _epochs.map(AnswerHeard),
     _epochs.map(AnswerFailed),
     st.sampled_from([c for c in Command if c is not Command.STOP]),
 )
 # Long runs of one kind of frame lead where single ones never get.
 _script = st.lists(st.tuples(_events, st.integers(1, 40)), max_size=60)
+
+
+def as_of(loop: Loop, event: signals.Event) -> signals.Event:
+    if event == StopWordHeard(_BY_WHO_SPEAKS):
+        return StopWordHeard(loop.opened)
+    return event
 
 
 class Attempts:
@@ -96,7 +107,7 @@ def test_whatever_happens_attempts_are_begun_committed_and_ended_in_order(
         for _ in range(times):
             now += FRAME
             epoch = loop.epoch
-            loop, actions = step(loop, event, now, chosen)
+            loop, actions = step(loop, as_of(loop, event), now, chosen)
             attempts.follow(actions)
             assert loop.epoch >= epoch
             assert loop.is_answering == (attempts.begun != attempts.over)
@@ -118,7 +129,7 @@ def test_frames_alone_lead_out_of_every_state_in_bounded_time(
     for event, times in script:
         for _ in range(times):
             now += FRAME
-            loop, _ = step(loop, event, now, SETTINGS)
+            loop, _ = step(loop, as_of(loop, event), now, SETTINGS)
     longest = max(SETTINGS.recovering_ms, SETTINGS.overlap_ms + SETTINGS.resume_answer_ms)
     state, since, seen = loop.state, now, 0
     while loop.state is state and state not in (State.LISTENING, State.STOPPED):
@@ -135,6 +146,8 @@ def test_every_state_takes_every_event(state: State, is_answering: bool) -> None
         Frame(True),
         Frame(False),
         HangoverChosen(200),
+        HangoverCapped(200),
+        StopWordHeard(0),
         SoundBegan(3),
         AnswerHeard(3),
         AnswerFailed(3),
@@ -146,6 +159,26 @@ def test_every_state_takes_every_event(state: State, is_answering: bool) -> None
             chosen = replace(SETTINGS, push_to_talk=push_to_talk)
             after, _ = step(loop, event, FRAME, chosen)
             assert after.epoch in (3, 4)
+
+
+@given(
+    chosen_ms=st.sampled_from([200, 500, 1200]),
+    cap_ms=st.integers(20, 1500),
+    behind_ms=st.integers(5, 60).map(lambda frames: frames * 20),
+)
+def test_a_cap_ends_the_wait_at_the_shorter_of_both_but_not_before_it_came(
+    chosen_ms: int, cap_ms: int, behind_ms: int
+) -> None:
+    loop, now = Loop(state=State.USER_SPEAKING), 0
+    while loop.state is not State.THINKING:
+        now += FRAME
+        loop, _ = step(loop, Frame(False), now, SETTINGS)
+        if now == SETTINGS.speculate_ms * 16:
+            loop, _ = step(loop, HangoverChosen(chosen_ms), now, SETTINGS)
+        if now == behind_ms * 16:
+            loop, _ = step(loop, HangoverCapped(cap_ms), now, SETTINGS)
+    wanted_ms = max(min(cap_ms, chosen_ms), behind_ms + 20)
+    assert 0 <= now // 16 - min(wanted_ms, chosen_ms) < 20
 
 
 @pytest.mark.parametrize("event", [SoundBegan(2), AnswerHeard(2), AnswerFailed(2), SoundBegan(4)])

@@ -147,6 +147,28 @@ def test_a_back_channel_makes_the_answer_quieter_and_no_more(length_s: float) ->
     np.testing.assert_allclose(stage.played_between(3.9, 4.0), level_of(0))
 
 
+@pytest.mark.parametrize(("warm_up_ms", "is_ducked"), [(500, False), (20, True)])
+def test_echo_that_is_not_cancelled_yet_does_not_make_the_answer_quieter(
+    warm_up_ms: int, is_ducked: bool
+) -> None:
+    stage = Stage((1.0, 2.0), (2.6, 2.84), settings=LoopSettings(warm_up_ms=warm_up_ms))
+    stage.run_until(7)  # the answer sounds from 2.5 s on
+    played = stage.played_between(2.6, 3.2)
+    assert bool(played.min() < level_of(0)) is is_ducked
+
+
+@pytest.mark.parametrize(
+    ("voice_s", "ends"), [(0.35, "heard"), (0.39, "heard"), (1.5, "stopped at 3.02")]
+)
+def test_an_answer_is_stopped_by_nothing_before_the_echo_canceller_is_warm(
+    voice_s: float, ends: str
+) -> None:
+    stage = Stage((1.0, 2.0), (2.6, 2.6 + voice_s))
+    stage.run_until(7)
+    stops = [f"stopped at {second:.2f}" for second in stage.when(BargedIn)]
+    assert (stops or ["heard"]) == [ends]
+
+
 def test_behind_a_false_alarm_the_answer_goes_on_where_it_stopped() -> None:
     stage = Stage((1.0, 2.0), (3.5, 3.84))
     stage.run_until(9)

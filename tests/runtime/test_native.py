@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from deeptalk_edge.checkpoint import Checkpoint
 from deeptalk_edge.errors import ArtifactError, BackendError, DoesNotFit
+from deeptalk_edge.expert_record import ExpertDtype
 from deeptalk_edge.export.native_weights import (
     NativePrecision,
     native_bytes,
@@ -31,6 +32,7 @@ from deeptalk_edge.runtime.bundle import NATIVE_WEIGHTS, Bundle
 from deeptalk_edge.runtime.experts.from_bundle import PagingSettings, paged_experts
 from deeptalk_edge.runtime.experts.routes import Modality, RouteRecorder
 from deeptalk_edge.runtime.lm.engine import Engine, Logits
+from deeptalk_edge.spec import ModelSpec
 from deeptalk_edge.training.checkpoint import config_of, save_checkpoint
 from deeptalk_edge.training.snac import Snac
 from deeptalk_edge.training.snac_files import save_snac
@@ -75,13 +77,7 @@ def bundles(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Bundle, Bundle]:
     """A float32 bundle and the native one of the same weights. Shared: never write to them."""
-    place = tmp_path_factory.mktemp("native")
-    source = place / "source"
-    save_checkpoint(source, random_model(WIDE), config_of(WIDE))
-    save_snac(Snac(CODEC), source / "snac")
-    byte_level_tokenizer().save(str(source / "tokenizer.json"))
-    group = 64 if request.param == "int4" else None
-    return write_bundles(source, place, dtype=request.param, group=group)
+    return random_bundles(WIDE, tmp_path_factory.mktemp("native"), request.param)
 
 
 @pytest.fixture(scope="session")
@@ -94,6 +90,14 @@ def engine(bundle: Bundle, library: NativeLibrary) -> Iterator[NativeEngine]:
     engine = NativeEngine(bundle, context_rows=32, library=library)
     yield engine
     engine.close()
+
+
+def random_bundles(spec: ModelSpec, place: Path, dtype: ExpertDtype) -> tuple[Bundle, Bundle]:
+    source = place / "source"
+    save_checkpoint(source, random_model(spec), config_of(spec))
+    save_snac(Snac(CODEC), source / "snac")
+    byte_level_tokenizer().save(str(source / "tokenizer.json"))
+    return write_bundles(source, place, dtype=dtype, group=64 if dtype == "int4" else None)
 
 
 def text_only(rows: Ids) -> NDArray[np.bool_]:
@@ -122,9 +126,8 @@ def assert_close(found: Logits, expected: Logits) -> None:
         assert error < CLOSE * np.std(reference)
 
 
-@pytest.mark.parametrize("cache_kind", ["bfloat16", "int8"])
-def test_every_path_computes_what_onnx_runtime_does_on_the_same_weights(
-    bundles: tuple[Bundle, Bundle], library: NativeLibrary, cache_kind: str
+def assert_every_path_is_right(
+    bundles: tuple[Bundle, Bundle], library: NativeLibrary, cache_kind: str = "bfloat16"
 ) -> None:
     reference = OrtEngine(bundles[0], context_rows=32)
     reference.prefill(ROWS, FEATURES, MASK)
@@ -136,6 +139,23 @@ def test_every_path_computes_what_onnx_runtime_does_on_the_same_weights(
         assert_close(engine.logits(), reference.logits())
         engine.close()
     reference.close()
+
+
+@pytest.mark.parametrize("cache_kind", ["bfloat16", "int8"])
+def test_every_path_computes_what_onnx_runtime_does_on_the_same_weights(
+    bundles: tuple[Bundle, Bundle], library: NativeLibrary, cache_kind: str
+) -> None:
+    assert_every_path_is_right(bundles, library, cache_kind)
+
+
+def test_the_latents_norm_has_an_epsilon_of_its_own(library: NativeLibrary, tmp_path: Path) -> None:
+    spec = replace(WIDE, decoder=replace(WIDE.decoder, norm_eps=0.1))
+    assert_every_path_is_right(random_bundles(spec, tmp_path, "int8"), library)
+
+
+def test_a_latent_may_be_wider_than_the_model(library: NativeLibrary, tmp_path: Path) -> None:
+    spec = replace(WIDE, decoder=replace(WIDE.decoder, latent_dim=512))
+    assert_every_path_is_right(random_bundles(spec, tmp_path, "int8"), library)
 
 
 @pytest.mark.parametrize("rows_at_once", [1, 3, 7])
@@ -263,6 +283,36 @@ class MissingWaves(Waves):
         yield from list(super().tables(layer, ids, weights, normed))[:-1]
 
 
+class DroppingWaves(Waves):
+    """Drops experts in place, as a degrading source may: of each token it keeps the first ones."""
+
+    def __init__(self, bundle: Bundle, num_kept: int) -> None:
+        super().__init__(bundle)
+        self._kept = slice(num_kept)
+
+    def tables(
+        self, layer: int, ids: Ids, weights: NDArray[np.float32], normed: NDArray[np.float32]
+    ) -> Generator[NDArray[np.uint64], None, None]:
+        weights[:, self._kept.stop :] = 0
+        yield from super().tables(layer, ids[:, self._kept], weights[:, self._kept], normed)
+
+
+@pytest.mark.parametrize("num_kept", [0, 1])
+def test_experts_that_were_dropped_are_not_waited_for(
+    bundle: Bundle, engine: NativeEngine, library: NativeLibrary, num_kept: int
+) -> None:
+    dropping = NativeEngine(
+        bundle,
+        context_rows=32,
+        library=library,
+        open_experts=lambda: DroppingWaves(bundle, num_kept),
+    )
+    found, exact = fed(dropping, ROWS), fed(engine, ROWS)
+    dropping.close()
+    assert np.isfinite(found.text).all()
+    assert (found.text != exact.text).any()
+
+
 def test_paged_experts_do_not_change_a_bit(
     bundle: Bundle, engine: NativeEngine, library: NativeLibrary
 ) -> None:
@@ -334,7 +384,7 @@ def test_an_expert_that_never_comes_is_an_error_and_not_a_silence(
     paged = NativeEngine(
         bundle, context_rows=32, library=library, open_experts=lambda: MissingWaves(bundle)
     )
-    with pytest.raises(BackendError, match="experts of layer 1: an expert that a token chose"):
+    with pytest.raises(BackendError, match="from layer 1 on: an expert that a token chose"):
         fed(paged, ROWS)
     assert paged.num_rows == 0
 

@@ -19,13 +19,22 @@ from deeptalk_edge.cli import main
 from deeptalk_edge.devices.profile import load_profile
 from deeptalk_edge.errors import ArtifactError, BackendError
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
+from deeptalk_edge.runtime.audio.codec import CodecGraph
 from deeptalk_edge.runtime.audio.vad import read_utterance
 from deeptalk_edge.runtime.backends import native_library
 from deeptalk_edge.runtime.backends.native import NativeEngine
-from deeptalk_edge.runtime.backends.ort import OrtEngine
-from deeptalk_edge.runtime.bundle import MANIFEST, NATIVE_INDEX, NATIVE_WEIGHTS, Bundle
+from deeptalk_edge.runtime.backends.native_codec import NativeCodec
+from deeptalk_edge.runtime.backends.ort import OrtEngine, OrtGraph
+from deeptalk_edge.runtime.bundle import (
+    MANIFEST,
+    NATIVE_CODEC,
+    NATIVE_INDEX,
+    NATIVE_WEIGHTS,
+    Bundle,
+)
 from deeptalk_edge.runtime.conversation import Conversation, ConversationSettings, TurnDone
-from deeptalk_edge.runtime.engines import open_engine
+from deeptalk_edge.runtime.engines import kernels_for, open_codec, open_engine
+from deeptalk_edge.runtime.lm.engine import Engine
 from deeptalk_edge.runtime.settings import EngineChoice
 from tests.native.cpu import built
 
@@ -51,6 +60,13 @@ def chosen(bundle: Bundle, backend: EngineChoice) -> ConversationSettings:
     return replace(ConversationSettings.of(bundle), backend=backend)
 
 
+def opened(bundle: Bundle, settings: ConversationSettings) -> tuple[Engine, CodecGraph]:
+    library = kernels_for(bundle, settings.backend)
+    engine, _ = open_engine(bundle, settings, library)
+    engine.close()
+    return engine, open_codec(bundle, threads=1, library=library)
+
+
 def texts(bundle: Bundle, backend: EngineChoice, questions: list[Path]) -> list[str]:
     said = []
     with Conversation(bundle, chosen(bundle, backend)) as talk:
@@ -60,6 +76,17 @@ def texts(bundle: Bundle, backend: EngineChoice, questions: list[Path]) -> list[
             assert isinstance(done, TurnDone)
             said.append(done.text)
     return said
+
+
+def num_right(bundle: Bundle, questions: list[Path]) -> int:
+    """Answers of the kernels that are the script's."""
+    expected = [question.with_suffix(".txt").read_text().splitlines()[1] for question in questions]
+    return sum(map(str.__eq__, texts(bundle, "native", questions), expected))
+
+
+def with_cache(bundle: Bundle, kind: str) -> Bundle:
+    precision = {**bundle.manifest.precision, "kv_cache": kind}
+    return replace(bundle, manifest=replace(bundle.manifest, precision=precision))
 
 
 @pytest.mark.parametrize(
@@ -73,6 +100,58 @@ def test_both_backends_say_the_same(
 ) -> None:
     native, ort = (texts(native_bundle, backend, questions) for backend in ("native", "ort"))
     assert sum(mine == other for mine, other in zip(native, ort, strict=True)) >= least
+
+
+@pytest.mark.parametrize(
+    ("questions", "least"),
+    [(QUESTIONS[::6], 4), pytest.param(QUESTIONS, 22, marks=pytest.mark.slow)],
+    ids=["4", "all"],
+)
+@pytest.mark.usefixtures("kernels")
+def test_experts_in_int4_answer_as_well(tmp_path: Path, questions: list[Path], least: int) -> None:
+    profile = load_profile("cpu-int8").with_precision(["experts=int4:32"])
+    export_bundle(TINY, tmp_path / "bundle", ExportSettings(profile=profile))
+    assert num_right(Bundle.open(tmp_path / "bundle"), questions) >= least
+
+
+@pytest.mark.parametrize(
+    ("questions", "least"),
+    [(QUESTIONS[::6], 4), pytest.param(QUESTIONS, 22, marks=pytest.mark.slow)],
+    ids=["4", "all"],
+)
+@pytest.mark.usefixtures("kernels")
+def test_an_int8_cache_answers_as_well(
+    native_bundle: Bundle, questions: list[Path], least: int
+) -> None:
+    assert num_right(with_cache(native_bundle, "int8"), questions) >= least
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
+def test_an_export_states_its_cache(tmp_path: Path, kind: str) -> None:
+    profile = load_profile("cpu-int8").with_precision([f"kv_cache={kind}"])
+    export_bundle(TINY, tmp_path / "bundle", ExportSettings(profile=profile))
+    assert Bundle.open(tmp_path / "bundle").manifest.precision["kv_cache"] == kind
+
+
+@pytest.mark.parametrize(
+    ("stated", "kept"), [("float32", "bfloat16"), ("bfloat16", "bfloat16"), ("int8", "int8")]
+)
+@pytest.mark.usefixtures("kernels")
+def test_the_manifest_says_which_cache_the_kernels_keep(
+    native_bundle: Bundle, stated: str, kept: str
+) -> None:
+    bundle = with_cache(native_bundle, stated)
+    settings = ConversationSettings.of(bundle)
+    found, _ = open_engine(bundle, settings, kernels_for(bundle, "native"))
+    expected = NativeEngine(bundle, context_rows=32, cache_kind=kept)
+    spec = bundle.manifest.model
+    rows = np.random.default_rng(0).integers(0, spec.vocabulary.size, (20, 8))
+    no_features = np.empty((0, spec.decoder.width), np.float32)
+    for engine in (found, expected):
+        engine.prefill(rows, no_features, np.zeros(len(rows), np.bool_))
+    np.testing.assert_array_equal(found.logits().text, expected.logits().text)
+    found.close()
+    expected.close()
 
 
 @pytest.mark.parametrize("backend", ["native", "ort"])
@@ -91,9 +170,17 @@ def test_no_pool_changes_an_answer(
 
 @pytest.mark.usefixtures("kernels")
 def test_a_native_bundle_runs_on_the_kernels_by_default(native_bundle: Bundle) -> None:
-    engine, _ = open_engine(native_bundle, ConversationSettings.of(native_bundle))
-    engine.close()
+    engine, codec = opened(native_bundle, ConversationSettings.of(native_bundle))
     assert isinstance(engine, NativeEngine)
+    assert isinstance(codec, NativeCodec)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_a_native_bundle_without_the_codecs_weights_keeps_its_graph(native_bundle: Bundle) -> None:
+    manifest = native_bundle.manifest
+    files = {name: entry for name, entry in manifest.files.items() if name != NATIVE_CODEC}
+    older = replace(native_bundle, manifest=replace(manifest, files=files))
+    assert isinstance(opened(older, ConversationSettings.of(older))[1], OrtGraph)
 
 
 def test_without_the_kernels_onnx_runtime_answers_and_the_way_out_is_named(
@@ -104,13 +191,13 @@ def test_without_the_kernels_onnx_runtime_answers_and_the_way_out_is_named(
 ) -> None:
     monkeypatch.setattr(native_library, "LIBRARY", tmp_path / "libdeeptalk_cpu.so")
     with caplog.at_level(logging.WARNING, logger="deeptalk_edge.runtime.engines"):
-        engine, _ = open_engine(native_bundle, ConversationSettings.of(native_bundle))
-    engine.close()
+        engine, codec = opened(native_bundle, ConversationSettings.of(native_bundle))
     assert isinstance(engine, OrtEngine)
+    assert isinstance(codec, OrtGraph)
     (record,) = (r for r in caplog.records if r.name == "deeptalk_edge.runtime.engines")
     assert "install a C++ compiler and deeptalk-edge again" in record.getMessage()
     with pytest.raises(BackendError, match="missing or does not load"):
-        open_engine(native_bundle, chosen(native_bundle, "native"))
+        opened(native_bundle, chosen(native_bundle, "native"))
 
 
 def test_a_bundle_without_native_weights_is_refused_where_the_kernels_are_asked_for(

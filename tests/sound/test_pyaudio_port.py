@@ -10,7 +10,7 @@ import pytest
 from deeptalk_edge.errors import DeviceLost
 from deeptalk_edge.runtime.audio.pyaudio_port import DeviceSettings, PyAudioPort
 from tests.sound.conftest import Card, on_a_steady_machine
-from tests.sound.sounds import find, hear, intact, warble
+from tests.sound.sounds import assert_intact, find, hear, warble
 
 
 @on_a_steady_machine
@@ -20,7 +20,7 @@ def test_the_microphone_hears_every_sample_of_what_is_said(card: Card, port: PyA
     hear(port, 0.3)
     card.say(said)
     heard, _ = hear(port, 5.5)
-    assert intact(said, heard, 16000) >= 0.9
+    assert_intact(said, heard, 16000)
     assert port.counters().dropped_in == 0
 
 
@@ -39,7 +39,7 @@ def test_the_loudspeaker_plays_every_sample_and_the_callbacks_come(
     hear(port, 4.0)
     seconds = time.perf_counter() - start_s
     heard = listener.stop()
-    assert intact(answer[240:], heard, 24000) >= 0.9  # its first 5 ms fade in
+    assert_intact(answer[240:], heard, 24000)  # its first 5 ms fade in
     assert port.handed == port.audible() == len(answer)
     after = port.counters()
     assert after.callbacks_in - before.callbacks_in >= 0.9 * 50 * seconds
@@ -102,8 +102,8 @@ def test_a_device_of_another_rate_is_resampled(card: Card, input_hz: int, output
         port.finish()
         card.say(said)
         mic, _ = hear(port, 3.0)
-        assert intact(answer[240:], listener.stop(), 24000) >= 0.8
-        assert intact(said, mic, 16000) >= 0.8
+        assert_intact(answer[240:], listener.stop(), 24000, 0.8)
+        assert_intact(said, mic, 16000, 0.8)
         assert port.handed == len(answer)
     finally:
         port.close()

@@ -120,7 +120,7 @@ def latent_attention(d: DecoderSpec, w: Weights, x: list[Vector]) -> list[Vector
     latents, rope_keys, out = [], [], []
     for t, v in enumerate(x):
         both = w["kv_a_proj_with_mqa.weight"] @ v
-        latents.append(rms_norm(w["kv_a_layernorm.weight"], both[: d.latent_dim], d.norm_eps))
+        latents.append(rms_norm(w["kv_a_layernorm.weight"], both[: d.latent_dim], 1e-6))
         rope_keys.append(turn(d, both[d.latent_dim :], t))
     for t, v in enumerate(x):
         query = w["q_proj.weight"] @ v

@@ -17,7 +17,7 @@ from deeptalk_edge.export.engines.build import EngineSettings, build_engine, uns
 from deeptalk_edge.export.engines.graphs import codec_profiles
 from deeptalk_edge.export.engines.plan import read_plan
 from deeptalk_edge.export_full import RandomCheckpoint, build_step
-from deeptalk_edge.spec import read_codec_spec, read_model_spec
+from deeptalk_edge.spec_files import read_codec_spec, read_model_spec
 from tests.export.checkpoints import CodecTensors, random_codec
 
 OFFICIAL = Path(__file__).parents[3] / "checkpoints/official-size"

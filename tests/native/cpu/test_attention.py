@@ -24,8 +24,9 @@ from tests.native.cpu.references import attention
 
 Array = NDArray[Any]
 
-TOLERANCE = {"float": 3e-6, "bfloat16": 6e-3}
-"""Of the largest value. One path rounds the queries to bfloat16 too."""
+TOLERANCE = {"float": 3e-6, "bfloat16": 6e-3, "int8": 1e-4}
+"""Of the largest value. One path rounds queries and shares to bfloat16 too; shares of int8 rows may
+have 15 bits."""
 
 
 def write_rows(context: NativeContext, rows: Array, latent: int, kind: str) -> tuple[Array, Array]:
@@ -40,14 +41,26 @@ def write_rows(context: NativeContext, rows: Array, latent: int, kind: str) -> t
             c_void_p(context.handle), latent, rope, CACHE_KINDS[kind], address(row), address(place)
         )
         context.check(status, "cache")
+    return cache, as_held(rows, latent, kind)
+
+
+def as_held(values: Array, latent: int, kind: str) -> Array:
+    """What rows (..., latent + rope) stand for in a cache; queries meet int8 rows as int8."""
     if kind == "bfloat16":
-        return cache, from_bfloat16(to_bfloat16(rows))
+        return from_bfloat16(to_bfloat16(values))
     parts = []
-    for part in np.split(rows, [latent], axis=1):
-        largest = np.abs(part).max(axis=1, keepdims=True)
+    for part in np.split(values, [latent], axis=-1):
+        largest = np.abs(part).max(axis=-1, keepdims=True)
         inverse = np.where(largest > 0, np.float32(127) / np.where(largest > 0, largest, 1), 0)
         parts.append(np.rint(part * inverse.astype(np.float32)) * (largest / np.float32(127)))
-    return cache, np.concatenate(parts, axis=1)
+    return np.concatenate(parts, axis=-1)
+
+
+def expected_of(queries: Array, values: Array, latent: int, kind: str) -> Array:
+    """Queries (H, W) over what a cache stands for, (P, W)."""
+    if kind == "int8":
+        queries = as_held(queries, latent, kind)
+    return attention(queries, values, latent)
 
 
 def attend(
@@ -80,8 +93,8 @@ def attend(
 
 
 def tolerance(context: NativeContext, kind: str) -> float:
-    is_rounded = kind == "bfloat16" and context.path == "avx512-bf16"
-    return TOLERANCE["bfloat16" if is_rounded else "float"]
+    rounding_paths = {"bfloat16": ["avx512-bf16"], "int8": ["avx512-bf16", "avx512"]}
+    return TOLERANCE[kind if context.path in rounding_paths[kind] else "float"]
 
 
 @pytest.mark.parametrize("kind", CACHE_KINDS)
@@ -114,7 +127,7 @@ def test_attention_is_softmax_over_the_cache(
     cache, values = write_rows(context, rows, latent, kind)
     found = attend(context, [cache], queries, latent, kind, position=position)
     for row in range(num_rows):
-        expected = attention(queries[0, row], values[: position + row + 1], latent)
+        expected = expected_of(queries[0, row], values[: position + row + 1], latent, kind)
         np.testing.assert_allclose(
             found[0, row], expected, rtol=0, atol=tolerance(context, kind) * np.abs(values).max()
         )
@@ -128,7 +141,7 @@ def test_long_caches_are_gathered_in_parts(context: NativeContext, kind: str) ->
     queries *= 3  # a few rows take most of the softmax, in parts that differ by head
     cache, values = write_rows(context, rows, 64, kind)
     found = attend(context, [cache], queries, 64, kind, position=1299)
-    expected = attention(queries[0, 0], values, 64)
+    expected = expected_of(queries[0, 0], values, 64, kind)
     np.testing.assert_allclose(found[0, 0], expected, atol=8 * tolerance(context, kind))
 
 

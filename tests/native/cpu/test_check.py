@@ -1,35 +1,73 @@
-"""The kernels' own test program: on Arm under qemu, and under sanitizers."""
+"""The kernels' own test program: on Arm under qemu, and under sanitizers.
+
+A round of it runs with all other tests; the long runs are `make sanitize`.
+"""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from tests.native.cpu.built import check_program
 
 
-@pytest.mark.slow
-def test_neon_computes_what_the_references_say() -> None:
-    compiler, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")
-    if compiler is None or emulator is None:
-        pytest.skip("needs Debian's g++-aarch64-linux-gnu and qemu-user: NEON was not checked")
-    program = check_program(compiler, "-O2", "-static")
-    command = [emulator, "-cpu", "max", str(program), "2"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def checked(*command: str | Path) -> list[str]:
+    """The kernel paths that a run of the program says it has checked."""
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "neon-dotprod: 2 rounds" in done.stdout
+    return [line.partition(":")[0] for line in done.stdout.splitlines()]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
-def test_sanitizers_find_nothing(sanitizers: str) -> None:
+@pytest.fixture
+def emulator() -> str:
+    found = shutil.which("qemu-aarch64")
+    if found is None:
+        pytest.skip("needs Debian's qemu-user: NEON was not checked")
+    return found
+
+
+@pytest.fixture
+def arm_program() -> Path:
+    compiler = shutil.which("aarch64-linux-gnu-g++")
+    if compiler is None:
+        pytest.skip("needs Debian's g++-aarch64-linux-gnu: NEON was not checked")
+    return check_program(compiler, "-O1", "-static")
+
+
+@pytest.mark.parametrize("rounds", ["1", pytest.param("10", marks=pytest.mark.slow)])
+def test_neon_computes_what_the_references_say(
+    emulator: str, arm_program: Path, rounds: str
+) -> None:
+    paths = checked(emulator, "-cpu", "max", arm_program, rounds)
+    assert paths == ["neon-i8mm", "neon-dotprod", "portable"]
+
+
+@pytest.mark.parametrize(
+    ("processor", "paths"),
+    [("cortex-a76", ["neon-dotprod", "portable"]), ("cortex-a72", ["portable"])],
+)
+def test_a_processor_is_offered_the_paths_that_it_runs(
+    emulator: str, arm_program: Path, processor: str, paths: list[str]
+) -> None:
+    assert checked(emulator, "-cpu", processor, arm_program, "0") == paths
+
+
+@pytest.mark.parametrize(
+    ("sanitizers", "optimised", "rounds"),
+    [
+        ("address,undefined", "-O0", "1"),
+        pytest.param("address,undefined", "-O1", "5", marks=pytest.mark.slow),
+        pytest.param("thread", "-O1", "2", marks=pytest.mark.slow),
+    ],
+)
+def test_sanitizers_find_nothing(sanitizers: str, optimised: str, rounds: str) -> None:
     compiler = shutil.which("c++")
     if compiler is None:
         pytest.skip("no C++ compiler on this machine")
     program = check_program(
-        compiler, "-O1", "-g", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"
+        compiler, optimised, "-g", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"
     )
-    done = subprocess.run([str(program), "2"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert "portable" in checked(program, rounds)

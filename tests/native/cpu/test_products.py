@@ -24,6 +24,7 @@ FLIPPED = 4e-3  # of the result's norm: a hidden value at a tie may round the ot
 FORMS: list[tuple[ExpertDtype, int | None, int, int]] = [
     ("int8", None, 208, 112),  # both end within a step of every instruction set
     ("int8", None, 128, 256),
+    ("int4", 32, 96, 160),
     ("int4", 64, 192, 320),
     ("int4", 128, 384, 128),
 ]

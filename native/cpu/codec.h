@@ -1,0 +1,86 @@
+// SNAC's streaming decoder in float32, by the law of export/codec.py: a convolution keeps the samples
+// to its left and gives its output late by those to its right.
+//
+// Values are time-major, (samples, channels). What is kept lies in one state that the caller carries,
+// as large as the graph's: a decoder is nobody's stream.
+#pragma once
+
+#include <vector>
+
+#include "context.h"
+
+namespace deeptalk {
+
+class Codec {
+  public:
+    // Throws Refusal if a size cannot be, or the weights are not as many as the sizes ask for.
+    Codec(dt_context& context, const dt_codec_spec& spec);
+
+    dt_context& context() { return context_; }
+    size_t state_size() const { return state_size_; }
+    int32_t run(const dt_codec_call& call);
+
+  private:
+    // A product of `taps` rows of `channels`, `dilation` apart, or the same channel by channel.
+    struct Layer {
+        int taps, dilation, channels, columns;
+        bool is_depthwise;
+        const float* weights;
+        Bend bend;  // alpha and inverse are those of the snake behind it, if there is one
+    };
+    struct Unit {
+        Layer wide, point;
+    };
+    struct Block {
+        Layer up, noise;
+        Unit units[3];
+    };
+    // What becomes of a layer's sums; null leaves it out.
+    struct Ending {
+        const float* skip;
+        const float* gain;
+        float* y;
+        float* bent;
+    };
+    // Rows of values, and before them room for the history.
+    struct Rows {
+        std::vector<float> room;
+        float* first = nullptr;
+        void reserve(size_t history, size_t values);
+    };
+    struct Clock {
+        int rate, delay;  // in samples for each frame, and samples
+    };
+
+    const float* take(size_t n);
+    Layer take_layer(int taps, int channels, int columns, bool is_bent);
+    Layer take_wide(int dilation, int channels, bool is_bent);
+    Bend take_bend(int columns, bool is_bent);
+
+    void decode(const dt_codec_call& call, int first_frame, int frame_codes, float* pcm);
+    void look_up(const int64_t* codes, float* rows) const;
+    void apply(const Layer& layer, const float* x, int rows, const Ending& ending);
+    const float* with_history(float* rows, int samples, int channels);
+    void silence_outside(float* rows, int channels) const;
+    int num_rows() const { return clock_.rate * num_frames_; }
+
+    dt_context& context_;
+    const dt_codec_spec spec_;
+    const float* next_;  // weights not taken yet
+    const float* end_;
+    std::vector<const float*> tables_;
+    Layer latent_{}, deep_{}, first_{};
+    std::vector<Block> blocks_;
+    const float *last_weights_, *last_bias_;
+    size_t state_size_ = 0;
+    Rows x_[2], bent_[2], between_, noise_;
+
+    // Of the call at hand.
+    Clock clock_{};
+    int num_frames_ = 0;
+    int64_t position_ = 0, length_ = 0;
+    const float* state_ = nullptr;
+    float* next_state_ = nullptr;
+};
+
+}  // namespace deeptalk

@@ -1,0 +1,86 @@
+// SNAC's kernels, written once over an instruction set's lanes. Values lie time-major: a row is one
+// sample's channels, so every convolution is a product of rows and all kernels run along channels.
+//
+// An output is summed in one order, whatever rows stand beside it: any cut of the stream and any
+// number of threads give the same samples to the bit.
+#pragma once
+
+#include "kernels.h"
+
+namespace {
+
+// y + sin(alpha y)^2 / alpha, each channel with its own alpha.
+template <class Isa>
+FloatOf<Isa> bent_of(FloatOf<Isa> y, const Bend& bend, int channel) {
+    return snake_of<Isa>(y, Isa::load(bend.alpha + channel), Isa::load(bend.inverse + channel));
+}
+
+// R rows times V vectors of a panel's columns.
+template <class Isa, int R, int V>
+void convolve_block(const Convolution& c, int row, int column) {
+    constexpr int L = Isa::kLanes;
+    FloatOf<Isa> sums[R][V];
+    for (int v = 0; v < V; ++v) {
+        for (int r = 0; r < R; ++r) sums[r][v] = Isa::load(c.bend.bias + column + v * L);
+    }
+    const float* w = c.panel + column;
+    for (int tap = 0; tap < c.taps; ++tap) {
+        const float* x = c.x + size_t(row) * c.row_step + size_t(tap) * c.tap_step;
+        for (int i = 0; i < c.channels; ++i, w += kPanelColumns) {
+            __builtin_prefetch(w + 16 * kPanelColumns);
+            FloatOf<Isa> weights[V];
+            for (int v = 0; v < V; ++v) weights[v] = Isa::load(w + v * L);
+            for (int r = 0; r < R; ++r) {
+                const FloatOf<Isa> value = Isa::splat(x[size_t(r) * c.row_step + i]);
+                for (int v = 0; v < V; ++v) sums[r][v] = Isa::fma(value, weights[v], sums[r][v]);
+            }
+        }
+    }
+    for (int v = 0; v < V; ++v, column += L) {
+        const int part = min_of(L, c.columns - column);
+        for (int r = 0; r < R && part > 0; ++r) {
+            const size_t at = size_t(row + r) * c.out_step + size_t(column);
+            FloatOf<Isa> y = sums[r][v];
+            if (c.gain) y = y * Isa::splat(c.gain[row + r]);
+            if (c.skip) y = y + load_at<Isa>(c.skip + at, 0, part);
+            if (c.y) store_at<Isa>(c.y + at, 0, y, part);
+            if (c.bent) store_at<Isa>(c.bent + at, 0, bent_of<Isa>(y, c.bend, column), part);
+        }
+    }
+}
+
+template <class Isa, int R, int V>
+void convolve_rows(const Convolution& c, int row, int column) {
+    for (; row + R <= c.num_rows; row += R) convolve_block<Isa, R, V>(c, row, column);
+    if constexpr (R > 1) convolve_rows<Isa, R / 2, V>(c, row, column);
+}
+
+template <class Isa>
+void convolve(const Convolution& c) {
+    // As many sums as registers hold beside a panel's weights.
+    constexpr int kVectors = Isa::kLanes == 4 ? 4 : 2, kRows = 4 * Isa::kRows / kVectors;
+    int column = 0;
+    for (; c.columns - column > Isa::kLanes; column += kVectors * Isa::kLanes) {
+        convolve_rows<Isa, kRows, kVectors>(c, 0, column);
+    }
+    if (column < c.columns) convolve_rows<Isa, kRows, 1>(c, 0, column);
+}
+
+template <class Isa>
+void convolve_depthwise(const Depthwise& d) {
+    const size_t channels = size_t(d.channels);
+    for (int row = d.begin; row < d.end; ++row) {
+        const float* x = d.x + size_t(row) * channels;
+        for_vectors<Isa>(d.channels, [&](int i, int part) {
+            FloatOf<Isa> sum = Isa::load(d.bend.bias + i);
+            for (int tap = 0; tap < kCodecTaps; ++tap) {
+                sum = Isa::fma(load_at<Isa>(x + size_t(tap) * d.tap_step, i, part),
+                               load_at<Isa>(d.weights + size_t(tap) * channels, i, part), sum);
+            }
+            if (d.bend.alpha) sum = bent_of<Isa>(sum, d.bend, i);
+            store_at<Isa>(d.y + size_t(row) * channels, i, sum, part);
+        });
+    }
+}
+
+}  // namespace

@@ -1,0 +1,147 @@
+"""The codec on the CPU's own kernels: `codec.onnx` computed by native/cpu/codec.cpp.
+
+It answers to the graph's names with the graph's sizes, so a stream does not know which one it runs
+on; but a state is only understood by the one that gave it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from ctypes import Structure, byref, c_int32, c_int64, c_void_p
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeptalk_edge.errors import ArtifactError
+from deeptalk_edge.runtime.backends.huge_pages import huge_array, read_into
+from deeptalk_edge.runtime.backends.native_library import NativeContext, NativeLibrary, address
+from deeptalk_edge.runtime.bundle import CodecEntry
+
+_MOST = 8  # scales or blocks: DT_CODEC_MOST
+
+
+class CodecSizes(Structure):
+    """`dt_codec_spec`."""
+
+    _fields_ = (
+        ("num_scales", c_int32),
+        ("vq_strides", c_int32 * _MOST),
+        *((name, c_int32) for name in ("codebook_size", "codebook_dim", "latent_dim", "width")),
+        ("num_blocks", c_int32),
+        ("rates", c_int32 * _MOST),
+        *((name, c_int32) for name in ("is_depthwise", "has_noise")),
+        ("num_weights", c_int64),
+        ("weights", c_void_p),
+    )
+
+
+class CodecCall(Structure):
+    """`dt_codec_call`."""
+
+    _fields_ = (
+        ("codes", c_void_p),
+        ("num_frames", c_int32),
+        ("position", c_int64),
+        ("length", c_int64),
+        ("noise", c_void_p * _MOST),
+        *((name, c_void_p) for name in ("state", "next_state", "pcm")),
+    )
+
+
+class NativeCodec:
+    """SNAC's streaming decoder. One owner; not thread-safe. See `CodecGraph`."""
+
+    def __init__(
+        self,
+        weights: Path,
+        entry: CodecEntry,
+        *,
+        threads: int,
+        path: str | None = None,
+        library: NativeLibrary | None = None,
+    ) -> None:
+        """Read `native_codec.bin`.
+
+        `path` picks one of the library's kernel paths, the processor's best one if left out.
+
+        Raises ArtifactError if the file is not what the entry says, BackendError if the library
+        does not load, DoesNotFit if there is not enough memory.
+        """
+        self._entry, spec = entry, entry.spec
+        self._weights = huge_array(weights.stat().st_size if weights.is_file() else 0)
+        read_into(weights, 0, self._weights)
+        context = NativeContext(library or NativeLibrary(), path=path, threads=threads)
+        sizes = CodecSizes(
+            num_scales=len(spec.vq_strides),
+            vq_strides=(c_int32 * _MOST)(*spec.vq_strides[:_MOST]),
+            codebook_size=spec.codebook_size,
+            codebook_dim=spec.codebook_dim,
+            latent_dim=spec.latent_dim,
+            width=spec.decoder_dim,
+            num_blocks=len(spec.decoder_rates),
+            rates=(c_int32 * _MOST)(*spec.decoder_rates[:_MOST]),
+            is_depthwise=spec.depthwise,
+            has_noise=bool(entry.noise_rates),
+            num_weights=self._weights.size // 4,
+            weights=self._weights.ctypes.data,
+        )
+        calls = context.calls
+        codec = calls.dt_codec_open(context.handle, byref(sizes))
+        if codec is None:
+            message = calls.dt_message(context.handle).decode()
+            context.close()
+            raise ArtifactError(f"{weights}: {message}; export the bundle again")
+        self._context, self._codec = context, codec
+        self.close = weakref.finalize(self, _close, context, codec)
+        found = calls.dt_codec_state_size(codec)
+        if found != entry.state_size:
+            raise ArtifactError(
+                f"{weights}: a state of {found} values, the manifest says {entry.state_size}; "
+                "export the bundle again"
+            )
+
+    @property
+    def kernel_path(self) -> str:
+        """The instruction set at work, as the library names it."""
+        return self._context.path
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Returns pcm (A * 2048,) and the next state.
+
+        Raises ValueError for shapes that the graph does not have, BackendError for codes that the
+        codebooks do not have.
+        """
+        spec, rates = self._entry.spec, self._entry.noise_rates
+        num_frames = len(feeds["codes"])
+        shapes = {"codes": (num_frames, spec.frame_codes), "state": (self._entry.state_size,)}
+        shapes |= {f"noise_{i}": (num_frames * rate,) for i, rate in enumerate(rates)}
+        arrays: dict[str, NDArray[Any]] = {}
+        for name, shape in shapes.items():
+            dtype = np.int64 if name == "codes" else np.float32
+            array = arrays[name] = np.ascontiguousarray(feeds[name], dtype)
+            if array.shape != shape:
+                raise ValueError(f"{name}: expected {shape}, found {array.shape}")
+        pcm = np.empty(num_frames * spec.frame_samples, np.float32)
+        next_state = np.empty(self._entry.state_size, np.float32)
+        call = CodecCall(
+            codes=address(arrays["codes"]),
+            num_frames=num_frames,
+            position=int(feeds["position"]),
+            length=int(feeds["length"]),
+            noise=(c_void_p * _MOST)(
+                *(arrays[f"noise_{i}"].ctypes.data for i in range(len(rates)))
+            ),
+            state=address(arrays["state"]),
+            next_state=address(next_state),
+            pcm=address(pcm),
+        )
+        self._context.check(self._context.calls.dt_codec_run(self._codec, byref(call)), "codec")
+        return [pcm, next_state]
+
+
+def _close(context: NativeContext, codec: int) -> None:
+    context.calls.dt_codec_close(codec)
+    context.close()

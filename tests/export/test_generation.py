@@ -1,0 +1,46 @@
+"""The checkpoint's own way to decode reaches the bundle; what makes no sense is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from deeptalk_edge.errors import ArtifactError
+from deeptalk_edge.export.generation import read_generation
+from tests.specs import PLAIN
+
+
+def _write(checkpoint: Path, fields: dict[str, object]) -> None:
+    (checkpoint / "generation_config.json").write_text(json.dumps(fields), encoding="utf-8")
+
+
+def test_generation_follows_the_checkpoint(tmp_path: Path) -> None:
+    chosen = {"system": "Be brief.", "speaker": "M29", "mode": "single", "audio_top_k": 7}
+    _write(tmp_path, {"temperature": 0.3, "deeptalk": chosen})
+    generation = read_generation(tmp_path, PLAIN)
+    assert {key: getattr(generation, key) for key in chosen} == chosen
+    assert generation.temperature == 1.0  # the other one is DeepSeek's, for chat
+
+
+def test_without_a_word_generation_is_the_official_scripts(tmp_path: Path) -> None:
+    assert read_generation(tmp_path, PLAIN).speaker == "ANS_A"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"mode": "serial"},
+        {"speaker": "nobody"},
+        {"text_top_k": "one"},
+        {"max_rows": True},
+        {"top": 1},
+    ],
+)
+def test_generation_that_makes_no_sense_is_refused(
+    fields: dict[str, object], tmp_path: Path
+) -> None:
+    _write(tmp_path, {"deeptalk": fields})
+    with pytest.raises(ArtifactError, match="|".join(map(str, next(iter(fields.items()))))):
+        read_generation(tmp_path, PLAIN)
