@@ -15,20 +15,36 @@ using namespace deeptalk;
 
 namespace {
 
+#if defined(__x86_64__)
+// Asked by hand: of two compilers' __builtin_cpu_supports, one forgot what it had found.
+struct Processor {
+    bool avx2 = false, avx2_vnni = false, avx512 = false, avx512_bf16 = false;
+
+    Processor() {
+        unsigned a = 0, b = 0, c = 0, d = 0;
+        if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return;  // the system saves no registers
+        const bool has_fma = (c >> 12 & 1) && (c >> 29 & 1);  // and half floats
+        unsigned saved = 0, high = 0;
+        __asm__("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
+        if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
+        avx2 = (saved & 0x06) == 0x06 && has_fma && (b >> 5 & 1);
+        constexpr unsigned kFoundations = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31;  // f, dq, bw, vl
+        avx512 = avx2 && (saved & 0xe6) == 0xe6 && (b & kFoundations) == kFoundations && (c >> 11 & 1);
+        if (!__get_cpuid_count(7, 1, &a, &b, &c, &d)) return;
+        avx2_vnni = avx2 && (a >> 4 & 1);
+        avx512_bf16 = avx512 && (a >> 5 & 1);
+    }
+};
+#endif
+
 bool runs_here(const Path* path) {
     if (!path) return false;
 #if defined(__x86_64__)
-    __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                        __builtin_cpu_supports("avx512vnni");
-    unsigned a = 0, b = 0, c = 0, d = 0;
-    const bool has_leaf = __get_cpuid_count(7, 1, &a, &b, &c, &d);
-    if (path == avx512_bf16_path()) return avx512 && has_leaf && (a >> 5 & 1);
-    if (path == avx512_path()) return avx512;
-    if (path == avx2_vnni_path()) return avx2 && has_leaf && (a >> 4 & 1);
-    if (path == avx2_path()) return avx2;
+    static const Processor processor;
+    if (path == avx512_bf16_path()) return processor.avx512_bf16;
+    if (path == avx512_path()) return processor.avx512;
+    if (path == avx2_vnni_path()) return processor.avx2_vnni;
+    if (path == avx2_path()) return processor.avx2;
 #elif defined(__aarch64__)
     const bool has_dots = getauxval(AT_HWCAP) >> 20 & 1;  // asimddp
     if (path == neon_i8mm_path()) return has_dots && (getauxval(AT_HWCAP2) >> 13 & 1);  // i8mm
