@@ -71,7 +71,7 @@ class HangoverSettings:
     """A cue this sure of the end..."""
     incomplete_p: float = 0.1
     """... and this sure of more to come."""
-    sure_log_p: float | None = -0.001
+    sure_log_p: float | None = -0.0005
     """Mean log-probability of an answer's first words that says that the question was whole; None:
     nothing does. Chosen for the shipped checkpoint: `text_log_p` of the metrics shows another's."""
     complete_ms: int = 200

@@ -66,10 +66,8 @@ _SPLIT_STEP = 10**6  # batches that no stage trains on
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSettings:
-    """The whole course, sized by step costs for 90 minutes on two cores that multiply bfloat16.
-
-    The shipped checkpoint is what this one pass made on an H100, in 8 minutes.
-    """
+    """The whole course, which made the shipped checkpoint; sized by step costs for 90 minutes on two
+    cores that multiply bfloat16."""
 
     hearing: HearingPlan = field(default_factory=HearingPlan)
     hearing_rate: float = 2e-3
