@@ -403,7 +403,7 @@ def test_an_expert_that_two_sessions_hold_stays_until_both_have_done(
 def test_closing_in_mid_read_ends_every_wait_and_thread(
     path: Path, records: list[ExpertRecord]
 ) -> None:
-    gate = Gate(0)
+    gate, before = Gate(0), set(threading.enumerate())
     pager = open_pager(path, records, num_slots=4, fault=gate)
     caught: list[BaseException] = []
 
@@ -421,7 +421,8 @@ def test_closing_in_mid_read_ends_every_wait_and_thread(
     pager.close()
     waiting.join(20)
     assert len(caught) == 1
-    assert not [t for t in threading.enumerate() if t.name.startswith("expert-reader")]
+    left = set(threading.enumerate()) - before
+    assert not [thread for thread in left if thread.name.startswith("expert-reader")]
     with pytest.raises(ExpertUnavailable, match="the pager is closed"):
         pager.acquire(1, [0])
     pager.close()
