@@ -18,7 +18,6 @@ from deeptalk_edge.bench_cpu.sizes import Form
 from deeptalk_edge.expert_record import RecordFormat
 from deeptalk_edge.runtime.backends.huge_pages import huge_array
 from deeptalk_edge.runtime.backends.native_library import (
-    CACHE_KINDS,
     DecoderSizes,
     Layer,
     Matrix,
@@ -27,7 +26,7 @@ from deeptalk_edge.runtime.backends.native_library import (
     Pass,
     address,
 )
-from deeptalk_edge.runtime.backends.native_weights import record_of
+from deeptalk_edge.runtime.backends.native_weights import decoder_sizes, record_of
 from deeptalk_edge.spec import ModelSpec
 
 PROBE_BYTES = 256 << 20
@@ -76,24 +75,11 @@ class NativeDecoder:
         self._cache = huge_array(decoder.num_layers * cache_rows * row_bytes)
         self._cache[:] = 0x3C  # about 0.01 as bfloat16 or as a scale
         self._frequencies = np.array(decoder.rope_frequencies(), np.float32)
-        sizes = DecoderSizes(
-            width=decoder.width,
-            num_layers=decoder.num_layers,
-            heads=decoder.num_heads,
-            nope=decoder.nope_dim,
-            rope=decoder.rope_dim,
-            value=decoder.value_dim,
-            latent=decoder.latent_dim,
-            num_experts=decoder.num_experts,
-            top_k=decoder.top_k,
-            num_codebooks=spec.vocabulary.num_codebooks,
-            cache_kind=CACHE_KINDS[form.cache],
-            max_tokens=min(cache_rows, 512),
-            norm_epsilon=decoder.norm_eps,
-            softmax_scale=decoder.softmax_scale,
-            rope_amplitude=1.0,
-            routed_scale=decoder.routed_scale,
+        sizes = decoder_sizes(
+            spec,
+            cache_kind=form.cache,
             cache_rows=cache_rows,
+            max_tokens=min(cache_rows, 512),
             rope_frequencies=self._frequencies.ctypes.data,
             final_norm=weights.norm.ctypes.data,
             table=weights.table,

@@ -134,3 +134,30 @@ class PlayQueue:
             np.maximum(self._gain - ramp, self._target, out=gains)
         content *= gains
         self._gain = float(gains[-1])
+
+
+class QueuedPort:
+    """The half of a `SoundPort` that is its queue's."""
+
+    def __init__(self, queue: PlayQueue) -> None:
+        self._queue = queue
+
+    def write(self, pcm: Array) -> None:
+        self._queue.write(pcm)
+
+    def finish(self) -> None:
+        self._queue.finish()
+
+    @property
+    def queued(self) -> int:
+        return self._queue.queued
+
+    @property
+    def handed(self) -> int:
+        return self._queue.handed
+
+    def flush(self) -> int:
+        return self._queue.flush()
+
+    def set_gain(self, gain: float) -> None:
+        self._queue.set_gain(gain)

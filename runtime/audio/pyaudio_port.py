@@ -28,7 +28,7 @@ from deeptalk_edge.runtime.audio.devices import (
     open_pyaudio,
 )
 from deeptalk_edge.runtime.audio.endpoint import FRAME_MS
-from deeptalk_edge.runtime.audio.play_queue import PlayQueue
+from deeptalk_edge.runtime.audio.play_queue import PlayQueue, QueuedPort
 from deeptalk_edge.runtime.audio.ports import (
     FRAME_SAMPLES,
     PLAY_RATE_HZ,
@@ -77,14 +77,14 @@ class DeviceSettings:
             )
 
 
-class PyAudioPort:
+class PyAudioPort(QueuedPort):
     """The `SoundPort` of a real device. `read` to `close` belong to one thread."""
 
     rate_hz = PLAY_RATE_HZ
 
     def __init__(self, settings: DeviceSettings | None = None) -> None:
         self.settings = settings or DeviceSettings()
-        self._queue = PlayQueue(seconds=self.settings.queue_s, block_samples=BLOCK_SAMPLES)
+        super().__init__(PlayQueue(seconds=self.settings.queue_s, block_samples=BLOCK_SAMPLES))
         self._device: _Device | None = None
         self._before = PortCounters()  # of the openings before this one
         self._num_opened = 0
@@ -117,28 +117,8 @@ class PyAudioPort:
             return None
         return MicFrame(pcm, mouth.far_frame(ears.num_waiting), ears.num_samples - FRAME_SAMPLES)
 
-    def write(self, pcm: Array) -> None:
-        self._queue.write(pcm)
-
-    def finish(self) -> None:
-        self._queue.finish()
-
-    @property
-    def queued(self) -> int:
-        return self._queue.queued
-
-    @property
-    def handed(self) -> int:
-        return self._queue.handed
-
     def audible(self) -> int:
         return self._device.mouth.audible() if self._device else 0
-
-    def flush(self) -> int:
-        return self._queue.flush()
-
-    def set_gain(self, gain: float) -> None:
-        self._queue.set_gain(gain)
 
     def counters(self) -> PortCounters:
         before = replace(

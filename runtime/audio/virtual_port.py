@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from deeptalk_edge.errors import DeviceLost
 from deeptalk_edge.features import RATE_HZ
 from deeptalk_edge.runtime.audio.endpoint import FRAME_MS
-from deeptalk_edge.runtime.audio.play_queue import PlayQueue
+from deeptalk_edge.runtime.audio.play_queue import PlayQueue, QueuedPort
 from deeptalk_edge.runtime.audio.ports import (
     FRAME_SAMPLES,
     PLAY_RATE_HZ,
@@ -52,7 +52,7 @@ class EchoPath:
     """From the hand-over of a sample to the frame that holds its echo."""
 
 
-class VirtualPort:
+class VirtualPort(QueuedPort):
     """A deterministic `SoundPort`. Not thread-safe."""
 
     rate_hz = PLAY_RATE_HZ
@@ -69,7 +69,7 @@ class VirtualPort:
         """`device_ms`, whole frames, is what the loudspeaker buffers; `on_played` gets each block
         of 480 samples as it is handed over, silence included."""
         self._microphone, self._echo, self._on_played = microphone, echo, on_played
-        self._queue = PlayQueue(seconds=queue_s, block_samples=_BLOCK_SAMPLES)
+        super().__init__(PlayQueue(seconds=queue_s, block_samples=_BLOCK_SAMPLES))
         self._device_frames = device_ms // FRAME_MS
         self._passed = 0  # microphone samples since the port was made
         self._frames = self._restarts = 0
@@ -121,28 +121,8 @@ class VirtualPort:
         self._frames += 1
         return frame
 
-    def write(self, pcm: Array) -> None:
-        self._queue.write(pcm)
-
-    def finish(self) -> None:
-        self._queue.finish()
-
-    @property
-    def queued(self) -> int:
-        return self._queue.queued
-
-    @property
-    def handed(self) -> int:
-        return self._queue.handed
-
     def audible(self) -> int:
         return self._handed_before[0]
-
-    def flush(self) -> int:
-        return self._queue.flush()
-
-    def set_gain(self, gain: float) -> None:
-        self._queue.set_gain(gain)
 
     def counters(self) -> PortCounters:
         return PortCounters(

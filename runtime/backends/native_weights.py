@@ -26,6 +26,43 @@ from deeptalk_edge.spec import ModelSpec, read_json
 NATIVE_FORMAT = 1
 
 
+def decoder_sizes(
+    spec: ModelSpec,
+    *,
+    cache_kind: str,
+    cache_rows: int,
+    max_tokens: int,
+    rope_frequencies: int,
+    final_norm: int,
+    table: Matrix,
+) -> DecoderSizes:
+    """A decoder's sizes as the library takes them; the caller keeps what the addresses name."""
+    decoder = spec.decoder
+    return DecoderSizes(
+        width=decoder.width,
+        num_layers=decoder.num_layers,
+        heads=decoder.num_heads,
+        nope=decoder.nope_dim,
+        rope=decoder.rope_dim,
+        value=decoder.value_dim,
+        latent=decoder.latent_dim,
+        num_experts=decoder.num_experts,
+        top_k=decoder.top_k,
+        normalise_top_k=decoder.normalise_top_k,
+        num_codebooks=spec.vocabulary.num_codebooks,
+        cache_kind=CACHE_KINDS[cache_kind],
+        max_tokens=max_tokens,
+        norm_epsilon=decoder.norm_eps,
+        softmax_scale=decoder.softmax_scale,
+        rope_amplitude=decoder.rope_amplitude,
+        routed_scale=decoder.routed_scale,
+        cache_rows=cache_rows,
+        rope_frequencies=rope_frequencies,
+        final_norm=final_norm,
+        table=table,
+    )
+
+
 class NativeWeights:
     """native.bin in huge pages. What it hands out points into it: keep it as long."""
 
@@ -59,27 +96,12 @@ class NativeWeights:
         self, spec: ModelSpec, *, cache_kind: str, cache_rows: int, max_tokens: int
     ) -> DecoderSizes:
         """The decoder's sizes as the library takes them."""
-        decoder = spec.decoder
-        self._frequencies = np.array(decoder.rope_frequencies(), np.float32)
-        return DecoderSizes(
-            width=decoder.width,
-            num_layers=decoder.num_layers,
-            heads=decoder.num_heads,
-            nope=decoder.nope_dim,
-            rope=decoder.rope_dim,
-            value=decoder.value_dim,
-            latent=decoder.latent_dim,
-            num_experts=decoder.num_experts,
-            top_k=decoder.top_k,
-            normalise_top_k=decoder.normalise_top_k,
-            num_codebooks=spec.vocabulary.num_codebooks,
-            cache_kind=CACHE_KINDS[cache_kind],
-            max_tokens=max_tokens,
-            norm_epsilon=decoder.norm_eps,
-            softmax_scale=decoder.softmax_scale,
-            rope_amplitude=decoder.rope_amplitude,
-            routed_scale=decoder.routed_scale,
+        self._frequencies = np.array(spec.decoder.rope_frequencies(), np.float32)
+        return decoder_sizes(
+            spec,
+            cache_kind=cache_kind,
             cache_rows=cache_rows,
+            max_tokens=max_tokens,
             rope_frequencies=self._frequencies.ctypes.data,
             final_norm=self._address("final_norm"),
             table=self._matrix("table"),
