@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from deeptalk_edge.artifact import write_atomically
 from deeptalk_edge.features import RATE_HZ
@@ -22,7 +24,13 @@ from deeptalk_edge.runtime.conversation import AudioChunk, Conversation, TextPie
 from deeptalk_edge.training.snac_files import load_snac
 from deeptalk_edge.training.tiny.corpus import Corpus, Samples, load_corpus
 from deeptalk_edge.training.tiny.domain import answers_never_trained
-from deeptalk_edge.training.tiny.evaluate import HELD_OUT, SetScore, evaluate, run_controls
+from deeptalk_edge.training.tiny.evaluate import (
+    HELD_OUT,
+    Controls,
+    SetScore,
+    evaluate,
+    run_controls,
+)
 from deeptalk_edge.training.tiny.quality import CodecScore, codec_quality
 from deeptalk_edge.training.tiny.scorer import GrammarRecogniser, Recogniser, WhisperRecogniser
 from deeptalk_edge.training.tiny.tokens import Tokeniser
@@ -45,50 +53,88 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     corpus = load_corpus(args.work / "corpus")
-    units, codec = UnitVoice.load(args.work / "units.npz"), load_snac(args.snac)
-    tokeniser = Tokeniser.load(args.work / "tokeniser.safetensors")
-    closed, opened = GrammarRecogniser(), WhisperRecogniser()
     if args.clips:
         write_clips(corpus, args.clips)
+    # Two processes, the codec's task first: it is the shortest, so they end together.
+    with get_context("spawn").Pool(2, _open_judge, (args,)) as pool:
+        codec = pool.apply_async(_judge_codec)
+        halves = [pool.apply_async(_judge_kiosk, (is_test,)) for is_test in (False, True)]
+        validation, test = (half.get() for half in halves)
+        num_controls, controls, quality = codec.get()
+        pool.close()
+        pool.join()
     lines = [
         f"Seed {corpus.seed}; one question in {args.every}, of which the open recogniser hears one "
         f"in {args.open_every}. Answers by the exported bundle and the runtime, batch-parallel, "
         "greedy.",
         "",
-    ]
-    with Conversation(Bundle.open(args.bundle)) as talk:
-
-        def ask(pcm: Samples) -> tuple[str, Samples]:
-            return answer(talk, pcm)
-
-        for title, is_test in (("Validation halves", False), ("Test halves", True)):
-            scores = evaluate(
-                ask,
-                corpus,
-                units,
-                codec,
-                closed,
-                opened,
-                is_test=is_test,
-                every=args.every,
-                open_every=args.open_every,
-            )
-            lines += [f"## {title}", "", *_score_table(scores), ""]
-    asked = sorted(answers_never_trained())[::16]
-    controls = run_controls(asked, units, codec, closed)
-    lines += [
-        f"Controls (n = {len(asked)}), spoken exact: untrained decoder "
+        "## Validation halves",
+        "",
+        *_score_table(validation),
+        "",
+        "## Test halves",
+        "",
+        *_score_table(test),
+        "",
+        f"Controls (n = {num_controls}), spoken exact: untrained decoder "
         f"{controls.untrained_decoder:.3f}, shuffled codes {controls.shuffled_codes:.3f}.",
         "",
         "## The codec alone, true codes decoded",
         "",
+        *_quality_table(quality),
     ]
-    recognisers: dict[str, Recogniser] = {"closed": closed, "open": opened}
-    quality = codec_quality(corpus, tokeniser, units, codec, recognisers, every=args.every)
-    lines += _quality_table(quality)
     write_atomically(args.report, ("\n".join(lines) + "\n").encode())
     print("\n".join(lines))
     return 0
+
+
+class _Judge:
+    """What one process scores with."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        torch.set_num_threads(1)
+        self.args = args
+        self.corpus = load_corpus(args.work / "corpus")
+        self.units = UnitVoice.load(args.work / "units.npz")
+        self.codec = load_snac(args.snac)
+        self.closed, self.opened = GrammarRecogniser(), WhisperRecogniser(threads=1)
+
+
+_judges: list[_Judge] = []  # of a worker: one
+
+
+def _open_judge(args: argparse.Namespace) -> None:
+    _judges.append(_Judge(args))
+
+
+def _judge_kiosk(is_test: bool) -> list[SetScore]:
+    """Score the halves of the held-out sets."""
+    (judge,) = _judges
+    with Conversation(Bundle.open(judge.args.bundle)) as talk:
+        return evaluate(
+            lambda pcm: answer(talk, pcm),
+            judge.corpus,
+            judge.units,
+            judge.codec,
+            judge.closed,
+            judge.opened,
+            is_test=is_test,
+            every=judge.args.every,
+            open_every=judge.args.open_every,
+        )
+
+
+def _judge_codec() -> tuple[int, Controls, list[CodecScore]]:
+    """Score the controls, with their number, and the codec by itself."""
+    (judge,) = _judges
+    asked = sorted(answers_never_trained())[::16]
+    controls = run_controls(asked, judge.units, judge.codec, judge.closed)
+    tokeniser = Tokeniser.load(judge.args.work / "tokeniser.safetensors")
+    recognisers: dict[str, Recogniser] = {"closed": judge.closed, "open": judge.opened}
+    quality = codec_quality(
+        judge.corpus, tokeniser, judge.units, judge.codec, recognisers, every=judge.args.every
+    )
+    return len(asked), controls, quality
 
 
 def answer(talk: Conversation, pcm: Samples) -> tuple[str, Samples]:

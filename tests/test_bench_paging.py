@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from deeptalk_edge.bench_paging import goal_lines, side_by_side
+from deeptalk_edge.bench_paging.__main__ import side_by_side
+from deeptalk_edge.bench_paging.goals import goal_lines
 
 GB = 10**9
 

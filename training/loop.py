@@ -10,16 +10,16 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from deeptalk_edge.errors import ArtifactError
+from deeptalk_edge.training.ranks import add_up_gradients, is_first, share
 
 Batch = TypeVar("Batch")
 Losses = Mapping[str, Tensor]
@@ -74,9 +74,8 @@ def train(
 ) -> None:
     """Train what of `model` requires a gradient, on whatever device it lies.
 
-    A step descends the sum of its batches' losses. On a CPU they are worked on side by side, each
-    by its share of the threads: two small batches keep two cores busier than one after the other
-    (1.5 times). More than two may differ in the last bit from run to run.
+    A step descends the sum of its batches' losses. Processes that have joined (`ranks`) share them;
+    the first of them shows the losses, which are those of its own batches, saves and evaluates.
 
     With a `state_path` the run resumes from it if it exists, and saves to it. `evaluate` gets the
     number of steps done.
@@ -85,23 +84,28 @@ def train(
     finite.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
-    fused = all(p.is_cuda for p in parameters)
     optimiser = torch.optim.AdamW(
         parameters,
         lr=settings.learning_rate,
         betas=settings.betas,
         weight_decay=settings.weight_decay,
-        fused=fused,
+        fused=True,
     )
     first = _resume(model, optimiser, settings, state_path)
-    descend = _Descent(losses_of, side_by_side=not any(p.is_cuda for p in parameters))
-    progress = tqdm(range(first, settings.num_steps), desc=name, unit="step", mininterval=5)
+    progress = tqdm(
+        range(first, settings.num_steps),
+        desc=name,
+        unit="step",
+        mininterval=5,
+        disable=not is_first(),
+    )
     for step in progress:
         for group in optimiser.param_groups:
             group["lr"] = settings.rate_at(step)
         torch.manual_seed(settings.seed * _SEED_STRIDE + step)
         optimiser.zero_grad()
-        losses = descend(batches_at(step))
+        losses = _descend(share(batches_at(step)), losses_of)
+        add_up_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
         optimiser.step()
         done = step + 1
@@ -110,39 +114,23 @@ def train(
             if not math.isfinite(sum(values.values())):
                 raise ValueError(f"{name}, step {step}: the losses are {values}; lower the rate")
             progress.set_postfix({key: f"{value:.3f}" for key, value in values.items()})
+        if not is_first():
+            continue
         if state_path and (done % settings.save_every == 0 or done == settings.num_steps):
             _save(model, optimiser, settings, done, state_path)
         if evaluate and settings.evaluate_every and done % settings.evaluate_every == 0:
             evaluate(done)
 
 
-class _Descent(Generic[Batch]):
-    """Adds up the gradients of a step's batches."""
-
-    def __init__(self, losses_of: Callable[[Batch], Losses], *, side_by_side: bool) -> None:
-        self._losses_of, self._side_by_side = losses_of, side_by_side
-        self._pool: ThreadPoolExecutor | None = None
-
-    def __call__(self, batches: Sequence[Batch]) -> Losses:
-        if len(batches) > 1 and self._side_by_side:
-            parts = self._threads(len(batches)).map(self._descend, batches)
-        else:
-            parts = map(self._descend, batches)
-        first, *others = parts
-        return {name: sum((part[name] for part in others), first[name]) for name in first}
-
-    def _descend(self, batch: Batch) -> Losses:
-        losses = self._losses_of(batch)
+def _descend(batches: Sequence[Batch], losses_of: Callable[[Batch], Losses]) -> Losses:
+    """Add up the gradients of the batches; returns the sums of their losses, by name."""
+    total: dict[str, Tensor] = {}
+    for batch in batches:
+        losses = losses_of(batch)
         torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
-        return {name: loss.detach() for name, loss in losses.items()}
-
-    def _threads(self, count: int) -> ThreadPoolExecutor:
-        if self._pool is None:
-            share = max(1, torch.get_num_threads() // count)
-            self._pool = ThreadPoolExecutor(
-                count, initializer=torch.set_num_threads, initargs=(share,)
-            )
-        return self._pool
+        for name, loss in losses.items():
+            total[name] = total.get(name, 0) + loss.detach()
+    return total
 
 
 def _save(

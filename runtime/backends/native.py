@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import closing
 from ctypes import byref, c_char, c_void_p
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -104,10 +105,14 @@ class NativeEngine(CachedEngine[NativeCache]):
         )
         self._decoder = self._open_decoder(cache_kind)
         self._routed_at = (c_void_p(), c_void_p(), c_void_p())
+        self._fetch_routed = partial(
+            self._calls.dt_routed, self._decoder, *map(byref, self._routed_at)
+        )
         self._routed = self._open_routed()
         # For stages whose experts were served in waves, and those that have none.
         self._no_experts = np.zeros(decoder.num_experts, np.uint64)
         self._no_tables = np.full(decoder.num_layers, self._no_experts.ctypes.data, np.uint64)
+        self._no_tables_at = address(self._no_tables)
         sizes = [vocabulary.text_size, vocabulary.num_codebooks * vocabulary.codebook_block]
         self._logits = np.empty((2, sum(sizes)), np.float32)
         codes = (vocabulary.num_codebooks, vocabulary.codebook_block)
@@ -178,7 +183,7 @@ class NativeEngine(CachedEngine[NativeCache]):
     def _open_routed(self) -> tuple[Ids, Array, Array]:
         """The library's own ids and weights (N, k) and normed rows (N, C), for the most tokens."""
         decoder = self._spec.decoder
-        self._calls.dt_routed(self._decoder, *map(byref, self._routed_at))
+        self._fetch_routed()
         ids_at, weights_at, normed_at = self._routed_at
         return (
             _array_at(ids_at, (PREFILL_ROWS, decoder.top_k), np.int64),
@@ -206,12 +211,12 @@ class NativeEngine(CachedEngine[NativeCache]):
 
     def _run_paged(self, experts: ExpertTables) -> None:
         decoder = self._spec.decoder
+        ids, weights, normed = self._routed
         stage = 0
         for layer in decoder.moe_layers:
             self._stages(stage, 2 * layer + 1)
             stage = 2 * layer + 1
-            num_tokens = self._calls.dt_routed(self._decoder, *map(byref, self._routed_at))
-            ids, weights, normed = self._routed
+            num_tokens = self._fetch_routed()  # the last layer has fewer
             routed = ids[:num_tokens], weights[:num_tokens], normed[:num_tokens]
             with closing(experts.tables(layer, *routed)) as tables:
                 for table in tables:
@@ -220,7 +225,7 @@ class NativeEngine(CachedEngine[NativeCache]):
         self._stages(stage, 2 * decoder.num_layers)
 
     def _stages(self, first: int, last: int) -> None:
-        status = self._calls.dt_run(self._decoder, first, last, address(self._no_tables))
+        status = self._calls.dt_run(self._decoder, first, last, self._no_tables_at)
         self._context.check(status, f"decoder from layer {first // 2} on")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +43,7 @@ class PagingSettings:
     """Guess the next layer's experts, where the bundle has the routers for it."""
     degrade: DegradeSettings | None = None
     """None: exact. What is traded else is counted."""
-    pager: PagerSettings = field(default_factory=PagerSettings)
+    pager: PagerSettings = field(default_factory=partial(PagerSettings, fills=True))
 
 
 def open_pager(bundle: Bundle, settings: PagingSettings) -> ExpertPager:
@@ -72,13 +73,15 @@ def open_pager(bundle: Bundle, settings: PagingSettings) -> ExpertPager:
             source.why_buffered,
         )
     log.info("%s: %d of %d experts fit the pool", source.name, num_slots, len(records))
-    return ExpertPager(
+    pager = ExpertPager(
         records,
         source,
         CpuPool(num_slots=num_slots, slot_bytes=slot_bytes),
         POLICIES[settings.policy](len(records), decoder.num_experts, None),
         settings.pager,
     )
+    pager.rest()
+    return pager
 
 
 def paged_experts(

@@ -53,7 +53,7 @@ class Lease:
         """Done with them, or done once the fence is. Doing it twice is doing it once."""
         slots, self.slots = self.slots, {}
         if slots:
-            self._pager.end(list(zip(slots.values(), self._generations, strict=True)), fence)
+            self._pager.end((list(slots.values()), self._generations), fence)
 
     def __enter__(self) -> Lease:
         return self

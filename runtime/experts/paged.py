@@ -22,7 +22,7 @@ from deeptalk_edge.runtime.experts.pager import ExpertPager
 from deeptalk_edge.runtime.experts.policy import Phase
 from deeptalk_edge.runtime.experts.pool import CpuPool
 from deeptalk_edge.runtime.experts.record import ExpertWeights
-from deeptalk_edge.runtime.experts.routes import Modality, RouteRecorder
+from deeptalk_edge.runtime.experts.routes import Modality, RouteRecorder, union
 from deeptalk_edge.runtime.experts.sizing import read_memory
 
 Array = NDArray[np.float32]
@@ -87,7 +87,7 @@ class PagedExperts:
         A degrading source changes ids and weights in place.
         """
         with closing(self._leases(layer, ids, weights, normed)) as leases:
-            for lease in leases:
+            for lease, _ in leases:
                 yield (
                     (expert, self._read_record(self._memory[slot]))
                     for expert, slot in lease.slots.items()
@@ -96,24 +96,29 @@ class PagedExperts:
     def tables(
         self, layer: int, ids: Ids, weights: Array, normed: Array
     ) -> Generator[NDArray[np.uint64], None, None]:
-        """The same as addresses (E,), 0 for what is not in the group."""
+        """The same as addresses (E,); of `ids`, those that are not in the group are 0."""
         with closing(self._leases(layer, ids, weights, normed)) as leases:
-            for lease in leases:
-                table = np.zeros_like(lease.addresses)
-                table[lease.experts] = lease.addresses[lease.experts]
+            for lease, is_all in leases:
+                table = lease.addresses
+                if not is_all:
+                    table = np.zeros_like(table)
+                    table[lease.experts] = lease.addresses[lease.experts]
                 yield table
 
     def _leases(
         self, layer: int, ids: Ids, weights: Array, normed: Array
-    ) -> Generator[Lease, None, None]:
-        predicted = self._look_ahead.predict(layer, normed) if self._look_ahead else None
+    ) -> Generator[tuple[Lease, bool], None, None]:
+        """Leases, and whether one holds all of `ids`."""
+        predicted = None
+        if self._look_ahead and (self.recorder or not self._pager.has_all):
+            predicted = self._look_ahead.predict(layer, normed)
         if self.recorder:
             self.recorder.routed(layer, ids, weights, predicted)
         chosen = ids
         if self._degrade:
             resident = self._pager.addresses(layer) != 0
             chosen = ids[self._degrade.apply(layer, ids, weights, normed, resident)]
-        experts = np.unique(chosen).tolist()
+        experts = union(chosen)
         if not experts:
             return
         num_left = len(experts)
@@ -121,8 +126,8 @@ class PagedExperts:
             for lease in leases:
                 num_left -= len(lease.slots)
                 if predicted is not None and not num_left:  # behind every demand of this layer
-                    self._pager.hint(layer + 1, np.unique(predicted).tolist())
-                yield lease
+                    self._pager.hint(layer + 1, union(predicted))
+                yield lease, len(lease.slots) == len(experts) and not self._degrade
 
     def _begin(self, phase: Phase, modality: NDArray[Any]) -> None:
         self._pager.enter(phase)

@@ -6,7 +6,8 @@ waves     the same for a union that may not fit: groups in ascending id, the nex
           the last one computes
 hint      a guess for a layer to come; never blocks, goes behind every demand, and is called off if
           its layer passes before a byte of it moved
-enter     tells the phase; LISTENING begins a sweep of what questions use, in layer order
+enter     tells the phase; LISTENING begins a sweep of what questions use, in layer order; then, and
+          while IDLE, free slots are filled if the settings say so
 
 One lock guards `Residency`, which decides, and `RecordReader`, which brings; I/O and checksums run
 outside it. Any number of sessions may share a pager; a session holds one lease, or two of `waves`.
@@ -40,6 +41,9 @@ from deeptalk_edge.runtime.experts.telemetry import Telemetry, report, since
 
 log = logging.getLogger(__name__)
 
+Held = tuple[list[int], list[int]]
+"""Slots, and the generation of each."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PagerSettings:
@@ -52,6 +56,8 @@ class PagerSettings:
     """Experts of one wave of a union at most."""
     sweep_share: float = 0.7
     """Part of the pool that a sweep may take."""
+    fills: bool = False
+    """Fill free slots while nobody waits: the first answer is as quick as the next."""
     least_slots: int = 16
     """The pool is never made smaller than this."""
     paranoid: bool = False
@@ -93,6 +99,7 @@ class ExpertPager:
             pool.close()
             raise
         self._rows, self._num_experts = rows, num_experts
+        self._keys = np.array([rows[r.layer] * num_experts + r.expert for r in records])
         self.residency = Residency(
             num_layers=len(rows), num_experts=num_experts, num_slots=pool.num_slots, policy=policy
         )
@@ -100,7 +107,8 @@ class ExpertPager:
         self._addresses = np.zeros((len(rows), num_experts), np.uint64)
         self._lock = threading.Lock()
         self._sweep: deque[int] = deque()
-        self._fenced: deque[tuple[Fence, list[tuple[int, int]]]] = deque()
+        self._fill: deque[int] = deque()
+        self._fenced: deque[tuple[Fence, Held]] = deque()
         self._closed = False
         self._reported = report(self.telemetry, self.residency)
         self._reader = RecordReader(
@@ -111,7 +119,7 @@ class ExpertPager:
             num_threads=self.settings.readers,
             chunk_bytes=self.settings.chunk_bytes,
             paranoid=self.settings.paranoid,
-            idle=self._sweep_on,
+            idle=self._use_idle_link,
             over=self._over,
         )
         self._moved = self._reader.moved  # also when a slot is released
@@ -132,6 +140,13 @@ class ExpertPager:
         """
         num_slots = self.residency.table.num_slots
         first, *groups = waves_of(experts, limit=self.settings.wave_experts, num_slots=num_slots)
+        if not groups:  # nearly every step's
+            lease = self.acquire(layer, first)
+            try:
+                yield lease
+            finally:
+                lease.release()
+            return
         later = [expert for group in groups for expert in group]
         with contextlib.ExitStack() as held:
             lease = held.enter_context(self._arrived(self._begin(layer, first, later)))
@@ -151,8 +166,9 @@ class ExpertPager:
     def hint(self, layer: int, experts: Sequence[int]) -> None:
         """Guess what a layer to come will need; never blocks."""
         base = self._rows[layer] * self._num_experts
+        keys = [base + expert for expert in experts]
         with self._lock:
-            for load in self.residency.hint([base + expert for expert in experts]):
+            for load in self.residency.hint(keys):
                 self._load(load)
 
     def enter(self, phase: Phase) -> None:
@@ -163,15 +179,22 @@ class ExpertPager:
             if not is_new:
                 return
             self._sweep.clear()
+            self._fill.clear()
             if phase is Phase.LISTENING:
                 room = int(self.residency.table.num_slots * self.settings.sweep_share)
                 self._sweep.extend(self.residency.plan_sweep(room))
-                self._reader.wake()
+                self._use_time()
+
+    def rest(self) -> None:
+        """Nobody talks."""
+        self.enter(Phase.IDLE)
+        with self._lock:
+            self._use_time()
 
     def drain(self) -> None:
-        """Wait until every hint and the sweep are in; for what must not depend on timing."""
+        """Wait until all guesses are in; for what must not depend on timing."""
         with self._lock:
-            while self._sweep or not self._reader.is_idle:
+            while self._sweep or self._fill or not self._reader.is_idle:
                 self._moved.wait()
 
     def end_turn(self, memory: MemoryReading) -> dict[str, Any]:
@@ -181,6 +204,7 @@ class ExpertPager:
             log.warning("memory is short: %d slots given back for good", given_back)
         now = self.report()
         counts, self._reported = since(now, self._reported), now
+        self.rest()
         return counts | {"slots_given_back": given_back}
 
     def shrink(self, num_slots: int) -> int:
@@ -197,6 +221,11 @@ class ExpertPager:
         """(E,) where each expert of a layer lies, 0 if absent. A live view: lease, then read."""
         row: NDArray[np.uint64] = self._addresses[self._rows[layer]]
         return row
+
+    @property
+    def has_all(self) -> bool:
+        """Whether every expert has a slot: nothing is left to guess."""
+        return len(self.residency.table.slot_of) == len(self._keys)
 
     @property
     def num_leased(self) -> int:
@@ -235,14 +264,14 @@ class ExpertPager:
     ) -> None:
         self.close()
 
-    def end(self, slots: list[tuple[int, int]], fence: Fence | None) -> None:
-        """Take back (slot, generation) pairs of a lease, at once or once the fence is done."""
+    def end(self, held: Held, fence: Fence | None) -> None:
+        """Take back a lease's slots, at once or once the fence is done."""
         with self._lock:
             if fence is not None and not fence.is_done():
-                self._fenced.append((fence, slots))
+                self._fenced.append((fence, held))
                 self._moved.notify_all()  # whoever waits for a slot can wait for the fence
                 return
-            self._release(slots)
+            self._release(held)
 
     def _begin(self, layer: int, experts: Sequence[int], later: Sequence[int] = ()) -> Lease:
         """Lease slots, as soon as there are enough, and queue what is missing. `later` are the
@@ -326,13 +355,24 @@ class ExpertPager:
             self.telemetry.num_failures += 1
             self.residency.fail(read.load)
 
-    def _sweep_on(self) -> bool:
-        """The link is idle: begin the next expert of the sweep, if there is one."""
-        if not self._sweep:
-            return False
-        for load in self.residency.hint([self._sweep.popleft()], Cause.SWEEP):
-            self._load(load)
-        return True
+    def _use_time(self) -> None:
+        """Lock in hand: nobody will need the link for a while."""
+        if self.settings.fills:
+            self._fill = deque(self.residency.plan_fill(self._keys))
+        self._reader.wake()
+
+    def _use_idle_link(self) -> bool:
+        """Begin the next expert of the sweep or the filling, if there is one."""
+        if self._sweep:
+            for load in self.residency.hint([self._sweep.popleft()], Cause.SWEEP):
+                self._load(load)
+            return True
+        if self._fill:
+            filling = self.residency.fill(self._fill.popleft())
+            if filling is not None:
+                self._load(filling)
+            return True
+        return False
 
     def _call_off(self, keys: range, wanted: set[int]) -> bool:
         """Forget guesses that are not worth their bytes any more; returns whether there were."""
@@ -346,18 +386,16 @@ class ExpertPager:
         if not self._fenced:
             self._moved.wait()
             return
-        fence, slots = self._fenced.popleft()
+        fence, held = self._fenced.popleft()
         self._lock.release()
         try:
             fence.wait()
         finally:
             self._lock.acquire()
-        self._release(slots)
+        self._release(held)
 
-    def _release(self, slots: list[tuple[int, int]]) -> None:
-        release = self.residency.table.release
-        for slot, generation in slots:
-            release(slot, generation)
+    def _release(self, held: Held) -> None:
+        self.residency.table.release(*held)
         self._moved.notify_all()
 
     def _closed_error(self) -> ExpertUnavailable:

@@ -152,7 +152,6 @@ class Phased:
 
     def __init__(self, num_keys: int, num_experts: int, profile: Profile | None = None) -> None:
         self._num_keys, self._num_experts = num_keys, num_experts
-        self._rows = np.arange(num_keys) // num_experts
         self._uses = Decayed(num_keys, num_experts)
         self._speak = np.zeros(num_keys) if profile is None else profile.speak.ravel() * _PRIOR
         self._listen = None if profile is None else profile.listen.ravel().copy()
@@ -169,14 +168,14 @@ class Phased:
         self._phase, self._row = phase, -1
 
     def use(self, keys: Sequence[int]) -> None:
-        self._row = int(self._rows[keys[0]])
+        self._row = keys[0] // self._num_experts
         if self._phase is Phase.THINKING:
             self._touched[list(keys)] = True
         else:
             self._uses.use(keys)
 
     def worth(self, keys: Keys) -> Worths:
-        rows = self._rows[keys]
+        rows = keys // self._num_experts
         num_rows = self._num_keys // self._num_experts
         steps_ahead = (rows - self._row - 1) % num_rows
         worth: Worths = self._uses.worth(keys) + self._speak[keys] - 1e-5 * steps_ahead

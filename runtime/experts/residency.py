@@ -3,6 +3,7 @@
 demand    the router chose these: each gets a slot, whatever must leave for it
 hint      a guess: gets a slot only if one is free or holds something worth less
 expected  hinted and swept experts whose layer has not been routed yet; they leave last
+fill      nobody asked: a free slot is better used than empty
 
 The pager runs this under its lock and moves real bytes; the simulator runs it alone. That is why
 they agree on every hit, miss and byte. A hit is an expert that had a slot when it was demanded,
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deeptalk_edge.runtime.experts.policy import Phase, Policy
 from deeptalk_edge.runtime.experts.slots import SlotTable
@@ -27,6 +29,7 @@ class Cause(Enum):
     DEMAND = "demand"
     HINT = "hint"
     SWEEP = "sweep"
+    FILL = "fill"
 
 
 @dataclass(slots=True)
@@ -83,29 +86,27 @@ class Residency:
         """
         slot_of, table = self.table.slot_of, self.table
         row = keys[0] // self.num_experts
-        missing = [key for key in keys if key not in slot_of]
-        if missing:
-            held = sum(bool(table.is_ready[slot_of[key]]) for key in keys if key in slot_of)
-            if table.num_free + int(table.is_ready.sum()) - held < len(missing):
+        slots = [slot_of[key] for key in keys if key in slot_of]
+        num_missing = len(keys) - len(slots)
+        if num_missing:
+            held = int(table.is_ready[slots].sum())
+            if table.num_free + int(table.is_ready.sum()) - held < num_missing:
                 return None
         self.expected[row * self.num_experts : (row + 1) * self.num_experts] = False
         if later:
             self.expected[later] = True
-        for key in keys:
-            if key in slot_of:
-                table.lease(slot_of[key])
-        self.hits[row] += len(keys) - len(missing)
+        table.lease(slots)
+        self.hits[row] += len(slots)
         if self._guessed:
             used = self._guessed.intersection(keys)
             self.num_used += len(used)
             self._guessed -= used
         self.policy.use(keys)
-        if not missing:
+        if not num_missing:
             return []
-        self.misses[row] += len(missing)
-        loads = [self._load(key, Cause.DEMAND) for key in missing]
-        for load in loads:
-            table.lease(load.slot)
+        self.misses[row] += num_missing
+        loads = [self._load(key, Cause.DEMAND) for key in keys if key not in slot_of]
+        table.lease([load.slot for load in loads])
         return loads
 
     def hint(self, keys: Iterable[int], cause: Cause = Cause.HINT) -> list[Load]:
@@ -127,8 +128,21 @@ class Residency:
         self.expected[keys] = True
         return [key for key in keys if key not in self.table.slot_of]
 
+    def plan_fill(self, keys: NDArray[np.int64]) -> list[int]:
+        """Those of `keys` to fill free slots with, worth most first, else in layer order."""
+        absent = keys[~np.isin(keys, list(self.table.slot_of))]
+        best = np.argsort(-self.policy.worth(absent), kind="stable")[: self.table.num_free]
+        planned: list[int] = absent[best].tolist()
+        return planned
+
+    def fill(self, key: int) -> Load | None:
+        """The load for a slot that nobody wants, unless it is not needed any more."""
+        if key in self.table.slot_of or not self.table.num_free:
+            return None
+        return self._load(key, Cause.FILL)
+
     def cancel(self, load: Load) -> None:
-        """A hint whose bytes are not worth moving any more."""
+        """A guess whose bytes are not worth moving any more."""
         self.num_cancelled += 1
         self.num_loads[load.cause] -= 1
         self._guessed.discard(load.key)

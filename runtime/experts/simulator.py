@@ -349,9 +349,8 @@ def _route(
             hinted = [base + routes.num_experts + expert for expert in call.hinted]
             link.guess(residency.hint(hinted))
         link.compute(call, len(wave))
-        for key in wave:
-            slot = residency.table.slot_of[key]
-            residency.table.release(slot, residency.table.generations[slot])
+        slots = [residency.table.slot_of[key] for key in wave]
+        residency.table.release(slots, [residency.table.generations[slot] for slot in slots])
 
 
 def _speech_ms(passes: Sequence[Pass]) -> float:

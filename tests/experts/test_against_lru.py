@@ -79,7 +79,7 @@ def num_misses(policy: str, steps: list[list[list[int]]], num_slots: int) -> int
                 table.fill(load.slot)
             for key in keys:
                 slot = table.slot_of[key]
-                table.release(slot, table.generations[slot])
+                table.release([slot], [table.generations[slot]])
     return int(residency.misses.sum())
 
 

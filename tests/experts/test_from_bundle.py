@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from deeptalk_edge.errors import ArtifactError, DoesNotFit, SettingsError
 from deeptalk_edge.runtime.backends.ort import OrtEngine
@@ -22,9 +23,11 @@ from deeptalk_edge.runtime.experts.from_bundle import (
     open_pager,
     paged_experts,
 )
+from deeptalk_edge.runtime.experts.look_ahead import LookAhead
 from deeptalk_edge.runtime.experts.record_file import RecordFile
+from deeptalk_edge.runtime.experts.routes import RouteRecorder
 from deeptalk_edge.runtime.experts.sizing import RESERVE_BYTES, MemoryReading
-from tests.experts.test_engine import answer
+from tests.experts.test_engine import PROMPT, answer
 
 
 def test_a_pool_holds_everything_if_it_fits(bundle: Bundle) -> None:
@@ -72,6 +75,32 @@ def test_a_bundle_with_its_routers_looks_ahead_and_says_the_same(bundle: Bundle)
             hints.append(pager.report()["loads"]["hint"])
     np.testing.assert_array_equal(answers[0], answers[1])
     assert hints[0] == 0 < hints[1]
+
+
+def test_where_all_is_resident_only_a_recording_asks_for_guesses(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    predict = LookAhead.predict
+
+    def counted(
+        self: LookAhead, layer: int, normed: NDArray[np.float32]
+    ) -> NDArray[np.int64] | None:
+        asked.append(layer)
+        return predict(self, layer, normed)
+
+    monkeypatch.setattr(LookAhead, "predict", counted)
+    with open_pager(bundle, PagingSettings()) as pager:
+        pager.drain()
+        assert pager.has_all
+        open_experts = partial(paged_experts, bundle, PagingSettings(), pager)
+        engine = OrtEngine(bundle, context_rows=64, open_experts=open_experts)
+        answer(engine)
+        assert not asked
+        engine.experts.recorder = recorder = RouteRecorder()
+        engine.decode_step(PROMPT[:2])
+        assert asked == list(bundle.manifest.model.decoder.moe_layers)
+        assert len(recorder.passes[0].calls[0].predicted) == 2
 
 
 def test_a_degraded_answer_reads_less_and_the_turn_says_what_it_traded(bundle: Bundle) -> None:

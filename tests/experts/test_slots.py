@@ -49,13 +49,14 @@ class Slots(RuleBasedStateMachine):
     @rule(number=st.integers(0, 9))
     def lease(self, number: int) -> None:
         slot = sorted(self.key_of)[number % len(self.key_of)]
-        self.table.lease(slot)
+        self.table.lease([slot])
         self.held.append((slot, self.table.generations[slot]))
 
     @precondition(lambda self: self.held)
     @rule(number=st.integers(0, 9))
     def release(self, number: int) -> None:
-        self.table.release(*self.held.pop(number % len(self.held)))
+        slot, generation = self.held.pop(number % len(self.held))
+        self.table.release([slot], [generation])
 
     @rule(slot=st.integers(0, NUM_SLOTS - 1))
     def evict(self, slot: int) -> None:
@@ -93,13 +94,13 @@ TestSlots.settings = settings(max_examples=60, stateful_step_count=30, deadline=
 
 def test_a_free_slot_cannot_be_leased() -> None:
     with pytest.raises(ValueError, match="slot 0 is free"):
-        SlotTable(1).lease(0)
+        SlotTable(1).lease([0])
 
 
 def test_a_slot_leased_while_it_loads_is_leased_when_it_is_there() -> None:
     table = SlotTable(1)
     slot = table.take(7)
-    table.lease(slot)
+    table.lease([slot])
     assert table.state(slot) is SlotState.LOADING
     table.fill(slot)
     assert table.state(slot) is SlotState.LEASED
@@ -108,13 +109,13 @@ def test_a_slot_leased_while_it_loads_is_leased_when_it_is_there() -> None:
 def test_a_late_release_does_not_touch_the_next_expert() -> None:
     table = SlotTable(1)
     slot = table.take(7)
-    table.lease(slot)
+    table.lease([slot])
     old = table.generations[slot]
     table.give_up(slot)
     table.take(8)
-    table.lease(slot)
+    table.lease([slot])
     table.fill(slot)
-    table.release(slot, old)
+    table.release([slot], [old])
     assert table.state(slot) is SlotState.LEASED
 
 

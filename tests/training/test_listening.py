@@ -32,6 +32,8 @@ SPEC = replace(PLAIN, encoder=ENCODER)
 PHONES = {"gate": ["g", "ey", "t"], "eight": ["ey", "t"], "exit": ["eh", "g", "z", "ih", "t"]}
 PLAN = HearingPlan(num_steps=10, batch_size=3, phone_layer=1, whole_from=0.5)
 
+ALL = slice(None)
+
 
 def _batches(plan: HearingPlan = PLAN) -> HearingBatches:
     questions = ["gate eight", "exit", "eight eight"]
@@ -69,7 +71,7 @@ def _listener(batches: HearingBatches, plan: HearingPlan = PLAN) -> Listener:
 
 def test_labels_are_the_words_and_the_phones_of_what_is_said() -> None:
     batches = _batches()
-    batch = batches(0)
+    batch = batches(0, ALL)
     for labels, alphabet in ((batch.words, batches.words), (batch.phones, batches.phones)):
         said = [alphabet[i - 1] for i in labels.ids.tolist()]
         lines = np.split(np.array(said), labels.counts.cumsum(0)[:-1])
@@ -83,12 +85,31 @@ def test_labels_are_the_words_and_the_phones_of_what_is_said() -> None:
 
 def test_windows_are_short_until_they_are_whole() -> None:
     batches = _batches()
-    early, late = batches(4), batches(5)
+    early, late = batches(4, ALL), batches(5, ALL)
     assert early.log_mel.shape[2] < late.log_mel.shape[2] == 2 * ENCODER.max_frames
 
 
+def test_whole_windows_are_shared_by_two_without_loss_or_double() -> None:
+    batches = _batches()
+    assert len(batches.parts(4)) == 1
+    parts = [batches(*part) for part in batches.parts(5)]
+    assert len(parts) == 2
+    assert sum(part.share for part in parts) == pytest.approx(1)
+    together = torch.cat([part.words.ids for part in parts]).sort().values
+    assert torch.equal(together, batches(5, ALL).words.ids.sort().values)
+
+
+def test_a_part_counts_by_its_share() -> None:
+    batches = _batches()
+    listener, batch = _listener(batches), batches(0, ALL)
+    whole = listener.losses(batch, bfloat16=False)
+    third = listener.losses(replace(batch, share=1 / 3), bfloat16=False)
+    for name, loss in whole.items():
+        assert third[name].item() == pytest.approx(loss.item() / 3)
+
+
 def test_a_step_draws_the_same_batch_each_time() -> None:
-    first, again, other = _batches()(3), _batches()(3), _batches()(4)
+    first, again, other = _batches()(3, ALL), _batches()(3, ALL), _batches()(4, ALL)
     assert torch.equal(first.log_mel, again.log_mel)
     assert torch.equal(first.words.ids, again.words.ids)
     assert first.log_mel.shape != other.log_mel.shape
@@ -97,7 +118,7 @@ def test_a_step_draws_the_same_batch_each_time() -> None:
 def test_phones_teach_the_layers_under_their_head_and_no_others() -> None:
     batches = _batches()
     listener = _listener(batches)
-    loss = listener.losses(batches(0), bfloat16=False)["phones"]
+    loss = listener.losses(batches(0, ALL), bfloat16=False)["phones"]
     layers = listener.deeptalk.model.audio_encoder.layers
     under, above = (layer.get_parameter("fc1.weight") for layer in layers)
     pull = torch.autograd.grad(loss, [under, above], allow_unused=True)
@@ -108,7 +129,7 @@ def test_phones_teach_the_layers_under_their_head_and_no_others() -> None:
 def test_words_teach_the_projector_too() -> None:
     batches = _batches()
     listener = _listener(batches)
-    losses = listener.losses(batches(0), bfloat16=False)
+    losses = listener.losses(batches(0, ALL), bfloat16=False)
     projector = listener.deeptalk.model.audio_mm_projector
     pull = torch.autograd.grad(losses["words"], list(projector.parameters()))
     assert all(gradient.abs().sum() > 0 for gradient in pull)
@@ -117,8 +138,9 @@ def test_words_teach_the_projector_too() -> None:
 
 def test_the_phones_count_as_much_as_the_plan_says() -> None:
     batches = _batches()
+    batch = batches(0, ALL)
     half, whole = (
-        _listener(batches, replace(PLAN, phone_weight=weight)).losses(batches(0), bfloat16=False)
+        _listener(batches, replace(PLAN, phone_weight=weight)).losses(batch, bfloat16=False)
         for weight in (0.5, 1.0)
     )
     torch.testing.assert_close(2 * half["phones"], whole["phones"])

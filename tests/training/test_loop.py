@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -142,22 +141,3 @@ def test_batches_of_one_step_weigh_as_if_they_were_one_after_the_other() -> None
         SETTINGS,
     )
     torch.testing.assert_close(together.weight, summed.weight, rtol=1e-6, atol=1e-7)
-
-
-def test_side_by_side_means_a_share_of_the_threads_for_each() -> None:
-    model, seen = _model(), []
-
-    def losses_of(batch: Tensor) -> Losses:
-        seen.append((threading.get_ident(), torch.get_num_threads()))
-        barrier.wait(timeout=10)  # both are here at once
-        return {"square": model(batch).square().mean()}
-
-    barrier, before = threading.Barrier(2), torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        train(model, lambda step: [_batch(step), _batch(step + 1)], losses_of, SETTINGS)
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
-    assert len({thread for thread, _ in seen}) == 2
-    assert {threads for _, threads in seen} == {1}

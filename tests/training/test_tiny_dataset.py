@@ -6,6 +6,7 @@ import random
 
 import numpy as np
 import pytest
+import torch
 from tokenizers import Tokenizer
 
 from deeptalk_edge.prompt import Typed
@@ -282,3 +283,21 @@ def test_a_step_is_the_same_whenever_it_is_drawn(
         one.typed(5).rows.shape != one.typed(6).rows.shape
         or (one.typed(5).rows != one.typed(6).rows).any()
     )
+
+
+def test_two_halves_are_the_whole_step(
+    corpus: Corpus, units: UnitVoice, tokenizer: Tokenizer
+) -> None:
+    batches = _batches(corpus, units, tokenizer)
+    for step in range(8):  # one of them is a dialogue, of half as many items
+        for batch in (batches.heard(step, _spans(corpus)), batches.typed(step)):
+            first, last = batch.halves()
+            assert len(first.rows) == len(last.rows) > 0
+            for name in ("rows", "targets", "frames"):
+                parts = torch.cat([getattr(first, name), getattr(last, name)])
+                assert torch.equal(parts, getattr(batch, name))
+
+
+def test_a_step_that_cannot_be_halved_is_refused() -> None:
+    with pytest.raises(ValueError, match="num_heard = 2"):
+        DatasetSettings(num_heard=2)

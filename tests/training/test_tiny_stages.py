@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from deeptalk_edge.spec import EncoderSpec
 from deeptalk_edge.training.model import DeepTalk
 from deeptalk_edge.training.tiny.hearing import Ear, HearingSettings
 from deeptalk_edge.training.tiny.stages import (
+    HeardMemory,
     Stage,
     prepare,
     remember,
@@ -107,6 +109,15 @@ def test_what_is_remembered_is_what_the_whole_window_encodes_to() -> None:
     torch.testing.assert_close(memory.features[first : first + count], expected.half())
     assert memory.spans[0][0] == count
     assert len(memory.features) == sum(span[1] for span in memory.spans.values())
+
+
+def test_what_is_remembered_survives_a_file(tmp_path: Path) -> None:
+    memory = HeardMemory(torch.randn(5, 3).half(), {7: (0, 2), 4: (2, 3)})
+    memory.save(tmp_path / "heard.safetensors")
+    read = HeardMemory.load(tmp_path / "heard.safetensors", "cpu")
+    assert torch.equal(read.features, memory.features)
+    assert read.spans == memory.spans
+    assert [path.name for path in tmp_path.iterdir()] == ["heard.safetensors"]
 
 
 def test_frames_are_counted_as_on_a_device() -> None:

@@ -2,8 +2,8 @@
 
 speech     every question in many voices, every answer in one
 codes      tokeniser and answer units
-then side by side, one core each: hearing | codec decoder, speaking
-then on all cores: the remaining stages
+then side by side: hearing | codec decoder, speaking
+then the remaining stages, two processes sharing each step
 """
 
 from __future__ import annotations

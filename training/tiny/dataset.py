@@ -80,6 +80,13 @@ class DatasetSettings:
 
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if min(self.num_heard // 2, self.num_typed) < 2:
+            raise ValueError(
+                f"num_heard = {self.num_heard}, num_typed = {self.num_typed}: a step is worked on "
+                "in halves, so it needs 4 heard items, for a dialogue, and 2 typed ones"
+            )
+
 
 HARD_INTENTS = {"room": 2.2}
 """Drawn so much more often: of all words three digits in a row are the hardest to copy."""
@@ -126,6 +133,15 @@ class Batch:
     rows: Tensor
     targets: Tensor
     frames: Tensor
+
+    def halves(self) -> tuple[Batch, Batch]:
+        """The first items and the last."""
+        middle = len(self.rows) // 2
+        first, last = (
+            Batch(rows=self.rows[part], targets=self.targets[part], frames=self.frames[part])
+            for part in (slice(None, middle), slice(middle, None))
+        )
+        return first, last
 
 
 class ItemWriter:

@@ -78,7 +78,7 @@ class Labels:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HearingBatch:
-    """Utterances, and what is said in them."""
+    """Some of a step's utterances, and what is said in them."""
 
     log_mel: Tensor
     """(Q, M, 2F); F is the longest utterance's unless the window is whole."""
@@ -88,6 +88,8 @@ class HearingBatch:
 
     words: Labels
     phones: Labels
+    share: float
+    """How many of the step's utterances these are."""
 
 
 class Listener(nn.Module):
@@ -104,9 +106,11 @@ class Listener(nn.Module):
         with precision(batch.log_mel.device, bfloat16):
             inner, features = encode_window(self.deeptalk, batch.log_mel, self._plan.phone_layer)
             words, phones = self.word_head(features), self.phone_head(inner)
+        word_loss = _loss(words, batch.words, batch.num_frames)
+        phone_loss = _loss(phones, batch.phones, batch.num_frames)
         return {
-            "words": _loss(words, batch.words, batch.num_frames),
-            "phones": self._plan.phone_weight * _loss(phones, batch.phones, batch.num_frames),
+            "words": batch.share * word_loss,
+            "phones": batch.share * self._plan.phone_weight * phone_loss,
         }
 
 
@@ -131,10 +135,19 @@ class HearingBatches:
         self.words = sorted(corpus.phones)
         self.phones = sorted({phone for phones in corpus.phones.values() for phone in phones})
 
-    def __call__(self, step: int) -> HearingBatch:
+    def parts(self, step: int) -> list[tuple[int, slice]]:
+        """What `__call__` takes for a step: all its utterances at once while windows are short;
+        whole ones are four times the work, so two processes share it."""
+        if step < self._plan.whole_from * self._plan.num_steps:
+            return [(step, slice(None))]
+        return [(step, slice(0, None, 2)), (step, slice(1, None, 2))]
+
+    def __call__(self, step: int, part: slice) -> HearingBatch:
+        """Some of a step's utterances, which are all of like length."""
         plan = self._plan
         rng = np.random.default_rng([plan.seed, step])
-        chosen = self._pool.draw(rng, plan.batch_size, pool_of=4)
+        chosen = self._pool.draw(rng, plan.batch_size, pool_of=4)[part]
+        rng = np.random.default_rng([plan.seed, step, part.start or 0])
         takes = self._ear.plan(chosen, rng, plan.strength_at(step))
         window = 2 * self._spec.encoder.max_frames
         if step < plan.whole_from * plan.num_steps:
@@ -146,6 +159,7 @@ class HearingBatches:
             num_frames=torch.from_numpy(takes.num_frames),
             words=self._labels(said, self.words),
             phones=self._labels(sounds, self.phones),
+            share=len(chosen) / plan.batch_size,
         )
 
     def _labels(self, said: Sequence[Sequence[str]], alphabet: Sequence[str]) -> Labels:

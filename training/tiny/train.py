@@ -2,7 +2,7 @@
 
     hearing | speaking     two processes: the ear learns words; the decoder, typing and speech
     remember               every training question is encoded once; the ear is frozen
-    align, audio, text, joint
+    align, audio, text, joint       two processes, each with half of every step
 
 Each part writes its result to the working directory and is skipped when that stands there already.
 """
@@ -20,8 +20,9 @@ from tokenizers import Tokenizer
 
 from deeptalk_edge.spec import CodecSpec
 from deeptalk_edge.training.expert_split import save_split
-from deeptalk_edge.training.loop import LoopSettings, train
+from deeptalk_edge.training.loop import LoopSettings, Losses, train
 from deeptalk_edge.training.model import DeepTalk
+from deeptalk_edge.training.ranks import is_first
 from deeptalk_edge.training.tiny.corpus import Corpus
 from deeptalk_edge.training.tiny.dataset import (
     Batch,
@@ -158,8 +159,8 @@ def learn_to_hear(workshop: Workshop, work: Path) -> Path:
     listener.to(workshop.device)
     train(
         listener,
-        lambda step: [batches(step)],
-        lambda batch: listener.losses(batch, bfloat16=settings.losses.bfloat16),
+        batches.parts,
+        lambda part: listener.losses(batches(*part), bfloat16=settings.losses.bfloat16),
         LoopSettings(
             num_steps=settings.hearing.num_steps,
             learning_rate=settings.hearing_rate,
@@ -168,7 +169,8 @@ def learn_to_hear(workshop: Workshop, work: Path) -> Path:
         name="hearing",
         state_path=work / "hearing.state",
     )
-    _save_part(model, path, is_ear=True)
+    if is_first():
+        _save_part(model, path, is_ear=True)
     return path
 
 
@@ -196,10 +198,13 @@ def learn_to_speak(workshop: Workshop, work: Path) -> Path:
     return path
 
 
-def learn_to_answer(workshop: Workshop, ear: Path, speaking: Path, work: Path) -> DeepTalk:
-    """The remaining stages. Returns the model, on the CPU; the experts' split stands in `work`."""
+def remember_questions(workshop: Workshop, work: Path) -> Path:
+    """Encode every training question with the ear that `learn_to_hear` left in `work`."""
+    path = work / "heard.safetensors"
+    if path.exists():
+        return path
     settings, model = workshop.settings, workshop.new_model()
-    model.load_state_dict({**load_file(ear), **load_file(speaking)}, strict=False)
+    model.load_state_dict(load_file(work / "ear.safetensors"), strict=False)
     memory = remember(
         model,
         workshop.ear,
@@ -208,13 +213,25 @@ def learn_to_answer(workshop: Workshop, ear: Path, speaking: Path, work: Path) -
         bfloat16=settings.losses.bfloat16,
         seed=settings.seed,
     )
+    memory.save(path)
+    return path
+
+
+def learn_to_answer(workshop: Workshop, work: Path) -> DeepTalk:
+    """The remaining stages, from what the others left in `work`. Returns the model, on the CPU; the
+    experts' split stands in `work`."""
+    settings, model = workshop.settings, workshop.new_model()
+    for part in ("ear.safetensors", "speaking.safetensors"):
+        model.load_state_dict(load_file(work / part), strict=False)
+    memory = HeardMemory.load(work / "heard.safetensors", workshop.device)
     experts: list[list[int]] = []
     first = settings.speaking_steps
     for stage, share in zip(Stage, settings.stage_shares, strict=True):
         num_steps = max(1, round(share * settings.decoder_steps))
         if stage is Stage.AUDIO:
             experts = _split(model, workshop, memory)
-            save_split(experts, work / "audio_experts.json")
+            if is_first():
+                save_split(experts, work / "audio_experts.json")
         prepare(model, stage, experts)
         _train_stage(model, workshop, memory, stage, first, num_steps, work)
         first += num_steps
@@ -239,15 +256,22 @@ def _train_stage(
     """Train one stage on steps `first` onwards."""
     settings, batches = workshop.settings, workshop.batches
 
-    def batches_at(step: int) -> list[tuple[Batch, HeardMemory | None]]:
-        heard = batches.heard(first + step, memory.spans)
-        return [(heard, memory), (batches.typed(first + step), None)]
+    def halves_at(step: int) -> list[tuple[Batch, Batch]]:
+        heard, typed = batches.heard(first + step, memory.spans), batches.typed(first + step)
+        return list(zip(heard.halves(), typed.halves(), strict=True))
+
+    def losses_of(half: tuple[Batch, Batch]) -> Losses:
+        heard, typed = (
+            answer_losses(model, batch, source, settings.losses)
+            for batch, source in zip(half, (memory, None), strict=True)
+        )
+        return {name: (heard[name] + typed[name]) / 2 for name in heard}
 
     is_partial = stage in (Stage.AUDIO, Stage.TEXT)
     train(
         model,
-        batches_at,
-        lambda part: answer_losses(model, *part, settings.losses),
+        halves_at,
+        losses_of,
         LoopSettings(
             num_steps=num_steps,
             learning_rate=settings.decoder_rate * (0.5 if is_partial else 1.0),
