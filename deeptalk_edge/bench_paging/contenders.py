@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,7 +30,7 @@ class Experts(Protocol):
 
     def enter(self, phase: Phase) -> None: ...
 
-    def waves(self, call: Call) -> Iterator[list[Bytes]]: ...
+    def waves(self, call: Call) -> Iterator[Iterable[Bytes]]: ...
 
     @property
     def hit_counts(self) -> tuple[int, int] | None: ...
@@ -52,7 +52,7 @@ class Paged:
     def enter(self, phase: Phase) -> None:
         self._pager.enter(phase)
 
-    def waves(self, call: Call) -> Iterator[list[Bytes]]:
+    def waves(self, call: Call) -> Iterator[Iterable[Bytes]]:
         experts = call.experts
         num_left = len(experts)
         guesses = self.guesses and call.layer < self._last and not self._pager.has_all
@@ -60,7 +60,7 @@ class Paged:
             num_left -= len(lease.slots)
             if guesses and not num_left and len(call.predicted):
                 self._pager.hint(call.layer, call.hinted)
-            yield [self._memory[slot] for slot in lease.slots.values()]
+            yield (self._memory[slot] for slot in lease.slots.values())
 
     def load_all(self) -> None:
         """Have every expert resident, if the pool has room."""
@@ -92,12 +92,12 @@ class Mapped:
     def enter(self, phase: Phase) -> None:
         pass
 
-    def waves(self, call: Call) -> Iterator[list[Bytes]]:
+    def waves(self, call: Call) -> Iterator[Iterable[Bytes]]:
         keys = [(call.layer - 1) * NUM_EXPERTS + expert for expert in call.experts]
         if self._announces:
             for key in keys:
                 self._map.madvise(mmap.MADV_WILLNEED, key * RECORD_BYTES, RECORD_BYTES)
-        yield [self._all[key] for key in keys]
+        yield (self._all[key] for key in keys)
 
     @property
     def hit_counts(self) -> tuple[int, int] | None:

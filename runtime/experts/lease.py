@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # it makes them
 class Lease:
     """Experts that stay where they are until `release`. A context manager."""
 
+    __slots__ = ("_generations", "_pager", "layer", "reads", "slots")
+
     def __init__(
         self, pager: ExpertPager, layer: int, slots: dict[int, int], reads: list[Read]
     ) -> None:

@@ -141,7 +141,7 @@ class ExpertPager:
         num_slots = self.residency.table.num_slots
         first, *groups = waves_of(experts, limit=self.settings.wave_experts, num_slots=num_slots)
         if not groups:  # nearly every step's
-            lease = self.acquire(layer, first)
+            lease = self._arrived(self._begin(layer, first))
             try:
                 yield lease
             finally:

@@ -100,8 +100,9 @@ class Decayed:
     def __init__(self, num_keys: int, num_experts: int) -> None:
         self._num_experts = num_experts
         num_rows = num_keys // num_experts
-        self._times = np.zeros(num_rows)  # that each layer was routed
-        self._unit = np.ones(num_rows)  # what a use weighs now: it grows, no count shrinks
+        # By layer, as lists: `use` is asked at every layer of every step, `worth` at a miss.
+        self._times = [0] * num_rows  # that it was routed
+        self._unit = [1.0] * num_rows  # what a use weighs now: it grows, no count shrinks
         self._uses = np.zeros(num_keys)
         self._last = np.full(num_keys, -np.inf)  # of `_times`, at the last use
         self._row: int | None = None  # of the layer routed last in this pass
@@ -125,8 +126,8 @@ class Decayed:
 
     def worth(self, keys: Keys) -> Worths:
         rows = keys // self._num_experts
-        share = self._uses[keys] / self._unit[rows] * (1 - _KEPT)
-        worth: Worths = share + _FRESH ** (self._times[rows] - self._last[keys])
+        share = self._uses[keys] / np.take(self._unit, rows) * (1 - _KEPT)
+        worth: Worths = share + _FRESH ** (np.take(self._times, rows) - self._last[keys])
         return worth
 
     def expected_worth(self, key: int) -> float:

@@ -47,6 +47,8 @@ def waves_of(keys: Sequence[int], *, limit: int, num_slots: int) -> list[Sequenc
     """Keys in ascending order, cut so that two waves fit the pool: one computed, one loading."""
     size = max(1, min(limit, num_slots // 2))
     ordered = sorted(keys)
+    if 0 < len(ordered) <= size:
+        return [ordered]
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
