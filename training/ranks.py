@@ -22,10 +22,14 @@ Batch = TypeVar("Batch")
 
 @contextmanager
 def joined(rank: int, count: int, meeting: Path) -> Iterator[None]:
-    """Be number `rank` of `count` processes of this machine, which meet at a file that is new.
+    """Be number `rank` of `count` processes of this machine, which meet at a file that is new. One
+    alone joins nobody, so it may train on a GPU.
 
     Raises RuntimeError if the others do not come.
     """
+    if count == 1:
+        yield
+        return
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group(
         "gloo", init_method=meeting.absolute().as_uri(), rank=rank, world_size=count

@@ -73,9 +73,11 @@ def test_a_partner_that_leaves_is_an_error_and_no_endless_wait(tmp_path: Path) -
     assert waiting == 1
 
 
-def test_one_process_alone_does_all_the_work() -> None:
-    assert is_first()
-    assert share([1, 2, 3]) == [1, 2, 3]
+def test_one_process_alone_does_all_the_work_and_joins_nobody(tmp_path: Path) -> None:
+    with joined(0, 1, tmp_path / "meeting"):
+        assert not torch.distributed.is_initialized()
+        assert is_first()
+        assert share([1, 2, 3]) == [1, 2, 3]
 
 
 def test_the_others_have_nothing_of_a_single_batch(tmp_path: Path) -> None:
