@@ -46,12 +46,12 @@ from deeptalk_edge.bench_paging.experts_file import (
 from deeptalk_edge.bench_paging.goals import goal_lines
 from deeptalk_edge.bench_paging.memory_group import (
     SLACK_BYTES,
-    available_bytes,
-    limit,
+    limit_growth,
     memory_group,
 )
 from deeptalk_edge.runtime.experts.policy import Phase
 from deeptalk_edge.runtime.experts.routes import Routes
+from deeptalk_edge.runtime.experts.sizing import read_memory
 from deeptalk_edge.runtime.experts.synthetic import DialogueShape, synthetic_routes
 
 DENSE_BYTES = 20_000_000
@@ -121,8 +121,8 @@ def measure(path: Path, routes: Routes, percent: int, link_gbps: float) -> list[
     num_records = path.stat().st_size // RECORD_BYTES
     num_slots = num_records * percent // 100
     results: dict[str, list[dict[str, Any]]] = {}
-    # Two that map the file would share its page cache.
-    for contenders in (*side_by_side(num_slots * RECORD_BYTES, available_bytes()), ["willneed"]):
+    together = side_by_side(num_slots * RECORD_BYTES, read_memory().available_bytes)
+    for contenders in (*together, ["willneed"]):  # two that map the file would share its page cache
         results |= {name: [] for name in contenders}
         spent_s = dict.fromkeys(contenders, 0.0)
         with _contestants(path, routes, contenders, num_slots) as pipes:
@@ -233,7 +233,7 @@ def _compete(
     """Answer the turns that the pipe names until it says None."""
     (group / "cgroup.procs").write_text(str(os.getpid()))
     dense = np.ones(DENSE_BYTES, np.uint8)
-    limit(group, num_slots * RECORD_BYTES)
+    limit_growth(group, num_slots * RECORD_BYTES)
     experts: Experts
     if name in ("pager", "lru"):
         experts = Paged(path, routes, num_slots, name)

@@ -26,21 +26,13 @@ def memory_group(name: str) -> Path:
     )
 
 
-def available_bytes() -> int:
-    """What processes may still take without swapping."""
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/meminfo has no MemAvailable")
-
-
 _LIMITS = (
     ("memory.limit_in_bytes", "memory.usage_in_bytes"),
     ("memory.max", "memory.current"),
 )
 
 
-def limit(group: Path, num_bytes: int) -> None:
+def limit_growth(group: Path, num_bytes: int) -> None:
     """Let a group grow by so much from here on."""
     for limit, usage in _LIMITS:
         if (group / limit).exists():

@@ -22,20 +22,9 @@ from tests.experts.records import (
     content_of,
     leased_bytes,
     open_pager,
-    write_records,
 )
 
 ALL = np.arange(NUM_RECORDS)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "experts.bin"
-
-
-@pytest.fixture
-def records(path: Path) -> list[ExpertRecord]:
-    return write_records(path)
 
 
 def test_a_pool_for_all_has_all_before_the_first_question(

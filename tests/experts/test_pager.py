@@ -30,20 +30,9 @@ from tests.experts.records import (
     leased_bytes,
     open_pager,
     sleepy,
-    write_records,
 )
 
 LAYERS = range(FIRST_LAYER, FIRST_LAYER + NUM_LAYERS)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "experts.bin"
-
-
-@pytest.fixture
-def records(path: Path) -> list[ExpertRecord]:
-    return write_records(path)
 
 
 def number_of(layer: int, expert: int) -> int:
