@@ -111,7 +111,8 @@ bench-cpu: $(VENV)/.dev $(patsubst %,build/peers/.%,$(filter-out onnxruntime,$(P
 
 tiny: $(VENV)/.dev  ## train a tiny checkpoint from nothing (needs espeak-ng and flite; about 100 minutes on two cores)
 	$(PIP) -e '.[report]'
-	OMP_WAIT_POLICY=passive $(BIN)/python -m deeptalk_edge.training.tiny --out $(MODEL) --work build/tiny
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=4000000000 \
+	    OMP_WAIT_POLICY=passive $(BIN)/python -m deeptalk_edge.training.tiny --out $(MODEL) --work build/tiny
 	$(BIN)/deeptalk-edge export $(MODEL) --force -o $(BUNDLE)
 	$(BIN)/python -m deeptalk_edge.evaluate --bundle $(BUNDLE) --snac $(MODEL)/snac \
 	    --work build/tiny --report $(MODEL)/SCORES.md --clips $(MODEL)/questions

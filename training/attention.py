@@ -85,16 +85,41 @@ def expanded_attention(attention: LatentAttention, queries: Tensor, latents: Ten
     nope_key, values = keys_values.split([spec.nope_dim, spec.value_dim], dim=-1)
     shared = rope_key[:, :, None].expand(-1, -1, spec.num_heads, -1)
     keys = torch.cat([nope_key, shared], dim=-1)
-    num_rows, num_keys = queries.shape[1], keys.shape[1]
-    heads = F.scaled_dot_product_attention(
+    heads = dot_product_attention(
         queries.transpose(1, 2),
         keys.transpose(1, 2),
         values.transpose(1, 2),
-        attn_mask=None if num_rows == num_keys else _visible(num_rows, num_keys, keys.device),
-        is_causal=num_rows == num_keys,
-        scale=spec.softmax_scale,
+        spec.softmax_scale,
+        is_causal=True,
     )
     return heads.transpose(1, 2)
+
+
+def dot_product_attention(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, *, is_causal: bool
+) -> Tensor:
+    """softmax(scale q k^T) v: (B, H, T, D), (B, H, S, D), (B, H, S, V) to (B, H, T, V).
+
+    Causal queries are those of the last T of S rows. Spelt out on a processor, where torch's fused
+    kernels take three times as long to go back through, or refuse V unequal to D and compute in
+    float32 whatever they are given.
+    """
+    num_rows, num_keys = query.shape[2], key.shape[2]
+    visible = _visible(num_rows, num_keys, query.device) if is_causal else None
+    if query.device.type != "cpu":
+        is_square = num_rows == num_keys
+        return F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=None if is_square else visible,
+            is_causal=is_causal and is_square,
+            scale=scale,
+        )
+    scores = (query * scale) @ key.transpose(2, 3)
+    if visible is not None:
+        scores = scores + visible.to(scores.dtype).log()
+    return scores.softmax(dim=-1).to(value.dtype) @ value
 
 
 def absorbed_attention(attention: LatentAttention, queries: Tensor, latents: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deeptalk_edge.spec import EncoderSpec
+from deeptalk_edge.training.attention import dot_product_attention
 
 
 class AudioEncoder(nn.Module):
@@ -87,7 +88,8 @@ class EncoderAttention(nn.Module):
             proj(hidden).unflatten(-1, (self._num_heads, -1)).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        heads = F.scaled_dot_product_attention(query, key, value)
+        scale = query.shape[-1] ** -0.5
+        heads = dot_product_attention(query, key, value, scale, is_causal=False)
         out: Tensor = self.out_proj(heads.transpose(1, 2).flatten(2))
         return out
 

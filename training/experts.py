@@ -14,6 +14,10 @@ from torch.nn import functional as F
 
 from deeptalk_edge.spec import DecoderSpec
 
+STRETCH = 32
+"""An expert runs over a multiple of so many rows, the last of them for nothing: oneDNN compiles a
+product for each new shape, which takes four times as long as an expert of the tiny model runs."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Routing:
@@ -112,11 +116,14 @@ class MixtureOfExperts(nn.Module):
         picks = ids.flatten()
         order = picks.argsort(stable=True)
         sizes = torch.bincount(picks, minlength=len(self.experts)).tolist()
-        stretches = torch.split(tokens[order // ids.shape[-1]], sizes)
+        stretches = torch.split(order // ids.shape[-1], sizes)
         by_expert = torch.cat(
-            [expert(stretch) for expert, stretch in zip(self.experts, stretches, strict=True)]
+            [
+                _run(expert, tokens, chosen)
+                for expert, chosen in zip(self.experts, stretches, strict=True)
+            ]
         )
-        by_token = by_expert[order.argsort()].view(*ids.shape, -1)
+        by_token = by_expert.index_select(0, order.argsort()).view(*ids.shape, -1)
         return (by_token * weights[..., None]).sum(dim=1).to(tokens.dtype)
 
     def freeze_experts(self, expert_ids: Iterable[int]) -> None:
@@ -125,3 +132,10 @@ class MixtureOfExperts(nn.Module):
         self.gate.freeze(barred)
         for i, expert in enumerate(self.experts):
             expert.requires_grad_(i not in barred)
+
+
+def _run(expert: nn.Module, tokens: Tensor, chosen: Tensor) -> Tensor:
+    """An expert over the tokens (n,) of (N, C) that chose it: (n, C)."""
+    padded = F.pad(chosen, (0, -len(chosen) % STRETCH))
+    out: Tensor = expert(tokens.index_select(0, padded))
+    return out[: len(chosen)]

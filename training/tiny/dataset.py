@@ -37,6 +37,9 @@ from deeptalk_edge.training.tiny.units import UnitVoice
 
 NO_FRAME = -1
 
+LENGTH_STEP = 8
+"""Batches come in few lengths, for a matrix product is compiled for each (`experts.STRETCH`)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetSettings:
@@ -322,8 +325,10 @@ class TinyBatches:
 
 
 def pad_items(items: Sequence[Item], spec: ModelSpec) -> tuple[Ids, Ids, Ids]:
-    """Rows and targets (B, T, K + 1) and frames (B, T), padded on the right."""
-    length = max(len(item.rows) for item in items)
+    """Rows and targets (B, T, K + 1) and frames (B, T), padded on the right; T is a multiple of
+    LENGTH_STEP."""
+    longest = max(len(item.rows) for item in items)
+    length = longest + -longest % LENGTH_STEP
     padding = text_rows(spec.vocabulary, [spec.vocabulary.pad_text])
     rows = np.repeat(np.repeat(padding[None], length, axis=1), len(items), axis=0)
     targets = np.full_like(rows, IGNORE)

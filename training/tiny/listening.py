@@ -22,13 +22,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deeptalk_edge.spec import ModelSpec
-from deeptalk_edge.training.encoder import EncoderAttention, EncoderLayer
+from deeptalk_edge.training.encoder import EncoderLayer
 from deeptalk_edge.training.loop import Losses
 from deeptalk_edge.training.model import DeepTalk
 from deeptalk_edge.training.tiny.corpus import Corpus
 from deeptalk_edge.training.tiny.dataset import UtterancePool
 from deeptalk_edge.training.tiny.hearing import Ear
 from deeptalk_edge.training.tiny.stages import precision
+
+WINDOW_STEP = 32
+"""Mel frames: windows come in few lengths, for a product is compiled for each
+(`experts.STRETCH`)."""
 
 LOCAL_GAIN = 1.4
 """How sharply a new encoder's heads look at their offset."""
@@ -151,7 +155,8 @@ class HearingBatches:
         takes = self._ear.plan(chosen, rng, plan.strength_at(step))
         window = 2 * self._spec.encoder.max_frames
         if step < plan.whole_from * plan.num_steps:
-            window = min(window, 2 * int(takes.num_frames.max()) + 2 * int(rng.integers(0, 12)))
+            longest = 2 * int(takes.num_frames.max()) + 2 * int(rng.integers(0, 12))
+            window = min(window, longest + -longest % WINDOW_STEP)
         said = [self._corpus.utterances[i].question.split() for i in chosen]
         sounds = [[p for word in words for p in self._corpus.phones[word]] for words in said]
         return HearingBatch(
@@ -216,23 +221,8 @@ def encode_window(model: DeepTalk, log_mel: Tensor, inner_layer: int) -> tuple[T
     waves = F.gelu(encoder.conv1(log_mel))
     hidden = F.gelu(encoder.conv2(waves)).transpose(1, 2)
     hidden = inner = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
-    num_heads = model.spec.encoder.num_heads
     for depth, layer in enumerate(encoder.layers, start=1):
-        assert isinstance(layer, EncoderLayer)
-        hidden = hidden + _attend(layer.self_attn, layer.self_attn_layer_norm(hidden), num_heads)
-        hidden = hidden + layer.fc2(F.gelu(layer.fc1(layer.final_layer_norm(hidden))))
+        hidden = layer(hidden)
         if depth == inner_layer:
             inner = hidden
     return inner, model.model.audio_mm_projector(encoder.layer_norm(hidden))
-
-
-def _attend(attention: EncoderAttention, hidden: Tensor, num_heads: int) -> Tensor:
-    """The layer's attention, spelt out: torch's fused one takes a processor three times as long
-    to go back through, which is a third of a training step."""
-    query, key, value = (
-        proj(hidden).unflatten(-1, (num_heads, -1)).transpose(1, 2)
-        for proj in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
-    shares = (query @ key.transpose(2, 3) * query.shape[-1] ** -0.5).softmax(dim=-1)
-    heads: Tensor = attention.out_proj((shares.to(value.dtype) @ value).transpose(1, 2).flatten(2))
-    return heads
