@@ -70,6 +70,7 @@ export-full: $(VENV)/.dev  ## the official size's decoding step as an engine for
 
 gpu-check:  ## check the expert pools, check and time the MoE kernels on this machine's NVIDIA GPU (nvcc and a CUDA PyTorch)
 	$(PYTHON) -m deeptalk_edge.runtime.experts.cuda_check
+	$(PYTHON) -m native.gpu_check.paged
 	$(PYTHON) -m native.gpu_check.check
 
 gpu-plans: $(VENV)/.dev  ## small TensorRT-RTX plans for the GPU check's second step (needs nvcc)

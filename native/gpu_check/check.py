@@ -72,16 +72,18 @@ class Figure:
 
 
 class Layers:
-    """Two layers of random experts as records in one arena, slots shuffled."""
+    """Layers of random experts as records in one arena, slots shuffled."""
 
-    def __init__(self, config: MoeConfig, generator: torch.Generator) -> None:
+    def __init__(
+        self, config: MoeConfig, generator: torch.Generator, num_layers: int = NUM_LAYERS
+    ) -> None:
         self.config = config
         self.record_format = config.record_format
-        num_slots = NUM_LAYERS * NUM_EXPERTS
+        num_slots = num_layers * NUM_EXPERTS
         shape = (num_slots, self.record_format.record_bytes)
         self.arena = torch.full(shape, 0xFF, dtype=torch.uint8, device="cuda")
         order = torch.randperm(num_slots, generator=generator, device="cuda")
-        self.slots = order.view(NUM_LAYERS, NUM_EXPERTS).to(torch.int32).contiguous()
+        self.slots = order.view(num_layers, NUM_EXPERTS).to(torch.int32).contiguous()
         for slot in range(num_slots):
             for name, section in self.record_format.sections.items():
                 place = self.arena[slot, section.offset : section.end]
