@@ -29,13 +29,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeptalk_edge.errors import ArtifactError, ExpertUnavailable
+from deeptalk_edge.runtime.experts.idle_link import IdleLink
 from deeptalk_edge.runtime.experts.lease import Lease
 from deeptalk_edge.runtime.experts.policy import Phase, Policy
 from deeptalk_edge.runtime.experts.pool import Fence, Pool
 from deeptalk_edge.runtime.experts.reader import Read, RecordReader
 from deeptalk_edge.runtime.experts.record import ExpertRecord
 from deeptalk_edge.runtime.experts.record_file import PAGE_BYTES, RecordSource
-from deeptalk_edge.runtime.experts.residency import Cause, Load, Residency, waves_of
+from deeptalk_edge.runtime.experts.residency import Load, Residency, waves_of
 from deeptalk_edge.runtime.experts.sizing import SEGMENT_SLOTS, MemoryReading
 from deeptalk_edge.runtime.experts.telemetry import Telemetry, report, since
 
@@ -106,8 +107,12 @@ class ExpertPager:
         self.telemetry = Telemetry()
         self._addresses = np.zeros((len(rows), num_experts), np.uint64)
         self._lock = threading.Lock()
-        self._sweep: deque[int] = deque()
-        self._fill: deque[int] = deque()
+        self._idle_link = IdleLink(
+            self.residency,
+            self._keys,
+            sweep_share=self.settings.sweep_share,
+            fills=self.settings.fills,
+        )
         self._fenced: deque[tuple[Fence, Held]] = deque()
         self._closed = False
         self._reported = report(self.telemetry, self.residency)
@@ -176,25 +181,22 @@ class ExpertPager:
         with self._lock:
             is_new = phase is not self.residency.phase
             self.residency.begin(phase)
-            if not is_new:
-                return
-            self._sweep.clear()
-            self._fill.clear()
-            if phase is Phase.LISTENING:
-                room = int(self.residency.table.num_slots * self.settings.sweep_share)
-                self._sweep.extend(self.residency.plan_sweep(room))
-                self._use_time()
+            if is_new:
+                self._idle_link.enter(phase)
+            if is_new and not self._idle_link.is_done:
+                self._reader.wake()
 
     def rest(self) -> None:
         """Nobody talks."""
         self.enter(Phase.IDLE)
         with self._lock:
-            self._use_time()
+            self._idle_link.plan_fill()
+            self._reader.wake()
 
     def drain(self) -> None:
         """Wait until all guesses are in; for what must not depend on timing."""
         with self._lock:
-            while self._sweep or self._fill or not self._reader.is_idle:
+            while not (self._idle_link.is_done and self._reader.is_idle):
                 self._moved.wait()
 
     def end_turn(self, memory: MemoryReading) -> dict[str, Any]:
@@ -355,24 +357,13 @@ class ExpertPager:
             self.telemetry.num_failures += 1
             self.residency.fail(read.load)
 
-    def _use_time(self) -> None:
-        """Lock in hand: nobody will need the link for a while."""
-        if self.settings.fills:
-            self._fill = deque(self.residency.plan_fill(self._keys))
-        self._reader.wake()
-
     def _use_idle_link(self) -> bool:
-        """Begin the next expert of the sweep or the filling, if there is one."""
-        if self._sweep:
-            for load in self.residency.hint([self._sweep.popleft()], Cause.SWEEP):
-                self._load(load)
-            return True
-        if self._fill:
-            filling = self.residency.fill(self._fill.popleft())
-            if filling is not None:
-                self._load(filling)
-            return True
-        return False
+        """Go on with what nobody waits for; returns whether there was anything."""
+        if self._idle_link.is_done:
+            return False
+        for load in self._idle_link.next_loads():
+            self._load(load)
+        return True
 
     def _call_off(self, keys: range, wanted: set[int]) -> bool:
         """Forget guesses that are not worth their bytes any more; returns whether there were."""
