@@ -1,6 +1,6 @@
 // The latent cache's rows, and attention over them in parts that threads can share.
 //
-// A part spans 512 rows whatever the threads, and parts are added up in order: the result depends on
+// A part spans 256 rows whatever the threads, and parts are added up in order: the result depends on
 // neither.
 #include <algorithm>
 #include <cmath>
@@ -11,7 +11,7 @@
 namespace deeptalk {
 namespace {
 
-constexpr int kPartRows = 512;
+constexpr int kPartRows = 256;
 
 uint16_t to_bf16(float value) {
     uint32_t bits;
@@ -81,11 +81,14 @@ void attend(dt_context& c, const CacheShape& shape, int heads, const dt_pass& pa
             const float* queries, float* mixed) {
     const int latent = shape.padded_latent(), width = shape.padded_width();
     const int tokens = pass.num_items * pass.num_rows;
-    // Few tokens, many threads: fewer heads and a part of the rows each.
-    const bool is_wide = tokens >= 2 * c.pool.threads();
-    const int span = c.pool.threads() == 1 ? kAttendHeads : kAttendHeads / 2;
-    const int spans = (heads + span - 1) / span;
+    const int threads = c.pool.threads();
     const int parts = (pass.position + pass.num_rows + kPartRows - 1) / kPartRows;
+    // Few tokens, many threads: a part of the rows each, and fewer heads where the parts are too few.
+    // All heads at once read a row once; by halves, two threads would each read all of the cache.
+    const bool is_wide = tokens >= 2 * threads;
+    const bool has_few = threads > 1 && tokens * parts < 2 * threads;
+    const int span = has_few ? kAttendHeads / 2 : kAttendHeads;
+    const int spans = (heads + span - 1) / span;
     AttentionRoom& room = c.attention;
     const size_t sets = is_wide ? 0 : size_t(tokens) * size_t(spans) * size_t(parts);
     room.maximum.resize(sets * kAttendHeads);
@@ -136,7 +139,7 @@ void attend(dt_context& c, const CacheShape& shape, int heads, const dt_pass& pa
         return Gathered{&room.maximum[i * kAttendHeads], &room.total[i * kAttendHeads],
                         &room.mixed[i * size_t(span) * size_t(latent)]};
     };
-    // Threads at once over the same rows: what one has read, the other finds in the cache.
+    // Halves of the heads one after the other: what one has read, the other finds in the cache.
     c.pool.run(tokens * spans * parts, [&](int i) {
         const int which = i % spans, part = i / spans % parts, token = i / spans / parts;
         const int count = std::min(span, heads - which * span);
