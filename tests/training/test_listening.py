@@ -16,6 +16,7 @@ from deeptalk_edge.training.tiny.dataset import UtterancePool
 from deeptalk_edge.training.tiny.domain import Split
 from deeptalk_edge.training.tiny.hearing import Ear, HearingSettings
 from deeptalk_edge.training.tiny.listening import (
+    WINDOW_STEP,
     HearingBatches,
     HearingPlan,
     Listener,
@@ -87,6 +88,15 @@ def test_windows_are_short_until_they_are_whole() -> None:
     batches = _batches()
     early, late = batches(4, ALL), batches(5, ALL)
     assert early.log_mel.shape[2] < late.log_mel.shape[2] == 2 * ENCODER.max_frames
+
+
+def test_short_windows_come_in_few_lengths_and_hold_every_utterance() -> None:
+    batches = _batches()
+    for step in range(5):
+        batch = batches(step, ALL)
+        mel_frames = batch.log_mel.shape[2]
+        assert mel_frames % WINDOW_STEP == 0 or mel_frames == 2 * ENCODER.max_frames
+        assert 2 * int(batch.num_frames.max()) <= mel_frames
 
 
 def test_whole_windows_are_shared_by_two_without_loss_or_double() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import DeepseekV2Config, DeepseekV2ForCausalLM, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -16,11 +17,12 @@ from deeptalk_edge.spec import DecoderSpec, ModelSpec
 from deeptalk_edge.training.attention import (
     LatentAttention,
     absorbed_attention,
+    dot_product_attention,
     expanded_attention,
     rotary_turns,
 )
 from deeptalk_edge.training.checkpoint import config_of, encoder_config_of, save_checkpoint
-from deeptalk_edge.training.experts import MixtureOfExperts
+from deeptalk_edge.training.experts import STRETCH, MixtureOfExperts
 from deeptalk_edge.training.model import Cache, DeepTalk, Routing, align_features
 from tests.specs import PLAIN, SPECS
 from tests.training.models import random_model, random_rows
@@ -120,6 +122,31 @@ def test_absorbed_attention_is_expanded_attention(spec: ModelSpec, num_rows: int
     assert expanded.shape == (2, num_rows, decoder.num_heads, decoder.value_dim)
     absorbed = absorbed_attention(attention, queries, latents)
     torch.testing.assert_close(absorbed, expanded, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("num_rows", "num_keys"), [(7, 7), (3, 7), (1, 7)])
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_attention_spelt_out_is_torchs_own(num_rows: int, num_keys: int, is_causal: bool) -> None:
+    query, key = torch.randn(2, 3, num_rows, 12), torch.randn(2, 3, num_keys, 12)
+    value = torch.randn(2, 3, num_keys, 5)
+    seen = torch.ones(num_rows, num_keys, dtype=torch.bool)
+    if is_causal:
+        seen = seen.tril(num_keys - num_rows)
+    expected = functional.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=0.3)
+    found = dot_product_attention(query, key, value, 0.3, is_causal=is_causal)
+    torch.testing.assert_close(found, expected)
+
+
+def test_an_expert_runs_over_few_lengths() -> None:
+    """Or training compiles products for most of its time."""
+    spec = PLAIN.decoder
+    mixture = MixtureOfExperts(spec)
+    lengths: list[int] = []
+    for expert in mixture.experts:
+        expert.register_forward_hook(lambda _, args, __: lengths.append(len(args[0])))
+    mixture(torch.randn(1, 50, spec.width))
+    assert sum(lengths) >= 50 * spec.top_k
+    assert all(length % STRETCH == 0 for length in lengths)
 
 
 def test_the_cache_keeps_one_latent_and_one_rotary_key_a_row() -> None:

@@ -15,6 +15,7 @@ from deeptalk_edge.spec import ModelSpec, TextAlignment
 from deeptalk_edge.training.losses import IGNORE
 from deeptalk_edge.training.tiny.corpus import Clips, Corpus, Utterance
 from deeptalk_edge.training.tiny.dataset import (
+    LENGTH_STEP,
     NO_FRAME,
     Batch,
     DatasetSettings,
@@ -296,6 +297,19 @@ def test_two_halves_are_the_whole_step(
             for name in ("rows", "targets", "frames"):
                 parts = torch.cat([getattr(first, name), getattr(last, name)])
                 assert torch.equal(parts, getattr(batch, name))
+
+
+def test_batches_come_in_few_lengths_and_nothing_is_asked_of_their_padding(
+    corpus: Corpus, units: UnitVoice, tokenizer: Tokenizer
+) -> None:
+    pad_text = _spec(tokenizer).vocabulary.pad_text
+    for batch in _some(_batches(corpus, units, tokenizer), corpus):
+        length = batch.rows.shape[1]
+        asked = (batch.targets != IGNORE).any(dim=2)
+        last = int(asked.any(dim=0).nonzero().max())
+        assert length % LENGTH_STEP == 0
+        assert length - last <= LENGTH_STEP + 1
+        assert (batch.rows[:, last + 2 :, -1] == pad_text).all()
 
 
 def test_a_step_that_cannot_be_halved_is_refused() -> None:
