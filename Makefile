@@ -110,7 +110,7 @@ bench-cpu: $(VENV)/.dev $(patsubst %,build/peers/.%,$(filter-out onnxruntime,$(P
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 OMP_WAIT_POLICY=passive \
 	    $(BIN)/python -m deeptalk_edge.bench_cpu --peer $(PEER) $(FLAGS)
 
-tiny: $(VENV)/.dev  ## train a tiny checkpoint from nothing (needs espeak-ng and flite; about 100 minutes on two cores)
+tiny: $(VENV)/.dev  ## train a tiny checkpoint from nothing (needs espeak-ng and flite; about 80 minutes on two cores)
 	$(PIP) -e '.[report]'
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=4000000000 \
 	    OMP_WAIT_POLICY=passive $(BIN)/python -m deeptalk_edge.training.tiny --out $(MODEL) --work build/tiny

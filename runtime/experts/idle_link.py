@@ -1,5 +1,5 @@
-"""What the link to the disk brings while nobody waits for it: first the sweep of what questions use,
-in layer order, then experts for the slots that are free."""
+"""What the link to the disk brings while nobody waits for it: first the sweep of what questions
+use, in layer order, then experts for the slots that are free."""
 
 from __future__ import annotations
 

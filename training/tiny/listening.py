@@ -42,7 +42,7 @@ LOCAL_GAIN = 1.4
 class HearingPlan:
     """The course of the hearing stage. Shares are of its steps."""
 
-    num_steps: int = 5200
+    num_steps: int = 6000
     batch_size: int = 32
     phone_layer: int = 2
     """Encoder layers under the phones' head."""

@@ -67,10 +67,7 @@ _SPLIT_STEP = 10**6  # batches that no stage trains on
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSettings:
-    """The whole course, which made the shipped checkpoint.
-
-    It is sized by step costs for 90 minutes on two cores that multiply bfloat16.
-    """
+    """The whole course, sized for 90 minutes on two cores that multiply bfloat16."""
 
     hearing: HearingPlan = field(default_factory=HearingPlan)
     hearing_rate: float = 2e-3
