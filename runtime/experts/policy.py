@@ -105,6 +105,9 @@ class Decayed:
         self._unit = [1.0] * num_rows  # what a use weighs now: it grows, no count shrinks
         self._uses = np.zeros(num_keys)
         self._last = np.full(num_keys, -np.inf)  # of `_times`, at the last use
+        # The same memory: `use` reads and writes single numbers.
+        self._uses_of = self._uses.view(np.uint8).data.cast("d")
+        self._last_of = self._last.view(np.uint8).data.cast("d")
         self._row: int | None = None  # of the layer routed last in this pass
 
     def begin(self, phase: Phase) -> None:
@@ -120,9 +123,10 @@ class Decayed:
                 self._uses[row * self._num_experts : (row + 1) * self._num_experts] /= 1e100
                 self._unit[row] /= 1e100
         time, unit = self._times[row], self._unit[row]
+        uses_of, last_of = self._uses_of, self._last_of
         for key in keys:
-            self._uses[key] += unit
-            self._last[key] = time
+            uses_of[key] += unit
+            last_of[key] = time
 
     def worth(self, keys: Keys) -> Worths:
         rows = keys // self._num_experts

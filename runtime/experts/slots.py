@@ -38,6 +38,8 @@ class SlotTable:
         """(S,) the key in each slot; meaningless where it is FREE."""
         self.is_ready: NDArray[np.bool_] = np.zeros(num_slots, np.bool_)
         """(S,) where an expert may be evicted."""
+        # The same memory: single ones are written faster so.
+        self._is_ready_of = self.is_ready.view(np.uint8).data.cast("?")
         self.generations = [0] * num_slots
         self._states = [SlotState.FREE] * num_slots
         self._holders = [0] * num_slots
@@ -82,7 +84,7 @@ class SlotTable:
 
     def lease(self, slots: Iterable[int]) -> None:
         """Nobody may evict the slots until every holder released them."""
-        states, holders, is_ready = self._states, self._holders, self.is_ready
+        states, holders, is_ready = self._states, self._holders, self._is_ready_of
         for slot in slots:
             state = states[slot]
             if state is _FREE:
@@ -94,7 +96,7 @@ class SlotTable:
 
     def release(self, slots: Iterable[int], generations: Iterable[int]) -> None:
         """One holder has done. A slot given up since, its generation tells, is nobody's."""
-        states, holders, is_ready = self._states, self._holders, self.is_ready
+        states, holders, is_ready = self._states, self._holders, self._is_ready_of
         for slot, generation in zip(slots, generations, strict=True):
             state = states[slot]
             if self.generations[slot] != generation or state is _FREE:
