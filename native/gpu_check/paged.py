@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -23,10 +23,9 @@ import torch
 from torch import Tensor
 
 from deeptalk_edge.runtime.experts.cuda import CudaFence, Cudart
-from deeptalk_edge.runtime.experts.cuda_pool import CopiedPool, MappedPool
+from deeptalk_edge.runtime.experts.cuda_check import gpu_pools
 from deeptalk_edge.runtime.experts.pager import ExpertPager, PagerSettings
 from deeptalk_edge.runtime.experts.policy import Lru
-from deeptalk_edge.runtime.experts.pool import Pool
 from deeptalk_edge.runtime.experts.record import ExpertRecord
 from deeptalk_edge.runtime.experts.record_file import RecordFile
 from native.gpu_check.check import FFN_WIDTH, NUM_EXPERTS, TOP_K, WIDTH, Layers
@@ -155,13 +154,12 @@ def main() -> int:
     cuda, generator = Cudart(), torch.Generator("cuda").manual_seed(0)
     layers = Layers(CONFIG, generator, NUM_LAYERS)
     uses = random_uses(generator)
-    num_slots = int(POOL_SHARE * len(layers.arena))
-    size = {"num_slots": num_slots, "slot_bytes": CONFIG.record_format.record_bytes}
-    pools: dict[str, Callable[[], Pool]] = {
-        "mapped": lambda: MappedPool(cuda, **size),
-        "staged": lambda: CopiedPool(cuda, **size),
-        "mirrored": lambda: CopiedPool(cuda, **size, num_mirrored=len(layers.arena)),
-    }
+    pools = gpu_pools(
+        cuda,
+        num_slots=int(POOL_SHARE * len(layers.arena)),
+        slot_bytes=CONFIG.record_format.record_bytes,
+        num_records=len(layers.arena),
+    )
     failed = False
     with tempfile.TemporaryDirectory() as place, torch.cuda.stream(torch.cuda.Stream()):
         decoder = Decoder(MoeLibrary(build_cuda(Path(place), 10 * major + minor)))

@@ -37,12 +37,7 @@ def main() -> int:
         cuda = Cudart()
     except BackendError as error:
         sys.exit(f"gpu-check: {error}; the expert pools have not run")
-    size = {"num_slots": NUM_SLOTS, "slot_bytes": RECORD_BYTES}
-    pools: dict[str, Callable[[], Pool]] = {
-        "mapped": lambda: MappedPool(cuda, **size),
-        "staged": lambda: CopiedPool(cuda, **size),
-        "mirrored": lambda: CopiedPool(cuda, **size, num_mirrored=NUM_RECORDS),
-    }
+    pools = gpu_pools(cuda, num_slots=NUM_SLOTS, slot_bytes=RECORD_BYTES, num_records=NUM_RECORDS)
     num_wrong = 0
     with tempfile.TemporaryDirectory() as place:
         path = Path(place) / "experts.bin"
@@ -61,6 +56,18 @@ def main() -> int:
                     f"{'direct' if file.is_direct else file.why_buffered}"
                 )
     return 1 if num_wrong else 0
+
+
+def gpu_pools(
+    cuda: Cudart, *, num_slots: int, slot_bytes: int, num_records: int
+) -> dict[str, Callable[[], Pool]]:
+    """How to make each kind of pool that a GPU may have, by name."""
+    size = {"num_slots": num_slots, "slot_bytes": slot_bytes}
+    return {
+        "mapped": lambda: MappedPool(cuda, **size),
+        "staged": lambda: CopiedPool(cuda, **size),
+        "mirrored": lambda: CopiedPool(cuda, **size, num_mirrored=num_records),
+    }
 
 
 def write(path: Path) -> list[ExpertRecord]:

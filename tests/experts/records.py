@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deeptalk_edge.runtime.experts.lease import Lease
 from deeptalk_edge.runtime.experts.pager import ExpertPager, PagerSettings
 from deeptalk_edge.runtime.experts.policy import POLICIES, Policy
 from deeptalk_edge.runtime.experts.pool import CpuPool
@@ -119,3 +120,15 @@ def sleepy(seconds: float, seed: int = 0) -> Fault:
         time.sleep(float(random.random()) * seconds)
 
     return fault
+
+
+def number_of(layer: int, expert: int) -> int:
+    """The record of an expert."""
+    return (layer - FIRST_LAYER) * NUM_EXPERTS + expert
+
+
+def assert_right(pager: ExpertPager, lease: Lease) -> None:
+    """The leased slots hold what the file holds, where the lease says they lie."""
+    for expert, slot in lease.slots.items():
+        assert leased_bytes(pager, slot) == content_of(number_of(lease.layer, expert))
+        assert lease.addresses[expert] == lease.address(expert) == pager.pool.address(slot)

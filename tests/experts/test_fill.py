@@ -19,8 +19,7 @@ from tests.experts.records import (
     NUM_LAYERS,
     NUM_RECORDS,
     SLOT_BYTES,
-    content_of,
-    leased_bytes,
+    assert_right,
     open_pager,
 )
 
@@ -37,9 +36,7 @@ def test_a_pool_for_all_has_all_before_the_first_question(
         assert pager.has_all
         for layer in range(FIRST_LAYER, FIRST_LAYER + NUM_LAYERS):
             with pager.acquire(layer, range(NUM_EXPERTS)) as lease:
-                for expert, slot in lease.slots.items():
-                    number = (layer - FIRST_LAYER) * NUM_EXPERTS + expert
-                    assert leased_bytes(pager, slot) == content_of(number)
+                assert_right(pager, lease)
         report = pager.report()
         assert (report["misses"], report["loads"]["fill"]) == (0, NUM_RECORDS)
         assert report["moved_bytes"]["fill"] == sum(record.bytes for record in records)

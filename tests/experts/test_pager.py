@@ -26,23 +26,12 @@ from tests.experts.records import (
     NUM_LAYERS,
     NUM_RECORDS,
     SLOT_BYTES,
-    content_of,
-    leased_bytes,
+    assert_right,
     open_pager,
     sleepy,
 )
 
 LAYERS = range(FIRST_LAYER, FIRST_LAYER + NUM_LAYERS)
-
-
-def number_of(layer: int, expert: int) -> int:
-    return (layer - FIRST_LAYER) * NUM_EXPERTS + expert
-
-
-def assert_right(pager: ExpertPager, lease: Lease) -> None:
-    for expert, slot in lease.slots.items():
-        assert leased_bytes(pager, slot) == content_of(number_of(lease.layer, expert))
-        assert lease.addresses[expert] == lease.address(expert) == pager.pool.address(slot)
 
 
 def walk(pager: ExpertPager, *, num_steps: int, seed: int, num_chosen: int = 2) -> None:
