@@ -51,6 +51,19 @@ struct Avx2 {
     static void half_to_float(const uint16_t* p, float* out) {
         _mm256_storeu_ps(out, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
     }
+    template <int kTimes>
+    static Float repeat(const float* p) {
+        if constexpr (kTimes == 1) return load(p);
+        if constexpr (kTimes == 4) return _mm256_set_m128(_mm_set1_ps(p[1]), _mm_set1_ps(p[0]));
+        const Float four = _mm256_castps128_ps256(_mm_loadu_ps(p));
+        return _mm256_permutevar8x32_ps(four, _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3));
+    }
+    template <int kSpans>
+    static Float in_turns(const float* p) {
+        if constexpr (kSpans == 1) return splat(*p);
+        return _mm256_castsi256_ps(
+            _mm256_broadcastq_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+    }
 
     static Int zero() { return _mm256_setzero_si256(); }
     static Int load_int(const int32_t* p) { return load_bytes(p); }
@@ -70,9 +83,13 @@ struct Avx2 {
         return {_mm256_xor_si256(load_bytes(p), shift),
                 _mm256_xor_si256(load_bytes(p + kBytes), shift)};
     }
+    template <int kSpans>
     static Pair weights4(const uint8_t* p) {
         const Int low = _mm256_set1_epi8(0x0f), eight = _mm256_set1_epi8(8);
-        const Int both = load_bytes(p);
+        Int both = load_bytes(p);
+        if constexpr (kSpans == 2) {
+            both = _mm256_permutevar8x32_epi32(both, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+        }
         return {_mm256_and_si256(both, low),
                 _mm256_xor_si256(_mm256_and_si256(_mm256_srli_epi16(both, 4), low), eight)};
     }
@@ -96,12 +113,6 @@ struct Avx2 {
     static Int dot_of_ones(Pair q) {
         const Int ones = _mm256_set1_epi8(1);
         return dot(zero(), {ones, ones}, q);
-    }
-    // One step spans 64 weights: the scale of each lane's eight.
-    template <int kGroup>
-    static Float group_scales(const float* p) {
-        if constexpr (kGroup != 32) return _mm256_set1_ps(*p);
-        return _mm256_set_m128(_mm_set1_ps(p[1]), _mm_set1_ps(p[0]));
     }
 
   private:

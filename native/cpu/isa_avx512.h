@@ -50,6 +50,20 @@ struct Avx512 {
         const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
         _mm512_storeu_ps(out, _mm512_cvtph_ps(halves));
     }
+    template <int kTimes>
+    static Float repeat(const float* p) {
+        if constexpr (kTimes == 1) return load(p);
+        const Float some = kTimes == 2 ? _mm512_castps256_ps512(_mm256_loadu_ps(p))
+                                       : _mm512_castps128_ps512(_mm_loadu_ps(p));
+        return _mm512_permutexvar_ps(_mm512_srli_epi32(lanes(), kTimes == 2 ? 1 : 2), some);
+    }
+    template <int kSpans>
+    static Float in_turns(const float* p) {
+        if constexpr (kSpans == 1) return splat(*p);
+        const __m128i* bytes = reinterpret_cast<const __m128i*>(p);
+        return _mm512_castsi512_ps(kSpans == 2 ? _mm512_broadcastq_epi64(_mm_loadl_epi64(bytes))
+                                               : _mm512_broadcast_i32x4(_mm_loadu_si128(bytes)));
+    }
 
     static Int zero() { return _mm512_setzero_si512(); }
     static Int load_int(const int32_t* p) { return _mm512_loadu_si512(p); }
@@ -69,9 +83,17 @@ struct Avx512 {
         return {_mm512_xor_si512(_mm512_loadu_si512(p), sign),
                 _mm512_xor_si512(_mm512_loadu_si512(p + kBytes), sign)};
     }
+    template <int kSpans>
     static Pair weights4(const uint8_t* p) {
         const Int low = _mm512_set1_epi8(0x0f), eight = _mm512_set1_epi8(8);
-        const Int both = _mm512_loadu_si512(p);
+        Int both = _mm512_loadu_si512(p);
+        if constexpr (kSpans > 1) {
+            constexpr int kShift = kSpans == 2 ? 1 : 2;  // lane i of every span, then lane i + 1
+            const Int turn = _mm512_srli_epi32(lanes(), kShift);
+            const Int span = _mm512_and_si512(lanes(), _mm512_set1_epi32(kSpans - 1));
+            both = _mm512_permutexvar_epi32(
+                _mm512_add_epi32(turn, _mm512_slli_epi32(span, 4 - kShift)), both);
+        }
         // (both >> 4 & low) ^ eight
         return {_mm512_and_si512(both, low),
                 _mm512_ternarylogic_epi32(_mm512_srli_epi16(both, 4), low, eight, 0x6a)};
@@ -86,14 +108,6 @@ struct Avx512 {
     static Int dot_of_ones(Pair q) {
         const Int ones = _mm512_set1_epi8(1);
         return dot(zero(), {ones, ones}, q);
-    }
-    // One step spans 128 weights: the scale of each lane's eight.
-    template <int kGroup>
-    static Float group_scales(const float* p) {
-        if constexpr (kGroup == 128) return _mm512_set1_ps(*p);
-        const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-        const __m512i index = _mm512_srli_epi32(lanes, kGroup == 64 ? 3 : 2);
-        return _mm512_permutexvar_ps(index, _mm512_castps128_ps512(_mm_loadu_ps(p)));
     }
 
     // 32 words of 16 bits, bfloat16 or int16.
@@ -128,6 +142,7 @@ struct Avx512 {
 #endif
 
   private:
+    static Int lanes() { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
     static void add_bytes(Int& sum, Int unsigned_bytes, Int signed_bytes) {
         asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(unsigned_bytes), "vm"(signed_bytes));
     }

@@ -44,6 +44,17 @@ struct Neon {
     static void half_to_float(const uint16_t* p, float* out) {
         vst1q_f32(out, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))));
     }
+    template <int kTimes>
+    static Float repeat(const float* p) {
+        if constexpr (kTimes == 1) return load(p);
+        if constexpr (kTimes == 4) return splat(*p);
+        const float32x2_t two = vld1_f32(p);
+        return vcombine_f32(vdup_lane_f32(two, 0), vdup_lane_f32(two, 1));
+    }
+    template <int kSpans>
+    static Float in_turns(const float* p) {
+        return splat(*p);
+    }
 
     static Int zero() { return vdupq_n_s32(0); }
     static Int load_int(const int32_t* p) { return vld1q_s32(p); }
@@ -59,6 +70,7 @@ struct Neon {
     static Pair weights8(const uint8_t* p) {
         return {vreinterpretq_s8_u8(vld1q_u8(p)), vreinterpretq_s8_u8(vld1q_u8(p + kBytes))};
     }
+    template <int kSpans>
     static Pair weights4(const uint8_t* p) {
         const uint8x16_t both = vld1q_u8(p);
         const int8x16_t low = vreinterpretq_s8_u8(vandq_u8(both, vdupq_n_u8(15)));
@@ -69,11 +81,6 @@ struct Neon {
     }
     static Int dot_int8(Int sum, Pair w, Pair q) { return dot(sum, w, q); }
     static Int dot_of_ones(Pair q) { return dot(zero(), {vdupq_n_s8(1), vdupq_n_s8(1)}, q); }
-    // One step spans 32 weights: they share a scale whatever the group.
-    template <int kGroup>
-    static Float group_scales(const float* p) {
-        return vdupq_n_f32(*p);
-    }
 };
 
 }  // namespace

@@ -51,6 +51,14 @@ struct Portable {
     static void half_to_float(const uint16_t* p, float* out) {
         for (int i = 0; i < kLanes; ++i) out[i] = half_bits_to_float(p[i]);
     }
+    template <int kTimes>
+    static Float repeat(const float* p) {
+        return Float{p[0], p[1 / kTimes], p[2 / kTimes], p[3 / kTimes]};
+    }
+    template <int kSpans>
+    static Float in_turns(const float* p) {
+        return splat(*p);
+    }
 
     static Int zero() { return Int{0, 0, 0, 0}; }
     static Int load_int(const int32_t* p) { return Int{p[0], p[1], p[2], p[3]}; }
@@ -73,6 +81,7 @@ struct Portable {
         return pair;
     }
     static Pair weights8(const uint8_t* p) { return load_pair(reinterpret_cast<const int8_t*>(p)); }
+    template <int kSpans>
     static Pair weights4(const uint8_t* p) {
         Pair pair;
         for (int i = 0; i < kBytes; ++i) {
@@ -90,11 +99,6 @@ struct Portable {
         Pair ones;
         std::memset(&ones, 1, sizeof ones);
         return dot(zero(), ones, q);
-    }
-    // One step spans 32 weights: they share a scale whatever the group.
-    template <int kGroup>
-    static Float group_scales(const float* p) {
-        return splat(*p);
     }
 };
 

@@ -61,9 +61,17 @@ size_t quantised_bytes(int columns) {
     return size_t(round_up(columns, 2 * Isa::kBytes) / (2 * Isa::kBytes)) * 3 * Isa::kBytes;
 }
 
+// How many int4 scales a step spans. Its lanes take turns at them: one lane's four bytes for each scale,
+// then the next, so that scales come from memory in the order of lanes, repeated.
 template <class Isa>
-bool quantise(const float* x, int columns, bool for_int4, int8_t* steps, float* scales) {
+constexpr int spans_of(int group) {
+    return group && group < 2 * Isa::kBytes ? 2 * Isa::kBytes / group : 1;
+}
+
+template <class Isa>
+bool quantise(const float* x, int columns, int group, int8_t* steps, float* scales) {
     constexpr int kStep = 2 * Isa::kBytes, kBytes = Isa::kBytes;
+    const int spans = spans_of<Isa>(group);
     bool finite = true;
     for (int begin = 0; begin < columns; begin += kScaleBlock) {
         const int n = min_of(kScaleBlock, columns - begin);
@@ -85,17 +93,25 @@ bool quantise(const float* x, int columns, bool for_int4, int8_t* steps, float* 
         });
         for (int in = 0; in < round_up(n, kStep); in += kStep, steps += 3 * kBytes) {
             const int32_t* v = values + in;
+            alignas(64) int8_t bytes[kStep];
             for (int i = 0; i < kBytes; ++i) {
-                steps[i] = int8_t(v[for_int4 ? 2 * i : i]);
-                steps[kBytes + i] = int8_t(v[for_int4 ? 2 * i + 1 : kBytes + i]);
+                bytes[i] = int8_t(v[group ? 2 * i : i]);
+                bytes[kBytes + i] = int8_t(v[group ? 2 * i + 1 : kBytes + i]);
             }
-            const int bias = for_int4 ? Isa::kBias4 : Isa::kBias8;
+            for (int lane = 0, span = 0; span < spans; ++span) {
+                for (int at = span; at < Isa::kLanes; at += spans, ++lane) {
+                    std::memcpy(steps + 4 * at, bytes + 4 * lane, 4);
+                    std::memcpy(steps + kBytes + 4 * at, bytes + kBytes + 4 * lane, 4);
+                }
+            }
+            const int bias = group ? Isa::kBias4 : Isa::kBias8;
             alignas(64) int32_t sums[Isa::kLanes];
             Isa::store_int(sums, Isa::dot_of_ones(Isa::load_pair(steps)));
             for (int32_t& sum : sums) sum *= -bias;
             std::memcpy(steps + kStep, sums, sizeof sums);
         }
     }
+    for (int i = (columns + kScaleBlock - 1) / kScaleBlock; i < scales_of_row(columns); ++i) scales[i] = 0.f;
     return finite;
 }
 
@@ -109,22 +125,43 @@ void halves_to_floats(const uint16_t* p, int n, float* out) {
     Isa::half_to_float(rest, out + i);
 }
 
-// R rows of weights times M rows of activations; out is (M, 16) from the first of the R.
-template <class Isa, int kGroup, int R, int M>
-void multiply(const Tile& t, int row, int first_token, float* out) {
+constexpr int columns_of_scale(int group) { return group ? group : kMaxColumns; }
+
+// The scales of a tile's int4 rows as floats, and a vector of 0 behind them.
+template <class Isa, int kGroup>
+void unpack_scales(const Tile& t, float* scales) {
+    const int n = t.num_rows * (t.columns / kGroup);
+    const uint16_t* halves = static_cast<const uint16_t*>(t.scales);
+    for (int i = 0; i < n; i += 32) __builtin_prefetch(halves + n + i);
+    halves_to_floats<Isa>(halves, n, scales);
+    Isa::store(scales + n, Isa::splat(0.f));
+}
+
+// The scales of R rows of weights times those of M rows of activations.
+template <class Isa, int kGroup, int R, int M, int kMaxGroups>
+void multiply_scales(const float* scales, int groups, const float* const (&x_scales)[M],
+                     float (&products)[M][R][kMaxGroups]) {
+    constexpr int kTimes = kScaleBlock / kGroup;
+    for (int i = 0; i < groups; i += Isa::kLanes) {
+        FloatOf<Isa> x[M];
+        for (int m = 0; m < M; ++m) x[m] = Isa::template repeat<kTimes>(x_scales[m] + i / kTimes);
+        for (int r = 0; r < R; ++r) {
+            const FloatOf<Isa> w = Isa::load(scales + r * groups + i);
+            for (int m = 0; m < M; ++m) Isa::store(products[m][r] + i, x[m] * w);
+        }
+    }
+}
+
+// R rows of weights times M rows of activations; out is (M, 16) from the first of the R. With int4
+// weights their scales and those of activations are multiplied first, `kScalesFirst` all of them ahead
+// of the steps, as vectors: faster where there are many of them and more than one token.
+template <class Isa, int kGroup, int R, int M, bool kScalesFirst>
+void multiply(const Tile& t, const float* tile_scales, int row, int first_token, float* out) {
     constexpr int kStep = 2 * Isa::kBytes;
     constexpr int kStepBytes = kGroup ? Isa::kBytes : kStep;
-    constexpr size_t kAhead = 2048;
-    constexpr int kGroups = kGroup ? kMaxColumns / kGroup : 1;
+    constexpr int kSpans = spans_of<Isa>(kGroup), kColumns = columns_of_scale(kGroup);
+    constexpr size_t kAhead = 3072;
     const size_t row_bytes = size_t(t.columns) * kStepBytes / kStep;
-    const int groups = kGroup ? t.columns / (kGroup ? kGroup : 1) : 1;
-    alignas(64) float scales[R * kGroups + 2 * Isa::kLanes];
-    if (kGroup) {
-        const uint16_t* halves = static_cast<const uint16_t*>(t.scales) + size_t(row) * groups;
-        for (int i = 0; i < R * groups; i += 32) __builtin_prefetch(halves + R * groups + i);
-        halves_to_floats<Isa>(halves, R * groups, scales);
-        Isa::store(scales + R * groups, Isa::splat(0.f));  // behind a row that ends within a step
-    }
     const int8_t* q[M];
     const float* q_scales[M];
     for (int m = 0; m < M; ++m) {
@@ -132,20 +169,27 @@ void multiply(const Tile& t, int row, int first_token, float* out) {
         q[m] = t.x.steps + token * t.x.row_bytes;
         q_scales[m] = t.x.scales + token * t.x.row_scales;
     }
+    constexpr int kMaxGroups = kMaxColumns / kColumns;
+    alignas(64) float products[kScalesFirst ? M : 1][kScalesFirst ? R : 1][kScalesFirst ? kMaxGroups : 1];
+    const int groups = t.columns / kColumns;
+    const float* scales = tile_scales + row * groups;
+    if constexpr (kScalesFirst) multiply_scales<Isa, kGroup>(scales, groups, q_scales, products);
     FloatOf<Isa> sums[M][R];
     for (int m = 0; m < M; ++m) {
         for (int r = 0; r < R; ++r) sums[m][r] = Isa::splat(0.f);
     }
     const uint8_t* w = t.weights + size_t(row) * row_bytes;
-    const auto step = [&](int at, const uint8_t* bytes, size_t stride) __attribute__((always_inline)) {
+    const auto step = [&](int at, const uint8_t* bytes, size_t bytes_apart) __attribute__((always_inline)) {
         typename Isa::Pair weights[R];
         FloatOf<Isa> scale[R];
+        const int group = at * kStep / kColumns;
         for (int r = 0; r < R; ++r) {
-            const uint8_t* p = bytes + r * stride;
-            weights[r] = kGroup ? Isa::weights4(p) : Isa::weights8(p);
-            if (kGroup) {
-                const float* group = scales + r * groups + at * kStep / (kGroup ? kGroup : 1);
-                scale[r] = Isa::template group_scales<kGroup>(group);
+            const uint8_t* p = bytes + r * bytes_apart;
+            if constexpr (kGroup == 0) {
+                weights[r] = Isa::weights8(p);
+            } else {
+                weights[r] = Isa::template weights4<kSpans>(p);
+                if (!kScalesFirst) scale[r] = Isa::template in_turns<kSpans>(scales + r * groups + group);
             }
         }
         for (int m = 0; m < M; ++m) {
@@ -156,10 +200,15 @@ void multiply(const Tile& t, int row, int first_token, float* out) {
             const typename Isa::Int start =
                 kShifted ? Isa::load_int(reinterpret_cast<const int32_t*>(pair + kStep)) : Isa::zero();
             for (int r = 0; r < R; ++r) {
+                FloatOf<Isa> product = x_scale;
+                if constexpr (kScalesFirst) {
+                    product = Isa::template in_turns<kSpans>(products[m][r] + group);
+                } else if constexpr (kGroup != 0) {
+                    product = x_scale * scale[r];
+                }
                 const FloatOf<Isa> dot = Isa::to_float(
                     kGroup ? Isa::dot(start, weights[r], x) : Isa::dot_int8(start, weights[r], x));
-                sums[m][r] = kGroup ? Isa::fma(dot * x_scale, scale[r], sums[m][r])
-                                    : Isa::fma(dot, x_scale, sums[m][r]);
+                sums[m][r] = Isa::fma(dot, product, sums[m][r]);
             }
         }
     };
@@ -192,28 +241,42 @@ void multiply(const Tile& t, int row, int first_token, float* out) {
     }
 }
 
-template <class Isa, int kGroup, int M>
-void multiply_rows(const Tile& t, int first_token) {
+template <class Isa, int kGroup, int M, bool kScalesFirst>
+void multiply_rows(const Tile& t, const float* scales, int first_token) {
     float* out = t.out + size_t(first_token) * kTileRows;
     int row = 0;
     for (; row + Isa::kRows <= t.num_rows; row += Isa::kRows) {
-        multiply<Isa, kGroup, Isa::kRows, M>(t, row, first_token, out + row);
+        multiply<Isa, kGroup, Isa::kRows, M, kScalesFirst>(t, scales, row, first_token, out + row);
     }
-    for (; row < t.num_rows; ++row) multiply<Isa, kGroup, 1, M>(t, row, first_token, out + row);
+    for (; row < t.num_rows; ++row) {
+        multiply<Isa, kGroup, 1, M, kScalesFirst>(t, scales, row, first_token, out + row);
+    }
+}
+
+template <class Isa, int kGroup, int M>
+void multiply_tokens(const Tile& t, const float* scales, int first_token) {
+    constexpr bool kCan = kGroup && M > 1;
+    if (kCan && t.columns >= 1024) {
+        multiply_rows<Isa, kGroup, M, kCan>(t, scales, first_token);
+    } else {
+        multiply_rows<Isa, kGroup, M, false>(t, scales, first_token);
+    }
 }
 
 template <class Isa, int kGroup>
 void tile(const Tile& t) {
+    alignas(64) float scales[kTileRows * kMaxColumns / columns_of_scale(kGroup) + 2 * Isa::kLanes];
+    if constexpr (kGroup != 0) unpack_scales<Isa, kGroup>(t, scales);
     int token = 0;
     for (; token + Isa::kTokens <= t.num_tokens; token += Isa::kTokens) {
-        multiply_rows<Isa, kGroup, Isa::kTokens>(t, token);
+        multiply_tokens<Isa, kGroup, Isa::kTokens>(t, scales, token);
     }
     const int rest = t.num_tokens - token;
     if constexpr (Isa::kTokens == 4) {
-        if (rest == 3) multiply_rows<Isa, kGroup, 3>(t, token);
-        if (rest == 2) multiply_rows<Isa, kGroup, 2>(t, token);
+        if (rest == 3) multiply_tokens<Isa, kGroup, 3>(t, scales, token);
+        if (rest == 2) multiply_tokens<Isa, kGroup, 2>(t, scales, token);
     }
-    if (rest == 1) multiply_rows<Isa, kGroup, 1>(t, token);
+    if (rest == 1) multiply_tokens<Isa, kGroup, 1>(t, scales, token);
 }
 
 template <class Isa>

@@ -18,12 +18,14 @@ constexpr int kMaxLatentWidth = 1024;  // of a cached row, padding included
 constexpr int kAttendHeads = 16;      // that one call of `attend` serves at most
 
 // Int8 rows of activations. A step holds 2 V of them and the V / 4 sums at which its dot products
-// begin; for int4 weights the even ones stand before the odd ones, as nibbles come apart.
+// begin; for int4 weights the even ones stand before the odd ones, as nibbles come apart, and lanes
+// take turns at the int4 scales that a step spans.
 struct QuantisedRows {
     int8_t* steps;
-    float* scales;  // one for every 128 columns
+    float* scales;  // one for every 128 columns, and 0 up to a whole vector
     size_t row_bytes, row_scales;
 };
+inline int scales_of_row(int columns) { return (columns + 2047) / 2048 * 16; }
 
 // At most 16 rows of a row-major matrix (rows, K) times some rows of activations.
 struct Tile {
@@ -91,8 +93,8 @@ struct Depthwise {
 struct Path {
     const char* name;
     size_t (*quantised_bytes)(int columns);  // of one row
-    // False if a value is not finite.
-    bool (*quantise)(const float* x, int columns, bool for_int4, int8_t* steps, float* scales);
+    // For weights of a group, 0 for int8. False if a value is not finite.
+    bool (*quantise)(const float* x, int columns, int group, int8_t* steps, float* scales);
     void (*tile[kNumWeightKinds])(const Tile& tile);
     void (*attend[kNumCacheKinds])(const Attend& call);
     void (*rms_norm)(const float* x, const float* weight, int n, float epsilon, float* y);

@@ -95,7 +95,7 @@ void multiply(const Tile& t, int row, int first_token, float* out) {
                     std::memcpy(rest[r], w[r], size_t(t.columns - at));
                     w[r] = rest[r];
                 }
-                weights[r] = kGroup ? Neon::weights4(w[r]) : Neon::weights8(w[r]);
+                weights[r] = kGroup ? Neon::weights4<1>(w[r]) : Neon::weights8(w[r]);
                 w[r] += kStepBytes;
             }
             if constexpr (M == 1) {

@@ -23,7 +23,7 @@ void check_group(int group, int columns) {
 }
 
 QuantisedRows Quantised::reserve(const Path& path, int rows, int columns) {
-    const size_t row_bytes = path.quantised_bytes(columns), row_scales = size_t(columns + 127) / 128;
+    const size_t row_bytes = path.quantised_bytes(columns), row_scales = size_t(scales_of_row(columns));
     if (steps_.size() < rows * row_bytes + kLine) steps_.resize(rows * row_bytes + kLine);
     if (scales_.size() < rows * row_scales) scales_.resize(rows * row_scales);
     // Steps are whole cache lines: begun at one, no load crosses into the next.
@@ -37,7 +37,7 @@ bool quantise_rows(dt_context& c, const float* x, int n, int columns, size_t str
     const auto part = [&](int begin, int end) {
         for (int i = begin; i < end; ++i) {
             int8_t* steps = rows.steps + i * rows.row_bytes;
-            if (!c.path.quantise(x + i * stride, columns, group != 0, steps,
+            if (!c.path.quantise(x + i * stride, columns, group, steps,
                                  rows.scales + i * rows.row_scales)) {
                 finite = false;
             }

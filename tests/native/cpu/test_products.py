@@ -33,6 +33,7 @@ shapes = given(
     group=st.sampled_from([0, 32, 64, 128]),
     num_rows=st.integers(1, 40),
     num_steps=st.integers(1, 12),
+    is_wide=st.booleans(),
     num_tokens=st.integers(1, 9),
     heads=st.integers(1, 3),
     seed=st.integers(0, 1 << 32),
@@ -59,12 +60,13 @@ def test_a_linear_layer_is_its_matrix_times_rounded_activations(
     group: int,
     num_rows: int,
     num_steps: int,
+    is_wide: bool,
     num_tokens: int,
     heads: int,
     seed: int,
 ) -> None:
     rng = np.random.default_rng(seed)
-    columns = num_steps * (group or 13)  # int8 rows may end anywhere
+    columns = num_steps * (group or 13) + is_wide * 1024  # int8 rows may end anywhere
     weights = rng.standard_normal((heads * num_rows, columns)).astype(np.float32)
     x = rng.standard_normal((num_tokens, heads * columns)).astype(np.float32)
     assert_linear(context, weights, group, x, heads)
@@ -79,6 +81,20 @@ def test_activations_of_any_size_keep_their_precision(
     weights = rng.standard_normal((19, 256)).astype(np.float32)
     x = (rng.standard_normal((2, 256)) * size).astype(np.float32)
     assert_linear(context, weights, group, x, 1)
+
+
+@pytest.mark.parametrize("group", [0, 32, 64, 128])
+@pytest.mark.parametrize("num_groups", [3, 35])  # fewer columns than 1024, and more
+def test_a_row_alone_gets_the_bits_it_gets_among_others(
+    context: NativeContext, group: int, num_groups: int
+) -> None:
+    rng = np.random.default_rng(2)
+    columns = num_groups * (group or 32)
+    matrix = stored(rng.standard_normal((37, columns)).astype(np.float32), group)
+    x = rng.standard_normal((11, columns)).astype(np.float32)
+    alone = np.concatenate([context.linear(matrix.native, row[None]) for row in x])
+    for count in range(2, 12):
+        np.testing.assert_array_equal(context.linear(matrix.native, x[:count]), alone[:count])
 
 
 @pytest.mark.parametrize("scale", [0.0, 6e-8, 3e-5, 65504.0])
