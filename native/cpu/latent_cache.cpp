@@ -134,21 +134,23 @@ void attend(dt_context& c, const CacheShape& shape, int heads, const dt_pass& pa
         });
         return;
     }
-    const auto set = [&](int token, int which, int part) {
-        const size_t i = (size_t(token) * size_t(spans) + size_t(which)) * size_t(parts) + size_t(part);
-        return Gathered{&room.maximum[i * kAttendHeads], &room.total[i * kAttendHeads],
-                        &room.mixed[i * size_t(span) * size_t(latent)]};
+    const auto set = [&](int token, int first_head, int part) {
+        const size_t which = size_t(token) * size_t(spans) + size_t(first_head / span);
+        const size_t i = which * size_t(parts) + size_t(part), skipped = size_t(first_head % span);
+        return Gathered{&room.maximum[i * kAttendHeads + skipped], &room.total[i * kAttendHeads + skipped],
+                        &room.mixed[(i * size_t(span) + skipped) * size_t(latent)]};
     };
     // Halves of the heads one after the other: what one has read, the other finds in the cache.
     c.pool.run(tokens * spans * parts, [&](int i) {
-        const int which = i % spans, part = i / spans % parts, token = i / spans / parts;
-        const int count = std::min(span, heads - which * span);
-        gather(token, which * span, count, part, set(token, which, part));
+        const int first_head = i % spans * span, part = i / spans % parts, token = i / spans / parts;
+        gather(token, first_head, std::min(span, heads - first_head), part, set(token, first_head, part));
     });
-    c.pool.run(tokens * spans, [&](int i) {
-        const int token = i / spans, which = i % spans;
-        finish(token, which * span, std::min(span, heads - which * span),
-               [&](int part) { return set(token, which, part); });
+    constexpr int kFinished = 4;  // heads at a time
+    const int fours = (heads + kFinished - 1) / kFinished;
+    c.pool.run(tokens * fours, [&](int i) {
+        const int token = i / fours, first_head = i % fours * kFinished;
+        finish(token, first_head, std::min(kFinished, heads - first_head),
+               [&](int part) { return set(token, first_head, part); });
     });
 }
 

@@ -7,8 +7,6 @@ namespace {
 
 constexpr uint32_t kClosed = 0x80000000u;  // more chunks than any job has
 
-uint32_t job_of(uint64_t ticket) { return uint32_t(ticket >> 32); }
-
 void pause() {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
@@ -33,9 +31,9 @@ bool spin_until(Ready ready) {
 
 }  // namespace
 
-Pool::Pool(int threads) {
-    ticket_.store(kClosed);
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { serve(); });
+Pool::Pool(int threads) : stretches_(size_t(threads)) {
+    for (Stretch& stretch : stretches_) stretch.ticket.store(kClosed);
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { serve(i); });
 }
 
 Pool::~Pool() {
@@ -48,32 +46,49 @@ Pool::~Pool() {
 }
 
 void Pool::share(int chunks, Call call, void* work) {
-    const uint64_t job = uint64_t(job_of(ticket_.load()) + 1) << 32;
+    const uint64_t number = uint64_t(job() + 1) << 32;
     chunks_.store(chunks);
     call_.store(call);
     work_.store(work);
     done_.store(0);
-    ticket_.store(job);  // from here on chunks can be taken
+    // From here on chunks can be taken. Workers look at the first stretch's number.
+    for (int i = int(stretches_.size()) - 1; i >= 0; --i) {
+        stretches_[size_t(i)].ticket.store(number | uint64_t(first_chunk(i, chunks)));
+    }
     if (sleepers_.load() > 0) {
         std::lock_guard<std::mutex> lock(mutex_);
         wake_.notify_all();
     }
-    while (take_chunk()) {
-    }
+    work_as(0);
     // What is left is in the hands of workers at work; if one was preempted, let it have this core.
     while (!spin_until([&] { return done_.load() == chunks; })) std::this_thread::yield();
-    ticket_.store(job | kClosed);
+    for (Stretch& stretch : stretches_) stretch.ticket.store(number | kClosed);
 }
 
-bool Pool::take_chunk() {
-    uint64_t ticket = ticket_.load();
+void Pool::work_as(int thread) {
+    const int threads = int(stretches_.size());
+    for (int i = 0; i < threads; ++i) {
+        while (take_chunk((thread + i) % threads)) {
+        }
+    }
+}
+
+int Pool::first_chunk(int stretch, int chunks) const {
+    return int(int64_t(chunks) * stretch / int64_t(stretches_.size()));
+}
+
+uint32_t Pool::job() const { return uint32_t(stretches_[0].ticket.load() >> 32); }
+
+bool Pool::take_chunk(int stretch) {
+    std::atomic<uint64_t>& place = stretches_[size_t(stretch)].ticket;
+    uint64_t ticket = place.load();
     for (;;) {
         const uint32_t chunk = uint32_t(ticket);
         const Call call = call_.load();
         void* const work = work_.load();
-        if (chunk >= uint32_t(chunks_.load())) return false;
+        if (chunk >= uint32_t(first_chunk(stretch + 1, chunks_.load()))) return false;
         // Fails if the job has changed since, and with it what was just read.
-        if (!ticket_.compare_exchange_weak(ticket, ticket + 1)) continue;
+        if (!place.compare_exchange_weak(ticket, ticket + 1)) continue;
         call(work, int(chunk));
         done_.fetch_add(1);
         return true;
@@ -81,7 +96,7 @@ bool Pool::take_chunk() {
 }
 
 void Pool::wait_for_work(uint32_t seen) {
-    const auto ready = [&] { return stopping_.load() || job_of(ticket_.load()) != seen; };
+    const auto ready = [&] { return stopping_.load() || job() != seen; };
     if (spin_until(ready)) return;
     std::unique_lock<std::mutex> lock(mutex_);
     sleepers_.fetch_add(1);
@@ -89,13 +104,12 @@ void Pool::wait_for_work(uint32_t seen) {
     sleepers_.fetch_sub(1);
 }
 
-void Pool::serve() {
+void Pool::serve(int thread) {
     uint32_t seen = 0;
     while (!stopping_.load()) {
         wait_for_work(seen);
-        seen = job_of(ticket_.load());
-        while (take_chunk()) {
-        }
+        seen = job();
+        work_as(thread);
     }
 }
 
