@@ -55,7 +55,8 @@ struct Avx512 {
         if constexpr (kTimes == 1) return load(p);
         const Float some = kTimes == 2 ? _mm512_castps256_ps512(_mm256_loadu_ps(p))
                                        : _mm512_castps128_ps512(_mm_loadu_ps(p));
-        return _mm512_permutexvar_ps(_mm512_srli_epi32(lanes(), kTimes == 2 ? 1 : 2), some);
+        const Int lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        return _mm512_permutexvar_ps(_mm512_srli_epi32(lanes, kTimes == 2 ? 1 : 2), some);
     }
     template <int kSpans>
     static Float in_turns(const float* p) {
@@ -87,13 +88,10 @@ struct Avx512 {
     static Pair weights4(const uint8_t* p) {
         const Int low = _mm512_set1_epi8(0x0f), eight = _mm512_set1_epi8(8);
         Int both = _mm512_loadu_si512(p);
-        if constexpr (kSpans > 1) {
-            constexpr int kShift = kSpans == 2 ? 1 : 2;  // lane i of every span, then lane i + 1
-            const Int turn = _mm512_srli_epi32(lanes(), kShift);
-            const Int span = _mm512_and_si512(lanes(), _mm512_set1_epi32(kSpans - 1));
-            both = _mm512_permutexvar_epi32(
-                _mm512_add_epi32(turn, _mm512_slli_epi32(span, 4 - kShift)), both);
-        }
+        if constexpr (kSpans == 2) both = _mm512_permutexvar_epi32(
+            _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15), both);
+        if constexpr (kSpans == 4) both = _mm512_permutexvar_epi32(
+            _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), both);
         // (both >> 4 & low) ^ eight
         return {_mm512_and_si512(both, low),
                 _mm512_ternarylogic_epi32(_mm512_srli_epi16(both, 4), low, eight, 0x6a)};
@@ -142,7 +140,6 @@ struct Avx512 {
 #endif
 
   private:
-    static Int lanes() { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
     static void add_bytes(Int& sum, Int unsigned_bytes, Int signed_bytes) {
         asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(unsigned_bytes), "vm"(signed_bytes));
     }

@@ -255,9 +255,9 @@ void multiply_rows(const Tile& t, const float* scales, int first_token) {
 
 template <class Isa, int kGroup, int M>
 void multiply_tokens(const Tile& t, const float* scales, int first_token) {
-    constexpr bool kCan = kGroup && M > 1;
-    if (kCan && t.columns >= 1024) {
-        multiply_rows<Isa, kGroup, M, kCan>(t, scales, first_token);
+    constexpr bool kMay = kGroup && M > 1;
+    if (kMay && t.columns >= 1024) {
+        multiply_rows<Isa, kGroup, M, kMay>(t, scales, first_token);
     } else {
         multiply_rows<Isa, kGroup, M, false>(t, scales, first_token);
     }
