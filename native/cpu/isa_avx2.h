@@ -51,6 +51,7 @@ struct Avx2 {
     static void half_to_float(const uint16_t* p, float* out) {
         _mm256_storeu_ps(out, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
     }
+    // The next numbers, each `kTimes` times.
     template <int kTimes>
     static Float repeat(const float* p) {
         if constexpr (kTimes == 1) return load(p);
@@ -58,6 +59,7 @@ struct Avx2 {
         const Float four = _mm256_castps128_ps256(_mm_loadu_ps(p));
         return _mm256_permutevar8x32_ps(four, _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3));
     }
+    // The next `kSpans` numbers, over and over.
     template <int kSpans>
     static Float in_turns(const float* p) {
         if constexpr (kSpans == 1) return splat(*p);
@@ -83,6 +85,7 @@ struct Avx2 {
         return {_mm256_xor_si256(load_bytes(p), shift),
                 _mm256_xor_si256(load_bytes(p + kBytes), shift)};
     }
+    // Of `kSpans` int4 groups, lanes in turns.
     template <int kSpans>
     static Pair weights4(const uint8_t* p) {
         const Int low = _mm256_set1_epi8(0x0f), eight = _mm256_set1_epi8(8);

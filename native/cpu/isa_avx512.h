@@ -50,6 +50,7 @@ struct Avx512 {
         const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
         _mm512_storeu_ps(out, _mm512_cvtph_ps(halves));
     }
+    // The next numbers, each `kTimes` times.
     template <int kTimes>
     static Float repeat(const float* p) {
         if constexpr (kTimes == 1) return load(p);
@@ -58,6 +59,7 @@ struct Avx512 {
         const Int lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
         return _mm512_permutexvar_ps(_mm512_srli_epi32(lanes, kTimes == 2 ? 1 : 2), some);
     }
+    // The next `kSpans` numbers, over and over.
     template <int kSpans>
     static Float in_turns(const float* p) {
         if constexpr (kSpans == 1) return splat(*p);
@@ -84,14 +86,19 @@ struct Avx512 {
         return {_mm512_xor_si512(_mm512_loadu_si512(p), sign),
                 _mm512_xor_si512(_mm512_loadu_si512(p + kBytes), sign)};
     }
+    // Of `kSpans` int4 groups, lanes in turns.
     template <int kSpans>
     static Pair weights4(const uint8_t* p) {
         const Int low = _mm512_set1_epi8(0x0f), eight = _mm512_set1_epi8(8);
         Int both = _mm512_loadu_si512(p);
-        if constexpr (kSpans == 2) both = _mm512_permutexvar_epi32(
-            _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15), both);
-        if constexpr (kSpans == 4) both = _mm512_permutexvar_epi32(
-            _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), both);
+        if constexpr (kSpans == 2) {
+            both = _mm512_permutexvar_epi32(
+                _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15), both);
+        }
+        if constexpr (kSpans == 4) {
+            both = _mm512_permutexvar_epi32(
+                _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), both);
+        }
         // (both >> 4 & low) ^ eight
         return {_mm512_and_si512(both, low),
                 _mm512_ternarylogic_epi32(_mm512_srli_epi16(both, 4), low, eight, 0x6a)};

@@ -44,6 +44,7 @@ struct Neon {
     static void half_to_float(const uint16_t* p, float* out) {
         vst1q_f32(out, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))));
     }
+    // The next numbers, each `kTimes` times.
     template <int kTimes>
     static Float repeat(const float* p) {
         if constexpr (kTimes == 1) return load(p);
@@ -51,6 +52,7 @@ struct Neon {
         const float32x2_t two = vld1_f32(p);
         return vcombine_f32(vdup_lane_f32(two, 0), vdup_lane_f32(two, 1));
     }
+    // The next `kSpans` numbers, over and over.
     template <int kSpans>
     static Float in_turns(const float* p) {
         return splat(*p);
@@ -70,6 +72,7 @@ struct Neon {
     static Pair weights8(const uint8_t* p) {
         return {vreinterpretq_s8_u8(vld1q_u8(p)), vreinterpretq_s8_u8(vld1q_u8(p + kBytes))};
     }
+    // Of `kSpans` int4 groups, lanes in turns.
     template <int kSpans>
     static Pair weights4(const uint8_t* p) {
         const uint8x16_t both = vld1q_u8(p);

@@ -51,10 +51,12 @@ struct Portable {
     static void half_to_float(const uint16_t* p, float* out) {
         for (int i = 0; i < kLanes; ++i) out[i] = half_bits_to_float(p[i]);
     }
+    // The next numbers, each `kTimes` times.
     template <int kTimes>
     static Float repeat(const float* p) {
         return Float{p[0], p[1 / kTimes], p[2 / kTimes], p[3 / kTimes]};
     }
+    // The next `kSpans` numbers, over and over.
     template <int kSpans>
     static Float in_turns(const float* p) {
         return splat(*p);
@@ -81,6 +83,7 @@ struct Portable {
         return pair;
     }
     static Pair weights8(const uint8_t* p) { return load_pair(reinterpret_cast<const int8_t*>(p)); }
+    // Of `kSpans` int4 groups, lanes in turns.
     template <int kSpans>
     static Pair weights4(const uint8_t* p) {
         Pair pair;
