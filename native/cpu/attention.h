@@ -46,6 +46,7 @@ struct Int8Rows {
 template <class Isa, class Rows>
 class Attention {
     static constexpr int kHeads = 4, kRows = Isa::kRows;  // of a block of scores
+    static constexpr int kRowsAhead = 8;
     static constexpr int kMixHeads = Isa::kRows == 4 ? 8 : 4, kMixVectors = 2;
     static constexpr int kParts = Rows::kScaled ? 2 : 1;  // of a row that are scored apart
     static constexpr bool kDotsBf16 = Isa::kDotsBf16 && !Rows::kScaled;
@@ -70,11 +71,13 @@ class Attention {
         for (int begin = call_.begin; begin < call_.end; begin += kBlockRows) {
             num_rows_ = min_of(kBlockRows, call_.end - begin);
             for (int r = 0; r < kBlockRows; ++r) rows_[r] = row(begin + min_of(r, num_rows_ - 1));
+            is_first_ = begin == call_.begin;
             const int next = begin + num_rows_;
             ahead_ = row(next);
-            ahead_end_ = ahead_ + size_t(min_of(kBlockRows, call_.end - next)) * call_.row_bytes;
-            for (int head = 0; head < call_.heads; head += kHeads) {
-                for (int r = 0; r < num_rows_; r += kRows) score(head, r);
+            ahead_end_ = ahead_ + size_t(min_of(kBlockRows, call_.next_end - next)) * call_.row_bytes;
+            for (int r = 0; r < num_rows_; r += kRows) {
+                if (begin == 0) ask_for_rows(r + kRowsAhead);
+                for (int head = 0; head < call_.heads; head += kHeads) score(head, r);
             }
             for (int head = 0; head < call_.heads; head += Isa::kLanes) soften(head);
             for (int i = 0; i < call_.latent; i += kMixVectors * Isa::kLanes) {
@@ -90,6 +93,13 @@ class Attention {
         return (i < call_.num_shared ? call_.shared : call_.own) + size_t(i) * call_.row_bytes;
     }
     const Value* values(int r, int i) const { return reinterpret_cast<const Value*>(rows_[r]) + i; }
+
+    // Nobody has asked for the cache's first block.
+    void ask_for_rows(int first) {
+        const uint8_t* line = rows_[min_of(first, num_rows_ - 1)];
+        const uint8_t* end = line + kRows * call_.row_bytes;
+        for (; line < end; line += 64) __builtin_prefetch(line);
+    }
 
     // A line of the next block, so that memory is read while arithmetic goes on.
     void ask_ahead() {
@@ -194,7 +204,7 @@ class Attention {
     // Scores to shares of the softmax for a vector of heads, and the factor by which what was mixed
     // before shrinks.
     void soften(int head) {
-        const Float before = Isa::load(call_.maximum + head);
+        const Float before = is_first_ ? Isa::splat(-1e30f) : Isa::load(call_.out.maximum + head);
         Float maximum = before, total = Isa::splat(0.f), largest = total;
         for (int r = 0; r < num_rows_; ++r) {
             Float score = Isa::load(scores_[0][r] + head);
@@ -215,8 +225,9 @@ class Attention {
             Isa::store(scores_[0][r] + head, share);
         }
         const Float shrink = exp_of<Isa>(before - maximum);
-        Isa::store(call_.maximum + head, maximum);
-        Isa::store(call_.total + head, Isa::fma(Isa::load(call_.total + head), shrink, total));
+        Isa::store(call_.out.maximum + head, maximum);
+        if (!is_first_) total = Isa::fma(Isa::load(call_.out.total + head), shrink, total);
+        Isa::store(call_.out.total + head, total);
         Isa::store(shrink_ + head, shrink);
         if constexpr (kMixesPairs) pair_shares(head, largest);
     }
@@ -262,10 +273,10 @@ class Attention {
             }
         }
         for (int h = 0; h < kCount; ++h) {
-            float* mixed = call_.mixed + size_t(first_head + h) * size_t(call_.latent) + i;
+            float* mixed = call_.out.mixed + size_t(first_head + h) * size_t(call_.latent) + i;
             const Float shrink = Isa::splat(shrink_[first_head + h]);
             for (int v = 0; v < kMixVectors; ++v, mixed += Isa::kLanes) {
-                Isa::store(mixed, Isa::fma(Isa::load(mixed), shrink, sums[h][v]));
+                Isa::store(mixed, is_first_ ? sums[h][v] : Isa::fma(Isa::load(mixed), shrink, sums[h][v]));
             }
         }
     }
@@ -297,6 +308,7 @@ class Attention {
 
     const Attend& call_;
     int num_rows_ = 0;  // of the block in hand
+    bool is_first_ = true;
     const uint8_t* rows_[kBlockRows];
     const uint8_t *ahead_ = nullptr, *ahead_end_ = nullptr;
     alignas(64) float shrink_[kAttendHeads];
@@ -313,6 +325,31 @@ void attend(const Attend& call) {
     Attention<Isa, Rows>(call).run();
 }
 
+// Takes `part` into `all`, whose maximum it may raise.
+template <class Isa>
+void add_gathered(const Gathered& all, const Gathered& part, int heads, int latent) {
+    alignas(64) float old_shares[kAttendHeads], new_shares[kAttendHeads];
+    for (int h = 0; h < kAttendHeads; h += Isa::kLanes) {
+        const FloatOf<Isa> before = Isa::load(all.maximum + h), added = Isa::load(part.maximum + h);
+        const FloatOf<Isa> maximum = Isa::max(before, added);
+        const FloatOf<Isa> old_share = exp_of<Isa>(before - maximum), new_share = exp_of<Isa>(added - maximum);
+        Isa::store(all.maximum + h, maximum);
+        const FloatOf<Isa> total = Isa::load(all.total + h) * old_share;
+        Isa::store(all.total + h, Isa::fma(Isa::load(part.total + h), new_share, total));
+        Isa::store(old_shares + h, old_share);
+        Isa::store(new_shares + h, new_share);
+    }
+    for (int h = 0; h < heads; ++h) {
+        const FloatOf<Isa> old_share = Isa::splat(old_shares[h]), new_share = Isa::splat(new_shares[h]);
+        float* mixed = all.mixed + size_t(h) * size_t(latent);
+        const float* added = part.mixed + size_t(h) * size_t(latent);
+        for (int i = 0; i < latent; i += Isa::kLanes) {
+            const FloatOf<Isa> sum = Isa::load(mixed + i) * old_share;
+            Isa::store(mixed + i, Isa::fma(Isa::load(added + i), new_share, sum));
+        }
+    }
+}
+
 template <class Isa>
 constexpr Path make_path(const char* name) {
     return {name,
@@ -320,6 +357,7 @@ constexpr Path make_path(const char* name) {
             quantise<Isa>,
             {tile<Isa, 0>, tile<Isa, 32>, tile<Isa, 64>, tile<Isa, 128>},
             {attend<Isa, Bf16Rows>, attend<Isa, Int8Rows>},
+            add_gathered<Isa>,
             rms_norm<Isa>,
             silu_times_up<Isa>,
             dot_rows<Isa>,

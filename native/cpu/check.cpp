@@ -78,7 +78,7 @@ struct Stored {
 };
 
 void check_linear(dt_context* c, const char* path, int group) {
-    const int heads = 1 + below(3), rows = 1 + below(40), tokens = 1 + below(9);
+    const int heads = 1 + below(3), rows = 1 + below(150), tokens = 1 + below(9);
     const int columns = (1 + below(9)) * (group ? group : 13) + below(2) * 1024;
     const Stored matrix(heads * rows, columns, group);
     const std::vector<float> x = normals(size_t(tokens * heads * columns));

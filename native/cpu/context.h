@@ -11,7 +11,10 @@
 
 namespace deeptalk {
 
-constexpr int kTileTokens = 64;  // of one call of a tile: their results stay in the first cache
+constexpr int kTileTokens = 64;  // of one call of a tile: their results stay in a cache
+// Of weights for some tokens: short tiles read memory as an even stream, long ones reuse activations.
+constexpr int kFewRows = 16;
+inline int tile_rows_of(int tokens) { return tokens < 8 ? kFewRows : kTileRows; }
 
 struct Refusal : std::runtime_error {
     using std::runtime_error::runtime_error;

@@ -7,18 +7,12 @@
 #include <cmath>
 #include <cstring>
 
+#include "lanes.h"
+
 namespace deeptalk {
 namespace {
 
 constexpr float kLatentNormEpsilon = 1e-6f;  // spec.LATENT_NORM_EPS: whatever norm_epsilon says
-
-float half_to_float(uint16_t half) {
-    const int exponent = half >> 10 & 31;
-    const float fraction = float(half & 1023);
-    const float magnitude = exponent ? std::ldexp(1024.f + fraction, exponent - 25)
-                                     : std::ldexp(fraction, -24);
-    return half & 0x8000 ? -magnitude : magnitude;
-}
 
 // sum (columns) += a row of the matrix.
 void add_row(const dt_matrix& m, int64_t row, float* sum) {
@@ -33,7 +27,7 @@ void add_row(const dt_matrix& m, int64_t row, float* sum) {
     const size_t groups = columns / size_t(m.group);
     const uint16_t* scales = static_cast<const uint16_t*>(m.scales) + size_t(row) * groups;
     for (size_t g = 0; g < groups; ++g) {
-        const float scale = half_to_float(scales[g]);
+        const float scale = half_bits_to_float(scales[g]);
         for (size_t i = g * size_t(m.group); i < (g + 1) * size_t(m.group); i += 2) {
             const uint8_t both = weights[i / 2];
             sum[i] += float((both & 15) - 8) * scale;

@@ -9,6 +9,8 @@
 namespace deeptalk {
 namespace {
 
+constexpr int kPanelRows = 1408;  // of gate or up at most: what they leave of 64 tokens stays in a cache
+
 // Lists the tokens of every expert that is present, ascending by id; with them all choices left are
 // met, then all tokens for each record of `own`. Returns the number of choices met, or -1 if an id is
 // out of range.
@@ -50,41 +52,60 @@ int group_tokens(ExpertRoom& room, const Records& records, int tokens, const Cho
     return served;
 }
 
+// Whole tiles, as many as leave every thread four panels to take.
+int panel_rows_of(int ffn_width, int num_units, int threads) {
+    const int wanted = (4 * threads + num_units - 1) / std::max(num_units, 1);
+    const int tiles = (ffn_width + kFewRows - 1) / kFewRows;
+    return std::min((tiles + wanted - 1) / wanted * kFewRows, kPanelRows);
+}
+
 class Experts {
   public:
     Experts(dt_context& c, const dt_record& record)
         : c_(c), room_(c.experts), record_(record), kind_(kind_of_group(record.group)) {}
 
-    // hidden = silu(gate x) * up x for the rows [row, row + 16) of a unit's gate and up.
-    void hide(const Unit& unit, int row, const QuantisedRows& x) const {
-        alignas(64) float gate[kTileTokens * kTileRows], up[kTileTokens * kTileRows];
-        const int rows = std::min(kTileRows, record_.ffn_width - row), width = record_.ffn_width;
-        for (int first = 0; first < unit.count; first += kTileTokens) {
-            const int count = std::min(kTileTokens, unit.count - first);
-            const int32_t* tokens = &room_.tokens[size_t(unit.first + first)];
-            tile(unit, gate_up(), record_.width, row, rows, x, tokens, count, gate, width + row);
-            tile(unit, gate_up(), record_.width, width + row, rows, x, tokens, count, up, row + rows);
-            for (int t = 0; t < count; ++t) {
-                float* hidden = &room_.hidden[size_t(unit.first + first + t) * size_t(width)];
-                const int at = t * kTileRows;
-                c_.path.silu_times_up(gate + at, up + at, rows, hidden + row);
+    // hidden = silu(gate x) * up x for a panel of a unit's gate rows and the same up rows: one behind the
+    // other, for two long streams are read faster than turns of a tile.
+    void hide(const Unit& unit, int begin, int end, const QuantisedRows& x) const {
+        alignas(64) float gates[kPanelRows * kTileTokens], up[kTileRows * kTileTokens];
+        const int width = record_.ffn_width, tile_rows = tile_rows_of(unit.count);
+        for (int first = unit.first; first < unit.first + unit.count; first += kTileTokens) {
+            const int count = std::min(kTileTokens, unit.first + unit.count - first);
+            const int32_t* tokens = &room_.tokens[size_t(first)];
+            float* gate = gates;
+            for (int row = begin; row < end; row += tile_rows, gate += kTileRows * count) {
+                const int rows = std::min(tile_rows, end - row), next = row + rows;
+                tile(unit, gate_up(), record_.width, row, rows, x, tokens, count, gate,
+                     next < end ? next : width + begin);
+            }
+            gate = gates;
+            for (int row = begin; row < end; row += tile_rows, gate += kTileRows * count) {
+                const int rows = std::min(tile_rows, end - row);
+                tile(unit, gate_up(), record_.width, width + row, rows, x, tokens, count, up, width + row + rows);
+                for (int t = 0; t < count; ++t) {
+                    float* hidden = &room_.hidden[size_t(first + t) * size_t(width)];
+                    c_.path.silu_times_up(gate + t * kTileRows, up + t * kTileRows, rows, hidden + row);
+                }
             }
         }
     }
 
-    // Add the rows [row, row + 16) of a unit's down times its hidden rows to y.
-    void add_down(const Unit& unit, int row, const QuantisedRows& hidden, float* y) const {
+    // Add the rows [begin, end) of a unit's down times its hidden rows to y.
+    void add_down(const Unit& unit, int begin, int end, const QuantisedRows& hidden, float* y) const {
         alignas(64) float out[kTileTokens * kTileRows];
-        const int rows = std::min(kTileRows, record_.width - row);
-        for (int first = unit.first; first < unit.first + unit.count; first += kTileTokens) {
-            const int count = std::min(kTileTokens, unit.first + unit.count - first);
-            const int32_t* own_rows = &room_.hidden_rows[size_t(first)];
-            tile(unit, down(), record_.ffn_width, row, rows, hidden, own_rows, count, out, row + rows);
-            for (int t = 0; t < count; ++t) {
-                const float weight = room_.weights[size_t(first + t)];
-                const size_t token = size_t(room_.tokens[size_t(first + t)]);
-                float* place = y + token * size_t(record_.width) + row;
-                for (int r = 0; r < rows; ++r) place[r] += weight * out[t * kTileRows + r];
+        const int tile_rows = tile_rows_of(unit.count);
+        for (int row = begin; row < end; row += tile_rows) {
+            const int rows = std::min(tile_rows, end - row);
+            for (int first = unit.first; first < unit.first + unit.count; first += kTileTokens) {
+                const int count = std::min(kTileTokens, unit.first + unit.count - first);
+                const int32_t* own_rows = &room_.hidden_rows[size_t(first)];
+                tile(unit, down(), record_.ffn_width, row, rows, hidden, own_rows, count, out, row + rows);
+                for (int t = 0; t < count; ++t) {
+                    const float weight = room_.weights[size_t(first + t)];
+                    const size_t token = size_t(room_.tokens[size_t(first + t)]);
+                    float* place = y + token * size_t(record_.width) + row;
+                    for (int r = 0; r < rows; ++r) place[r] += weight * out[t * kTileRows + r];
+                }
             }
         }
     }
@@ -134,11 +155,11 @@ int32_t add_experts(dt_context& c, const Records& records, const float* x, int t
     if (!quantise_rows(c, x, tokens, width, size_t(width), record.group, rows)) return DT_NOT_FINITE;
     room.hidden.resize(size_t(total) * size_t(ffn_width));
     const Experts experts(c, record);
-    const int hidden_tiles = (ffn_width + kTileRows - 1) / kTileRows;
-    c.pool.run_ranges(num_units * hidden_tiles, [&](int begin, int end) {
-        for (int i = begin; i < end; ++i) {
-            experts.hide(room.units[size_t(i / hidden_tiles)], i % hidden_tiles * kTileRows, rows);
-        }
+    const int panel_rows = panel_rows_of(ffn_width, num_units, c.pool.threads());
+    const int panels = (ffn_width + panel_rows - 1) / panel_rows;
+    c.pool.run(num_units * panels, [&](int i) {
+        const int begin = i % panels * panel_rows;
+        experts.hide(room.units[size_t(i / panels)], begin, std::min(begin + panel_rows, ffn_width), rows);
     });
     const QuantisedRows hidden = room.quantised_hidden.reserve(c.path, total, ffn_width);
     room.hidden_rows.resize(size_t(total));
@@ -147,9 +168,9 @@ int32_t add_experts(dt_context& c, const Records& records, const float* x, int t
                        hidden)) {
         return DT_NOT_FINITE;
     }
-    c.pool.run_ranges((width + kTileRows - 1) / kTileRows, [&](int begin, int end) {
+    c.pool.run_ranges((width + kFewRows - 1) / kFewRows, [&](int begin, int end) {
         for (const Unit& unit : room.units) {
-            for (int i = begin; i < end; ++i) experts.add_down(unit, i * kTileRows, hidden, y);
+            experts.add_down(unit, begin * kFewRows, std::min(end * kFewRows, width), hidden, y);
         }
     });
     return DT_OK;

@@ -132,7 +132,6 @@ template <class Isa, int kGroup>
 void unpack_scales(const Tile& t, float* scales) {
     const int n = t.num_rows * (t.columns / kGroup);
     const uint16_t* halves = static_cast<const uint16_t*>(t.scales);
-    for (int i = 0; i < n; i += 32) __builtin_prefetch(halves + n + i);
     halves_to_floats<Isa>(halves, n, scales);
     Isa::store(scales + n, Isa::splat(0.f));
 }
@@ -152,7 +151,7 @@ void multiply_scales(const float* scales, int groups, const float* const (&x_sca
     }
 }
 
-// R rows of weights times M rows of activations; out is (M, 16) from the first of the R. With int4
+// R rows of weights times M rows of activations; out is (M, kTileRows) from the first of the R. With int4
 // weights their scales and those of activations are multiplied first, `kScalesFirst` all of them ahead
 // of the steps, as vectors: faster where there are many of them and more than one token.
 template <class Isa, int kGroup, int R, int M, bool kScalesFirst>
@@ -213,6 +212,10 @@ void multiply(const Tile& t, const float* tile_scales, int row, int first_token,
         }
     };
     const int steps = t.columns / kStep;
+    if constexpr (kGroup != 0) {  // the scales of the tile that follows
+        const uint16_t* next = static_cast<const uint16_t*>(t.scales) + (t.num_rows + row) * groups;
+        for (int i = 0; i < R * groups; i += 32) __builtin_prefetch(next + i);
+    }
     // Memory is asked for what comes in the order in which it lies, whatever the order of its use.
     const size_t tile_bytes = size_t(t.num_rows) * row_bytes;
     size_t ahead = (size_t(row) + R) * row_bytes + kAhead;
@@ -303,12 +306,20 @@ void silu_times_up(const float* gate, const float* up, int n, float* y) {
 
 template <class Isa>
 void dot_rows(const float* weights, int rows, int columns, const float* x, float* y) {
+    constexpr int kSums = 4, kLanes = Isa::kLanes;
     for (int row = 0; row < rows; ++row, weights += columns) {
-        FloatOf<Isa> sums[4] = {Isa::splat(0.f), Isa::splat(0.f), Isa::splat(0.f), Isa::splat(0.f)};
-        for_vectors<Isa>(columns, [&](int i, int part) {
-            FloatOf<Isa>& sum = sums[i / Isa::kLanes % 4];
-            sum = Isa::fma(load_at<Isa>(weights, i, part), load_at<Isa>(x, i, part), sum);
-        });
+        FloatOf<Isa> sums[kSums] = {Isa::splat(0.f), Isa::splat(0.f), Isa::splat(0.f), Isa::splat(0.f)};
+        int i = 0;
+        for (; i + kSums * kLanes <= columns; i += kSums * kLanes) {
+            for (int k = 0; k < kSums; ++k) {
+                const int at = i + k * kLanes;
+                sums[k] = Isa::fma(Isa::load(weights + at), Isa::load(x + at), sums[k]);
+            }
+        }
+        for (; i < columns; i += kLanes) {
+            const int part = min_of(kLanes, columns - i);
+            sums[0] = Isa::fma(load_at<Isa>(weights, i, part), load_at<Isa>(x, i, part), sums[0]);
+        }
         y[row] = Isa::sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
     }
 }

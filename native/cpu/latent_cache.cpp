@@ -7,17 +7,12 @@
 #include <cstring>
 
 #include "context.h"
+#include "lanes.h"
 
 namespace deeptalk {
 namespace {
 
 constexpr int kPartRows = 256;
-
-uint16_t to_bf16(float value) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    return uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
 
 // One part of a row of the cache as int8; its scale stands for the largest value.
 void write_int8(const float* x, int n, uint8_t* place, uint8_t* scale_place) {
@@ -29,32 +24,10 @@ void write_int8(const float* x, int n, uint8_t* place, uint8_t* scale_place) {
     std::memcpy(scale_place, &scale, sizeof scale);
 }
 
-// What the softmax has gathered over one part, for some heads of one token: maximum and total (16),
-// mixed (heads, latent).
-struct Gathered {
-    float* maximum;
-    float* total;
-    float* mixed;
-};
-
-void clear(const Gathered& part, int heads, int latent) {
-    std::fill_n(part.maximum, kAttendHeads, -1e30f);  // kernels take whole vectors of heads
-    std::fill_n(part.total, kAttendHeads, 0.f);
-    std::fill_n(part.mixed, size_t(heads) * size_t(latent), 0.f);
-}
-
-// Take `part` into `all`, whose maximum it may raise.
-void add_part(const Gathered& all, const Gathered& part, int heads, int latent) {
-    for (int h = 0; h < heads; ++h) {
-        const float maximum = std::max(all.maximum[h], part.maximum[h]);
-        const float old_share = std::exp(all.maximum[h] - maximum);
-        const float new_share = std::exp(part.maximum[h] - maximum);
-        all.maximum[h] = maximum;
-        all.total[h] = all.total[h] * old_share + part.total[h] * new_share;
-        float* mixed = all.mixed + size_t(h) * size_t(latent);
-        const float* added = part.mixed + size_t(h) * size_t(latent);
-        for (int i = 0; i < latent; ++i) mixed[i] = mixed[i] * old_share + added[i] * new_share;
-    }
+void clear(const Gathered& all, int heads, int latent) {
+    std::fill_n(all.maximum, kAttendHeads, -1e30f);
+    std::fill_n(all.total, kAttendHeads, 0.f);
+    std::fill_n(all.mixed, size_t(heads) * size_t(latent), 0.f);
 }
 
 }  // namespace
@@ -85,26 +58,25 @@ void attend(dt_context& c, const CacheShape& shape, int heads, const dt_pass& pa
     const int parts = (pass.position + pass.num_rows + kPartRows - 1) / kPartRows;
     // Few tokens, many threads: a part of the rows each, and fewer heads where the parts are too few.
     // All heads at once read a row once; by halves, two threads would each read all of the cache.
-    const bool is_wide = tokens >= 2 * threads;
-    const bool has_few = threads > 1 && tokens * parts < 2 * threads;
+    const bool is_wide = threads == 1 || tokens >= 2 * threads;
+    const bool has_few = !is_wide && tokens * parts < 2 * threads;
     const int span = has_few ? kAttendHeads / 2 : kAttendHeads;
     const int spans = (heads + span - 1) / span;
     AttentionRoom& room = c.attention;
     const size_t sets = is_wide ? 0 : size_t(tokens) * size_t(spans) * size_t(parts);
-    room.maximum.resize(sets * kAttendHeads);
-    room.total.resize(sets * kAttendHeads);
+    room.maximum.resize((sets + 1) * kAttendHeads);  // kernels take whole vectors of heads
+    room.total.resize((sets + 1) * kAttendHeads);
     room.mixed.resize(sets * size_t(span) * size_t(latent));
 
     const auto gather = [&](int token, int first_head, int count, int part, const Gathered& into) {
         const int item = token / pass.num_rows;
         const int end = pass.position + token % pass.num_rows + 1;
-        clear(into, count, latent);
         if (part * kPartRows >= end) return;
         const size_t at = (size_t(token) * size_t(heads) + size_t(first_head)) * size_t(width);
         c.path.attend[shape.kind]({pass.shared, pass.caches[item], shape.row_bytes(),
                                    pass.num_shared, part * kPartRows,
-                                   std::min(end, (part + 1) * kPartRows), count, latent, width,
-                                   queries + at, into.maximum, into.total, into.mixed});
+                                   std::min(end, (part + 1) * kPartRows), end, count, latent, width,
+                                   queries + at, into});
     };
     const auto finish = [&](int token, int first_head, int count, auto part_of) {
         float maximum[kAttendHeads], total[kAttendHeads];
@@ -113,11 +85,12 @@ void attend(dt_context& c, const CacheShape& shape, int heads, const dt_pass& pa
         clear(all, count, latent);
         const int end = pass.position + token % pass.num_rows + 1;
         for (int part = 0; part * kPartRows < end; ++part) {
-            add_part(all, part_of(part), count, latent);
+            c.path.add_gathered(all, part_of(part), count, latent);
         }
         for (int h = 0; h < count; ++h) {
             float* row = all.mixed + size_t(h) * size_t(latent);
-            for (int i = 0; i < latent; ++i) row[i] /= total[h];
+            const float share = 1.f / total[h];
+            for (int i = 0; i < latent; ++i) row[i] *= share;
         }
     };
     if (is_wide) {

@@ -12,7 +12,7 @@ enum WeightKind { kInt8 = 0, kInt4x32 = 1, kInt4x64 = 2, kInt4x128 = 3, kNumWeig
 
 inline int group_of(int kind) { return kind == kInt8 ? 0 : 16 << kind; }
 
-constexpr int kTileRows = 16;         // rows of weights that one call of `tile` takes at most
+constexpr int kTileRows = 64;         // rows of weights that one call of `tile` takes at most
 constexpr int kMaxColumns = 16384;    // of a matrix: bounds the scales that a tile unpacks
 constexpr int kMaxLatentWidth = 1024;  // of a cached row, padding included
 constexpr int kAttendHeads = 16;      // that one call of `attend` serves at most
@@ -27,7 +27,7 @@ struct QuantisedRows {
 };
 inline int scales_of_row(int columns) { return (columns + 2047) / 2048 * 16; }
 
-// At most 16 rows of a row-major matrix (rows, K) times some rows of activations.
+// Some rows of a row-major matrix (rows, K) times some rows of activations.
 struct Tile {
     const uint8_t* weights;  // the tile's first row
     const void* scales;      // its scales: float per row for int8, half per group for int4
@@ -35,11 +35,17 @@ struct Tile {
     QuantisedRows x;
     const int32_t* tokens;  // which rows of x; null for the first `num_tokens`
     int num_tokens;
-    float* out;           // (num_tokens, 16)
+    float* out;           // (num_tokens, kTileRows)
     const uint8_t* next;  // where the reading of weights goes on: memory is asked for it in time
 };
 
 enum CacheKind { kBf16Rows = 0, kInt8Rows = 1, kNumCacheKinds = 2 };
+
+// What a softmax has gathered of some rows for up to 16 heads.
+struct Gathered {
+    float *maximum, *total;  // (16)
+    float* mixed;            // (heads, latent), weighted
+};
 
 // Attention of up to 16 heads over cached rows `begin` to `end`. A row is [latent | rotary key],
 // both parts padded with zeros, to a multiple of 32 values, or of 128 in int8 rows; those
@@ -49,12 +55,10 @@ struct Attend {
     const uint8_t* own;     // and of the one that holds the others, each at its own place
     size_t row_bytes;
     int num_shared, begin, end;
+    int next_end;  // memory is asked for the rows from `end` on up to here
     int heads, latent, width;
     const float* queries;  // (heads, width), scaled
-    // The softmax so far, to go on with: maximum and total (16), weighted sum (heads, latent).
-    float* maximum;
-    float* total;
-    float* mixed;
+    Gathered out;
 };
 
 constexpr int kPanelColumns = 32;  // of a codec layer's matrix: they lie together for every input
@@ -97,6 +101,7 @@ struct Path {
     bool (*quantise)(const float* x, int columns, int group, int8_t* steps, float* scales);
     void (*tile[kNumWeightKinds])(const Tile& tile);
     void (*attend[kNumCacheKinds])(const Attend& call);
+    void (*add_gathered)(const Gathered& all, const Gathered& part, int heads, int latent);
     void (*rms_norm)(const float* x, const float* weight, int n, float epsilon, float* y);
     void (*silu_times_up)(const float* gate, const float* up, int n, float* y);
     void (*dot_rows)(const float* weights, int rows, int columns, const float* x, float* y);

@@ -44,8 +44,8 @@ inline void unpack_scales(const uint16_t* const (&rows)[kRows], int groups, floa
     }
 }
 
-// Four rows of weights times M rows of activations, M even or 1; out is (M, 16) from the first row.
-// Behind the tile's last row that row is repeated, and nobody reads its results.
+// Four rows of weights times M rows of activations, M even or 1; out is (M, kTileRows) from the first
+// row. Behind the tile's last row that row is repeated, and nobody reads its results.
 template <int kGroup, int M>
 void multiply(const Tile& t, int row, int first_token, float* out) {
     constexpr int kShared = kGroup ? kGroup : kScaleBlock;  // columns that share all scales

@@ -1,4 +1,5 @@
 // Matrix products over tiles of rows: linear layers, per head where there are heads.
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 
@@ -56,15 +57,16 @@ void multiply(dt_context& c, const Product& product) {
     const dt_matrix& matrix = product.matrix;
     const int kind = kind_of_group(matrix.group);
     const int head_rows = matrix.rows / product.heads;
-    const int head_tiles = (head_rows + kTileRows - 1) / kTileRows;
+    const int tile_rows = tile_rows_of(product.tokens);
+    const int head_tiles = (head_rows + tile_rows - 1) / tile_rows;
     const size_t row_bytes = size_t(matrix.columns) / (matrix.group ? 2 : 1);
     const size_t row_scale_bytes = matrix.group ? size_t(matrix.columns / matrix.group) * 2 : 4;
     c.pool.run_ranges(product.heads * head_tiles, [&](int begin, int end) {
         alignas(64) float out[kTileTokens * kTileRows];
         int32_t tokens[kTileTokens];
         for (int i = begin; i < end; ++i) {
-            const int head = i / head_tiles, row = i % head_tiles * kTileRows;
-            const int rows = head_rows - row < kTileRows ? head_rows - row : kTileRows;
+            const int head = i / head_tiles, row = i % head_tiles * tile_rows;
+            const int rows = std::min(tile_rows, head_rows - row);
             const size_t at = size_t(head) * size_t(head_rows) + size_t(row);
             for (int first = 0; first < product.tokens; first += kTileTokens) {
                 const int left = product.tokens - first;

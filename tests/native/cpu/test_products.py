@@ -27,11 +27,12 @@ FORMS: list[tuple[ExpertDtype, int | None, int, int]] = [
     ("int4", 32, 96, 160),
     ("int4", 64, 192, 320),
     ("int4", 128, 384, 128),
+    ("int4", 32, 64, 2912),  # more rows than a panel has
 ]
 
 shapes = given(
     group=st.sampled_from([0, 32, 64, 128]),
-    num_rows=st.integers(1, 40),
+    num_rows=st.integers(1, 150),
     num_steps=st.integers(1, 12),
     is_wide=st.booleans(),
     num_tokens=st.integers(1, 9),
