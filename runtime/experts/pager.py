@@ -106,6 +106,7 @@ class ExpertPager:
         )
         self.telemetry = Telemetry()
         self._addresses = np.zeros((len(rows), num_experts), np.uint64)
+        self._addresses_of = {layer: self._addresses[row] for layer, row in rows.items()}
         self._lock = threading.Lock()
         self._idle_link = IdleLink(
             self.residency,
@@ -127,7 +128,8 @@ class ExpertPager:
             idle=self._use_idle_link,
             over=self._over,
         )
-        self._moved = self._reader.moved  # also when a slot is released
+        self._moved = self._reader.moved  # also when a slot is released that somebody waits for
+        self._num_waiting = 0  # for a slot
         self._reader.start()
 
     def acquire(self, layer: int, experts: Sequence[int]) -> Lease:
@@ -221,7 +223,7 @@ class ExpertPager:
 
     def addresses(self, layer: int) -> NDArray[np.uint64]:
         """(E,) where each expert of a layer lies, 0 if absent. A live view: lease, then read."""
-        row: NDArray[np.uint64] = self._addresses[self._rows[layer]]
+        row: NDArray[np.uint64] = self._addresses_of[layer]
         return row
 
     @property
@@ -271,7 +273,7 @@ class ExpertPager:
         with self._lock:
             if fence is not None and not fence.is_done():
                 self._fenced.append((fence, held))
-                self._moved.notify_all()  # whoever waits for a slot can wait for the fence
+                self._slots_change()  # whoever waits for a slot can wait for the fence
                 return
             self._release(held)
 
@@ -375,7 +377,11 @@ class ExpertPager:
     def _await_room(self) -> None:
         """Wait, lock in hand, until some slot may have become free."""
         if not self._fenced:
-            self._moved.wait()
+            self._num_waiting += 1
+            try:
+                self._moved.wait()
+            finally:
+                self._num_waiting -= 1
             return
         fence, held = self._fenced.popleft()
         self._lock.release()
@@ -387,7 +393,11 @@ class ExpertPager:
 
     def _release(self, held: Held) -> None:
         self.residency.table.release(*held)
-        self._moved.notify_all()
+        self._slots_change()
+
+    def _slots_change(self) -> None:
+        if self._num_waiting:
+            self._moved.notify_all()
 
     def _closed_error(self) -> ExpertUnavailable:
         return ExpertUnavailable(f"{self._source.name}: the pager is closed; open the bundle again")

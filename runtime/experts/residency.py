@@ -64,8 +64,11 @@ class Residency:
         self.phase = Phase.IDLE
         self.expected = np.zeros(num_layers * num_experts, np.bool_)
         """(L * E,) hinted or swept, and not routed yet."""
+        self._expected_rows: set[int] = set()  # layers that may have some
         self.hits = np.zeros(num_layers, np.int64)
         self.misses = np.zeros(num_layers, np.int64)
+        # The same memory: single numbers are counted faster so.
+        self._hits_of, self._misses_of = self.hits.data, self.misses.data
         self.num_loads = dict.fromkeys(Cause, 0)
         self.num_used = 0
         """Hinted or swept experts that were then demanded."""
@@ -77,6 +80,7 @@ class Residency:
         """A pass of the model begins, or the conversation enters a phase."""
         if phase is not self.phase and phase is not Phase.THINKING:
             self.expected[:] = False
+            self._expected_rows.clear()
         self.phase = phase
         self.policy.begin(phase)
 
@@ -94,11 +98,13 @@ class Residency:
             held = int(table.is_ready[slots].sum())
             if table.num_free + int(table.is_ready.sum()) - held < num_missing:
                 return None
-        self.expected[row * self.num_experts : (row + 1) * self.num_experts] = False
+        if row in self._expected_rows:
+            self._expected_rows.remove(row)
+            self.expected[row * self.num_experts : (row + 1) * self.num_experts] = False
         if later:
-            self.expected[later] = True
+            self._expect(later)
         table.lease(slots)
-        self.hits[row] += len(slots)
+        self._hits_of[row] += len(slots)
         if self._guessed:
             used = self._guessed.intersection(keys)
             self.num_used += len(used)
@@ -106,7 +112,7 @@ class Residency:
         self.policy.use(keys)
         if not num_missing:
             return []
-        self.misses[row] += num_missing
+        self._misses_of[row] += num_missing
         loads = [self._load(key, Cause.DEMAND) for key in keys if key not in slot_of]
         table.lease([load.slot for load in loads])
         return loads
@@ -116,6 +122,7 @@ class Residency:
         loads = []
         for key in keys:
             self.expected[key] = True
+            self._expected_rows.add(key // self.num_experts)
             if key in self.table.slot_of:
                 continue
             worth = self.policy.expected_worth(key)
@@ -127,7 +134,7 @@ class Residency:
     def plan_sweep(self, num_slots: int) -> list[int]:
         """Expect the question's experts; returns those to hint, one by one, on an idle link."""
         keys = self.policy.sweep(num_slots)
-        self.expected[keys] = True
+        self._expect(keys)
         return [key for key in keys if key not in self.table.slot_of]
 
     def plan_fill(self, keys: NDArray[np.int64]) -> list[int]:
@@ -166,6 +173,10 @@ class Residency:
                 self._evict(slot)
             retired.append(self.table.retire())
         return retired
+
+    def _expect(self, keys: Sequence[int]) -> None:
+        self.expected[keys] = True
+        self._expected_rows.update(key // self.num_experts for key in keys)
 
     def _load(self, key: int, cause: Cause) -> Load:
         evicted = None

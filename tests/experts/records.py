@@ -7,12 +7,13 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 
 import numpy as np
 
 from deeptalk_edge.runtime.experts.lease import Lease
 from deeptalk_edge.runtime.experts.pager import ExpertPager, PagerSettings
-from deeptalk_edge.runtime.experts.policy import POLICIES, Policy
+from deeptalk_edge.runtime.experts.policy import POLICIES, Phase, Policy
 from deeptalk_edge.runtime.experts.pool import CpuPool
 from deeptalk_edge.runtime.experts.record import ExpertRecord
 from deeptalk_edge.runtime.experts.record_file import PAGE_BYTES, RecordFile
@@ -22,6 +23,7 @@ NUM_LAYERS, NUM_EXPERTS = 4, 8
 NUM_RECORDS = NUM_LAYERS * NUM_EXPERTS
 RECORD_BYTES = 2 * PAGE_BYTES + 100  # three chunks of a page, the last one with padding behind it
 SLOT_BYTES = 3 * PAGE_BYTES
+LAYERS = range(FIRST_LAYER, FIRST_LAYER + NUM_LAYERS)
 
 
 def write_records(path: Path) -> list[ExpertRecord]:
@@ -132,3 +134,20 @@ def assert_right(pager: ExpertPager, lease: Lease) -> None:
     for expert, slot in lease.slots.items():
         assert leased_bytes(pager, slot) == content_of(number_of(lease.layer, expert))
         assert lease.addresses[expert] == lease.address(expert) == pager.pool.address(slot)
+
+
+def walk(pager: ExpertPager, *, num_steps: int, seed: int, num_chosen: int = 2) -> None:
+    """Random routes, hints right and wrong, phases; every byte is looked at."""
+    random = Random(seed)
+    phases = (Phase.SPEAKING, Phase.SPEAKING, Phase.SPEAKING, Phase.THINKING, Phase.LISTENING)
+    for _ in range(num_steps):
+        phase = random.choice(phases)
+        pager.enter(phase)
+        if phase is Phase.LISTENING:
+            continue
+        for layer in LAYERS:
+            count = num_chosen if phase is Phase.SPEAKING else NUM_EXPERTS - 1
+            for lease in pager.waves(layer, random.sample(range(NUM_EXPERTS), count)):
+                if layer + 1 in LAYERS:
+                    pager.hint(layer + 1, random.sample(range(NUM_EXPERTS), 2))
+                assert_right(pager, lease)

@@ -1,0 +1,71 @@
+"""What the native engine's tests feed to engines, and how they compare what comes out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeptalk_edge.expert_record import ExpertDtype
+from deeptalk_edge.rows import Ids
+from deeptalk_edge.runtime.bundle import Bundle
+from deeptalk_edge.runtime.lm.engine import Engine, Logits
+from deeptalk_edge.spec import ModelSpec
+from deeptalk_edge.training.checkpoint import config_of, save_checkpoint
+from deeptalk_edge.training.snac import Snac
+from deeptalk_edge.training.snac_files import save_snac
+from tests.runtime.models import CODEC, SPEC, byte_level_tokenizer
+from tests.runtime.native_bundles import write_bundles
+from tests.training.models import random_model
+
+WIDE = replace(
+    SPEC,
+    decoder=replace(
+        SPEC.decoder,
+        width=128,
+        nope_dim=32,
+        rope_dim=6,
+        value_dim=10,
+        latent_dim=64,
+        dense_ffn_width=100,
+        expert_ffn_width=64,
+    ),
+)
+"""Rows that int4 can hold, but for o_proj's 40 columns; a dense MLP that ends within a group."""
+
+NO_FEATURES = np.empty((0, WIDE.decoder.width), np.float32)
+
+random = np.random.default_rng(7)
+ROWS: Ids = random.integers(0, WIDE.vocabulary.size, (20, 8))
+FEATURES = random.normal(size=(5, WIDE.decoder.width)).astype(np.float32)
+MASK = np.isin(np.arange(20), [4, 5, 6, 7, 11])
+
+
+def random_bundles(spec: ModelSpec, place: Path, dtype: ExpertDtype) -> tuple[Bundle, Bundle]:
+    source = place / "source"
+    save_checkpoint(source, random_model(spec), config_of(spec))
+    save_snac(Snac(CODEC), source / "snac")
+    byte_level_tokenizer().save(str(source / "tokenizer.json"))
+    return write_bundles(source, place, dtype=dtype, group=64 if dtype == "int4" else None)
+
+
+def text_only(rows: Ids) -> NDArray[np.bool_]:
+    return np.zeros(len(rows), np.bool_)
+
+
+def fed(engine: Engine, rows: Ids) -> Logits:
+    """The logits behind rows that are fed to an engine from nothing."""
+    engine.reset()
+    engine.prefill(rows, NO_FEATURES, text_only(rows))
+    return copied(engine.logits())
+
+
+def copied(logits: Logits) -> Logits:
+    return Logits(logits.text.copy(), logits.codes.copy())
+
+
+def assert_equal(found: Logits, expected: Logits) -> None:
+    np.testing.assert_array_equal(found.text, expected.text)
+    np.testing.assert_array_equal(found.codes, expected.codes)
