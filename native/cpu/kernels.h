@@ -212,7 +212,7 @@ void multiply(const Tile& t, const float* tile_scales, int row, int first_token,
         }
     };
     const int steps = t.columns / kStep;
-    if constexpr (kGroup != 0) {  // the scales of the tile that follows
+    if (kGroup && first_token == 0) {  // the scales of the tile that follows
         const uint16_t* next = static_cast<const uint16_t*>(t.scales) + (t.num_rows + row) * groups;
         for (int i = 0; i < R * groups; i += 32) __builtin_prefetch(next + i);
     }
