@@ -12,8 +12,8 @@
 namespace deeptalk {
 
 constexpr int kTileTokens = 64;  // of one call of a tile: their results stay in a cache
-// Of weights for some tokens: short tiles read memory as an even stream, long ones reuse activations.
 constexpr int kFewRows = 16;
+// The rows of a tile: a few read memory as an even stream, many use activations again.
 inline int tile_rows_of(int tokens) { return tokens < 8 ? kFewRows : kTileRows; }
 
 struct Refusal : std::runtime_error {

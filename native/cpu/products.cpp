@@ -69,8 +69,7 @@ void multiply(dt_context& c, const Product& product) {
             const int rows = std::min(tile_rows, head_rows - row);
             const size_t at = size_t(head) * size_t(head_rows) + size_t(row);
             for (int first = 0; first < product.tokens; first += kTileTokens) {
-                const int left = product.tokens - first;
-                const int count = left < kTileTokens ? left : kTileTokens;
+                const int count = std::min(kTileTokens, product.tokens - first);
                 for (int t = 0; t < count; ++t) tokens[t] = (first + t) * product.heads + head;
                 const uint8_t* weights = static_cast<const uint8_t*>(matrix.weights) + at * row_bytes;
                 const uint8_t* scales = static_cast<const uint8_t*>(matrix.scales) + at * row_scale_bytes;

@@ -106,7 +106,9 @@ class ExpertPager:
         )
         self.telemetry = Telemetry()
         self._addresses = np.zeros((len(rows), num_experts), np.uint64)
-        self._addresses_of = {layer: self._addresses[row] for layer, row in rows.items()}
+        self._addresses_of: dict[int, NDArray[np.uint64]] = {
+            layer: self._addresses[row] for layer, row in rows.items()
+        }
         self._lock = threading.Lock()
         self._idle_link = IdleLink(
             self.residency,
@@ -223,8 +225,7 @@ class ExpertPager:
 
     def addresses(self, layer: int) -> NDArray[np.uint64]:
         """(E,) where each expert of a layer lies, 0 if absent. A live view: lease, then read."""
-        row: NDArray[np.uint64] = self._addresses_of[layer]
-        return row
+        return self._addresses_of[layer]
 
     @property
     def has_all(self) -> bool:

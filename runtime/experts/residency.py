@@ -101,8 +101,8 @@ class Residency:
         if row in self._expected_rows:
             self._expected_rows.remove(row)
             self.expected[row * self.num_experts : (row + 1) * self.num_experts] = False
-        if later:
-            self._expect(later)
+        for key in later:
+            self._expect(key)
         table.lease(slots)
         self._hits_of[row] += len(slots)
         if self._guessed:
@@ -121,8 +121,7 @@ class Residency:
         """Expect these experts; returns the loads that are worth their slots."""
         loads = []
         for key in keys:
-            self.expected[key] = True
-            self._expected_rows.add(key // self.num_experts)
+            self._expect(key)
             if key in self.table.slot_of:
                 continue
             worth = self.policy.expected_worth(key)
@@ -134,7 +133,8 @@ class Residency:
     def plan_sweep(self, num_slots: int) -> list[int]:
         """Expect the question's experts; returns those to hint, one by one, on an idle link."""
         keys = self.policy.sweep(num_slots)
-        self._expect(keys)
+        for key in keys:
+            self._expect(key)
         return [key for key in keys if key not in self.table.slot_of]
 
     def plan_fill(self, keys: NDArray[np.int64]) -> list[int]:
@@ -174,9 +174,9 @@ class Residency:
             retired.append(self.table.retire())
         return retired
 
-    def _expect(self, keys: Sequence[int]) -> None:
-        self.expected[keys] = True
-        self._expected_rows.update(key // self.num_experts for key in keys)
+    def _expect(self, key: int) -> None:
+        self.expected[key] = True
+        self._expected_rows.add(key // self.num_experts)
 
     def _load(self, key: int, cause: Cause) -> Load:
         evicted = None

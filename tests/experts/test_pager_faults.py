@@ -4,6 +4,7 @@ them."""
 from __future__ import annotations
 
 import errno
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -90,8 +91,6 @@ def test_damage_is_found_at_the_first_load_and_named(
 def test_damage_on_the_way_is_cured_by_a_fresh_read(
     path: Path, records: list[ExpertRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import zlib
-
     checks = []
 
     def flaky(content: memoryview) -> int:

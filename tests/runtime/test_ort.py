@@ -9,24 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from deeptalk_edge.errors import ArtifactError, BackendError, DoesNotFit
-from deeptalk_edge.rows import Ids
 from deeptalk_edge.runtime.backends import ort
 from deeptalk_edge.runtime.backends.ort import OrtEngine, OrtGraph
 from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.runtime.lm.engine import Logits
 from deeptalk_edge.training.checkpoint import load_model
+from tests.runtime.fed import MASK, ROWS, copied, decoded, features_of, forked, heard, written
 from tests.runtime.models import SPEC
 
-NO_FEATURES = np.empty((0, SPEC.decoder.width), np.float32)
+WIDTH = SPEC.decoder.width
 TOLERANCE = 2e-4  # float32 sums in another order, logits of size 10
-
-random = np.random.default_rng(7)
-ROWS: Ids = random.integers(0, SPEC.vocabulary.size, (20, 8))
-FEATURES = random.normal(size=(5, SPEC.decoder.width)).astype(np.float32)
-MASK = np.isin(np.arange(20), [4, 5, 6, 7, 11])
+FEATURES = features_of(WIDTH)
 
 
 @pytest.fixture
@@ -34,14 +29,6 @@ def engine(bundle: Bundle) -> Iterator[OrtEngine]:
     engine = OrtEngine(bundle, context_rows=32)
     yield engine
     engine.close()
-
-
-def text_only(rows: Ids) -> NDArray[np.bool_]:
-    return np.zeros(len(rows), np.bool_)
-
-
-def copied(logits: Logits) -> Logits:
-    return Logits(logits.text.copy(), logits.codes.copy())
 
 
 def assert_close(found: Logits, expected: Logits) -> None:
@@ -68,45 +55,27 @@ def test_logits_equal_the_torch_models(bundle: Bundle, engine: OrtEngine) -> Non
 def test_prefill_in_parts_equals_prefill_at_once(
     engine: OrtEngine, monkeypatch: pytest.MonkeyPatch, rows_at_once: int
 ) -> None:
-    engine.prefill(ROWS, FEATURES, MASK)
-    expected = copied(engine.logits())
-    engine.reset()
+    expected = heard(engine, FEATURES)
     monkeypatch.setattr(ort, "PREFILL_ROWS", rows_at_once)
-    engine.prefill(ROWS, FEATURES, MASK)
-    assert_close(engine.logits(), expected)
+    assert_close(heard(engine, FEATURES), expected)
 
 
 def test_decoding_row_by_row_equals_prefill(engine: OrtEngine) -> None:
-    engine.prefill(ROWS, NO_FEATURES, text_only(ROWS))
-    expected = copied(engine.logits())
-    engine.reset()
-    for row in ROWS:
-        logits = engine.decode_step(row[None])
-    assert_close(logits, expected)
+    assert_close(decoded(engine, ROWS), written(engine, ROWS, WIDTH))
 
 
 def test_two_items_are_two_conversations(engine: OrtEngine) -> None:
     prompt, tails = ROWS[:8], (ROWS[8:12], ROWS[12:16])
-    expected = []
-    for tail in tails:
-        engine.reset()
-        both = np.concatenate([prompt, tail])
-        engine.prefill(both, NO_FEATURES, text_only(both))
-        expected.append(copied(engine.logits()))
-    engine.reset()
-    engine.prefill(prompt, NO_FEATURES, text_only(prompt))
-    engine.fork()
-    for rows in zip(*tails, strict=True):
-        logits = engine.decode_step(np.stack(rows))
-    for item in range(2):
-        one = Logits(logits.text[item : item + 1], logits.codes[item : item + 1])
-        assert_close(one, expected[item])
+    expected = [written(engine, np.concatenate([prompt, tail]), WIDTH) for tail in tails]
+    written(engine, prompt, WIDTH)
+    for found, alone in zip(forked(engine, tails), expected, strict=True):
+        assert_close(found, alone)
 
 
 @pytest.mark.parametrize("kept", [0, 1])
 def test_a_kept_item_goes_on_and_a_recalled_one_too(engine: OrtEngine, kept: int) -> None:
     prompt, pairs, last = ROWS[:8], ROWS[8:14].reshape(3, 2, 8), ROWS[14:15]
-    engine.prefill(prompt, NO_FEATURES, text_only(prompt))
+    written(engine, prompt, WIDTH)
     engine.fork()
     for pair in pairs:
         engine.decode_step(pair)
@@ -116,14 +85,12 @@ def test_a_kept_item_goes_on_and_a_recalled_one_too(engine: OrtEngine, kept: int
     engine.recall()
     recalled = copied(engine.decode_step(last))
     for logits, item in ((alone, kept), (recalled, 1 - kept)):
-        engine.reset()
         rows = np.concatenate([prompt, pairs[:, item], last])
-        engine.prefill(rows, NO_FEATURES, text_only(rows))
-        assert_close(engine.logits(), logits)
+        assert_close(written(engine, rows, WIDTH), logits)
 
 
 def test_a_trimmed_engine_forgets(engine: OrtEngine) -> None:
-    engine.prefill(ROWS[:5], NO_FEATURES, text_only(ROWS[:5]))
+    written(engine, ROWS[:5], WIDTH)
     expected = copied(engine.decode_step(ROWS[9:10]))
     engine.decode_step(ROWS[10:11])
     engine.trim(5)
@@ -132,11 +99,8 @@ def test_a_trimmed_engine_forgets(engine: OrtEngine) -> None:
 
 
 def test_threads_do_not_change_what_is_said(bundle: Bundle, engine: OrtEngine) -> None:
-    engine.prefill(ROWS, FEATURES, MASK)
-    expected = copied(engine.logits())
     wide = OrtEngine(bundle, context_rows=32, threads=2)
-    wide.prefill(ROWS, FEATURES, MASK)
-    assert_close(wide.logits(), expected)
+    assert_close(heard(wide, FEATURES), heard(engine, FEATURES))
     wide.close()
 
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deeptalk_edge.expert_record import ExpertDtype
 from deeptalk_edge.rows import Ids
@@ -16,6 +15,7 @@ from deeptalk_edge.spec import ModelSpec
 from deeptalk_edge.training.checkpoint import config_of, save_checkpoint
 from deeptalk_edge.training.snac import Snac
 from deeptalk_edge.training.snac_files import save_snac
+from tests.runtime.fed import features_of, written
 from tests.runtime.models import CODEC, SPEC, byte_level_tokenizer
 from tests.runtime.native_bundles import write_bundles
 from tests.training.models import random_model
@@ -35,12 +35,7 @@ WIDE = replace(
 )
 """Rows that int4 can hold, but for o_proj's 40 columns; a dense MLP that ends within a group."""
 
-NO_FEATURES = np.empty((0, WIDE.decoder.width), np.float32)
-
-random = np.random.default_rng(7)
-ROWS: Ids = random.integers(0, WIDE.vocabulary.size, (20, 8))
-FEATURES = random.normal(size=(5, WIDE.decoder.width)).astype(np.float32)
-MASK = np.isin(np.arange(20), [4, 5, 6, 7, 11])
+FEATURES = features_of(WIDE.decoder.width)
 
 
 def random_bundles(spec: ModelSpec, place: Path, dtype: ExpertDtype) -> tuple[Bundle, Bundle]:
@@ -51,19 +46,9 @@ def random_bundles(spec: ModelSpec, place: Path, dtype: ExpertDtype) -> tuple[Bu
     return write_bundles(source, place, dtype=dtype, group=64 if dtype == "int4" else None)
 
 
-def text_only(rows: Ids) -> NDArray[np.bool_]:
-    return np.zeros(len(rows), np.bool_)
-
-
 def fed(engine: Engine, rows: Ids) -> Logits:
     """The logits behind rows that are fed to an engine from nothing."""
-    engine.reset()
-    engine.prefill(rows, NO_FEATURES, text_only(rows))
-    return copied(engine.logits())
-
-
-def copied(logits: Logits) -> Logits:
-    return Logits(logits.text.copy(), logits.codes.copy())
+    return written(engine, rows, WIDE.decoder.width)
 
 
 def assert_equal(found: Logits, expected: Logits) -> None:

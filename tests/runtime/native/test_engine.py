@@ -21,16 +21,8 @@ from deeptalk_edge.runtime.backends.native_library import NativeLibrary
 from deeptalk_edge.runtime.backends.ort import OrtEngine
 from deeptalk_edge.runtime.bundle import NATIVE_WEIGHTS, Bundle
 from deeptalk_edge.runtime.lm.engine import Logits
-from tests.runtime.native.fed import (
-    FEATURES,
-    MASK,
-    ROWS,
-    WIDE,
-    assert_equal,
-    copied,
-    fed,
-    random_bundles,
-)
+from tests.runtime.fed import MASK, ROWS, copied, decoded, forked, heard
+from tests.runtime.native.fed import FEATURES, WIDE, assert_equal, fed, random_bundles
 
 CLOSE = 0.06  # of the logits' spread: int8 activations in every product, a bfloat16 cache
 
@@ -77,32 +69,21 @@ def test_a_latent_may_be_wider_than_the_model(library: NativeLibrary, tmp_path: 
 def test_prefill_in_parts_is_prefill_at_once_to_the_bit(
     engine: NativeEngine, monkeypatch: pytest.MonkeyPatch, rows_at_once: int
 ) -> None:
-    engine.prefill(ROWS, FEATURES, MASK)
-    expected = copied(engine.logits())
-    engine.reset()
+    expected = heard(engine, FEATURES)
     monkeypatch.setattr(native, "PREFILL_ROWS", rows_at_once)
-    engine.prefill(ROWS, FEATURES, MASK)
-    assert_equal(engine.logits(), expected)
+    assert_equal(heard(engine, FEATURES), expected)
 
 
 def test_decoding_row_by_row_is_prefill_to_the_bit(engine: NativeEngine) -> None:
-    expected = fed(engine, ROWS)
-    engine.reset()
-    for row in ROWS:
-        logits = engine.decode_step(row[None])
-    assert_equal(logits, expected)
+    assert_equal(decoded(engine, ROWS), fed(engine, ROWS))
 
 
 def test_two_items_are_two_conversations(engine: NativeEngine) -> None:
     prompt, tails = ROWS[:8], (ROWS[8:12], ROWS[12:16])
     expected = [fed(engine, np.concatenate([prompt, tail])) for tail in tails]
     fed(engine, prompt)
-    engine.fork()
-    for rows in zip(*tails, strict=True):
-        logits = engine.decode_step(np.stack(rows))
-    for item in range(2):
-        one = Logits(logits.text[item : item + 1], logits.codes[item : item + 1])
-        assert_equal(one, expected[item])
+    for found, alone in zip(forked(engine, tails), expected, strict=True):
+        assert_equal(found, alone)
 
 
 @pytest.mark.parametrize("kept", [0, 1])

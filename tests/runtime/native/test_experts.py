@@ -19,7 +19,8 @@ from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.runtime.experts.from_bundle import PagingSettings, paged_experts
 from deeptalk_edge.runtime.experts.routes import Modality, RouteRecorder
 from tests.experts.paged_engine import open_bundle_pager
-from tests.runtime.native.fed import FEATURES, MASK, ROWS, assert_equal, fed
+from tests.runtime.fed import MASK, ROWS
+from tests.runtime.native.fed import FEATURES, assert_equal, fed
 
 
 class Waves:

@@ -18,7 +18,8 @@ from deeptalk_edge.export.native_weights import (
 from deeptalk_edge.runtime.backends.native import NativeEngine
 from deeptalk_edge.runtime.backends.native_library import NativeContext, NativeLibrary
 from deeptalk_edge.runtime.bundle import Bundle
-from tests.runtime.native.fed import FEATURES, MASK, ROWS, WIDE, fed
+from tests.runtime.fed import MASK, ROWS
+from tests.runtime.native.fed import FEATURES, WIDE, fed
 
 
 def test_a_prompt_that_does_not_fit_leaves_the_cache_as_it_was(engine: NativeEngine) -> None:

@@ -1,0 +1,56 @@
+"""What tests feed to engines of any kind, and what these say behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeptalk_edge.rows import Ids
+from deeptalk_edge.runtime.lm.engine import Engine, Logits
+from tests.runtime.models import SPEC
+
+Array = NDArray[np.float32]
+
+ROWS: Ids = np.random.default_rng(7).integers(0, SPEC.vocabulary.size, (20, 8))
+MASK = np.isin(np.arange(20), [4, 5, 6, 7, 11])
+
+
+def features_of(width: int) -> Array:
+    """(5, C) for the rows that MASK marks."""
+    return np.random.default_rng(8).normal(size=(5, width)).astype(np.float32)
+
+
+def heard(engine: Engine, features: Array) -> Logits:
+    """The logits behind ROWS, some of them heard."""
+    engine.reset()
+    engine.prefill(ROWS, features, MASK)
+    return copied(engine.logits())
+
+
+def written(engine: Engine, rows: Ids, width: int) -> Logits:
+    """The logits behind rows of which none was heard, by an engine of this width."""
+    engine.reset()
+    engine.prefill(rows, np.empty((0, width), np.float32), np.zeros(len(rows), np.bool_))
+    return copied(engine.logits())
+
+
+def decoded(engine: Engine, rows: Ids) -> Logits:
+    """The logits behind rows that are fed one by one."""
+    engine.reset()
+    for row in rows:
+        logits = engine.decode_step(row[None])
+    return copied(logits)
+
+
+def forked(engine: Engine, tails: Iterable[Ids]) -> list[Logits]:
+    """Each item's logits once the engine has forked and fed a tail to either."""
+    engine.fork()
+    for rows in zip(*tails, strict=True):
+        logits = copied(engine.decode_step(np.stack(rows)))
+    return [Logits(logits.text[[item]], logits.codes[[item]]) for item in range(2)]
+
+
+def copied(logits: Logits) -> Logits:
+    return Logits(logits.text.copy(), logits.codes.copy())
