@@ -44,13 +44,20 @@ from deeptalk_edge.export.engines.bundle import (
 from deeptalk_edge.export.experts import EXPERTS_FILE, read_audio_experts, write_experts
 from deeptalk_edge.export.gates import write_gates
 from deeptalk_edge.export.generation import read_generation
-from deeptalk_edge.export.golden import GOLDEN_FILE, golden_inputs, golden_outputs
+from deeptalk_edge.export.golden import (
+    GOLDEN_FILE,
+    GoldenInputs,
+    golden_inputs,
+    golden_outputs,
+)
 from deeptalk_edge.export.inputs import InputHashes
 from deeptalk_edge.export.manifest import write_manifest
 from deeptalk_edge.export.native_codec import write_native_codec
+from deeptalk_edge.export.native_reference import NativeReference
 from deeptalk_edge.export.native_weights import NativePrecision, write_native_weights
-from deeptalk_edge.export.parity import parity_report
+from deeptalk_edge.export.parity import parity_report, reference_hidden
 from deeptalk_edge.export.plan import record_format
+from deeptalk_edge.export.reference import Floats
 from deeptalk_edge.export.staging import Staging, resumable_directory
 from deeptalk_edge.export.step_run import engine_outputs
 from deeptalk_edge.runtime.bundle import (
@@ -287,8 +294,16 @@ class _Export:
             outputs = engine_outputs(graphs, place / EXPERTS_FILE, manifest, inputs)
         else:
             outputs = golden_outputs(place, manifest, inputs)
+        if self._profile.backend == "native":
+            outputs |= self._native_logits(inputs, outputs["features"])
         golden: dict[str, Any] = {**dataclasses.asdict(inputs), **outputs}
         np.savez(place / GOLDEN_FILE, **golden)
+
+    def _native_logits(self, inputs: GoldenInputs, features: Floats) -> dict[str, Floats]:
+        """What the checkpoint makes of the golden rows with the weights of native.bin."""
+        reference = NativeReference(self._checkpoint, self._records, NativePrecision())
+        text, codes = reference.logits(reference_hidden(reference, inputs, features)[-2:])
+        return {"native_text_logits": text, "native_code_logits": codes}
 
     def _check_parity(self, place: Path, manifest: Manifest) -> None:
         """Raises ParityError if the graphs do not do what the checkpoint says."""

@@ -74,7 +74,7 @@ def write_native_weights(
         writer.vector("final_norm", checkpoint.tensor("model.norm.weight"))
         spec = checkpoint.spec.decoder
         for layer in range(spec.num_layers):
-            weights = _LayerWeights(checkpoint, layer)
+            weights = LayerWeights(checkpoint, layer)
             name = f"layers.{layer}"
             writer.matrix(f"{name}.qkv", weights.projections(), matrices)
             writer.matrix(f"{name}.key_up", weights.key_up(), matrices)
@@ -92,6 +92,20 @@ def write_native_weights(
         "arrays": writer.arrays,
     }
     (directory / NATIVE_INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+
+
+def rounded_matrix(values: Array, group: int | None) -> Array:
+    """The values of a matrix (rows, columns) once native.bin holds it; `group` as in
+    `NativePrecision`."""
+    group = _group_of(values.shape[1], group)
+    integers, scales = quantise_int4(values, group) if group else quantise_int8(values)
+    steps: Array = np.repeat(scales.astype(np.float32), group or values.shape[1], axis=1)
+    return integers * steps
+
+
+def _group_of(columns: int, most: int | None) -> int:
+    """Weights of an int4 row that share a scale; 0 is int8."""
+    return next((g for g in _GROUPS if most and g <= most and columns % g == 0), 0)
 
 
 def native_bytes(spec: ModelSpec, records: RecordFormat) -> int:
@@ -137,7 +151,7 @@ def _own_forms(records: RecordFormat, ffn_width: int, *, is_dense: bool) -> Iter
         yield dataclasses.replace(records, ffn_width=width)
 
 
-class _LayerWeights:
+class LayerWeights:
     """One layer's tensors in the shapes of the native kernels."""
 
     def __init__(self, checkpoint: Checkpoint, layer: int) -> None:
@@ -206,7 +220,7 @@ class _Writer:
     def matrix(self, name: str, values: Array, group: int | None) -> None:
         """Quantise and write a matrix, some rows at a time."""
         rows, columns = values.shape
-        group = next((g for g in _GROUPS if group and g <= group and columns % g == 0), 0)
+        group = _group_of(columns, group)
         weights, scales = [], []
         for start in range(0, rows, _BLOCK_ROWS):
             block = values[start : start + _BLOCK_ROWS]

@@ -153,11 +153,7 @@ def reference_outputs(
     """What the checkpoint makes of the golden inputs, by the names of golden.npz's outputs."""
     mel = log_mel(inputs.pcm, reference.spec.encoder)
     features = reference.encode(mel)[: num_frames(len(inputs.pcm))]
-    rows = np.concatenate([inputs.rows[0], inputs.next_row[0]])
-    mask = np.append(inputs.audio_mask, False)
-    spread = np.zeros((len(rows), reference.spec.decoder.width), np.float32)
-    spread[mask] = features[: mask.sum()]
-    hidden = reference.decode(reference.embed(rows, spread, mask))
+    hidden = reference_hidden(reference, inputs, features)
     text_logits, code_logits = reference.logits(hidden[-2:])
     sound = decode_codes(codec, inputs.codes)
     return {
@@ -167,6 +163,16 @@ def reference_outputs(
         "code_logits": code_logits,
         "sound": np.pad(sound, (delay_samples, 0))[: len(sound)],
     }
+
+
+def reference_hidden(reference: Reference, inputs: GoldenInputs, features: Array) -> Array:
+    """Hidden states (T + 1, C) of the golden prompt, which hears the first of `features` (F, C),
+    and of the row behind it."""
+    rows = np.concatenate([inputs.rows[0], inputs.next_row[0]])
+    mask = np.append(inputs.audio_mask, False)
+    spread = np.zeros((len(rows), reference.spec.decoder.width), np.float32)
+    spread[mask] = features[: mask.sum()]
+    return reference.decode(reference.embed(rows, spread, mask))
 
 
 def bundle_differences(

@@ -51,7 +51,7 @@ class Reference:
         frames = self._layer_norm(frames, name)
         projector = "model.audio_mm_projector"
         one, two = (self._linear(frames, f"{projector}.fc_{i}") for i in (1, 2))
-        return self._linear(_silu(one) * two, f"{projector}.proj")
+        return self._linear(silu(one) * two, f"{projector}.proj")
 
     def embed(self, rows: Array, features: Floats, audio_mask: Array) -> Floats:
         """Rows (T, K + 1) and features (T, C) where `audio_mask` (T) is set to (T, C)."""
@@ -124,7 +124,7 @@ class Reference:
             users = np.flatnonzero(weights[:, expert])
             gate_up, down = self._expert(f"{name}.experts.{expert}")
             gate, up = np.split(tokens[users] @ gate_up.T, 2, axis=1)
-            y = (_silu(gate) * up) @ down.T
+            y = (silu(gate) * up) @ down.T
             routed[users] += np.float32(spec.routed_scale) * weights[users, expert, None] * y
         return routed
 
@@ -148,7 +148,7 @@ class Reference:
 
     def _swiglu(self, x: Floats, name: str) -> Floats:
         gate, up = (self._linear(x, f"{name}.{part}_proj") for part in ("gate", "up"))
-        return self._linear(_silu(gate) * up, f"{name}.down_proj")
+        return self._linear(silu(gate) * up, f"{name}.down_proj")
 
     def _linear(self, x: Floats, name: str) -> Floats:
         weight = self._tensor(f"{name}.weight")
@@ -188,7 +188,8 @@ def _softmax(scores: Floats) -> Floats:
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
 
 
-def _silu(x: Floats) -> Floats:
+def silu(x: Floats) -> Floats:
+    """x sigmoid(x)."""
     return np.asarray(x / (1 + np.exp(-x)))
 
 

@@ -38,11 +38,15 @@ WIDE = replace(
 FEATURES = features_of(WIDE.decoder.width)
 
 
+def random_checkpoint(spec: ModelSpec, place: Path) -> Path:
+    save_checkpoint(place, random_model(spec), config_of(spec))
+    save_snac(Snac(CODEC), place / "snac")
+    byte_level_tokenizer().save(str(place / "tokenizer.json"))
+    return place
+
+
 def random_bundles(spec: ModelSpec, place: Path, dtype: ExpertDtype) -> tuple[Bundle, Bundle]:
-    source = place / "source"
-    save_checkpoint(source, random_model(spec), config_of(spec))
-    save_snac(Snac(CODEC), source / "snac")
-    byte_level_tokenizer().save(str(source / "tokenizer.json"))
+    source = random_checkpoint(spec, place / "source")
     return write_bundles(source, place, dtype=dtype, group=64 if dtype == "int4" else None)
 
 

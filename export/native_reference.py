@@ -1,0 +1,58 @@
+"""The checkpoint as the native CPU backend holds it: the plain reference over rounded weights.
+
+Float32 graphs are no measure for it. Behind 26 routers the rounding of int4 weights alone moves
+logits by half of the greatest one, for at near ties other experts are chosen; beside a reference of
+the same weights the kernels, which round activations too, stay within 6 %.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from deeptalk_edge.calibration.quantise import quantise_expert
+from deeptalk_edge.checkpoint import EMBEDDING, Checkpoint
+from deeptalk_edge.expert_record import RecordFormat
+from deeptalk_edge.export.native_weights import LayerWeights, NativePrecision, rounded_matrix
+from deeptalk_edge.export.reference import Floats, Reference, silu
+
+_MATRICES = ("q_proj", "kv_a_proj_with_mqa", "o_proj")
+
+
+class NativeReference(Reference):
+    """A reference whose weights are rounded as native.bin and its expert records hold them."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, records: RecordFormat, precision: NativePrecision
+    ) -> None:
+        super().__init__(checkpoint, records)
+        self._own_records = records
+        self._precision = precision
+
+    def _tensor(self, name: str) -> Floats:
+        weight = super()._tensor(name)
+        if name == EMBEDDING:
+            return rounded_matrix(weight, self._precision.table_group)
+        if name.endswith("kv_b_proj.weight"):
+            return self._rounded_up(weight)
+        if name.endswith(tuple(f"{matrix}.weight" for matrix in _MATRICES)):
+            return rounded_matrix(weight, self._precision.matrix_group)
+        return weight
+
+    def _rounded_up(self, weight: Floats) -> Floats:
+        """kv_b_proj, (H (nope + value), latent): the part behind the query is held transposed."""
+        spec, group = self.spec.decoder, self._precision.matrix_group
+        heads = weight.reshape(spec.num_heads, -1, spec.latent_dim)
+        key, value = np.split(heads, [spec.nope_dim], axis=1)
+        turned = np.stack([rounded_matrix(head.T, group).T for head in key])
+        kept = rounded_matrix(value.reshape(-1, spec.latent_dim), group).reshape(value.shape)
+        return np.concatenate([turned, kept], axis=1).reshape(weight.shape)
+
+    def _swiglu(self, x: Floats, name: str) -> Floats:
+        """An MLP that every token takes, (T, C): a sum of records."""
+        total = np.zeros_like(x)
+        layer = int(name.split(".")[2])
+        for form, *weights in LayerWeights(self._checkpoint, layer).own_mlps(self._own_records):
+            gate_up, down = form.dequantise(quantise_expert(form, *weights))
+            gate, up = np.split(x @ gate_up.T, 2, axis=1)
+            total += (silu(gate) * up) @ down.T
+        return total
