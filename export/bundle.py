@@ -196,9 +196,7 @@ class _Export:
         """Graphs, experts and tokenizer; the manifest without engines and files."""
         checkpoint, precision = self._checkpoint, self._precision
         steps.begin("encoder")
-        staging.step(
-            "encoder", lambda: export_encoder(checkpoint, graphs, precision=precision["encoder"])
-        )
+        staging.step("encoder", lambda: self._write_encoder(graphs))
         steps.begin("embedding and head")
         staging.step("embedding and head", lambda: self._write_embed_and_head(graphs))
         steps.begin("decoder")
@@ -241,6 +239,10 @@ class _Export:
             return dataclasses.replace(manifest, ort_graphs=_ort_graphs(decoder))
         engines = engine_entries(manifest, graphs, decoder[0], self._profile)
         return dataclasses.replace(manifest, engines=engines)
+
+    def _write_encoder(self, graphs: Path) -> None:
+        precision, is_fixed = self._precision["encoder"], self._profile.has_engines
+        export_encoder(self._checkpoint, graphs, precision=precision, is_fixed=is_fixed)
 
     def _write_embed_and_head(self, graphs: Path) -> None:
         if self._profile.has_engines:

@@ -1,4 +1,8 @@
-"""`encoder.onnx`: log-mel of the whole window to audio features, Whisper's encoder and projector.
+"""`encoder.onnx`: log-mel to audio features, Whisper's encoder and projector.
+
+for ONNX Runtime   any even number of mel frames up to the window's, and only the features that are
+                   asked for: behind the last attention the other frames are dropped
+for an engine      fixed: the whole window in, all of its features out
 
 Source: arXiv 2212.04356 (Whisper); LUCY `multimodal_projector/builder.py: LinearProjector`.
 """
@@ -11,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from deeptalk_edge.checkpoint import Checkpoint
-from deeptalk_edge.export.graph import FLOAT, Array, Graph, Precision
+from deeptalk_edge.export.graph import FLOAT, INT64, Array, Graph, Precision
 from deeptalk_edge.export.layers import integer_linear, linear, silu_times_up
 
 Products = Literal["float", "int8"]
@@ -26,8 +30,11 @@ def export_encoder(
     *,
     precision: Precision = "float32",
     products: Products = "float",
+    is_fixed: bool = False,
 ) -> None:
     """Write encoder.onnx and its weights; log-mel, residuals and norms are float32 in any case.
+
+    `is_fixed` is the form of an engine.
 
     Products in `int8` are for ONNX Runtime on a CPU: half the time for 2 to 5 % of error in the
     features.
@@ -40,12 +47,15 @@ def export_encoder(
     frames, width = encoder.max_frames, checkpoint.spec.decoder.width
     with Graph(directory, "encoder", precision=precision) as graph:
         writer = _Encoder(graph, checkpoint, products)
-        log_mel = graph.input("log_mel", FLOAT, (1, encoder.num_mel_bins, 2 * frames))
-        hidden = writer.stem(log_mel)
+        mel_frames = 2 * frames if is_fixed else "mel_frames"
+        log_mel = graph.input("log_mel", FLOAT, (1, encoder.num_mel_bins, mel_frames))
+        kept = None if is_fixed else graph.input("num_frames", INT64, ())
+        hidden = writer.stem(log_mel, is_fixed=is_fixed)
         for i in range(encoder.num_layers):
-            hidden = writer.layer(hidden, f"layers.{i}")
+            is_last = i == encoder.num_layers - 1
+            hidden = writer.layer(hidden, f"layers.{i}", kept if is_last else None)
         features = writer.project(writer.norm(hidden, "layer_norm"))
-        graph.output(graph.exact(features), "features", (frames, width))
+        graph.output(graph.exact(features), "features", (frames if is_fixed else "frames", width))
 
 
 class _Encoder:
@@ -57,17 +67,24 @@ class _Encoder:
         self._checkpoint = checkpoint
         self._spec = checkpoint.spec.encoder
 
-    def stem(self, log_mel: str) -> str:
+    def stem(self, log_mel: str, *, is_fixed: bool) -> str:
         """Two convolutions and the positions: (1, M, 2F) to (F, W)."""
         graph = self._graph
         waves = graph.op("Gelu", self._convolve(graph.half(log_mel), "conv1", stride=1))
         waves = graph.op("Gelu", self._convolve(waves, "conv2", stride=2))
         frames = graph.op("Transpose", graph.reshape(waves, self._spec.width, -1), perm=[1, 0])
-        return graph.op("Add", graph.exact(frames), self._exact_weight("embed_positions.weight"))
+        positions = self._exact_weight("embed_positions.weight")
+        if not is_fixed:
+            positions = self._first(positions, graph.op("Shape", frames, end=1))
+        return graph.op("Add", graph.exact(frames), positions)
 
-    def layer(self, hidden: str, name: str) -> str:
+    def layer(self, hidden: str, name: str, kept: str | None = None) -> str:
+        """(F, W) to (F, W), or to the first `kept` () frames."""
         graph = self._graph
-        attended = self._attend(self.norm(hidden, f"{name}.self_attn_layer_norm"), name)
+        kept = kept and graph.op("Unsqueeze", kept, graph.ints(0))
+        attended = self._attend(self.norm(hidden, f"{name}.self_attn_layer_norm"), name, kept)
+        if kept:
+            hidden = self._first(hidden, kept)
         hidden = graph.op("Add", hidden, graph.exact(attended))
         normed = self.norm(hidden, f"{name}.final_layer_norm")
         widened = graph.op("Gelu", self._linear(normed, f"{name}.fc1"))
@@ -95,8 +112,9 @@ class _Encoder:
         activated = silu_times_up(graph, gate_up, len(down[0]))
         return self._product(graph, activated, f"{name}.down", down)
 
-    def _attend(self, hidden: str, layer: str) -> str:
-        """Full attention of all frames; the scale stands in the query weights."""
+    def _attend(self, hidden: str, layer: str, kept: str | None) -> str:
+        """Attention of all frames, or of the first `kept` (1), to all; the scale stands in the
+        query weights."""
         graph, heads = self._graph, self._spec.num_heads
         name = f"{layer}.self_attn"
         head_width = self._spec.width // heads
@@ -113,18 +131,21 @@ class _Encoder:
         bias[: self._spec.width] *= scale
         both = self._product(graph, hidden, f"{name}.qkv", weight)
         both = graph.op("Add", both, graph.weight(f"{name}.qkv.bias", bias))
+        parts = graph.split(both, [self._spec.width] * 3)
+        if kept:
+            parts[0] = self._first(parts[0], kept)
         query, key, value = (
             graph.op("Transpose", graph.reshape(part, -1, heads, head_width), perm=perm)
-            for part, perm in zip(
-                graph.split(both, [self._spec.width] * 3),
-                ([1, 0, 2], [1, 2, 0], [1, 0, 2]),
-                strict=True,
-            )
+            for part, perm in zip(parts, ([1, 0, 2], [1, 2, 0], [1, 0, 2]), strict=True)
         )
         scores = graph.exact(graph.op("MatMul", query, key))
         shares = graph.half(graph.op("Softmax", scores, axis=-1))
         mixed = graph.op("Transpose", graph.op("MatMul", shares, value), perm=[1, 0, 2])
         return self._linear(graph.reshape(mixed, -1, self._spec.width), f"{name}.out_proj")
+
+    def _first(self, frames: str, count: str) -> str:
+        """The first `count` (1) of (F, W)."""
+        return self._graph.op("Slice", frames, self._graph.ints(0), count, self._graph.ints(0))
 
     def _linear(self, hidden: str, name: str) -> str:
         product = self._product(self._graph, hidden, name, self._tensor(f"{name}.weight"))

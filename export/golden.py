@@ -98,8 +98,9 @@ def run_golden(
     """
     spec = manifest.model
     heard = num_frames(len(inputs.pcm))
-    mel = {"log_mel": log_mel(inputs.pcm, spec.encoder)[None]}
-    features = open_graph("encoder")(mel)["features"][:heard]
+    mel = log_mel(inputs.pcm, spec.encoder)[None]
+    outputs = encoded(open_graph("encoder"), mel, heard)
+    features = outputs["features"]
     spread = np.zeros((len(inputs.audio_mask), spec.decoder.width), np.float32)
     spread[inputs.audio_mask] = features[: inputs.audio_mask.sum()]
     no_features = np.zeros((1, spec.decoder.width), np.float32)
@@ -114,12 +115,23 @@ def run_golden(
         ]
     )
     logits = open_graph("head")({"hidden": np.concatenate([h[:, -1] for h in hidden])})
-    return {
-        "features": features,
+    return outputs | {
         "hidden": np.concatenate([h[0] for h in hidden]),
         "text_logits": logits["text_logits"],
         "code_logits": logits["code_logits"],
         "sound": _decode_codes(open_graph("codec"), manifest, inputs.codes),
+    }
+
+
+def encoded(encoder: GraphRunner, mel: Array, num_frames: int) -> dict[str, NDArray[np.float32]]:
+    """The first features (num_frames, C) of a log-mel (1, M, 2F): `features`; and, if the graph
+    takes windows of any length, `near_features`, of a window that ends with these frames."""
+    if "num_frames" not in encoder.input_names:
+        return {"features": encoder({"log_mel": mel})["features"][:num_frames]}
+    kept = np.array(num_frames, np.int64)
+    return {
+        name: encoder({"log_mel": window, "num_frames": kept})["features"]
+        for name, window in (("features", mel), ("near_features", mel[..., : 2 * num_frames]))
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from deeptalk_edge.devices.profile import DeviceProfile
+from deeptalk_edge.devices.profile import Backend, DeviceProfile
 from deeptalk_edge.expert_record import PAGE_BYTES, RecordFormat
 from deeptalk_edge.export.codec import CodecNoise
 from deeptalk_edge.export.native_codec import native_codec_bytes
@@ -83,7 +83,7 @@ def planned_files(
         ]
     files += [
         PlannedFile(name="experts.bin", bytes=num_experts * records.record_bytes, is_exact=True),
-        _rounded("golden.npz", _golden_bytes(model, codec)),
+        _rounded("golden.npz", _golden_bytes(model, codec, profile.backend)),
         _rounded("parity.json", 16384),
         _rounded("manifest.json", 16384 + 160 * num_experts),
     ]
@@ -144,13 +144,16 @@ def _engine_files(
     return sorted(files, key=lambda file: file.name)
 
 
-def _golden_bytes(model: ModelSpec, codec: CodecSpec) -> int:
-    """The outputs for about fifteen encoder frames, a dozen rows and four codec frames."""
+def _golden_bytes(model: ModelSpec, codec: CodecSpec, backend: Backend) -> int:
+    """The outputs for about fifteen encoder frames, heard twice, a dozen rows and four codec
+    frames; the kernels have logits of their own."""
     vocabulary = model.vocabulary
     logits = 2 * (vocabulary.text_size + vocabulary.num_codebooks * vocabulary.codebook_block)
     sound = 4 * codec.frame_samples
     pcm = 4800
-    return 4 * (27 * model.decoder.width + logits + sound + pcm) + 8192
+    if backend == "native":
+        logits *= 2
+    return 4 * (43 * model.decoder.width + logits + sound + pcm) + 8192
 
 
 def _rounded(name: str, size: int) -> PlannedFile:

@@ -37,11 +37,11 @@ class Reference:
         self._names = expected_tensors(checkpoint.spec)
 
     def encode(self, log_mel: Floats) -> Floats:
-        """Log-mel (M, 2F) of the whole window to features (F, C)."""
+        """Log-mel (M, 2F) of the whole window, or of its beginning, to features (F, C)."""
         name = "model.audio_encoder"
         waves = _gelu(self._convolve(log_mel, f"{name}.conv1", stride=1))
         waves = _gelu(self._convolve(waves, f"{name}.conv2", stride=2))
-        frames = waves.T + self._tensor(f"{name}.embed_positions.weight")
+        frames = waves.T + self._tensor(f"{name}.embed_positions.weight")[: waves.shape[1]]
         for i in range(self.spec.encoder.num_layers):
             layer = f"{name}.layers.{i}"
             frames = frames + self._hear(self._layer_norm(frames, f"{layer}.self_attn"), layer)

@@ -58,6 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--as-released", action="store_true", help="with the bugs of the published loop"
     )
     parser.add_argument(
+        "--encoder-window",
+        choices=("whole", "near"),
+        default="whole",
+        help="what the encoder sees: all of its window, as trained, or the utterance and a second "
+        "of silence, many times quicker and not exact",
+    )
+    parser.add_argument(
         "--realtime", action="store_true", help="no faster than the sound would play"
     )
     parser.add_argument(
@@ -127,6 +134,7 @@ def main(args: argparse.Namespace) -> int:
     chosen = {"system": args.system, "speaker": args.speaker}
     settings = dataclasses.replace(
         settings,
+        encoder_window=args.encoder_window,
         backend=args.backend,
         paging=PagingSettings(pool=args.pool, policy=args.paging_policy),
         **{k: v for k, v in chosen.items() if v is not None},

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from deeptalk_edge.features import log_mel, max_samples, num_frames
+from deeptalk_edge.features import max_samples
 from deeptalk_edge.rows import Ids
 from deeptalk_edge.runtime.answer import Answer
-from deeptalk_edge.runtime.backends.ort import OrtGraph
+from deeptalk_edge.runtime.audio.encoder import Encoder
 from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.runtime.engines import kernels_for, open_codec, open_engine
 from deeptalk_edge.runtime.events import AudioChunk, Metrics, TextPiece, TurnDone
@@ -74,7 +74,12 @@ class Conversation:
         self._encoder_spec = manifest.model.encoder
         self._tokenizer = TextTokenizer(bundle.file("tokenizer.json"), self._vocabulary)
         threads = self.settings.threads
-        self._encoder = OrtGraph(bundle.file(manifest.graphs.encoder), threads=threads)
+        self._encoder = Encoder(
+            bundle.file(manifest.graphs.encoder),
+            self._encoder_spec,
+            window=self.settings.encoder_window,
+            threads=threads,
+        )
         library = kernels_for(bundle, self.settings.backend)
         self._codec = open_codec(bundle, threads=threads, library=library)
         self._engine, self._experts = open_engine(bundle, self.settings, library)
@@ -133,7 +138,7 @@ class Conversation:
         if self._answer is not None and not self._answer.is_over:
             raise ValueError("the answer before is not over; exhaust, settle or discard it")
         self._answer = Answer(
-            question, history=self._history, hear=self._hear, open_turn=self._open_turn
+            question, history=self._history, hear=self._encoder.hear, open_turn=self._open_turn
         )
         return self._answer
 
@@ -205,12 +210,6 @@ class Conversation:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-    def _hear(self, pcm: Array) -> Array:
-        """The features (n, C) of an utterance (N,)."""
-        mel = log_mel(pcm, self._encoder_spec)
-        features: Array = self._encoder.run({"log_mel": mel[None]})[0]
-        return features[: num_frames(len(pcm))]
 
     def _open_turn(self, last_row: Ids, meter: Meter) -> Turn:
         return Turn(

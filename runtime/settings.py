@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from deeptalk_edge.errors import SettingsError
+from deeptalk_edge.runtime.audio.encoder import EncoderWindow
 from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.runtime.experts.from_bundle import PagingSettings
 from deeptalk_edge.runtime.lm.sampler import Penalty, SamplerSettings
@@ -28,6 +29,8 @@ class ConversationSettings:
     """Rows of the whole conversation at most; the cache is allocated for them."""
     ends_with_speech: bool = False
     """End an answer with its speech even if its text goes on, as the released loop does."""
+    encoder_window: EncoderWindow = "whole"
+    """What the encoder sees: `near` is many times quicker, and not what it was trained on."""
     threads: int = 1
     backend: EngineChoice = "auto"
     """What runs the decoder; `auto` is the CPU's own kernels where bundle and machine have them."""

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from deeptalk_edge.checkpoint import Checkpoint
 from deeptalk_edge.export.encoder import Products, export_encoder
 from deeptalk_edge.export.golden import GraphRunner
+from deeptalk_edge.export.reference import Reference
 from deeptalk_edge.features import log_mel, num_frames
 from deeptalk_edge.runtime.audio.wav import read_wav
 from deeptalk_edge.spec import ModelSpec
@@ -28,15 +30,17 @@ def test_in_int8_the_features_are_the_models_within_its_steps(tmp_path: Path) ->
     tiny = Path(__file__).parents[2] / "checkpoints/tiny"
     checkpoint = Checkpoint.open(tiny)
     pcm = read_wav(sorted((tiny / "questions").glob("*.wav"))[0]).pcm
-    heard = {"log_mel": log_mel(pcm, checkpoint.spec.encoder)[None]}
+    heard = {
+        "log_mel": log_mel(pcm, checkpoint.spec.encoder)[None],
+        "num_frames": np.array(num_frames(len(pcm))),
+    }
     features = []
     kinds: tuple[Products, ...] = ("float", "int8")
     for products in kinds:
         place = tmp_path / products
         place.mkdir()
         export_encoder(checkpoint, place, products=products)
-        found = GraphRunner(place / "encoder.onnx")(heard)["features"]
-        features.append(found[: num_frames(len(pcm))])
+        features.append(GraphRunner(place / "encoder.onnx")(heard)["features"])
     exact, rounded = features
     assert 1e-3 < np.abs(rounded - exact).max() / np.abs(exact).max() < 0.06
     sizes = [(tmp_path / products / "encoder.bin").stat().st_size for products in kinds]
@@ -50,14 +54,43 @@ def test_int8_products_in_float16_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spec", [PLAIN, WIDE], ids=["plain", "wide"])
-def test_the_features_are_the_models(spec: ModelSpec, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", [1, 7, 16])
+def test_the_features_are_the_models_first_ones(spec: ModelSpec, kept: int, tmp_path: Path) -> None:
     written = write_checkpoint(tmp_path / "checkpoint", spec)
     export_encoder(Checkpoint.open(written.place), tmp_path)
     assert check_graphs(tmp_path) == 1
-    shape = (1, spec.encoder.num_mel_bins, 2 * spec.encoder.max_frames)
-    log_mel = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    log_mel = random_mel(spec)
     with torch.inference_mode():
         expected = written.model.encode(torch.from_numpy(log_mel))[0].numpy()
-    found = GraphRunner(tmp_path / "encoder.onnx")({"log_mel": log_mel})["features"]
+    feeds = {"log_mel": log_mel, "num_frames": np.array(kept)}
+    found = GraphRunner(tmp_path / "encoder.onnx")(feeds)["features"]
     assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(found, expected[:kept], atol=TOLERANCE, rtol=0)
+
+
+def test_a_shorter_window_is_the_reference_without_the_rest(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "checkpoint", WIDE).place)
+    export_encoder(checkpoint, tmp_path)
+    near = random_mel(WIDE)[..., :20]
+    feeds = {"log_mel": near, "num_frames": np.array(6)}
+    found = GraphRunner(tmp_path / "encoder.onnx")(feeds)["features"]
+    expected = Reference(checkpoint).encode(near[0])[:6]
     np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
+    whole = Reference(checkpoint).encode(random_mel(WIDE)[0])[:6]
+    assert np.abs(whole - expected).max() > 10 * TOLERANCE
+
+
+def test_an_engines_encoder_takes_and_gives_its_whole_window(tmp_path: Path) -> None:
+    written = write_checkpoint(tmp_path / "checkpoint")
+    export_encoder(Checkpoint.open(written.place), tmp_path, is_fixed=True)
+    graph = GraphRunner(tmp_path / "encoder.onnx")
+    assert graph.input_names == ["log_mel"]
+    features = graph({"log_mel": random_mel(PLAIN)})["features"]
+    with torch.inference_mode():
+        expected = written.model.encode(torch.from_numpy(random_mel(PLAIN)))[0].numpy()
+    np.testing.assert_allclose(features, expected, atol=TOLERANCE, rtol=0)
+
+
+def random_mel(spec: ModelSpec) -> NDArray[np.float32]:
+    shape = (1, spec.encoder.num_mel_bins, 2 * spec.encoder.max_frames)
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)

@@ -67,7 +67,7 @@ class Small:
         records = RecordFormat(
             dtype=experts, group=group, width=spec.width, ffn_width=spec.expert_ffn_width
         )
-        export_encoder(checkpoint, place, precision=precision)
+        export_encoder(checkpoint, place, precision=precision, is_fixed=True)
         export_engine_embed_and_head(checkpoint, place, precision=precision)
         export_codec(checkpoint.codec, "off", place, precision=precision)
         step = StepSettings(records=records, precision=precision, dense=dense, num_items=2)

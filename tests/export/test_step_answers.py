@@ -44,7 +44,7 @@ class GraphModel:
             dtype="float32", width=decoder.width, ffn_width=decoder.expert_ffn_width
         )
         checkpoint = Checkpoint.open(TINY)
-        export_encoder(checkpoint, place)
+        export_encoder(checkpoint, place, is_fixed=True)
         export_embed_and_head(checkpoint, place)
         step = StepSettings(
             records=records, precision="float32", num_items=num_items, num_rows=None

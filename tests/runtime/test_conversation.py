@@ -22,11 +22,12 @@ from deeptalk_edge.errors import (
     ExpertUnavailable,
     SettingsError,
 )
-from deeptalk_edge.features import log_mel, num_frames
+from deeptalk_edge.features import num_frames
 from deeptalk_edge.prompt import Heard, Segment, Typed
 from deeptalk_edge.rows import Ids, text_rows
 from deeptalk_edge.runtime import turn
 from deeptalk_edge.runtime.audio.codec import StreamingCodec
+from deeptalk_edge.runtime.audio.encoder import SILENT_FRAMES
 from deeptalk_edge.runtime.backends.ort import OrtEngine
 from deeptalk_edge.runtime.bundle import MANIFEST, Bundle
 from deeptalk_edge.runtime.conversation import (
@@ -122,7 +123,7 @@ def listen(conversation: Conversation, question: Any) -> tuple[NDArray[np.float3
             Typed(text=question)
         )
     user = Heard(num_frames=num_frames(len(question)))
-    return conversation._hear(question), conversation._history.segment(user)
+    return conversation._encoder.hear(question), conversation._history.segment(user)
 
 
 def history_ids(text: str) -> list[int]:
@@ -300,7 +301,7 @@ def test_a_failing_prompt_leaves_no_trace(
         take(conversation.ask("Why?"))
         before, owed = conversation._engine.num_rows, conversation._history.owed
         with monkeypatch.context() as broken:
-            broken.setattr(conversation._encoder, "run", _fail)
+            broken.setattr(conversation._encoder, "hear", _fail)
             with pytest.raises(BackendError):
                 take(conversation.ask(voice(0.4)))
         assert conversation._engine.num_rows == before
@@ -387,12 +388,24 @@ def test_the_features_of_the_utterance_alone_are_heard(bundle: Bundle) -> None:
     question = voice(0.5)
     with talk(bundle) as conversation:
         features, segment = listen(conversation, question)
-        mel = log_mel(question, SPEC.encoder)
-        expected = conversation._encoder.run({"log_mel": mel[None]})[0][: num_frames(8000)]
+        whole = conversation._encoder.hear_window(question, SPEC.encoder.max_frames)
         opening = conversation._tokenizer.template.opening("Be brief.", Heard(num_frames=26))
-    np.testing.assert_array_equal(features, expected)
+    assert features.shape == (26, SPEC.decoder.width)
+    np.testing.assert_array_equal(features, whole)
     np.testing.assert_array_equal(segment.rows, opening.rows)
-    assert isinstance(Typed(text=""), Typed)
+
+
+def test_a_near_window_ends_a_second_behind_the_utterance(bundle: Bundle) -> None:
+    question = voice(0.5)
+    settings = dataclasses.replace(ConversationSettings.of(bundle), encoder_window="near")
+    with Conversation(bundle, settings) as conversation:
+        features, _ = listen(conversation, question)
+        near = conversation._encoder.hear_window(question, 26 + SILENT_FRAMES)
+        whole = conversation._encoder.hear_window(question, SPEC.encoder.max_frames)
+        longest = conversation._encoder.hear(voice(1.99))
+    np.testing.assert_array_equal(features, near)
+    assert np.abs(features - whole).max() > 1e-6
+    assert len(longest) == SPEC.encoder.max_frames  # no window is longer than the encoder's
 
 
 def test_time_that_the_listener_takes_is_not_counted(
@@ -438,7 +451,7 @@ def rewrite_golden(bundle: Path, **changes: Any) -> Bundle:
 @pytest.mark.parametrize(
     ("name", "graph"),
     [
-        ("features", "encoder.onnx"),
+        ("near_features", "encoder.onnx"),
         ("text_logits", "segment_00.onnx"),
         ("code_logits", "head.onnx"),
         ("sound", "codec.onnx"),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from deeptalk_edge.devices.profile import load_profile
 from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
+from deeptalk_edge.runtime.audio.encoder import Encoder
 from deeptalk_edge.runtime.backends.native import NativeEngine
 from deeptalk_edge.runtime.backends.native_library import NativeLibrary
 from deeptalk_edge.runtime.backends.ort import OrtGraph
@@ -49,7 +50,7 @@ def check(bundle: Bundle, library: NativeLibrary) -> None:
     try:
         check_golden(
             bundle,
-            encoder=OrtGraph(bundle.file(graphs.encoder), threads=1),
+            encoder=Encoder(bundle.file(graphs.encoder), bundle.manifest.model.encoder),
             engine=engine,
             codec=OrtGraph(bundle.file(graphs.codec), threads=1),
         )
