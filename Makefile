@@ -12,7 +12,7 @@ MODEL  := checkpoints/tiny
 ROUTES ?= tests/experts/tiny_routes.npz
 PEER   ?= onnxruntime llama.cpp ik_llama.cpp
 
-.PHONY: help demo test test-slow check bench bench-paging bench-loop bench-vad bench-turn soak routes parity export-full export-memory gpu-check gpu-plans plugin native wheels sanitize bench-cpu tiny clean
+.PHONY: help demo test test-slow check bench bench-paging bench-loop bench-vad bench-turn soak routes parity export-full export-memory gpu-check gpu-plans plugin native wheels sanitize bench-cpu bench-full tiny clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s $$'\t'
@@ -50,6 +50,10 @@ soak: $(VENV)/.dev  ## an hour and 2,000 turns of simulated conversation
 
 bench-paging: $(VENV)/.device  ## measure expert paging at full size from this machine's disk (root; 8 GB of disk, 16 GB of memory)
 	$(BIN)/python -m deeptalk_edge.bench_paging
+
+bench-full: $(VENV)/.dev  ## spoken questions to a model of the official size, random weights, on this CPU (15 GB of disk, 14 GB of memory, 12 minutes)
+	$(BIN)/python -m deeptalk_edge.bench_full --like checkpoints/official-size --tokenizer $(MODEL)/tokenizer.json \
+	    --wav $(MODEL)/questions/*-0.wav --work build/bench_full $(FLAGS)
 
 routes: $(VENV)/.device $(BUNDLE)/manifest.json  ## record which experts the tiny checkpoint asks for; prints the figures of docs/paging.md
 	$(BIN)/deeptalk-edge run --bundle $(BUNDLE) --backend ort --forget --json --wav $(MODEL)/questions/*.wav \
@@ -122,7 +126,7 @@ clean:  ## remove what was made, the environment included
 	rm -rf $(VENV) build bundles demo .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(BUNDLE)/manifest.json: $(wildcard $(MODEL)/*) | $(VENV)/.device
+$(BUNDLE)/manifest.json: $(wildcard $(MODEL)/* export/*.py) | $(VENV)/.device
 	$(BIN)/deeptalk-edge export $(MODEL) --force -o $(BUNDLE)
 
 # What a device needs, and the exporter: no torch.

@@ -12,40 +12,21 @@ import argparse
 import json
 import shutil
 import time
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from deeptalk_edge.checkpoint import Checkpoint, expected_tensors
 from deeptalk_edge.expert_record import RecordFormat
 from deeptalk_edge.export.engines.build import EngineSettings, build_engine
 from deeptalk_edge.export.engines.graphs import step_profiles
 from deeptalk_edge.export.engines.plan import PlanGraph, read_plan
 from deeptalk_edge.export.moe_native import rewrite_native
 from deeptalk_edge.export.step import StepSettings, export_step
+from deeptalk_edge.random_checkpoint import RandomCheckpoint
 from deeptalk_edge.spec import ModelSpec
 from deeptalk_edge.spec_files import read_model_spec
 
 CONTEXT_ROWS = 4096
-
-_POOL = 0.02 * np.random.default_rng(0).standard_normal(1 << 20, np.float32)
-
-
-class RandomCheckpoint(Checkpoint):
-    """A checkpoint of any size that takes no room: a tensor is made when it is asked for."""
-
-    def __init__(self, spec: ModelSpec) -> None:
-        self.spec = spec
-        self._shapes = expected_tensors(spec)
-
-    def tensor(self, name: str) -> NDArray[np.float32]:
-        """No two alike, for builders store equal constants once."""
-        values = np.roll(_POOL, zlib.crc32(name.encode()) % len(_POOL))
-        return np.resize(values, self._shapes[name])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -88,7 +69,7 @@ def build_step(
         context_rows=CONTEXT_ROWS,
     )
     began = time.monotonic()
-    export_step(RandomCheckpoint(spec), work, settings)
+    export_step(RandomCheckpoint(spec, work / "snac"), work, settings)
     graph = work / "step.onnx"
     if plugin is None:
         graph = work / "step_native.onnx"

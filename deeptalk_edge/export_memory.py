@@ -23,10 +23,9 @@ import numpy as np
 
 from deeptalk_edge.checkpoint import expected_tensors
 from deeptalk_edge.expert_record import to_bfloat16
-from deeptalk_edge.spec import ModelSpec, read_json
-from deeptalk_edge.spec_files import read_codec_spec, read_model_spec
-from deeptalk_edge.training.snac import Snac
-from deeptalk_edge.training.snac_files import save_snac
+from deeptalk_edge.random_checkpoint import write_sizes
+from deeptalk_edge.spec import ModelSpec
+from deeptalk_edge.spec_files import read_model_spec
 from deeptalk_edge.weights import INDEX, Shape
 
 _RANDOM_VALUES = (1 << 20) + 7  # no whole number of rows, else many tokens would be equally likely
@@ -123,14 +122,7 @@ def _measure(like: Path, work: Path, layers: int, device: str) -> dict[str, floa
 def write_random_checkpoint(like: Path, place: Path, num_layers: int) -> None:
     """Write a checkpoint of the sizes in `like` but with so many layers: one shard for each layer
     and one for the rest, bfloat16, every tensor the same random numbers over again."""
-    place.mkdir(parents=True)
-    config = {**read_json(like / "config.json"), "num_hidden_layers": num_layers}
-    (place / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    (place / "tokenizer.json").write_text("{}", encoding="utf-8")
-    encoder = str(config["mm_audio_encoder"])
-    (place / encoder).mkdir()
-    shutil.copyfile(like / encoder / "config.json", place / encoder / "config.json")
-    save_snac(Snac(read_codec_spec(like / "snac"), with_encoder=False), place / "snac")
+    write_sizes(like, place, num_layers=num_layers)
     shards = _shards(read_model_spec(place))
     values = np.random.default_rng(1).normal(scale=0.02, size=_RANDOM_VALUES)
     block = to_bfloat16(values.astype(np.float32)).tobytes()

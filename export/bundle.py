@@ -109,10 +109,13 @@ def export_bundle(
     place: Path,
     settings: ExportSettings,
     progress: Progress = lambda step, done, total: None,
+    *,
+    checkpoint: Checkpoint | None = None,
 ) -> Manifest:
     """Write the bundle of a checkpoint at `place`, or go on with an export that was killed there.
 
     A bundle for TensorRT in place of a checkpoint gets its engines built here, on the device.
+    `checkpoint` gives the weights instead of the files in the directory.
 
     Raises ArtifactError if the checkpoint is not whole or `place` exists, SettingsError if the
     profile lacks something, BackendError if an engine cannot be built, DoesNotFit if the disk
@@ -130,7 +133,10 @@ def export_bundle(
     profile = settings.profile
     graphs_for = profile if profile.has_engines else profile.on_backend("ort")
     precision = checked_precision(graphs_for, settings.plugin)
-    checkpoint = Checkpoint.open(checkpoint_directory, encoder=settings.encoder, snac=settings.snac)
+    if checkpoint is None:
+        checkpoint = Checkpoint.open(
+            checkpoint_directory, encoder=settings.encoder, snac=settings.snac
+        )
     num_others = len(ENGINES) if profile.has_engines else 1 + (profile.backend == "native")
     total = 10 + len(checkpoint.spec.decoder.moe_layers) + num_others
     steps = _Steps(progress, total=total)

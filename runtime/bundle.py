@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -173,6 +173,17 @@ class Manifest:
         return self.ort_graphs
 
     @property
+    def spare_files(self) -> frozenset[str]:
+        """The decoder's graphs and their weights in a bundle for the CPU's kernels: nobody reads
+        them but where ONNX Runtime stands in."""
+        graphs = self.ort_graphs
+        if graphs is None or self.target.backend != "native":
+            return frozenset()
+        names = {graphs.embed, graphs.head, graphs.expert, *graphs.segments, "embedding.bin"}
+        names |= {Path(name).with_suffix(".bin").name for name in graphs.segments}
+        return frozenset(names & self.files.keys())
+
+    @property
     def record_format(self) -> RecordFormat:
         """How the routed experts lie in their file."""
         return RecordFormat(
@@ -185,7 +196,7 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """An opened bundle: its files are present and unaltered."""
+    """An opened bundle: its files are present, and those that are read are unaltered."""
 
     path: Path
     manifest: Manifest
@@ -200,9 +211,10 @@ class Bundle:
     ) -> Bundle:
         """Read the manifest and check every file against it; nothing is parsed but the manifest.
 
+        Of experts.bin, and of `spare_files`, only the size is checked: who reads them checks them.
         With `public_key` the manifest must be signed with it, no file may lie there that it does
-        not name, and experts.bin is hashed here and now: a record's CRC-32 stops no one who means
-        harm.
+        not name, and these are hashed here and now as well: a record's CRC-32 stops no one who
+        means harm.
 
         Raises ArtifactError, naming the file, if this is not a bundle, is one of a newer format,
         is not signed, does not fit `machine`, or a file is missing, truncated or altered.
@@ -215,23 +227,31 @@ class Bundle:
             _check_nothing_else(path, manifest)
         if machine is not None:
             _check_machine(path, manifest, machine)
+        later = {manifest.experts_file, *manifest.spare_files} if public_key is None else set()
         for name, entry in manifest.files.items():
-            paged = name == manifest.experts_file and public_key is None
-            check_file(path / name, size_bytes=entry.bytes, sha256=None if paged else entry.sha256)
+            sha256 = None if name in later else entry.sha256
+            check_file(path / name, size_bytes=entry.bytes, sha256=sha256)
         return cls(path, manifest)
 
     def file(self, name: str) -> Path:
         """The place of a file that the manifest names."""
         return self.path / name
 
+    def check(self, names: Iterable[str]) -> None:
+        """Hash some files.
+
+        Raises ArtifactError naming one that is missing, truncated or altered.
+        """
+        for name in sorted(names):
+            entry = self.manifest.files[name]
+            check_file(self.file(name), size_bytes=entry.bytes, sha256=entry.sha256)
+
     def verify(self) -> int:
         """Read every byte of the bundle and check it; returns how many there were.
 
         Raises ArtifactError naming a damaged file, ExpertUnavailable naming a damaged record.
         """
-        for name, entry in self.manifest.files.items():
-            if name != self.manifest.experts_file:
-                check_file(self.file(name), size_bytes=entry.bytes, sha256=entry.sha256)
+        self.check(self.manifest.files.keys() - {self.manifest.experts_file})
         # The records first: they say which expert is damaged, where the hash says only that one is.
         path = self.file(self.manifest.experts_file)
         with path.open("rb") as file:
@@ -242,8 +262,7 @@ class Bundle:
                         f"{path}: layer {record.layer}, expert {record.expert} is damaged; copy "
                         "the bundle again"
                     )
-        entry = self.manifest.files[self.manifest.experts_file]
-        check_file(path, size_bytes=entry.bytes, sha256=entry.sha256)
+        self.check([self.manifest.experts_file])
         return sum(entry.bytes for entry in self.manifest.files.values())
 
     def describe(self) -> dict[str, Any]:

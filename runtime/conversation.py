@@ -88,6 +88,7 @@ class Conversation:
         except BaseException:
             self._engine.close()
             raise
+        self._experts.rest()
         self._history = History(
             self._engine,
             self._tokenizer.template,
@@ -168,7 +169,10 @@ class Conversation:
         before the first one; returns how many turns went. It would be done in time anyway: call it
         while nobody waits."""
         self._end_turn()
-        return self._history.make_room()
+        try:
+            return self._history.make_room()
+        finally:
+            self._experts.rest()
 
     @contextmanager
     def record_routes(self, path: Path) -> Iterator[None]:

@@ -108,8 +108,8 @@ class OrtEngine(CachedEngine[KvCache]):
         """Load the graphs and allocate the cache; the experts are opened last, and are the engine's
         from then on. By default their pool is as large as the memory that is left allows.
 
-        Raises ArtifactError if the bundle is for another backend, BackendError if a graph does not
-        load.
+        Raises ArtifactError if the bundle is for another backend or a file of it is altered,
+        BackendError if a graph does not load.
         """
         manifest = bundle.manifest
         if manifest.target.backend not in ("ort", "native"):
@@ -117,6 +117,7 @@ class OrtEngine(CachedEngine[KvCache]):
                 f"{bundle.path}: made for the backend {manifest.target.backend}, this is ort; "
                 "export the checkpoint again for this device"
             )
+        bundle.check(manifest.spare_files)
         decoder, vocabulary = manifest.model.decoder, manifest.model.vocabulary
         self._spec = decoder
 

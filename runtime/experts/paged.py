@@ -134,6 +134,10 @@ class PagedExperts:
         if self.recorder:
             self.recorder.begin(phase, modality.astype(np.uint8))
 
+    def rest(self) -> None:
+        """Nobody talks: free slots may be filled."""
+        self._pager.rest()
+
     def end_turn(self) -> dict[str, Any]:
         """Between turns: give memory back if the system needs it; returns the turn's counts, and
         what was degraded since the beginning."""

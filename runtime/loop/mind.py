@@ -7,6 +7,7 @@ a new one lets it go on; so the sound that waits is bounded, and so is what is d
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from deeptalk_edge.runtime.events import AudioChunk, Metrics
 from deeptalk_edge.trace import Trace
 
 Array = NDArray[np.float32]
+
+log = logging.getLogger(__name__)
 
 
 class OpenAnswer(Protocol):
@@ -237,7 +240,14 @@ class Mind:
                 text = answer.settle(order.heard_samples)
                 self._deliver(Settled(order.epoch, text, answer.metrics()))
             case MakeRoom():
-                with self._trace.span("make room"):
-                    self._talk.make_room()
+                self._make_room()
             case StartAnew():
                 self._talk.reset()
+
+    def _make_room(self) -> None:
+        """Nobody waits for it: the next question does it again, and fails with it if it must."""
+        try:
+            with self._trace.span("make room"):
+                self._talk.make_room()
+        except EdgeError as error:
+            log.warning("between turns: %s", error)

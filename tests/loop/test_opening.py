@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from deeptalk_edge.errors import BackendError
+from deeptalk_edge.errors import BackendError, ExpertUnavailable
 from deeptalk_edge.prompt import Heard
 from deeptalk_edge.runtime.backends.ort import OrtEngine
 from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.runtime.conversation import Conversation
+from deeptalk_edge.runtime.events import TurnDone
 from deeptalk_edge.runtime.loop.settings import LoopSettings
 from tests.loop.scenes import Stage
 from tests.runtime.sounds import voice
@@ -118,3 +119,17 @@ def test_the_loop_reads_the_opening_at_the_start_and_behind_a_customer_who_has_l
     stage.talker.reset = note("reset")  # type: ignore[method-assign]
     stage.run_until(9)
     assert done == [("opening", 0), ("opening", 5), ("reset", 8), ("opening", 8)]
+
+
+def test_an_opening_that_fails_while_nobody_waits_ends_no_conversation(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stage = Stage((1.0, 2.0))
+
+    def fail() -> int:
+        raise ExpertUnavailable("experts.bin: layer 1, expert 3: Input/output error")
+
+    stage.talker.make_room = fail  # type: ignore[method-assign]
+    stage.run_until(9)
+    assert len(stage.of(TurnDone)) == 1
+    assert "expert 3: Input/output error" in caplog.text

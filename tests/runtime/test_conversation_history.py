@@ -14,6 +14,7 @@ from deeptalk_edge.runtime.answer import Answer
 from deeptalk_edge.runtime.backends.ort import OrtEngine
 from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.runtime.conversation import AudioChunk, Conversation
+from deeptalk_edge.runtime.experts.policy import Phase
 from tests.runtime.models import SPEC
 from tests.runtime.sounds import voice
 from tests.runtime.test_conversation import (
@@ -192,3 +193,19 @@ def test_room_is_made_for_a_question_of_unusual_length(bundle: Bundle, script: A
         take(conversation.ask("Why?"))
         assert take(conversation.ask("x" * 130))[0] == "on"
         assert len(conversation._history._past) == 1
+
+
+def test_while_nobody_talks_the_experts_know_it(bundle: Bundle) -> None:
+    """Else free slots are filled when the user speaks, beside the encoder, and not before."""
+    with talk(bundle) as conversation:
+        phases = [phase_of(conversation)]
+        for step in (conversation.make_room, conversation.expect_question):
+            step()
+            phases.append(phase_of(conversation))
+        take(conversation.ask("Why?"))
+        phases.append(phase_of(conversation))
+    assert phases == [Phase.IDLE, Phase.IDLE, Phase.LISTENING, Phase.IDLE]
+
+
+def phase_of(conversation: Conversation) -> Phase:
+    return conversation._experts._pager.residency.phase

@@ -221,6 +221,24 @@ def test_a_native_bundle_lacks_neither_of_its_files(
 
 
 @pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("name", ["segment_01.onnx", "segment_02.bin", "embedding.bin"])
+def test_what_the_kernels_do_not_read_is_checked_when_onnx_runtime_stands_in(
+    native_bundle: Bundle, tmp_path: Path, name: str
+) -> None:
+    place = Path(shutil.copytree(native_bundle.path, tmp_path / "bundle"))
+    content = bytearray((place / name).read_bytes())
+    content[100] ^= 1
+    (place / name).write_bytes(content)
+    bundle = Bundle.open(place)
+    with Conversation(bundle, chosen(bundle, "native")) as talk:
+        assert talk.bundle is bundle
+    with pytest.raises(ArtifactError, match=f"{name}: altered"):
+        Conversation(bundle, chosen(bundle, "ort"))
+    with pytest.raises(ArtifactError, match=f"{name}: altered"):
+        bundle.verify()
+
+
+@pytest.mark.usefixtures("kernels")
 def test_native_weights_of_another_model_fail_the_golden_check(
     native_bundle: Bundle, tmp_path: Path
 ) -> None:

@@ -16,7 +16,8 @@ from deeptalk_edge.export.encoder import export_encoder
 from deeptalk_edge.export.engines.build import EngineSettings, build_engine, unsupported_nodes
 from deeptalk_edge.export.engines.graphs import codec_profiles
 from deeptalk_edge.export.engines.plan import read_plan
-from deeptalk_edge.export_full import RandomCheckpoint, build_step
+from deeptalk_edge.export_full import build_step
+from deeptalk_edge.random_checkpoint import RandomCheckpoint
 from deeptalk_edge.spec_files import read_codec_spec, read_model_spec
 from tests.export.checkpoints import CodecTensors, random_codec
 
@@ -44,7 +45,9 @@ def test_a_decoder_layer_reads_its_experts_where_they_lie(
 
 
 def test_the_encoder_builds_with_fused_attention(tmp_path: Path) -> None:
-    export_encoder(RandomCheckpoint(SPEC), tmp_path, precision="float16", is_fixed=True)
+    export_encoder(
+        RandomCheckpoint(SPEC, OFFICIAL / "snac"), tmp_path, precision="float16", is_fixed=True
+    )
     assert unsupported_nodes(tmp_path / "encoder.onnx", RTX) == []
     build_engine(tmp_path / "encoder.onnx", tmp_path / "encoder.engine", [], RTX)
     (plan,) = read_plan(tmp_path / "encoder.engine")
