@@ -12,10 +12,10 @@ import numpy as np
 from deeptalk_edge.calibration.quantise import quantise_expert
 from deeptalk_edge.checkpoint import EMBEDDING, Checkpoint
 from deeptalk_edge.expert_record import RecordFormat
-from deeptalk_edge.export.native_weights import LayerWeights, NativePrecision, rounded_matrix
+from deeptalk_edge.export.native_weights import LayerWeights, NativePrecision, round_matrix
 from deeptalk_edge.export.reference import Floats, Reference, silu
 
-_MATRICES = ("q_proj", "kv_a_proj_with_mqa", "o_proj")
+_MATRICES = ("q_proj.weight", "kv_a_proj_with_mqa.weight", "o_proj.weight")
 
 
 class NativeReference(Reference):
@@ -31,21 +31,15 @@ class NativeReference(Reference):
     def _tensor(self, name: str) -> Floats:
         weight = super()._tensor(name)
         if name == EMBEDDING:
-            return rounded_matrix(weight, self._precision.table_group)
-        if name.endswith("kv_b_proj.weight"):
-            return self._rounded_up(weight)
-        if name.endswith(tuple(f"{matrix}.weight" for matrix in _MATRICES)):
-            return rounded_matrix(weight, self._precision.matrix_group)
+            round_matrix(weight, self._precision.table_group)
+        elif name.endswith("kv_b_proj.weight"):
+            for head in weight.reshape(self.spec.decoder.num_heads, -1, weight.shape[1]):
+                key, value = np.split(head, [self.spec.decoder.nope_dim])
+                round_matrix(key.T, self._precision.matrix_group)  # it is held transposed
+                round_matrix(value, self._precision.matrix_group)
+        elif name.startswith("model.layers.") and name.endswith(_MATRICES):
+            round_matrix(weight, self._precision.matrix_group)
         return weight
-
-    def _rounded_up(self, weight: Floats) -> Floats:
-        """kv_b_proj, (H (nope + value), latent): the part behind the query is held transposed."""
-        spec, group = self.spec.decoder, self._precision.matrix_group
-        heads = weight.reshape(spec.num_heads, -1, spec.latent_dim)
-        key, value = np.split(heads, [spec.nope_dim], axis=1)
-        turned = np.stack([rounded_matrix(head.T, group).T for head in key])
-        kept = rounded_matrix(value.reshape(-1, spec.latent_dim), group).reshape(value.shape)
-        return np.concatenate([turned, kept], axis=1).reshape(weight.shape)
 
     def _swiglu(self, x: Floats, name: str) -> Floats:
         """An MLP that every token takes, (T, C): a sum of records."""

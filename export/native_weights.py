@@ -94,13 +94,15 @@ def write_native_weights(
     (directory / NATIVE_INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
 
 
-def rounded_matrix(values: Array, group: int | None) -> Array:
-    """The values of a matrix (rows, columns) once native.bin holds it; `group` as in
+def round_matrix(values: Array, group: int | None) -> None:
+    """Change a matrix (rows, columns) to what native.bin holds of it; `group` as in
     `NativePrecision`."""
     group = _group_of(values.shape[1], group)
-    integers, scales = quantise_int4(values, group) if group else quantise_int8(values)
-    steps: Array = np.repeat(scales.astype(np.float32), group or values.shape[1], axis=1)
-    return integers * steps
+    for start in range(0, len(values), _BLOCK_ROWS):
+        block = values[start : start + _BLOCK_ROWS]
+        integers, scales = quantise_int4(block, group) if group else quantise_int8(block)
+        groups = integers.reshape(*scales.shape, -1)
+        block[:] = (groups * scales[..., None].astype(np.float32)).reshape(block.shape)
 
 
 def _group_of(columns: int, most: int | None) -> int:
