@@ -7,6 +7,7 @@ Writes Markdown.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from multiprocessing import get_context
@@ -20,7 +21,12 @@ from deeptalk_edge.features import RATE_HZ
 from deeptalk_edge.runtime.audio.vad import WebRtcDetector, find_utterance
 from deeptalk_edge.runtime.audio.wav import WavWriter
 from deeptalk_edge.runtime.bundle import Bundle
-from deeptalk_edge.runtime.conversation import AudioChunk, Conversation, TextPiece
+from deeptalk_edge.runtime.conversation import (
+    AudioChunk,
+    Conversation,
+    ConversationSettings,
+    TextPiece,
+)
 from deeptalk_edge.training.snac_files import load_snac
 from deeptalk_edge.training.tiny.corpus import Corpus, Samples, load_corpus
 from deeptalk_edge.training.tiny.domain import answers_never_trained
@@ -47,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, required=True, help="working directory of `make tiny`")
     parser.add_argument("--report", type=Path, required=True, metavar="MD")
     parser.add_argument("--clips", type=Path, help="write some held-out questions here as WAV")
+    parser.add_argument("--encoder-window", choices=("whole", "near"), default="whole")
     parser.add_argument("--every", type=int, default=1, help="score one question in so many")
     parser.add_argument(
         "--open-every", type=int, default=2, help="and so many times fewer by the open recogniser"
@@ -110,7 +117,10 @@ def _open_judge(args: argparse.Namespace) -> None:
 def _judge_kiosk(is_test: bool) -> list[SetScore]:
     """Score the halves of the held-out sets."""
     (judge,) = _judges
-    with Conversation(Bundle.open(judge.args.bundle)) as talk:
+    bundle = Bundle.open(judge.args.bundle)
+    settings = ConversationSettings.of(bundle)
+    settings = dataclasses.replace(settings, encoder_window=judge.args.encoder_window)
+    with Conversation(bundle, settings) as talk:
         return evaluate(
             lambda pcm: answer(talk, pcm),
             judge.corpus,
