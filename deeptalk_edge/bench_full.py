@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tokenizer", type=Path, required=True, help="any tokenizer.json")
     parser.add_argument("--wav", type=Path, nargs="+", required=True, help="spoken questions")
     parser.add_argument("--work", type=Path, required=True, help="scratch: 15 GB")
-    parser.add_argument("--experts", default="int4:64", help="their precision")
+    parser.add_argument("--precision", nargs="+", default=["experts=int4:64"], metavar="PART=DTYPE")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--pool", nargs="+", default=["100%", "42%"], help="experts in memory")
     windows = get_args(EncoderWindow)
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     bundle = args.work / "bundle"
     try:
         if not (bundle / MANIFEST).is_file():
-            write_bundle(args.like, args.tokenizer, args.experts, args.work)
+            write_bundle(args.like, args.tokenizer, args.precision, args.work)
         print(HEADER, flush=True)
         rows = []
         for choice in itertools.product(args.threads, args.pool, args.window):
@@ -79,20 +79,20 @@ def main(argv: list[str] | None = None) -> int:
                 row = process.apply(measure, (bundle, args.wav, run, args.rows, args.pause))
             rows.append(row)
             print(_line(row), flush=True)
-        print(json.dumps({"experts": args.experts, "questions": len(args.wav), "rows": rows}))
+        print(json.dumps({"precision": args.precision, "questions": len(args.wav), "rows": rows}))
     finally:
         if not args.keep:
             shutil.rmtree(args.work, ignore_errors=True)
     return 0
 
 
-def write_bundle(like: Path, tokenizer: Path, experts: str, work: Path) -> None:
+def write_bundle(like: Path, tokenizer: Path, precision: list[str], work: Path) -> None:
     """Export random weights in the sizes of `like` for the CPU's kernels to `work`/bundle."""
     sizes = work / "checkpoint"
     shutil.rmtree(sizes, ignore_errors=True)  # of a run that was killed
     write_sizes(like, sizes)
     shutil.copyfile(tokenizer, sizes / "tokenizer.json")
-    profile = load_profile("cpu-int8").with_precision([f"experts={experts}"])
+    profile = load_profile("cpu-int8").with_precision(precision)
     export_bundle(
         sizes,
         work / "bundle",

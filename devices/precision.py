@@ -85,4 +85,4 @@ NATIVE = Precision(
     codec="float32",
     kv_cache="bfloat16",
 )
-"""What the CPU's own kernels compute with; experts may be int4, the cache int8 as well."""
+"""What the CPU's own kernels compute with; experts may be int4, cache and encoder int8 as well."""

@@ -135,8 +135,9 @@ class DeviceProfile:
             raise ValueError("a bundle for backend ort is float32 throughout; set every precision")
         if self.backend == "native" and not _is_native(self.precision):
             raise ValueError(
-                "a bundle for backend native has encoder and codec in float32, decoder and head in "
-                "int8, experts in int8 or int4, kv_cache in bfloat16 or int8; set every precision"
+                "a bundle for backend native has the codec in float32, decoder and head in int8, "
+                "the encoder in float32 or int8, experts in int8 or int4, kv_cache in bfloat16 or "
+                "int8; set every precision"
             )
         if self.has_engines and not self.targets:
             raise ValueError(
@@ -187,12 +188,21 @@ class DeviceProfile:
 
 
 def _is_native(precision: Precision) -> bool:
-    """Our CPU kernels have it: they leave experts and cache to be chosen."""
-    if precision.experts not in ("int8", "int4") or precision.kv_cache not in ("bfloat16", "int8"):
-        return False
-    experts, group, cache = precision.experts, precision.expert_group, precision.kv_cache
-    chosen = dataclasses.replace(NATIVE, experts=experts, expert_group=group, kv_cache=cache)
-    return precision == chosen
+    """Our CPU kernels have it, and ONNX Runtime the encoder: they leave encoder, experts and cache
+    to be chosen."""
+    chosen = dataclasses.replace(
+        NATIVE,
+        encoder=precision.encoder,
+        experts=precision.experts,
+        expert_group=precision.expert_group,
+        kv_cache=precision.kv_cache,
+    )
+    return (
+        precision == chosen
+        and precision.encoder in ("float32", "int8")
+        and precision.experts in ("int8", "int4")
+        and precision.kv_cache in ("bfloat16", "int8")
+    )
 
 
 def profile_names() -> list[str]:

@@ -133,6 +133,8 @@ def export_bundle(
     profile = settings.profile
     graphs_for = profile if profile.has_engines else profile.on_backend("ort")
     precision = checked_precision(graphs_for, settings.plugin)
+    if profile.backend == "native":
+        precision["encoder"] = profile.precision.encoder
     if checkpoint is None:
         checkpoint = Checkpoint.open(
             checkpoint_directory, encoder=settings.encoder, snac=settings.snac
@@ -247,8 +249,12 @@ class _Export:
         return dataclasses.replace(manifest, engines=engines)
 
     def _write_encoder(self, graphs: Path) -> None:
-        precision, is_fixed = self._precision["encoder"], self._profile.has_engines
-        export_encoder(self._checkpoint, graphs, precision=precision, is_fixed=is_fixed)
+        checkpoint, precision = self._checkpoint, self._precision["encoder"]
+        if precision == "int8":
+            export_encoder(checkpoint, graphs, products="int8")
+        else:
+            is_fixed = self._profile.has_engines
+            export_encoder(checkpoint, graphs, precision=precision, is_fixed=is_fixed)
 
     def _write_embed_and_head(self, graphs: Path) -> None:
         if self._profile.has_engines:

@@ -164,6 +164,7 @@ def plain_session(graph: Path | bytes, weights_folder: Path) -> onnxruntime.Infe
     options.enable_cpu_mem_arena = False
     for key, value in (
         ("session.disable_prepacking", "1"),
+        ("session.x64quantprecision", "1"),  # int8 sums without VNNI would saturate
         ("session.model_external_initializers_file_folder_path", str(weights_folder)),
     ):
         options.add_session_config_entry(key, value)

@@ -67,7 +67,7 @@ def int8_gemv(graph: Graph, value: str, name: str, weight: Array) -> str:
 def integer_linear(graph: Graph, value: str, name: str, weight: Array) -> str:
     """A linear layer in integers for ONNX Runtime on a CPU; rows are rounded as they come.
 
-    On a CPU with AVX2 but no VNNI set `session.avx2_precision_mode` to 1, else sums saturate.
+    On a CPU with AVX2 but no VNNI `session.x64quantprecision` has to be 1, else sums saturate.
     """
     integers, scales = quantise_int8(weight)
     stored = graph.array(f"{name}.weight", integers.T)

@@ -10,7 +10,12 @@ from deeptalk_edge.expert_record import PAGE_BYTES, RecordFormat
 from deeptalk_edge.export.codec import CodecNoise
 from deeptalk_edge.export.native_codec import native_codec_bytes
 from deeptalk_edge.export.native_weights import native_bytes
-from deeptalk_edge.export.weight_shapes import WeightShapes, stored_bytes, weight_bytes
+from deeptalk_edge.export.weight_shapes import (
+    WeightShapes,
+    int8_encoder_bytes,
+    stored_bytes,
+    weight_bytes,
+)
 from deeptalk_edge.runtime.bundle import NATIVE_CODEC, NATIVE_INDEX, NATIVE_WEIGHTS
 from deeptalk_edge.runtime.experts.from_bundle import GATES
 from deeptalk_edge.spec import CodecSpec, ModelSpec
@@ -71,7 +76,7 @@ def planned_files(
     else:
         decoder = model.decoder
         gates_bytes = 4 * len(decoder.moe_layers) * (decoder.num_experts + 1) * decoder.width
-        files = [*_ort_files(model, shapes), _rounded(GATES, gates_bytes + 1024)]
+        files = [*_ort_files(model, profile, shapes), _rounded(GATES, gates_bytes + 1024)]
     if profile.backend == "native":
         size = native_bytes(model, records)
         files += [
@@ -92,12 +97,15 @@ def planned_files(
     return tuple(files)
 
 
-def _ort_files(model: ModelSpec, shapes: WeightShapes) -> list[PlannedFile]:
+def _ort_files(model: ModelSpec, profile: DeviceProfile, shapes: WeightShapes) -> list[PlannedFile]:
     """Graphs and their weights."""
     weights = {"encoder": shapes.encoder, "embedding": shapes.embedding, "codec": shapes.codec}
     weights |= {f"segment_{i:02d}": segment for i, segment in enumerate(shapes.segments)}
+    sizes = {name: stored_bytes(parts) for name, parts in weights.items()}
+    if profile.precision.encoder == "int8":
+        sizes["encoder"] = int8_encoder_bytes(model)
     nodes = {
-        "encoder": 8 * (model.encoder.num_layers + 2),
+        "encoder": 12 * (model.encoder.num_layers + 2),
         "codec": 96,
         "embed": 4,
         "expert": 4,
@@ -105,8 +113,8 @@ def _ort_files(model: ModelSpec, shapes: WeightShapes) -> list[PlannedFile]:
         "segment_00": 8 * (model.decoder.num_dense_layers + 2),
     } | {f"segment_{i:02d}": 16 for i in range(1, len(shapes.segments))}
     files = [_rounded(f"{name}.onnx", 1024 * kib) for name, kib in nodes.items()]
-    for name, parts in weights.items():
-        if size := stored_bytes(parts):
+    for name, size in sizes.items():
+        if size:
             files.append(PlannedFile(name=f"{name}.bin", bytes=size, is_exact=True))
     return sorted(files, key=lambda file: file.name)
 

@@ -55,8 +55,22 @@ class WeightShapes:
 
 def stored_bytes(shapes: Iterable[Shape]) -> int:
     """Size of a graph's file of weights: float32, each on its own pages, the smallest inline."""
-    sizes = [4 * prod(shape) for shape in shapes]
-    return sum(-(-size // PAGE_BYTES) * PAGE_BYTES for size in sizes if size >= _INLINE_BYTES)
+    return sum(_paged(4 * prod(shape)) for shape in shapes)
+
+
+def _paged(size: int) -> int:
+    return -(-size // PAGE_BYTES) * PAGE_BYTES if size >= _INLINE_BYTES else 0
+
+
+def int8_encoder_bytes(model: ModelSpec) -> int:
+    """Size of encoder.bin with int8 products: matrices and their scales, the rest in float32."""
+    exact = encoder_shapes(model)
+    exact.remove((model.encoder.max_frames, model.encoder.width))
+    matrices = [shape for shape in exact if len(shape) == 2]
+    others = [shape for shape in exact if len(shape) != 2]
+    others += [(model.encoder.max_frames, model.encoder.width)]
+    others += [(outputs,) for _, outputs in matrices]  # scales
+    return stored_bytes(others) + sum(_paged(prod(shape)) for shape in matrices)
 
 
 def weight_bytes(shapes: Sequence[Shape], dtype: str) -> int:

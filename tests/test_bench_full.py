@@ -16,7 +16,8 @@ def test_every_choice_is_asked_and_nothing_stays_on_the_disk(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     question = str(sorted((TINY / "questions").glob("*.wav"))[0])
-    sizes = ["--like", str(TINY), "--tokenizer", str(TINY / "tokenizer.json"), "--experts", "int8"]
+    sizes = ["--like", str(TINY), "--tokenizer", str(TINY / "tokenizer.json"), "--precision"]
+    sizes += ["experts=int8"]
     asked = ["--wav", question, "--threads", "1", "--pool", "100%", "70%", "--rows", "12"]
     asked += ["--pause", "0"]
     assert main([*sizes, *asked, "--work", str(tmp_path / "work")]) == 0

@@ -210,6 +210,13 @@ def test_our_kernels_keep_a_cache_of_two_kinds(kv_cache: str) -> None:
     assert (profile.precision.kv_cache, profile.precision.experts) == (kv_cache, "int4")
 
 
+def test_the_encoder_beside_our_kernels_may_be_int8() -> None:
+    profile = load_profile("cpu-int8").with_precision(["encoder=int8"])
+    assert profile.precision.encoder == "int8"
+    with pytest.raises(SettingsError, match="the encoder in float32 or int8"):
+        load_profile("cpu-int8").with_precision(["encoder=float16"])
+
+
 @pytest.mark.parametrize("kv_cache", ["float32", "float16"])
 def test_our_kernels_keep_no_cache_of_another_kind(kv_cache: str) -> None:
     with pytest.raises(SettingsError, match="kv_cache in bfloat16 or int8"):

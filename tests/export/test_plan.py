@@ -75,13 +75,15 @@ _BUILDS_ENGINES = [
     [
         "cpu",
         "cpu-int8",
+        "cpu-int8 encoder=int8",
         "orin-nano-8gb",
         "agx-orin-64gb",
         pytest.param("rtx-4060", marks=_BUILDS_ENGINES),
     ],
 )
 def test_a_plan_names_every_file_of_the_bundle_and_its_size(device: str, tmp_path: Path) -> None:
-    profile = load_profile(device)
+    name, *precision = device.split()
+    profile = load_profile(name).with_precision(precision)
     if profile.has_engines:
         profile = profile.with_precision(["experts=int8"])  # the tiny experts are no whole groups
     plan = plan_export(

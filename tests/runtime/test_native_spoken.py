@@ -37,6 +37,7 @@ from deeptalk_edge.runtime.engines import kernels_for, open_codec, open_engine
 from deeptalk_edge.runtime.lm.engine import Engine
 from deeptalk_edge.runtime.settings import EngineChoice
 from tests.native.cpu import built
+from tests.runtime.test_conversation import rewrite_golden
 
 TINY = Path(__file__).parents[2] / "checkpoints" / "tiny"
 QUESTIONS = sorted((TINY / "questions").glob("*.wav"))
@@ -124,6 +125,42 @@ def test_an_int8_cache_answers_as_well(
     native_bundle: Bundle, questions: list[Path], least: int
 ) -> None:
     assert num_right(with_cache(native_bundle, "int8"), questions) >= least
+
+
+@pytest.fixture(scope="module")
+def int8_ear(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle whose encoder multiplies in int8. Shared: never write to it."""
+    place = tmp_path_factory.mktemp("ear") / "bundle"
+    profile = load_profile("cpu-int8").with_precision(["encoder=int8"])
+    export_bundle(TINY, place, ExportSettings(profile=profile))
+    return Bundle.open(place)
+
+
+@pytest.mark.parametrize(
+    ("questions", "least"),
+    [(QUESTIONS[::6], 4), pytest.param(QUESTIONS, 22, marks=pytest.mark.slow)],
+    ids=["4", "all"],
+)
+@pytest.mark.usefixtures("kernels")
+def test_an_encoder_in_int8_hears_as_well(
+    int8_ear: Bundle, native_bundle: Bundle, questions: list[Path], least: int
+) -> None:
+    sizes = [bundle.manifest.files["encoder.bin"].bytes for bundle in (int8_ear, native_bundle)]
+    assert sizes[0] < sizes[1] / 2
+    assert num_right(int8_ear, questions) >= least
+
+
+@pytest.mark.usefixtures("kernels")
+def test_an_int8_encoder_may_round_otherwise_and_not_differ(
+    int8_ear: Bundle, tmp_path: Path
+) -> None:
+    place = Path(shutil.copytree(int8_ear.path, tmp_path / "bundle"))
+    with np.load(place / "golden.npz") as golden:
+        features = golden["near_features"]
+    step = np.abs(features).max()
+    Conversation(rewrite_golden(place, near_features=features + 0.02 * step)).close()
+    with pytest.raises(BackendError, match=r"encoder\.onnx: this device computes something else"):
+        Conversation(rewrite_golden(place, near_features=features + 0.1 * step))
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "int8"])

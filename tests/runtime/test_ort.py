@@ -12,7 +12,7 @@ import torch
 
 from deeptalk_edge.errors import ArtifactError, BackendError, DoesNotFit
 from deeptalk_edge.runtime.backends import ort
-from deeptalk_edge.runtime.backends.ort import OrtEngine, OrtGraph
+from deeptalk_edge.runtime.backends.ort import OrtEngine, OrtGraph, int8_saturates
 from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.runtime.lm.engine import Logits
 from deeptalk_edge.training.checkpoint import load_model
@@ -34,6 +34,18 @@ def engine(bundle: Bundle) -> Iterator[OrtEngine]:
 def assert_close(found: Logits, expected: Logits) -> None:
     np.testing.assert_allclose(found.text, expected.text, atol=TOLERANCE)
     np.testing.assert_allclose(found.codes, expected.codes, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("flags", "saturates"),
+    [("avx2 fma avx_vnni", False), ("avx512f avx512_vnni", False), ("avx2 fma", True)],
+)
+def test_int8_sums_need_the_exact_form_where_there_is_no_vnni(
+    tmp_path: Path, flags: str, saturates: bool
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"flags\t\t: fpu {flags} sse2\n")
+    assert int8_saturates(tmp_path / "cpuinfo") is saturates
+    assert int8_saturates(tmp_path / "absent")
 
 
 def test_logits_equal_the_torch_models(bundle: Bundle, engine: OrtEngine) -> None:
