@@ -67,10 +67,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--pause", type=float, default=4.0, help="seconds before a question")
     parser.add_argument("--keep", action="store_true", help="leave the bundle for the next run")
     args = parser.parse_args(argv)
-    bundle = args.work / "bundle"
+    bundle = args.work / "+".join(args.precision)  # a kept one serves the same precision alone
     try:
         if not (bundle / MANIFEST).is_file():
-            write_bundle(args.like, args.tokenizer, args.precision, args.work)
+            write_bundle(args.like, args.tokenizer, args.precision, bundle)
         print(HEADER, flush=True)
         rows = []
         for choice in itertools.product(args.threads, args.pool, args.window):
@@ -86,16 +86,16 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def write_bundle(like: Path, tokenizer: Path, precision: list[str], work: Path) -> None:
-    """Export random weights in the sizes of `like` for the CPU's kernels to `work`/bundle."""
-    sizes = work / "checkpoint"
+def write_bundle(like: Path, tokenizer: Path, precision: list[str], place: Path) -> None:
+    """Export random weights in the sizes of `like` for the CPU's kernels."""
+    sizes = place.with_name("checkpoint")
     shutil.rmtree(sizes, ignore_errors=True)  # of a run that was killed
     write_sizes(like, sizes)
     shutil.copyfile(tokenizer, sizes / "tokenizer.json")
     profile = load_profile("cpu-int8").with_precision(precision)
     export_bundle(
         sizes,
-        work / "bundle",
+        place,
         ExportSettings(profile=profile),
         lambda step, done, total: print(f"{done}/{total} {step}", file=sys.stderr),
         checkpoint=RandomCheckpoint(read_model_spec(sizes), sizes / "snac"),
