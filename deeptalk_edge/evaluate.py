@@ -12,12 +12,14 @@ import sys
 from collections.abc import Sequence
 from multiprocessing import get_context
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
 
 from deeptalk_edge.artifact import write_atomically
 from deeptalk_edge.features import RATE_HZ
+from deeptalk_edge.runtime.audio.encoder import EncoderWindow
 from deeptalk_edge.runtime.audio.vad import WebRtcDetector, find_utterance
 from deeptalk_edge.runtime.audio.wav import WavWriter
 from deeptalk_edge.runtime.bundle import Bundle
@@ -53,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, required=True, help="working directory of `make tiny`")
     parser.add_argument("--report", type=Path, required=True, metavar="MD")
     parser.add_argument("--clips", type=Path, help="write some held-out questions here as WAV")
-    parser.add_argument("--encoder-window", choices=("whole", "near"), default="whole")
+    parser.add_argument("--encoder-window", choices=get_args(EncoderWindow), default="whole")
     parser.add_argument("--every", type=int, default=1, help="score one question in so many")
     parser.add_argument(
         "--open-every", type=int, default=2, help="and so many times fewer by the open recogniser"
@@ -118,8 +120,9 @@ def _judge_kiosk(is_test: bool) -> list[SetScore]:
     """Score the halves of the held-out sets."""
     (judge,) = _judges
     bundle = Bundle.open(judge.args.bundle)
-    settings = ConversationSettings.of(bundle)
-    settings = dataclasses.replace(settings, encoder_window=judge.args.encoder_window)
+    settings = dataclasses.replace(
+        ConversationSettings.of(bundle), encoder_window=judge.args.encoder_window
+    )
     with Conversation(bundle, settings) as talk:
         return evaluate(
             lambda pcm: answer(talk, pcm),

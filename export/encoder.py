@@ -49,7 +49,9 @@ def export_encoder(
         writer = _Encoder(graph, checkpoint, products)
         mel_frames = 2 * frames if is_fixed else "mel_frames"
         log_mel = graph.input("log_mel", FLOAT, (1, encoder.num_mel_bins, mel_frames))
-        kept = None if is_fixed else graph.input("num_frames", INT64, ())
+        kept = None
+        if not is_fixed:
+            kept = graph.op("Unsqueeze", graph.input("num_frames", INT64, ()), graph.ints(0))
         hidden = writer.stem(log_mel, is_fixed=is_fixed)
         for i in range(encoder.num_layers):
             is_last = i == encoder.num_layers - 1
@@ -79,9 +81,8 @@ class _Encoder:
         return graph.op("Add", graph.exact(frames), positions)
 
     def layer(self, hidden: str, name: str, kept: str | None = None) -> str:
-        """(F, W) to (F, W), or to the first `kept` () frames."""
+        """(F, W) to (F, W), or to the first `kept` (1) frames."""
         graph = self._graph
-        kept = kept and graph.op("Unsqueeze", kept, graph.ints(0))
         attended = self._attend(self.norm(hidden, f"{name}.self_attn_layer_norm"), name, kept)
         if kept:
             hidden = self._first(hidden, kept)

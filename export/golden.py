@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from deeptalk_edge.export.graph import Array
 from deeptalk_edge.features import RATE_HZ, log_mel, max_samples, num_frames
 from deeptalk_edge.rows import codec_columns, text_rows
+from deeptalk_edge.runtime.backends.ort import keep_int8_exact
 from deeptalk_edge.runtime.bundle import Manifest
 from deeptalk_edge.spec import ModelSpec
 
@@ -162,9 +163,9 @@ def plain_session(graph: Path | bytes, weights_folder: Path) -> onnxruntime.Infe
     options.intra_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.enable_cpu_mem_arena = False
+    keep_int8_exact(options)
     for key, value in (
         ("session.disable_prepacking", "1"),
-        ("session.x64quantprecision", "1"),  # int8 sums without VNNI would saturate
         ("session.model_external_initializers_file_folder_path", str(weights_folder)),
     ):
         options.add_session_config_entry(key, value)

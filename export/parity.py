@@ -142,9 +142,9 @@ def parity_report(
         if not _is_float32(manifest.precision, name):
             tolerance = greatest * _tolerance(manifest.precision, name)
         differences.append(difference(name, found[name], array, tolerance))
-    unrounded = reference_outputs(Reference(checkpoint), codec, inputs, delay)
+    unrounded = reference_hidden(Reference(checkpoint), inputs, expected["features"])
     tokens, wanted, float_tokens = (
-        _tokens(reference, outputs["hidden"]) for outputs in (found, expected, unrounded)
+        _tokens(reference, hidden) for hidden in (found["hidden"], expected["hidden"], unrounded)
     )
     return ParityReport(
         differences=tuple(differences),

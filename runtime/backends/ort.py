@@ -46,8 +46,7 @@ class OrtGraph:
         options.enable_mem_pattern = False  # a plan per shape, and the cache grows every row
         # Sessions take turns: an idle one that spins steals the core of the one at work.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        if int8_saturates():  # the exact form takes twice as long
-            options.add_session_config_entry("session.x64quantprecision", "1")
+        keep_int8_exact(options)
         self.name = path.name
         try:
             self._session = onnxruntime.InferenceSession(
@@ -76,6 +75,12 @@ def int8_saturates(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether ONNX Runtime's quick int8 products may overflow here: on x86-64 without VNNI."""
     flags = cpuinfo.read_text(encoding="utf-8") if cpuinfo.is_file() else ""
     return "avx512_vnni" not in flags and "avx_vnni" not in flags
+
+
+def keep_int8_exact(options: onnxruntime.SessionOptions) -> None:
+    """Have int8 sums exact on this machine, in the quick form where that is."""
+    if int8_saturates():  # the other form takes half as long again, or twice
+        options.add_session_config_entry("session.x64quantprecision", "1")
 
 
 class OrtBinding:

@@ -42,6 +42,12 @@ from tests.runtime.test_conversation import rewrite_golden
 TINY = Path(__file__).parents[2] / "checkpoints" / "tiny"
 QUESTIONS = sorted((TINY / "questions").glob("*.wav"))
 
+asked = pytest.mark.parametrize(
+    ("questions", "least"),
+    [(QUESTIONS[::6], 4), pytest.param(QUESTIONS, 22, marks=pytest.mark.slow)],
+    ids=["4", "all"],
+)
+
 
 @pytest.fixture(scope="module")
 def native_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
@@ -90,11 +96,7 @@ def with_cache(bundle: Bundle, kind: str) -> Bundle:
     return replace(bundle, manifest=replace(bundle.manifest, precision=precision))
 
 
-@pytest.mark.parametrize(
-    ("questions", "least"),
-    [(QUESTIONS[::6], 4), pytest.param(QUESTIONS, 22, marks=pytest.mark.slow)],
-    ids=["4", "all"],
-)
+@asked
 @pytest.mark.usefixtures("kernels")
 def test_both_backends_say_the_same(
     native_bundle: Bundle, questions: list[Path], least: int
@@ -103,11 +105,7 @@ def test_both_backends_say_the_same(
     assert sum(mine == other for mine, other in zip(native, ort, strict=True)) >= least
 
 
-@pytest.mark.parametrize(
-    ("questions", "least"),
-    [(QUESTIONS[::6], 4), pytest.param(QUESTIONS, 22, marks=pytest.mark.slow)],
-    ids=["4", "all"],
-)
+@asked
 @pytest.mark.usefixtures("kernels")
 def test_experts_in_int4_answer_as_well(tmp_path: Path, questions: list[Path], least: int) -> None:
     profile = load_profile("cpu-int8").with_precision(["experts=int4:32"])
@@ -115,11 +113,7 @@ def test_experts_in_int4_answer_as_well(tmp_path: Path, questions: list[Path], l
     assert num_right(Bundle.open(tmp_path / "bundle"), questions) >= least
 
 
-@pytest.mark.parametrize(
-    ("questions", "least"),
-    [(QUESTIONS[::6], 4), pytest.param(QUESTIONS, 22, marks=pytest.mark.slow)],
-    ids=["4", "all"],
-)
+@asked
 @pytest.mark.usefixtures("kernels")
 def test_an_int8_cache_answers_as_well(
     native_bundle: Bundle, questions: list[Path], least: int
@@ -136,11 +130,7 @@ def int8_ear(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return Bundle.open(place)
 
 
-@pytest.mark.parametrize(
-    ("questions", "least"),
-    [(QUESTIONS[::6], 4), pytest.param(QUESTIONS, 22, marks=pytest.mark.slow)],
-    ids=["4", "all"],
-)
+@asked
 @pytest.mark.usefixtures("kernels")
 def test_an_encoder_in_int8_hears_as_well(
     int8_ear: Bundle, native_bundle: Bundle, questions: list[Path], least: int
