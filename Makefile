@@ -141,10 +141,12 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	@$(PIP) -e '.[sound]' || echo "PyAudio needs portaudio19-dev and gcc: without it the sound tests are skipped" >&2
 	@touch $@ $(VENV)/.device
 
-# Peers of bench-cpu, apart from our own packages; llama.cpp is compiled for this processor (minutes).
+# Peers of bench-cpu, apart from our own packages; llama.cpp is compiled for this processor (minutes),
+# so never taken from pip's cache; but for AMX, with whose buffers 0.3.36 aborts ("cur_backend_id != -1").
+NO_AMX := $(if $(filter x86_64,$(shell uname -m)),-mno-amx-tile -mno-amx-int8 -mno-amx-bf16)
 build/peers/.llama.cpp: | $(VENV)/.dev
-	CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DLLAMA_CURL=OFF" \
-	    $(PIP) --upgrade --no-deps --target build/peers gguf==0.19.0 diskcache==5.6.3 llama-cpp-python==0.3.36
+	CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF -DLLAMA_CURL=OFF" CFLAGS="$(NO_AMX)" CXXFLAGS="$(NO_AMX)" \
+	    $(PIP) --no-cache-dir --upgrade --no-deps --target build/peers gguf==0.19.0 diskcache==5.6.3 llama-cpp-python==0.3.36
 	@touch $@
 
 build/peers/.ik_llama.cpp: | $(VENV)/.dev

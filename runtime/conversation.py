@@ -187,7 +187,8 @@ class Conversation:
     def _end_turn(self) -> None:
         counts = self._experts.end_turn()
         log.info(
-            "experts: %d hits, %d misses, %.1f MB read, %.1f ms waited",
+            "experts: %d passes with all there; %d hits, %d misses, %.1f MB read, %.1f ms waited",
+            counts["whole_passes"],
             counts["hits"],
             counts["misses"],
             sum(counts["moved_bytes"].values()) / 1e6,

@@ -1,7 +1,7 @@
 """The native CPU backend: the whole decoder in our own kernels, int8 or int4 weights.
 
-step       with every expert resident one call runs all layers; with a pager each call ends at a
-           router, and the next one begins when the chosen experts are there
+step       with every expert resident one call runs all layers; else each call ends at a router,
+           and the next one begins when the chosen experts are there
 exactness  a row's logits do not depend on how rows were fed, on the number of threads, or on which
            experts were resident: sums have one order
 precision  activations are rounded to int8 for every product, 128 at a time; the cache holds
@@ -11,7 +11,7 @@ precision  activations are rounded to int8 for every product, 128 at a time; the
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from ctypes import byref, c_char, c_void_p
 from functools import partial
 from typing import Any, Protocol
@@ -23,8 +23,9 @@ from deeptalk_edge.errors import BackendError
 from deeptalk_edge.rows import Ids
 from deeptalk_edge.runtime.backends.native_cache import NativeCache
 from deeptalk_edge.runtime.backends.native_library import NativeContext, NativeLibrary, address
-from deeptalk_edge.runtime.backends.native_weights import NativeWeights, ResidentExperts
+from deeptalk_edge.runtime.backends.native_weights import NativeWeights
 from deeptalk_edge.runtime.bundle import Bundle
+from deeptalk_edge.runtime.experts.from_bundle import PagingSettings, paged_experts
 from deeptalk_edge.runtime.lm.cached_engine import CachedEngine
 from deeptalk_edge.runtime.lm.engine import Logits
 
@@ -36,13 +37,19 @@ PREFILL_ROWS = 256
 
 
 class ExpertTables(Protocol):
-    """Where experts come from when they are not all resident."""
+    """Where experts come from."""
 
     def begin_prefill(self, audio_mask: NDArray[np.bool_]) -> None:
         """Rows (T,) of a prompt are fed; the mask marks the heard ones."""
 
     def begin_step(self, num_items: int) -> None:
         """A row of the answer is fed to each item."""
+
+    def whole(self) -> AbstractContextManager[bool]:
+        """Whether `addresses` of all layers hold every expert for the block."""
+
+    def addresses(self, layer: int) -> Tables:
+        """(E,) where each expert of a layer lies: a live view, always at the same place."""
 
     def tables(
         self, layer: int, ids: Ids, weights: Array, normed: Array
@@ -68,8 +75,8 @@ class NativeEngine(CachedEngine[NativeCache]):
         open_experts: Callable[[], ExpertTables] | None = None,
         library: NativeLibrary | None = None,
     ) -> None:
-        """Load the weights and reserve the cache; without `open_experts` all experts are read now.
-        Else they are opened last, and are the engine's from then on.
+        """Load the weights and reserve the cache; experts come out of a pager of the engine's own
+        if left out. They are opened last, and are the engine's from then on.
 
         `path` picks one of the library's kernel paths, the processor's best one if left out.
 
@@ -81,19 +88,6 @@ class NativeEngine(CachedEngine[NativeCache]):
         decoder, vocabulary = self._spec.decoder, self._spec.vocabulary
         self._context = NativeContext(library or NativeLibrary(), path=path, threads=threads)
         self._weights = NativeWeights(bundle.path, manifest.record_format)
-        self._resident: ResidentExperts | None = None
-        if open_experts is None:
-            self._resident = ResidentExperts(
-                bundle.file(manifest.experts_file),
-                manifest.records,
-                manifest.record_format,
-                num_layers=decoder.num_layers,
-                num_experts=decoder.num_experts,
-            )
-            rows = self._resident.tables.ctypes.data + 8 * decoder.num_experts * np.arange(
-                decoder.num_layers
-            )
-            self._table_rows = rows.astype(np.uint64)
         super().__init__(
             NativeCache(
                 num_layers=decoder.num_layers,
@@ -123,7 +117,13 @@ class NativeEngine(CachedEngine[NativeCache]):
             )
             for items in (1, 2)
         ]
-        self.experts = open_experts() if open_experts else None
+        self.experts: ExpertTables = (
+            open_experts() if open_experts else paged_experts(bundle, PagingSettings())
+        )
+        self._whole_tables = self._no_tables.copy()
+        for layer in decoder.moe_layers:
+            self._whole_tables[layer] = self.experts.addresses(layer).ctypes.data
+        self._whole_tables_at = address(self._whole_tables)
 
     @property
     def kernel_path(self) -> str:
@@ -137,14 +137,12 @@ class NativeEngine(CachedEngine[NativeCache]):
         placed[audio_mask] = features
         for start in range(0, len(rows), PREFILL_ROWS):
             part = slice(start, start + PREFILL_ROWS)
-            if self.experts:
-                self.experts.begin_prefill(audio_mask[part])
+            self.experts.begin_prefill(audio_mask[part])
             self._run(rows[None, part], placed[part], audio_mask[part])
 
     def decode_step(self, rows: Ids) -> Logits:
         self._check_step(rows)
-        if self.experts:
-            self.experts.begin_step(len(rows))
+        self.experts.begin_step(len(rows))
         self._run(rows[:, None], None, None)
         return self.logits()
 
@@ -159,8 +157,7 @@ class NativeEngine(CachedEngine[NativeCache]):
             self._calls.dt_decoder_close(self._decoder)
             self._decoder = None
         self._context.close()
-        if self.experts:
-            self.experts.close()
+        self.experts.close()
 
     def _open_decoder(self, cache_kind: str) -> int | None:
         self._calls = self._context.calls
@@ -200,32 +197,31 @@ class NativeEngine(CachedEngine[NativeCache]):
             self._decoder, byref(where), address(ids), address(features), address(audio_mask)
         )
         self._context.check(status, "embed")
-        if self.experts:
-            self._run_paged(self.experts)
-        else:
-            stages = 2 * self._spec.decoder.num_layers
-            status = self._calls.dt_run(self._decoder, 0, stages, address(self._table_rows))
-            self._context.check(status, "decoder")
+        with self.experts.whole() as is_whole:
+            if is_whole:
+                self._stages(0, 2 * self._spec.decoder.num_layers, self._whole_tables_at)
+            else:
+                self._run_paged()
         self._cache.advance(num_rows)
         self._fed_items = num_items
 
-    def _run_paged(self, experts: ExpertTables) -> None:
+    def _run_paged(self) -> None:
         decoder = self._spec.decoder
         ids, weights, normed = self._routed
         stage = 0
         for layer in decoder.moe_layers:
-            self._stages(stage, 2 * layer + 1)
+            self._stages(stage, 2 * layer + 1, self._no_tables_at)
             stage = 2 * layer + 1
             num_tokens = self._fetch_routed()  # the last layer has fewer
             routed = ids[:num_tokens], weights[:num_tokens], normed[:num_tokens]
-            with closing(experts.tables(layer, *routed)) as tables:
+            with closing(self.experts.tables(layer, *routed)) as tables:
                 for table in tables:
                     status = self._calls.dt_wave(self._decoder, layer, address(table))
                     self._context.check(status, f"experts of layer {layer}")
-        self._stages(stage, 2 * decoder.num_layers)
+        self._stages(stage, 2 * decoder.num_layers, self._no_tables_at)
 
-    def _stages(self, first: int, last: int) -> None:
-        status = self._calls.dt_run(self._decoder, first, last, self._no_tables_at)
+    def _stages(self, first: int, last: int, tables_at: c_void_p) -> None:
+        status = self._calls.dt_run(self._decoder, first, last, tables_at)
         self._context.check(status, f"decoder from layer {first // 2} on")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from deeptalk_edge.runtime.backends.native_library import (
     Record,
 )
 from deeptalk_edge.runtime.bundle import NATIVE_INDEX, NATIVE_WEIGHTS
-from deeptalk_edge.runtime.experts.record import ExpertRecord
 from deeptalk_edge.spec import ModelSpec, read_json
 
 NATIVE_FORMAT = 1
@@ -148,31 +147,6 @@ class NativeWeights:
         if name not in self._arrays:
             raise ArtifactError(f"{self._index}: {name} is missing; export the bundle again")
         return self._arrays[name]
-
-
-class ResidentExperts:
-    """All routed experts of a bundle in one arena of huge pages."""
-
-    def __init__(
-        self,
-        path: Path,
-        records: Sequence[ExpertRecord],
-        form: RecordFormat,
-        *,
-        num_layers: int,
-        num_experts: int,
-    ) -> None:
-        """Read them all.
-
-        Raises ArtifactError if the file ends too early.
-        """
-        self._arena = huge_array(len(records) * form.record_bytes)
-        self.tables = np.zeros((num_layers, num_experts), np.uint64)
-        """Address of every expert; a layer without routed experts has zeros."""
-        for slot, record in enumerate(records):
-            place = self._arena[slot * form.record_bytes :][: record.bytes]
-            read_into(path, record.offset, place)
-            self.tables[record.layer, record.expert] = place.ctypes.data
 
 
 def record_of(form: RecordFormat, ffn_width: int | None = None) -> Record:

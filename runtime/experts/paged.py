@@ -1,13 +1,14 @@
 """Where an engine takes its experts: the pager, the look-ahead and the recorder as one source.
 
 An engine calls `begin_prefill` or `begin_step` for each pass of its layers, and for each router
-`waves`, for arrays, or `tables`, for addresses. `ExpertSum` is ONNX Runtime's side of it.
+`waves`, for arrays, or `tables`, for addresses; a pass within `whole` need not ask. `ExpertSum` is
+ONNX Runtime's side of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from itertools import chain
 from typing import Any, Protocol
 
@@ -77,6 +78,20 @@ class PagedExperts:
     def begin_step(self, num_items: int) -> None:
         """A row of the answer is fed to each item: item 0 speaks, item 1 only writes."""
         self._begin(Phase.SPEAKING, np.array([Modality.SPOKEN, Modality.WRITTEN][:num_items]))
+
+    @contextmanager
+    def whole(self) -> Iterator[bool]:
+        """Whether `addresses` of all layers hold every expert for the block. Not where a recorder
+        or a degrading source wants to see each choice."""
+        if self.recorder or self._degrade:
+            yield False
+            return
+        with self._pager.whole() as is_whole:
+            yield is_whole
+
+    def addresses(self, layer: int) -> NDArray[np.uint64]:
+        """(E,) where each expert of a layer lies: a live view, always at the same place."""
+        return self._pager.addresses(layer)
 
     def waves(
         self, layer: int, ids: Ids, weights: Array, normed: Array

@@ -6,6 +6,7 @@ waves     the same for a union that may not fit: groups in ascending id, the nex
           the last one computes
 hint      a guess for a layer to come; never blocks, goes behind every demand, and is called off if
           its layer passes before a byte of it moved
+whole     every expert is there: a pass runs without asking, and none leaves meanwhile
 enter     tells the phase; LISTENING begins a sweep of what questions use, in layer order; then, and
           while IDLE, free slots are filled if the settings say so
 
@@ -132,6 +133,7 @@ class ExpertPager:
         )
         self._moved = self._reader.moved  # also when a slot is released that somebody waits for
         self._num_waiting = 0  # for a slot
+        self._num_whole = 0  # passes under way that do not ask
         self._reader.start()
 
     def acquire(self, layer: int, experts: Sequence[int]) -> Lease:
@@ -180,6 +182,20 @@ class ExpertPager:
             for load in self.residency.hint(keys):
                 self._load(load)
 
+    @contextlib.contextmanager
+    def whole(self) -> Generator[bool, None, None]:
+        """Whether every expert is there: then all `addresses` hold for the block, and its uses are
+        not counted one by one."""
+        with self._lock:
+            is_whole = self.has_all and not (self._reader.under_way or self._closed)
+            self._num_whole += is_whole
+            self.telemetry.num_whole += is_whole
+        try:
+            yield is_whole
+        finally:
+            with self._lock:
+                self._num_whole -= is_whole
+
     def enter(self, phase: Phase) -> None:
         """A pass of the model begins, or the conversation enters a phase."""
         with self._lock:
@@ -214,8 +230,11 @@ class ExpertPager:
         return counts | {"slots_given_back": given_back}
 
     def shrink(self, num_slots: int) -> int:
-        """Give up to so many slots back for good; returns how many. Between turns."""
+        """Give up to so many slots back for good; returns how many. Between turns; none while
+        another session runs on every expert."""
         with self._lock:
+            if self._num_whole:
+                return 0
             spare = max(self.residency.table.num_slots - self.settings.least_slots, 0)
             slots = self.residency.retire(min(num_slots, spare))
             for slot in slots:

@@ -54,7 +54,7 @@ class RecordFile:
             self._fd = os.open(path, flags)
             self.why_buffered = f"the file system refuses O_DIRECT ({error.strerror})"
         self.size_bytes = os.fstat(self._fd).st_size
-        if self.why_buffered is None:
+        if self.why_buffered is None and self.size_bytes >= PAGE_BYTES:  # else it has no record
             self._probe(path)
 
     @property

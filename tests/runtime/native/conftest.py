@@ -11,6 +11,7 @@ from deeptalk_edge.runtime.backends.native_library import NativeLibrary
 from deeptalk_edge.runtime.bundle import Bundle
 from tests.native.cpu import built
 from tests.runtime.native.fed import WIDE, random_bundles
+from tests.runtime.native.resident import Resident
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +34,8 @@ def bundle(bundles: tuple[Bundle, Bundle]) -> Bundle:
 
 @pytest.fixture
 def engine(bundle: Bundle, library: NativeLibrary) -> Iterator[NativeEngine]:
-    engine = NativeEngine(bundle, context_rows=32, library=library)
+    engine = NativeEngine(
+        bundle, context_rows=32, library=library, open_experts=lambda: Resident(bundle)
+    )
     yield engine
     engine.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import pytest
@@ -13,29 +14,22 @@ from deeptalk_edge.rows import Ids
 from deeptalk_edge.runtime.backends import native
 from deeptalk_edge.runtime.backends.native import ExpertTables, NativeEngine
 from deeptalk_edge.runtime.backends.native_library import NativeLibrary
-from deeptalk_edge.runtime.backends.native_weights import ResidentExperts
 from deeptalk_edge.runtime.backends.ort import OrtEngine
 from deeptalk_edge.runtime.bundle import Bundle
+from deeptalk_edge.runtime.experts.degrade import DegradeSettings
 from deeptalk_edge.runtime.experts.from_bundle import PagingSettings, paged_experts
 from deeptalk_edge.runtime.experts.routes import Modality, RouteRecorder
 from tests.experts.paged_engine import open_bundle_pager
 from tests.runtime.fed import MASK, ROWS
 from tests.runtime.native.fed import FEATURES, assert_equal, fed
+from tests.runtime.native.resident import Resident
 
 
-class Waves:
+class Waves(Resident):
     """Experts one after another, each at an address that is gone when the next one comes."""
 
     def __init__(self, bundle: Bundle) -> None:
-        decoder = bundle.manifest.model.decoder
-        self._resident = ResidentExperts(
-            bundle.file(bundle.manifest.experts_file),
-            bundle.manifest.records,
-            bundle.manifest.record_format,
-            num_layers=decoder.num_layers,
-            num_experts=decoder.num_experts,
-        )
-        self._tables = self._resident.tables
+        super().__init__(bundle)
         self.begun: list[str] = []
         self.asked: list[list[int]] = []
 
@@ -44,6 +38,9 @@ class Waves:
 
     def begin_step(self, num_items: int) -> None:
         self.begun.append(f"step of {num_items}")
+
+    def whole(self) -> AbstractContextManager[bool]:
+        return nullcontext(False)
 
     def tables(
         self, layer: int, ids: Ids, weights: NDArray[np.float32], normed: NDArray[np.float32]
@@ -130,6 +127,46 @@ def test_a_pager_of_any_size_does_not_change_a_bit(
         for row in ROWS[:8]:
             assert_equal(paged.decode_step(row[None]), engine.decode_step(row[None]))
         assert pager.num_leased == 0
+        paged.close()
+
+
+def test_with_all_of_them_there_a_pass_asks_for_none_and_no_bit_changes(
+    bundle: Bundle, engine: NativeEngine, library: NativeLibrary
+) -> None:
+    num_records = len(bundle.manifest.records)
+    with open_bundle_pager(bundle, num_records, fills=True) as pager:
+        experts = paged_experts(bundle, PagingSettings(), pager)
+        paged = NativeEngine(bundle, context_rows=32, library=library, open_experts=lambda: experts)
+        pager.rest()
+        pager.drain()
+        assert_equal(fed(paged, ROWS), fed(engine, ROWS))
+        assert_equal(paged.decode_step(ROWS[:1]), engine.decode_step(ROWS[:1]))
+        report = pager.report()
+        assert (report["whole_passes"], report["hits"], report["misses"]) == (2, 0, 0)
+        experts.recorder = RouteRecorder()  # wants to see each choice
+        assert_equal(paged.decode_step(ROWS[1:2]), engine.decode_step(ROWS[1:2]))
+        recorded = [call.layer for call in experts.recorder.passes[-1].calls]
+        assert recorded == list(bundle.manifest.model.decoder.moe_layers)
+        assert pager.report()["whole_passes"] == 2
+        paged.close()
+
+
+def test_a_degrading_source_sees_each_choice(bundle: Bundle, library: NativeLibrary) -> None:
+    num_records = len(bundle.manifest.records)
+    with open_bundle_pager(bundle, num_records, fills=True) as pager:
+        settings = PagingSettings(degrade=DegradeSettings(skip_below=0.01))
+        paged = NativeEngine(
+            bundle,
+            context_rows=32,
+            library=library,
+            open_experts=lambda: paged_experts(bundle, settings, pager),
+        )
+        pager.rest()
+        pager.drain()
+        fed(paged, ROWS)
+        report = pager.report()
+        assert report["whole_passes"] == 0
+        assert report["hits"] > 0
         paged.close()
 
 
