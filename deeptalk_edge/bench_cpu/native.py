@@ -167,9 +167,8 @@ class _RandomWeights:
         count = 1 if is_dense else decoder.num_shared_experts
         form = self._dense if is_dense else self._records
         own = self._experts(form, count)
-        router = np.random.default_rng(index).standard_normal(
-            (decoder.num_experts, decoder.width), np.float32
-        )
+        router = huge_array(4 * decoder.num_experts * decoder.width).view(np.float32)
+        np.random.default_rng(index).standard_normal(dtype=np.float32, out=router)
         self._kept += [own, router]
         qkv_rows = heads * decoder.nope_dim + (heads + 1) * decoder.rope_dim + decoder.latent_dim
         return Layer(

@@ -18,10 +18,11 @@ namespace {
 #if defined(__x86_64__)
 // Asked by hand: of two compilers' __builtin_cpu_supports, one forgot what it had found.
 struct Processor {
-    bool avx2 = false, avx2_vnni = false, avx512 = false, avx512_bf16 = false;
+    bool is_intel = false, avx2 = false, avx2_vnni = false, avx512 = false, avx512_bf16 = false;
 
     Processor() {
         unsigned a = 0, b = 0, c = 0, d = 0;
+        is_intel = __get_cpuid(0, &a, &b, &c, &d) && b == signature_INTEL_ebx;
         if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return;  // the system saves no registers
         const bool has_fma = (c >> 12 & 1) && (c >> 29 & 1);  // and half floats
         unsigned saved = 0, high = 0;
@@ -35,14 +36,19 @@ struct Processor {
         avx512_bf16 = avx512 && (a >> 5 & 1);
     }
 };
+
+const Processor& this_processor() {
+    static const Processor processor;
+    return processor;
+}
 #endif
 
 bool runs_here(const Path* path) {
     if (!path) return false;
 #if defined(__x86_64__)
-    static const Processor processor;
+    const Processor& processor = this_processor();
     if (path == avx512_bf16_path()) return processor.avx512_bf16;
-    if (path == avx512_path()) return processor.avx512;
+    if (path == avx512_path() || path == avx512_intel_path()) return processor.avx512;
     if (path == avx2_vnni_path()) return processor.avx2_vnni;
     if (path == avx2_path()) return processor.avx2;
 #elif defined(__aarch64__)
@@ -53,12 +59,21 @@ bool runs_here(const Path* path) {
     return true;
 }
 
+// The best one first.
+std::vector<const Path*> paths_here() {
+    std::vector<const Path*> paths{avx512_bf16_path(), avx512_path(), avx512_intel_path(), avx2_vnni_path(),
+                                   avx2_path(), neon_i8mm_path(), neon_path(), portable_path()};
+#if defined(__x86_64__)
+    if (this_processor().is_intel) std::rotate(paths.begin(), paths.begin() + 2, paths.begin() + 3);
+#endif
+    paths.erase(std::remove_if(paths.begin(), paths.end(), [](auto path) { return !runs_here(path); }),
+                paths.end());
+    return paths;
+}
+
 const Path* path_at(int index) {
-    for (const Path* path : {avx512_bf16_path(), avx512_path(), avx2_vnni_path(), avx2_path(),
-                             neon_i8mm_path(), neon_path(), portable_path()}) {
-        if (runs_here(path) && index-- == 0) return path;
-    }
-    return nullptr;
+    static const std::vector<const Path*> paths = paths_here();
+    return size_t(index) < paths.size() ? paths[size_t(index)] : nullptr;
 }
 
 // Runs a call; what it refuses becomes the context's message.

@@ -20,6 +20,7 @@ _AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx2 -mfma 
 _X86_FLAGS = {
     "path_avx512_bf16": f"{_AVX512} -mavx512bf16",
     "path_avx512": _AVX512,
+    "path_avx512_intel": _AVX512,
     "path_avx2_vnni": "-mavx2 -mfma -mf16c -mavxvnni",
     "path_avx2": "-mavx2 -mfma -mf16c",
 }

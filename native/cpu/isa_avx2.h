@@ -10,6 +10,7 @@ namespace {
 template <bool kVnni>
 struct Avx2 {
     static constexpr int kBytes = 32, kLanes = 8, kRows = 2, kTokens = 4;
+    static constexpr size_t kAhead = kUsualAhead, kFarAhead = 0;
     // Without VNNI, 16-bit sums would overflow on unsigned int8 weights: signs move to the other side.
     static constexpr int kBias4 = 8, kBias8 = kVnni ? 128 : 0;
     static constexpr bool kDotsBf16 = false, kDotsInt16 = false;

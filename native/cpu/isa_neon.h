@@ -9,6 +9,7 @@ namespace {
 
 struct Neon {
     static constexpr int kBytes = 16, kLanes = 4, kRows = 4, kTokens = 4;
+    static constexpr size_t kAhead = kUsualAhead, kFarAhead = 0;
     static constexpr int kBias4 = 0, kBias8 = 0;
     static constexpr bool kDotsBf16 = false, kDotsInt16 = false;
     using Float = float32x4_t;

@@ -9,6 +9,7 @@ namespace {
 
 struct Portable {
     static constexpr int kBytes = 16, kLanes = 4, kRows = 2, kTokens = 2;
+    static constexpr size_t kAhead = kUsualAhead, kFarAhead = 0;
     static constexpr int kBias4 = 0, kBias8 = 0;
     static constexpr bool kDotsBf16 = false, kDotsInt16 = false;
     typedef float Float __attribute__((vector_size(16)));

@@ -151,6 +151,32 @@ void multiply_scales(const float* scales, int groups, const float* const (&x_sca
     }
 }
 
+// Asks for the weights to come in the order in which they lie, whatever the order of their use.
+template <class Isa>
+class Ahead {
+  public:
+    // `begin` is the first byte of the tile behind those in hand.
+    Ahead(const Tile& t, size_t row_bytes, size_t begin)
+        : weights_(t.weights), next_(t.next), tile_bytes_(size_t(t.num_rows) * row_bytes), at_(begin) {}
+
+    // A line for every line of the next `bytes` of weights.
+    void ask(int bytes) {
+        for (int line = 0; line < bytes; line += 64, at_ += 64) {
+            if constexpr (Isa::kFarAhead) __builtin_prefetch(place(at_ + Isa::kFarAhead), 0, kIntoL2);
+            __builtin_prefetch(place(at_ + Isa::kAhead));
+        }
+    }
+
+  private:
+    static constexpr int kIntoL2 = 2;
+    const uint8_t* place(size_t at) const {
+        return at < tile_bytes_ ? weights_ + at : next_ + (at - tile_bytes_);
+    }
+
+    const uint8_t *weights_, *next_;
+    size_t tile_bytes_, at_;
+};
+
 // R rows of weights times M rows of activations; out is (M, kTileRows) from the first of the R. With int4
 // weights their scales and those of activations are multiplied first, `kScalesFirst` all of them ahead
 // of the steps, as vectors: faster where there are many of them and more than one token.
@@ -159,7 +185,6 @@ void multiply(const Tile& t, const float* tile_scales, int row, int first_token,
     constexpr int kStep = 2 * Isa::kBytes;
     constexpr int kStepBytes = kGroup ? Isa::kBytes : kStep;
     constexpr int kSpans = spans_of<Isa>(kGroup), kColumns = columns_of_scale(kGroup);
-    constexpr size_t kAhead = 3072;
     const size_t row_bytes = size_t(t.columns) * kStepBytes / kStep;
     const int8_t* q[M];
     const float* q_scales[M];
@@ -216,13 +241,9 @@ void multiply(const Tile& t, const float* tile_scales, int row, int first_token,
         const uint16_t* next = static_cast<const uint16_t*>(t.scales) + (t.num_rows + row) * groups;
         for (int i = 0; i < R * groups; i += 32) __builtin_prefetch(next + i);
     }
-    // Memory is asked for what comes in the order in which it lies, whatever the order of its use.
-    const size_t tile_bytes = size_t(t.num_rows) * row_bytes;
-    size_t ahead = (size_t(row) + R) * row_bytes + kAhead;
+    Ahead<Isa> ahead(t, row_bytes, (size_t(row) + R) * row_bytes);
     for (int s = 0; s < steps; ++s) {
-        for (int line = 0; line < R * kStepBytes; line += 64, ahead += 64) {
-            __builtin_prefetch(ahead < tile_bytes ? t.weights + ahead : t.next + (ahead - tile_bytes));
-        }
+        ahead.ask(R * kStepBytes);
         step(s, w + size_t(s) * kStepBytes, row_bytes);
     }
     if (t.columns % kStep) {

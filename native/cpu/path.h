@@ -114,6 +114,7 @@ struct Path {
 // Null where the processor or the build lacks it.
 const Path* avx512_bf16_path();
 const Path* avx512_path();
+const Path* avx512_intel_path();
 const Path* avx2_vnni_path();
 const Path* avx2_path();
 const Path* neon_i8mm_path();

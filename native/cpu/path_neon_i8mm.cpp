@@ -50,7 +50,6 @@ template <int kGroup, int M>
 void multiply(const Tile& t, int row, int first_token, float* out) {
     constexpr int kShared = kGroup ? kGroup : kScaleBlock;  // columns that share all scales
     constexpr int kStepBytes = kGroup ? Neon::kBytes : kStep;
-    constexpr size_t kAhead = 2048;
     const size_t row_bytes = size_t(t.columns) * kStepBytes / kStep;
     const uint8_t* w[kRows];
     alignas(16) float scales[kGroup ? 4 * kMaxColumns / kShared : 4];
@@ -75,9 +74,7 @@ void multiply(const Tile& t, int row, int first_token, float* out) {
     }
     float32x4_t sums[M];  // the four rows of each token
     for (int m = 0; m < M; ++m) sums[m] = Neon::splat(0.f);
-    // Memory is asked for what comes in the order in which it lies, whatever the order of its use.
-    const size_t tile_bytes = size_t(t.num_rows) * row_bytes;
-    size_t ahead = size_t(row + kRows) * row_bytes + kAhead;
+    Ahead<Neon> ahead(t, row_bytes, size_t(row + kRows) * row_bytes);
     uint8_t rest[kRows][kStep] = {};
     size_t place = 0;  // of the step in the activations
     for (int begin = 0; begin < t.columns; begin += kShared) {
@@ -86,9 +83,7 @@ void multiply(const Tile& t, int row, int first_token, float* out) {
         for (int32x4_t& dot : dots) dot = Neon::zero();
         const int end = kGroup ? begin + kShared : min_of(begin + kShared, t.columns);
         for (int at = begin; at < end; at += kStep, place += 3 * Neon::kBytes) {
-            for (int line = 0; line < kRows * kStepBytes; line += 64, ahead += 64) {
-                __builtin_prefetch(ahead < tile_bytes ? t.weights + ahead : t.next + (ahead - tile_bytes));
-            }
+            ahead.ask(kRows * kStepBytes);
             Neon::Pair weights[kRows];
             for (int r = 0; r < kRows; ++r) {
                 if (!kGroup && at + kStep > t.columns) {

@@ -10,7 +10,7 @@ import pytest
 from deeptalk_edge.runtime.backends.native_library import NativeContext, NativeLibrary
 from tests.native.cpu import built
 
-_X86_PATHS = ("avx512-bf16", "avx512", "avx2-vnni", "avx2")
+_X86_PATHS = ("avx512-bf16", "avx512", "avx512-intel", "avx2-vnni", "avx2")
 _FAST_PATHS = _X86_PATHS if platform.machine() == "x86_64" else ("neon-i8mm", "neon-dotprod")
 
 

@@ -93,7 +93,10 @@ def attend(
 
 
 def tolerance(context: NativeContext, kind: str) -> float:
-    rounding_paths = {"bfloat16": ["avx512-bf16"], "int8": ["avx512-bf16", "avx512"]}
+    rounding_paths = {
+        "bfloat16": ["avx512-bf16"],
+        "int8": ["avx512-bf16", "avx512", "avx512-intel"],
+    }
     return TOLERANCE[kind if context.path in rounding_paths[kind] else "float"]
 
 
