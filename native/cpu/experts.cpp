@@ -126,7 +126,7 @@ class Experts {
         const uint8_t* weights = unit.record + section.weights;
         const uint8_t* scales = unit.record + section.scales + size_t(row) * scale_bytes;
         c_.path.tile[kind_]({weights + size_t(row) * row_bytes, scales, columns, rows, x, tokens, count,
-                             out, weights + size_t(next_row) * row_bytes});
+                             out, kTileRows, weights + size_t(next_row) * row_bytes});
     }
 
     dt_context& c_;

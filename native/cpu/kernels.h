@@ -151,16 +151,27 @@ void multiply_scales(const float* scales, int groups, const float* const (&x_sca
     }
 }
 
-// Asks for the weights to come in the order in which they lie, whatever the order of their use.
+// Asks for weights before they are used: by `step` in the order in which they lie, whatever the order of
+// their use; a later pass of tokens over the same tile begins with its share of the next one.
 template <class Isa>
 class Ahead {
   public:
-    // `begin` is the first byte of the tile behind those in hand.
-    Ahead(const Tile& t, size_t row_bytes, size_t begin)
-        : weights_(t.weights), next_(t.next), tile_bytes_(size_t(t.num_rows) * row_bytes), at_(begin) {}
+    // For the pass from `first_token` on, over `num_rows` rows from `row` on.
+    Ahead(const Tile& t, size_t row_bytes, int row, int num_rows, int first_token)
+        : weights_(t.weights),
+          next_(t.next),
+          tile_bytes_(size_t(t.num_rows) * row_bytes),
+          at_(size_t(row + num_rows) * row_bytes) {
+        if (first_token == 0) return;
+        const int pass = first_token / Isa::kTokens, passes = (t.num_tokens - 1) / Isa::kTokens;
+        const size_t part = size_t((pass - 1) * t.num_rows + row), parts = size_t(passes * t.num_rows);
+        const uint8_t* line = next_ + tile_bytes_ * part / parts;
+        const uint8_t* end = next_ + tile_bytes_ * (part + size_t(num_rows)) / parts;
+        for (; line < end; line += 64) __builtin_prefetch(line, 0, kIntoL2);
+    }
 
     // A line for every line of the next `bytes` of weights.
-    void ask(int bytes) {
+    void step(int bytes) {
         for (int line = 0; line < bytes; line += 64, at_ += 64) {
             if constexpr (Isa::kFarAhead) __builtin_prefetch(place(at_ + Isa::kFarAhead), 0, kIntoL2);
             __builtin_prefetch(place(at_ + Isa::kAhead));
@@ -177,7 +188,7 @@ class Ahead {
     size_t tile_bytes_, at_;
 };
 
-// R rows of weights times M rows of activations; out is (M, kTileRows) from the first of the R. With int4
+// R rows of weights times M rows of activations; out begins at the first of the R. With int4
 // weights their scales and those of activations are multiplied first, `kScalesFirst` all of them ahead
 // of the steps, as vectors: faster where there are many of them and more than one token.
 template <class Isa, int kGroup, int R, int M, bool kScalesFirst>
@@ -241,9 +252,10 @@ void multiply(const Tile& t, const float* tile_scales, int row, int first_token,
         const uint16_t* next = static_cast<const uint16_t*>(t.scales) + (t.num_rows + row) * groups;
         for (int i = 0; i < R * groups; i += 32) __builtin_prefetch(next + i);
     }
-    Ahead<Isa> ahead(t, row_bytes, (size_t(row) + R) * row_bytes);
+    Ahead<Isa> ahead(t, row_bytes, row, R, first_token);
+    const bool is_asking = M < Isa::kTokens || first_token == 0;  // a later pass finds its tile in a cache
     for (int s = 0; s < steps; ++s) {
-        ahead.ask(R * kStepBytes);
+        if (is_asking) ahead.step(R * kStepBytes);
         step(s, w + size_t(s) * kStepBytes, row_bytes);
     }
     if (t.columns % kStep) {
@@ -255,7 +267,7 @@ void multiply(const Tile& t, const float* tile_scales, int row, int first_token,
         step(steps, rest, kStepBytes);
     }
     const float* row_scales = static_cast<const float*>(t.scales) + row;
-    for (int m = 0; m < M; ++m, out += kTileRows) {
+    for (int m = 0; m < M; ++m, out += t.out_step) {
         if constexpr (R == 4) {
             Isa::store_sums(out, sums[m][0], sums[m][1], sums[m][2], sums[m][3]);
         } else {
@@ -267,7 +279,7 @@ void multiply(const Tile& t, const float* tile_scales, int row, int first_token,
 
 template <class Isa, int kGroup, int M, bool kScalesFirst>
 void multiply_rows(const Tile& t, const float* scales, int first_token) {
-    float* out = t.out + size_t(first_token) * kTileRows;
+    float* out = t.out + size_t(first_token) * t.out_step;
     int row = 0;
     for (; row + Isa::kRows <= t.num_rows; row += Isa::kRows) {
         multiply<Isa, kGroup, Isa::kRows, M, kScalesFirst>(t, scales, row, first_token, out + row);

@@ -35,7 +35,8 @@ struct Tile {
     QuantisedRows x;
     const int32_t* tokens;  // which rows of x; null for the first `num_tokens`
     int num_tokens;
-    float* out;           // (num_tokens, kTileRows)
+    float* out;           // (num_tokens, num_rows), a token's `out_step` floats behind the last one's
+    size_t out_step;
     const uint8_t* next;  // where the reading of weights goes on: memory is asked for it in time
 };
 

@@ -44,8 +44,8 @@ inline void unpack_scales(const uint16_t* const (&rows)[kRows], int groups, floa
     }
 }
 
-// Four rows of weights times M rows of activations, M even or 1; out is (M, kTileRows) from the first
-// row. Behind the tile's last row that row is repeated, and nobody reads its results.
+// Four rows of weights times M rows of activations, M even or 1; out begins at the first
+// row. Behind the tile's last row that row is repeated, and its results are dropped.
 template <int kGroup, int M>
 void multiply(const Tile& t, int row, int first_token, float* out) {
     constexpr int kShared = kGroup ? kGroup : kScaleBlock;  // columns that share all scales
@@ -74,7 +74,8 @@ void multiply(const Tile& t, int row, int first_token, float* out) {
     }
     float32x4_t sums[M];  // the four rows of each token
     for (int m = 0; m < M; ++m) sums[m] = Neon::splat(0.f);
-    Ahead<Neon> ahead(t, row_bytes, size_t(row + kRows) * row_bytes);
+    Ahead<Neon> ahead(t, row_bytes, row, kRows, first_token);
+    const bool is_asking = M < Neon::kTokens || first_token == 0;  // a later pass finds its tile in a cache
     uint8_t rest[kRows][kStep] = {};
     size_t place = 0;  // of the step in the activations
     for (int begin = 0; begin < t.columns; begin += kShared) {
@@ -83,7 +84,7 @@ void multiply(const Tile& t, int row, int first_token, float* out) {
         for (int32x4_t& dot : dots) dot = Neon::zero();
         const int end = kGroup ? begin + kShared : min_of(begin + kShared, t.columns);
         for (int at = begin; at < end; at += kStep, place += 3 * Neon::kBytes) {
-            ahead.ask(kRows * kStepBytes);
+            if (is_asking) ahead.step(kRows * kStepBytes);
             Neon::Pair weights[kRows];
             for (int r = 0; r < kRows; ++r) {
                 if (!kGroup && at + kStep > t.columns) {
@@ -119,12 +120,13 @@ void multiply(const Tile& t, int row, int first_token, float* out) {
             }
         }
     }
-    for (int m = 0; m < M; ++m) Neon::store(out + m * kTileRows, sums[m]);
+    const int num_rows = min_of(kRows, t.num_rows - row);
+    for (int m = 0; m < M; ++m) store_at<Neon>(out + m * t.out_step, 0, sums[m], num_rows);
 }
 
 template <int kGroup, int M>
 void multiply_rows(const Tile& t, int first_token) {
-    float* out = t.out + size_t(first_token) * kTileRows;
+    float* out = t.out + size_t(first_token) * t.out_step;
     for (int row = 0; row < t.num_rows; row += kRows) {
         multiply<kGroup, M>(t, row, first_token, out + row);
     }

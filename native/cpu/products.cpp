@@ -62,7 +62,6 @@ void multiply(dt_context& c, const Product& product) {
     const size_t row_bytes = size_t(matrix.columns) / (matrix.group ? 2 : 1);
     const size_t row_scale_bytes = matrix.group ? size_t(matrix.columns / matrix.group) * 2 : 4;
     c.pool.run_ranges(product.heads * head_tiles, [&](int begin, int end) {
-        alignas(64) float out[kTileTokens * kTileRows];
         int32_t tokens[kTileTokens];
         for (int i = begin; i < end; ++i) {
             const int head = i / head_tiles, row = i % head_tiles * tile_rows;
@@ -73,13 +72,10 @@ void multiply(dt_context& c, const Product& product) {
                 for (int t = 0; t < count; ++t) tokens[t] = (first + t) * product.heads + head;
                 const uint8_t* weights = static_cast<const uint8_t*>(matrix.weights) + at * row_bytes;
                 const uint8_t* scales = static_cast<const uint8_t*>(matrix.scales) + at * row_scale_bytes;
-                c.path.tile[kind]({weights, scales, matrix.columns, rows, product.x, tokens, count, out,
-                                   weights + size_t(rows) * row_bytes});
-                for (int t = 0; t < count; ++t) {
-                    float* y = product.y + size_t(first + t) * product.token_stride +
-                               size_t(head) * product.head_stride + row;
-                    for (int r = 0; r < rows; ++r) y[r] = out[t * kTileRows + r];
-                }
+                float* y = product.y + size_t(first) * product.token_stride +
+                           size_t(head) * product.head_stride + row;
+                c.path.tile[kind]({weights, scales, matrix.columns, rows, product.x, tokens, count, y,
+                                   product.token_stride, weights + size_t(rows) * row_bytes});
             }
         }
     });
