@@ -8,6 +8,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install -q --disable-pip-version-check
 BUNDLE := bundles/tiny
+KERNEL_BUNDLE := bundles/tiny-int8
 MODEL  := checkpoints/tiny
 ROUTES ?= tests/experts/tiny_routes.npz
 PEER   ?= onnxruntime llama.cpp ik_llama.cpp
@@ -17,8 +18,8 @@ PEER   ?= onnxruntime llama.cpp ik_llama.cpp
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s $$'\t'
 
-demo: $(VENV)/.device $(BUNDLE)/manifest.json  ## a spoken question in, a spoken answer out; WAV=my.wav for yours
-	@$(BIN)/python examples/demo.py --bundle $(BUNDLE) --out demo $(if $(WAV),--wav $(WAV))
+demo: $(VENV)/.device $(KERNEL_BUNDLE)/manifest.json  ## a spoken question in, a spoken answer out; WAV=my.wav for yours
+	@$(BIN)/python examples/demo.py --bundle $(KERNEL_BUNDLE) --out demo $(if $(WAV),--wav $(WAV))
 
 test: $(VENV)/.dev  ## run the tests
 	$(BIN)/python -m pytest
@@ -128,6 +129,10 @@ clean:  ## remove what was made, the environment included
 
 $(BUNDLE)/manifest.json: $(wildcard $(MODEL)/* export/*.py) | $(VENV)/.device
 	$(BIN)/deeptalk-edge export $(MODEL) --force -o $(BUNDLE)
+
+# For our own kernels; ONNX Runtime runs it where they could not be built.
+$(KERNEL_BUNDLE)/manifest.json: $(wildcard $(MODEL)/* export/*.py) | $(VENV)/.device
+	$(BIN)/deeptalk-edge export $(MODEL) --device cpu-int8 --force -o $(KERNEL_BUNDLE)
 
 # What a device needs, and the exporter: no torch.
 $(VENV)/.device: pyproject.toml | $(VENV)/bin/python

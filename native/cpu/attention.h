@@ -2,7 +2,8 @@
 //
 // A block's scores are found for four heads and four rows at a time, the softmax takes all heads side
 // by side, then the latents are mixed for eight heads and two vectors at a time, so that arithmetic,
-// not loads, sets the pace. Int8 rows are scored by whole numbers, queries rounded to int8. Where an
+// not loads, sets the pace. Int8 rows are scored by whole numbers, queries rounded to int8; bfloat16 rows become floats two vectors at a time, in the
+// order that costs least, in which queries are laid out. Where an
 // instruction set multiplies pairs of 16 bits, two rows are mixed at once, by shares of bfloat16 for
 // bfloat16 rows and of 15 bits for int8 rows. Blocks begin at the same rows for every caller: how rows
 // were fed does not change a bit.
@@ -17,6 +18,9 @@ namespace {
 
 constexpr int kBlockRows = 128;
 
+template <class Isa>
+using TwoOf = typename Isa::Two;
+
 struct Bf16Rows {
     static constexpr bool kScaled = false;
     using Value = uint16_t;
@@ -25,8 +29,12 @@ struct Bf16Rows {
     template <class Isa>
     static constexpr bool kMixesPairs = Isa::kDotsBf16;
     template <class Isa>
-    static FloatOf<Isa> load(const Value* p) {
-        return Isa::bf16(p);
+    static TwoOf<Isa> load_two(const Value* p) {
+        return Isa::bf16_dealt(p);
+    }
+    template <class Isa>
+    static TwoOf<Isa> in_order(TwoOf<Isa> x) {
+        return Isa::undeal(x);
     }
 };
 
@@ -38,8 +46,12 @@ struct Int8Rows {
     template <class Isa>
     static constexpr bool kMixesPairs = Isa::kDotsInt16;
     template <class Isa>
-    static FloatOf<Isa> load(const Value* p) {
-        return Isa::int8(p);
+    static TwoOf<Isa> load_two(const Value* p) {
+        return {Isa::int8(p), Isa::int8(p + Isa::kLanes)};
+    }
+    template <class Isa>
+    static TwoOf<Isa> in_order(TwoOf<Isa> x) {
+        return x;
     }
 };
 
@@ -64,6 +76,13 @@ class Attention {
             }
         } else if constexpr (kDotsBf16) {
             for (int i = 0; i < call.heads * call.width; ++i) queries_[i] = to_bf16(call.queries[i]);
+        } else {
+            for (int i = 0; i < call.heads * call.width; i += 2 * Isa::kLanes) {
+                const float* place = call.queries + i;
+                const TwoOf<Isa> two = Isa::deal({Isa::load(place), Isa::load(place + Isa::kLanes)});
+                Isa::store(dealt_ + i, two.a);
+                Isa::store(dealt_ + i + Isa::kLanes, two.b);
+            }
         }
     }
 
@@ -101,9 +120,10 @@ class Attention {
         for (; line < end; line += 64) __builtin_prefetch(line);
     }
 
-    // A line of the next block, so that memory is read while arithmetic goes on.
+    // A line of the next block, so that memory is read while arithmetic goes on; a block is more than
+    // a first cache holds.
     void ask_ahead() {
-        __builtin_prefetch(ahead_);
+        __builtin_prefetch(ahead_, 0, kIntoL2);
         ahead_ += ahead_ < ahead_end_ ? 64 : 0;
     }
 
@@ -161,12 +181,14 @@ class Attention {
                 }
             }
         } else {
-            for (int i = 0; i < call_.width; i += Isa::kLanes) {
-                Float keys[kRows];
-                for (int r = 0; r < kRows; ++r) keys[r] = Isa::bf16(values(first_row + r, i));
+            for (int i = 0; i < call_.width; i += 2 * Isa::kLanes) {
+                TwoOf<Isa> keys[kRows];
+                for (int r = 0; r < kRows; ++r) keys[r] = Isa::bf16_dealt(values(first_row + r, i));
                 for (int h = 0; h < kHeads; ++h) {
-                    const Float query = Isa::load(call_.queries + heads[h] * call_.width + i);
-                    for (int r = 0; r < kRows; ++r) sums[h][r] = Isa::fma(keys[r], query, sums[h][r]);
+                    const float* query = dealt_ + heads[h] * call_.width + i;
+                    const Float a = Isa::load(query), b = Isa::load(query + Isa::kLanes);
+                    for (int r = 0; r < kRows; ++r) sums[h][r] = Isa::fma(keys[r].a, a, sums[h][r]);
+                    for (int r = 0; r < kRows; ++r) sums[h][r] = Isa::fma(keys[r].b, b, sums[h][r]);
                 }
             }
         }
@@ -260,16 +282,17 @@ class Attention {
         } else {
             for (int r = 0; r < num_rows_; ++r) {
                 ask_ahead();
-                Float latents[kMixVectors];
-                for (int v = 0; v < kMixVectors; ++v) {
-                    latents[v] = Rows::template load<Isa>(values(r, i + v * Isa::kLanes));
-                }
+                const TwoOf<Isa> latents = Rows::template load_two<Isa>(values(r, i));
                 for (int h = 0; h < kCount; ++h) {
                     const Float share = Isa::splat(scores_[0][r][first_head + h]);
-                    for (int v = 0; v < kMixVectors; ++v) {
-                        sums[h][v] = Isa::fma(latents[v], share, sums[h][v]);
-                    }
+                    sums[h][0] = Isa::fma(latents.a, share, sums[h][0]);
+                    sums[h][1] = Isa::fma(latents.b, share, sums[h][1]);
                 }
+            }
+            for (int h = 0; h < kCount; ++h) {
+                const TwoOf<Isa> two = Rows::template in_order<Isa>({sums[h][0], sums[h][1]});
+                sums[h][0] = two.a;
+                sums[h][1] = two.b;
             }
         }
         for (int h = 0; h < kCount; ++h) {
@@ -317,7 +340,9 @@ class Attention {
     alignas(64) int32_t starts_[kParts][kAttendHeads][Isa::kLanes];
     alignas(64) float scores_[kParts][kBlockRows][kAttendHeads] = {};
     alignas(64) int32_t pairs_[kBlockRows / 2][kAttendHeads];
-    alignas(64) Value queries_[kDotsBf16 || Rows::kScaled ? kAttendHeads * kMaxLatentWidth : 1];
+    static constexpr bool kRounds = kDotsBf16 || Rows::kScaled;  // queries to a cached row's kind
+    alignas(64) Value queries_[kRounds ? kAttendHeads * kMaxLatentWidth : 1];
+    alignas(64) float dealt_[kRounds ? 1 : kAttendHeads * kMaxLatentWidth];
 };
 
 template <class Isa, class Rows>

@@ -19,6 +19,9 @@ struct Avx2 {
     struct Pair {
         Int a, b;
     };
+    struct Two {
+        Float a, b;
+    };
 
     static Float splat(float x) { return _mm256_set1_ps(x); }
     static Float load(const float* p) { return _mm256_loadu_ps(p); }
@@ -40,10 +43,18 @@ struct Avx2 {
         const __m256 abcd = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
         _mm_storeu_ps(p, _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1)));
     }
-    static Float bf16(const uint16_t* p) {
-        const __m256i wide =
-            _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-        return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+    // Two vectors of bfloat16, dealt out: the even ones, then the odd ones, an instruction each.
+    static Two bf16_dealt(const uint16_t* p) {
+        const Int both = load_bytes(p);
+        return {_mm256_castsi256_ps(_mm256_slli_epi32(both, 16)),
+                _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(int32_t(0xffff0000))))};
+    }
+    static Two deal(Two x) {
+        return {in_order(_mm256_shuffle_ps(x.a, x.b, 0x88)), in_order(_mm256_shuffle_ps(x.a, x.b, 0xdd))};
+    }
+    static Two undeal(Two x) {
+        const Float low = _mm256_unpacklo_ps(x.a, x.b), high = _mm256_unpackhi_ps(x.a, x.b);
+        return {_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31)};
     }
     static Float int8(const int8_t* p) {
         return _mm256_cvtepi32_ps(
@@ -120,6 +131,9 @@ struct Avx2 {
     }
 
   private:
+    static Float in_order(Float pairs) {
+        return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(pairs), 0xd8));
+    }
     static Int load_bytes(const void* p) {
         return _mm256_loadu_si256(static_cast<const __m256i*>(p));
     }

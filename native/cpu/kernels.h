@@ -179,7 +179,6 @@ class Ahead {
     }
 
   private:
-    static constexpr int kIntoL2 = 2;
     const uint8_t* place(size_t at) const {
         return at < tile_bytes_ ? weights_ + at : next_ + (at - tile_bytes_);
     }

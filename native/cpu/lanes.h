@@ -9,6 +9,7 @@
 namespace {
 
 constexpr int kScaleBlock = 128;  // activations that share one int8 scale
+constexpr int kIntoL2 = 2;  // a hint of __builtin_prefetch: into the second cache
 constexpr size_t kUsualAhead = 3072;  // bytes behind the weights in hand that memory is asked for
 
 inline int min_of(int a, int b) { return a < b ? a : b; }
