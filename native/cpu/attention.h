@@ -2,11 +2,11 @@
 //
 // A block's scores are found for four heads and four rows at a time, the softmax takes all heads side
 // by side, then the latents are mixed for eight heads and two vectors at a time, so that arithmetic,
-// not loads, sets the pace. Int8 rows are scored by whole numbers, queries rounded to int8; bfloat16 rows become floats two vectors at a time, in the
-// order that costs least, in which queries are laid out. Where an
-// instruction set multiplies pairs of 16 bits, two rows are mixed at once, by shares of bfloat16 for
-// bfloat16 rows and of 15 bits for int8 rows. Blocks begin at the same rows for every caller: how rows
-// were fed does not change a bit.
+// not loads, sets the pace. Int8 rows are scored by whole numbers, queries rounded to int8. Bfloat16 rows
+// become floats two vectors at a time, dealt out as is cheapest; queries are dealt out alike, and what
+// is mixed is put in order at the end. Where an instruction set multiplies pairs of 16 bits, two rows
+// are mixed at once, by shares of bfloat16 for bfloat16 rows and of 15 bits for int8 rows. Blocks begin
+// at the same rows for every caller: how rows were fed does not change a bit.
 #pragma once
 
 #include <algorithm>

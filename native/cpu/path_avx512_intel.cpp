@@ -1,6 +1,6 @@
 // Compiled with its own processor flags (build.py); empty where they do not apply.
 //
-// Without the bfloat16 dot product, which Intel's cores do at less than half the pace of two FMA.
+// Without the bfloat16 dot product, which Intel's cores do at half the pace of FMA.
 #ifdef __AVX512VNNI__
 #include "attention.h"
 #include "isa_avx512.h"
