@@ -24,7 +24,8 @@ from torch import Tensor
 
 from deeptalk_edge.runtime.experts.cuda import CudaFence, Cudart
 from deeptalk_edge.runtime.experts.cuda_check import gpu_pools
-from deeptalk_edge.runtime.experts.pager import ExpertPager, PagerSettings
+from deeptalk_edge.runtime.experts.pager import ExpertPager
+from deeptalk_edge.runtime.experts.pager_settings import PagerSettings
 from deeptalk_edge.runtime.experts.policy import Lru
 from deeptalk_edge.runtime.experts.record import ExpertRecord
 from deeptalk_edge.runtime.experts.record_file import RecordFile

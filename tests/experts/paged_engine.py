@@ -8,7 +8,8 @@ from typing import Any
 from deeptalk_edge.runtime.backends.ort import OrtEngine
 from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.runtime.experts.paged import PagedExperts, float32_record
-from deeptalk_edge.runtime.experts.pager import ExpertPager, PagerSettings
+from deeptalk_edge.runtime.experts.pager import ExpertPager
+from deeptalk_edge.runtime.experts.pager_settings import PagerSettings
 from deeptalk_edge.runtime.experts.policy import POLICIES
 from deeptalk_edge.runtime.experts.pool import CpuPool
 from deeptalk_edge.runtime.experts.record_file import PAGE_BYTES, RecordFile

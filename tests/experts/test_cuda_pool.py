@@ -17,7 +17,8 @@ from deeptalk_edge.errors import BackendError, ExpertUnavailable
 from deeptalk_edge.runtime.experts import cuda, cuda_check
 from deeptalk_edge.runtime.experts.cuda import CudaFence, Cudart
 from deeptalk_edge.runtime.experts.cuda_pool import CopiedPool, MappedPool
-from deeptalk_edge.runtime.experts.pager import ExpertPager, PagerSettings
+from deeptalk_edge.runtime.experts.pager import ExpertPager
+from deeptalk_edge.runtime.experts.pager_settings import PagerSettings
 from deeptalk_edge.runtime.experts.policy import Lru
 from deeptalk_edge.runtime.experts.pool import Pool
 from deeptalk_edge.runtime.experts.record_file import PAGE_BYTES, RecordFile

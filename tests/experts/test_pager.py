@@ -12,7 +12,7 @@ import pytest
 
 from deeptalk_edge.errors import ExpertUnavailable
 from deeptalk_edge.runtime.experts.lease import Lease
-from deeptalk_edge.runtime.experts.pager import PagerSettings
+from deeptalk_edge.runtime.experts.pager_settings import PagerSettings
 from deeptalk_edge.runtime.experts.policy import POLICIES, Phase
 from deeptalk_edge.runtime.experts.pool import CpuPool
 from deeptalk_edge.runtime.experts.record import ExpertRecord
