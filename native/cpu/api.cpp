@@ -64,7 +64,10 @@ std::vector<const Path*> paths_here() {
     std::vector<const Path*> paths{avx512_bf16_path(), avx512_path(), avx512_intel_path(), avx2_vnni_path(),
                                    avx2_path(), neon_i8mm_path(), neon_path(), portable_path()};
 #if defined(__x86_64__)
-    if (this_processor().is_intel) std::rotate(paths.begin(), paths.begin() + 2, paths.begin() + 3);
+    if (this_processor().is_intel) {
+        const auto best = std::find(paths.begin(), paths.end(), avx512_intel_path());
+        std::rotate(paths.begin(), best, best + 1);
+    }
 #endif
     paths.erase(std::remove_if(paths.begin(), paths.end(), [](auto path) { return !runs_here(path); }),
                 paths.end());

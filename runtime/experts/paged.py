@@ -8,7 +8,7 @@ ONNX Runtime's side of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, nullcontext
 from itertools import chain
 from typing import Any, Protocol
 
@@ -79,15 +79,10 @@ class PagedExperts:
         """A row of the answer is fed to each item: item 0 speaks, item 1 only writes."""
         self._begin(Phase.SPEAKING, np.array([Modality.SPOKEN, Modality.WRITTEN][:num_items]))
 
-    @contextmanager
-    def whole(self) -> Iterator[bool]:
+    def whole(self) -> AbstractContextManager[bool]:
         """Whether `addresses` of all layers hold every expert for the block. Not where a recorder
         or a degrading source wants to see each choice."""
-        if self.recorder or self._degrade:
-            yield False
-            return
-        with self._pager.whole() as is_whole:
-            yield is_whole
+        return nullcontext(False) if self.recorder or self._degrade else self._pager.whole()
 
     def addresses(self, layer: int) -> NDArray[np.uint64]:
         """(E,) where each expert of a layer lies: a live view, always at the same place."""

@@ -22,6 +22,7 @@ from tests.experts.records import (
     NUM_EXPERTS,
     NUM_RECORDS,
     SLOT_BYTES,
+    Gate,
     assert_right,
     open_pager,
     sleepy,
@@ -64,19 +65,6 @@ def test_no_order_of_arrival_changes_a_byte(
     with open_pager(path, records, num_slots=9, policy="phased", fault=fault) as pager:
         walk(pager, num_steps=12, seed=seed)
         assert pager.num_leased == 0
-
-
-class Gate:
-    """Holds up every read of the guessed records until it is opened."""
-
-    def __init__(self, *numbers: int) -> None:
-        self.numbers, self.opened = numbers, threading.Event()
-        self.held = threading.Event()
-
-    def __call__(self, offset: int, buffer: memoryview) -> None:
-        if offset // SLOT_BYTES in self.numbers:
-            self.held.set()
-            assert self.opened.wait(20)
 
 
 def test_a_hint_whose_layer_has_passed_is_called_off(

@@ -10,8 +10,7 @@ from deeptalk_edge.runtime.experts.pager import ExpertPager
 from deeptalk_edge.runtime.experts.policy import Phase
 from deeptalk_edge.runtime.experts.record import ExpertRecord
 from deeptalk_edge.runtime.experts.sizing import SEGMENT_SLOTS
-from tests.experts.records import LAYERS, NUM_EXPERTS, NUM_RECORDS, open_pager
-from tests.experts.test_pager import Gate
+from tests.experts.records import LAYERS, NUM_EXPERTS, NUM_RECORDS, Gate, open_pager
 
 
 def filled(pager: ExpertPager) -> None:
