@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deeptalk_edge.bundle.manifest import NATIVE_CODEC, CodecEntry
 from deeptalk_edge.export.codec import export_codec
 from deeptalk_edge.export.native_codec import write_native_codec
 from deeptalk_edge.rows import Ids
@@ -29,7 +30,7 @@ from deeptalk_edge.runtime.audio.vad import read_utterance
 from deeptalk_edge.runtime.backends.native_codec import NativeCodec
 from deeptalk_edge.runtime.backends.native_library import LIBRARY
 from deeptalk_edge.runtime.backends.ort import OrtGraph
-from deeptalk_edge.runtime.bundle import NATIVE_CODEC, Bundle, CodecEntry
+from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.runtime.conversation import Conversation, ConversationSettings, TurnDone
 from deeptalk_edge.spec import CodecSpec
 from deeptalk_edge.training.snac import Snac

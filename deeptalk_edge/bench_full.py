@@ -21,12 +21,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, get_args
 
+from deeptalk_edge.bundle.manifest import MANIFEST
 from deeptalk_edge.devices.profile import load_profile
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
 from deeptalk_edge.random_checkpoint import RandomCheckpoint, write_sizes
 from deeptalk_edge.runtime.audio.encoder import EncoderWindow
 from deeptalk_edge.runtime.audio.vad import read_utterance
-from deeptalk_edge.runtime.bundle import MANIFEST, Bundle
+from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.runtime.conversation import (
     Conversation,
     ConversationSettings,

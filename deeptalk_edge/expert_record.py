@@ -19,12 +19,13 @@ A weight's value is its integer times its scale. The int4 byte is a signed sum, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from deeptalk_edge.errors import ArtifactError
+from deeptalk_edge.schema import Between
 
 PAGE_BYTES = 4096
 """Records start and end on pages, as direct I/O wants."""
@@ -42,6 +43,17 @@ _STORED_AS: dict[str, np.dtype[Any]] = {
     "int8": np.dtype("i1"),
     "int4": np.dtype("i1"),
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertRecord:
+    """Where one expert lies in the file."""
+
+    layer: Annotated[int, Between(0, 1023)]
+    expert: Annotated[int, Between(0, 4095)]
+    offset: Annotated[int, Between(0, 1 << 48)]
+    bytes: Annotated[int, Between(1, 1 << 32)]
+    crc32: Annotated[int, Between(0, (1 << 32) - 1)]
 
 
 @dataclass(frozen=True, slots=True)

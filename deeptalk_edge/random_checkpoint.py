@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeptalk_edge.checkpoint import Checkpoint, expected_tensors
-from deeptalk_edge.spec import ModelSpec, read_json
+from deeptalk_edge.schema import read_json
+from deeptalk_edge.spec import ModelSpec
 from deeptalk_edge.spec_files import read_codec_spec
 from deeptalk_edge.training.snac import Snac
 from deeptalk_edge.training.snac_files import save_snac

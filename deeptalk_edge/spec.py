@@ -6,71 +6,90 @@ other file of this project holds a layer count, a width or a token id.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, is_dataclass
-from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, get_args, get_type_hints
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, TypeAlias
 
 from deeptalk_edge.errors import ArtifactError
+from deeptalk_edge.schema import Between, Items
 
 LATENT_NORM_EPS = 1e-6
 """DeepSeek-V2's code builds the norm of the latent with this, whatever `rms_norm_eps` says."""
 
 TextAlignment = Literal["ahead", "word"]
 
-Spec = TypeVar("Spec")
+# What a file may say. The bounds are far above every known model, and low enough that sizes made
+# of them are exact in 64 bits and none takes a loop minutes.
+Width: TypeAlias = Annotated[int, Between(1, 1 << 16)]
+Layers: TypeAlias = Annotated[int, Between(1, 1024)]
+Heads: TypeAlias = Annotated[int, Between(1, 1024)]
+Positions: TypeAlias = Annotated[int, Between(1, 1 << 24)]
+Id: TypeAlias = Annotated[int, Between(0, (1 << 20) - 1)]
+VocabularySize: TypeAlias = Annotated[int, Between(1, 1 << 20)]
+Factor: TypeAlias = Annotated[float, Between(1e-6, 1e6)]
+Rates: TypeAlias = Annotated[tuple[Annotated[int, Between(1, 1024)], ...], Items(1, 8)]
+"""Of the codec's blocks or scales; 8 is what the kernels hold (`DT_CODEC_MOST`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class YarnSpec:
     """YaRN's stretch of the rotary frequencies. Source: arXiv 2309.00071; DeepSeek-V2."""
 
-    factor: float
-    original_positions: int
-    beta_fast: float
-    beta_slow: float
-    mscale: float
-    mscale_all_dim: float
+    factor: Factor
+    original_positions: Positions
+    beta_fast: Factor
+    beta_slow: Factor
+    mscale: Annotated[float, Between(0, 100)]
+    mscale_all_dim: Annotated[float, Between(0, 100)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderSpec:
     """A Whisper-shaped encoder: log-mel in, one frame per two mel frames out."""
 
-    num_mel_bins: int
-    width: int
-    num_layers: int
-    num_heads: int
-    ffn_width: int
-    max_frames: int
+    num_mel_bins: Width
+    width: Width
+    num_layers: Layers
+    num_heads: Heads
+    ffn_width: Width
+    max_frames: Annotated[int, Between(1, 30_000)]
     """Encoder frames of the whole window (1500 in Whisper: 30 s)."""
+
+    def __post_init__(self) -> None:
+        _check("num_heads", self.num_heads, self.width % self.num_heads == 0, "a divisor of width")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderSpec:
     """The DeepSeek-V2 decoder: latent attention, dense layers first, then routed experts."""
 
-    width: int
-    num_layers: int
-    num_heads: int
-    nope_dim: int
-    rope_dim: int
-    value_dim: int
-    latent_dim: int
-    dense_ffn_width: int
-    expert_ffn_width: int
-    num_experts: int
-    num_shared_experts: int
-    top_k: int
-    num_dense_layers: int
-    norm_eps: float
-    rope_theta: float
-    max_positions: int
+    width: Width
+    num_layers: Layers
+    num_heads: Heads
+    nope_dim: Width
+    rope_dim: Width
+    value_dim: Width
+    latent_dim: Width
+    dense_ffn_width: Width
+    expert_ffn_width: Width
+    num_experts: Annotated[int, Between(1, 4096)]
+    num_shared_experts: Annotated[int, Between(1, 64)]
+    top_k: Annotated[int, Between(1, 4096)]
+    num_dense_layers: Annotated[int, Between(0, 1023)]
+    norm_eps: Annotated[float, Between(0, 1)]
+    rope_theta: Annotated[float, Between(2, 1e12)]
+    max_positions: Positions
     normalise_top_k: bool = False
-    routed_scale: float = 1.0
+    routed_scale: Factor = 1.0
     yarn: YarnSpec | None = None
+
+    def __post_init__(self) -> None:
+        fits = self.top_k <= self.num_experts
+        _check("top_k", self.top_k, fits, f"at most num_experts, {self.num_experts}")
+        routes = self.num_dense_layers < self.num_layers
+        _check("num_dense_layers", self.num_dense_layers, routes, "fewer than num_layers")
+        _check("rope_dim", self.rope_dim, self.rope_dim % 2 == 0, "an even number")
 
     @property
     def moe_layers(self) -> range:
@@ -135,23 +154,38 @@ class DecoderSpec:
 class VocabularySpec:
     """One table of ids: text, text specials, then one block per codebook, specials at its end."""
 
-    text_size: int
+    text_size: VocabularySize
     """Text ids with their specials: the width of the text logits."""
 
-    num_codebooks: int
-    codebook_size: int
+    num_codebooks: Annotated[int, Between(1, 64)]
+    codebook_size: VocabularySize
     """Codes of one codebook, specials not counted."""
 
-    codebook_block: int
+    codebook_block: VocabularySize
     """Ids of one codebook with its specials: the width of its logits."""
 
-    bos: int
-    eos: int
-    text_specials: Mapping[str, int] = field(hash=False)
+    bos: Id
+    eos: Id
+    text_specials: Mapping[str, Id] = field(hash=False)
     """Name to global id: `EOT`, `PAD_T`, ..."""
 
-    audio_specials: Mapping[str, int] = field(hash=False)
+    audio_specials: Mapping[str, Id] = field(hash=False)
     """Name to id within a codebook's block: `EOA`, `PAD_A`, `BOA`, speakers, ..."""
+
+    def __post_init__(self) -> None:
+        text = {"bos": self.bos, "eos": self.eos}
+        text |= {f"text_specials.{name}": special for name, special in self.text_specials.items()}
+        for name, special in text.items():
+            _check(name, special, special < self.text_size, f"below text_size, {self.text_size}")
+        block = self.codebook_block
+        _check("codebook_size", self.codebook_size, self.codebook_size <= block, f"{block} at most")
+        for name, special in self.audio_specials.items():
+            fits = special < block
+            _check(f"audio_specials.{name}", special, fits, f"below codebook_block, {block}")
+        for kind, needed in (("text", ("EOT", "PAD_T")), ("audio", ("EOA", "PAD_A", "BOA"))):
+            specials = getattr(self, f"{kind}_specials")
+            if missing := [name for name in needed if name not in specials]:
+                raise ValueError(f"{kind}_specials lacks {', '.join(missing)}")
 
     @property
     def size(self) -> int:
@@ -198,7 +232,7 @@ class ModelSpec:
 
     decoder: DecoderSpec
     encoder: EncoderSpec
-    projector_width: int
+    projector_width: Width
     vocabulary: VocabularySpec
     text_alignment: TextAlignment = "ahead"
     """`ahead`: the answer's text runs ahead of its speech, as in the official grid. `word`: each
@@ -209,17 +243,26 @@ class ModelSpec:
 class CodecSpec:
     """SNAC, in the field names of its own config.json. Source: hubertsiuzdak/snac."""
 
-    sampling_rate: int
-    encoder_dim: int
-    encoder_rates: tuple[int, ...]
-    latent_dim: int
-    decoder_dim: int
-    decoder_rates: tuple[int, ...]
-    codebook_size: int
-    codebook_dim: int
-    vq_strides: tuple[int, ...]
+    sampling_rate: Annotated[int, Between(8000, 192_000)]
+    encoder_dim: Width
+    encoder_rates: Rates
+    latent_dim: Width
+    decoder_dim: Width
+    decoder_rates: Rates
+    codebook_size: VocabularySize
+    codebook_dim: Width
+    vq_strides: Rates
     noise: bool
     depthwise: bool
+
+    def __post_init__(self) -> None:
+        slowest = self.vq_strides[0]
+        for stride in self.vq_strides:
+            _check("vq_strides", stride, slowest % stride == 0, f"divisors of the first, {slowest}")
+        least = 1 << len(self.decoder_rates)  # each block halves the channels
+        _check("decoder_dim", self.decoder_dim, self.decoder_dim >= least, f"at least {least}")
+        fits = self.frame_samples <= 1 << 20
+        _check("samples of a frame", self.frame_samples, fits, f"{1 << 20} at most")
 
     @property
     def hop_samples(self) -> int:
@@ -237,42 +280,9 @@ class CodecSpec:
         return sum(self.vq_strides[0] // stride for stride in self.vq_strides)
 
 
-def spec_from_json(kind: type[Spec], content: Mapping[str, Any]) -> Spec:
-    """Build a spec from the JSON form that `dataclasses.asdict` gives.
-
-    Raises ArtifactError if a field is missing, unknown or not an object where it must be one.
-    """
-    hints = get_type_hints(kind)
-    if unknown := content.keys() - hints.keys():
-        raise ArtifactError(f"{kind.__name__}: unknown field {', '.join(sorted(unknown))}")
-    values: dict[str, Any] = {}
-    for name, value in content.items():
-        inner = next((t for t in (hints[name], *get_args(hints[name])) if is_dataclass(t)), None)
-        if inner is not None and value is not None:
-            value = spec_from_json(cast("type[Any]", inner), value)
-        elif isinstance(value, list):
-            value = tuple(value)
-        values[name] = value
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise ArtifactError(f"{kind.__name__}: {error}") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises ArtifactError if the file is missing or is not a JSON object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ArtifactError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ArtifactError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    return content
+def _check(name: str, found: int, holds: bool, expected: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} = {found}: expected {expected}")
 
 
 def _yarn_mscale(factor: float, mscale: float) -> float:

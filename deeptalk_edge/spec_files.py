@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from deeptalk_edge.errors import ArtifactError
+from deeptalk_edge.schema import read_json
 from deeptalk_edge.spec import (
     CodecSpec,
     DecoderSpec,
@@ -21,7 +22,6 @@ from deeptalk_edge.spec import (
     ModelSpec,
     VocabularySpec,
     YarnSpec,
-    read_json,
 )
 
 MODEL_TYPES = (

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from deeptalk_edge.errors import ArtifactError
-from deeptalk_edge.spec import read_json
+from deeptalk_edge.schema import read_json
 
 Array = NDArray[np.float32]
 Shape = tuple[int, ...]

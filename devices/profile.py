@@ -28,6 +28,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from deeptalk_edge.bundle.manifest import Backend, MoeForm
 from deeptalk_edge.devices.precision import FLOAT32, NATIVE, Precision
 from deeptalk_edge.errors import SettingsError
 
@@ -35,14 +36,6 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-Backend = Literal["ort", "native", "tensorrt_rtx", "tensorrt"]
-"""ONNX Runtime; the CPU with our own kernels; TensorRT-RTX, its engines built ahead anywhere; full
-TensorRT, built on the device."""
-
-MoeForm = Literal["split", "plugin", "native"]
-"""How routed experts run: outside the graphs, which are cut at every router; by our TensorRT
-plugin; or in operators that TensorRT-RTX fuses by itself."""
 
 Residency = Literal["resident", "paged"]
 """All experts stay in memory, or as many as fit, the rest read when they are asked for."""

@@ -18,9 +18,24 @@ from typing import Any
 import numpy as np
 
 import deeptalk_edge
+from deeptalk_edge.bundle.manifest import (
+    ENGINES,
+    GATES,
+    MANIFEST,
+    NATIVE_CODEC,
+    TOKENIZER,
+    CodecEntry,
+    Experts,
+    Graphs,
+    Manifest,
+    Origin,
+    Target,
+    write_manifest,
+)
 from deeptalk_edge.checkpoint import Checkpoint
 from deeptalk_edge.devices.profile import DeviceProfile, load_profile
 from deeptalk_edge.errors import ArtifactError
+from deeptalk_edge.expert_record import ExpertRecord
 from deeptalk_edge.export.codec import CodecGraph, CodecNoise, export_codec
 from deeptalk_edge.export.codec_files import open_codec
 from deeptalk_edge.export.decoder import (
@@ -51,7 +66,6 @@ from deeptalk_edge.export.golden import (
     golden_outputs,
 )
 from deeptalk_edge.export.inputs import InputHashes
-from deeptalk_edge.export.manifest import write_manifest
 from deeptalk_edge.export.native_codec import write_native_codec
 from deeptalk_edge.export.native_reference import NativeReference
 from deeptalk_edge.export.native_weights import NativePrecision, write_native_weights
@@ -60,21 +74,8 @@ from deeptalk_edge.export.plan import record_format
 from deeptalk_edge.export.reference import Floats
 from deeptalk_edge.export.staging import Staging, resumable_directory
 from deeptalk_edge.export.step_run import engine_outputs
-from deeptalk_edge.runtime.bundle import (
-    ENGINES,
-    MANIFEST,
-    NATIVE_CODEC,
-    CodecEntry,
-    Graphs,
-    Manifest,
-    Origin,
-    Target,
-)
-from deeptalk_edge.runtime.experts.from_bundle import GATES
-from deeptalk_edge.runtime.experts.record import ExpertRecord
 from deeptalk_edge.spec import CodecSpec
 
-TOKENIZER_FILE = "tokenizer.json"
 PARITY_FILE = "parity.json"
 
 Progress = Callable[[str, int, int], None]
@@ -234,17 +235,19 @@ class _Export:
                 self._settings.codec_noise,
             ),
             generation=self._generation,
-            ort_graphs=None,
+            graphs=None,
             engines={},
-            experts_file=EXPERTS_FILE,
-            expert_dtype=self._records.dtype,
-            expert_group=self._records.group,
-            records=tuple(ExpertRecord(**record) for record in records),
+            experts=Experts(
+                file=EXPERTS_FILE,
+                dtype=self._records.dtype,
+                group=self._records.group,
+                records=tuple(ExpertRecord(**record) for record in records),
+            ),
             files={},
             licences={"weights": "those of the checkpoint", "graphs": "Apache-2.0"},
         )
         if not self._profile.has_engines:
-            return dataclasses.replace(manifest, ort_graphs=_ort_graphs(decoder))
+            return dataclasses.replace(manifest, graphs=_ort_graphs(decoder))
         engines = engine_entries(manifest, graphs, decoder[0], self._profile)
         return dataclasses.replace(manifest, engines=engines)
 
@@ -363,7 +366,7 @@ def _codec_entry(spec: CodecSpec, graph: CodecGraph, noise: CodecNoise) -> Codec
 
 
 def _copy_tokenizer(checkpoint: Path, directory: Path) -> None:
-    source = checkpoint / TOKENIZER_FILE
+    source = checkpoint / TOKENIZER
     if not source.is_file():
         raise ArtifactError(f"{source}: missing; the bundle needs the checkpoint's tokenizer")
-    shutil.copyfile(source, directory / TOKENIZER_FILE)
+    shutil.copyfile(source, directory / TOKENIZER)

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from deeptalk_edge.calibration.quantise import quantise_expert
 from deeptalk_edge.checkpoint import Checkpoint
 from deeptalk_edge.errors import ArtifactError
-from deeptalk_edge.expert_record import RecordFormat
-from deeptalk_edge.runtime.experts.record import ExpertRecord
-from deeptalk_edge.spec import DecoderSpec, read_json
+from deeptalk_edge.expert_record import ExpertRecord, RecordFormat
+from deeptalk_edge.schema import read_json
+from deeptalk_edge.spec import DecoderSpec
 
 EXPERTS_FILE = "experts.bin"
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from deeptalk_edge.bundle.manifest import Generation
 from deeptalk_edge.errors import ArtifactError
-from deeptalk_edge.runtime.bundle import Generation
-from deeptalk_edge.spec import ModelSpec, read_json
+from deeptalk_edge.schema import read_json
+from deeptalk_edge.spec import ModelSpec
 
 _DEFAULT_CONTEXT_ROWS = 4096
 

@@ -16,11 +16,11 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from deeptalk_edge.bundle.manifest import Manifest
 from deeptalk_edge.export.graph import Array
 from deeptalk_edge.features import RATE_HZ, log_mel, max_samples, num_frames
 from deeptalk_edge.rows import codec_columns, text_rows
 from deeptalk_edge.runtime.backends.ort import keep_int8_exact
-from deeptalk_edge.runtime.bundle import Manifest
 from deeptalk_edge.spec import ModelSpec
 
 GOLDEN_FILE = "golden.npz"
@@ -74,7 +74,7 @@ def golden_outputs(
     directory: Path, manifest: Manifest, inputs: GoldenInputs
 ) -> dict[str, NDArray[np.float32]]:
     """Run the graphs of a bundle, or of one that is being made."""
-    graphs = manifest.graphs
+    graphs = manifest.ort_graphs
     files = {"encoder": graphs.encoder, "head": graphs.head, "codec": graphs.codec}
     decoder = DecoderRunner(directory, manifest)
     return run_golden(
@@ -203,15 +203,17 @@ class DecoderRunner:
         self._directory = directory
         self._manifest = manifest
         self._spec = manifest.model.decoder
-        self._expert = GraphRunner(directory / manifest.graphs.expert)
-        self._records = {(record.layer, record.expert): record for record in manifest.records}
+        self._expert = GraphRunner(directory / manifest.ort_graphs.expert)
+        self._records = {
+            (record.layer, record.expert): record for record in manifest.experts.records
+        }
         self._caches: dict[str, Array] = {}
         self.expert_ids: list[Array] = []
         """(B, T, top_k) for each MoE layer of the last run."""
 
     def run(self, rows: Array, features: Array, audio_mask: Array) -> Array:
         """Rows (B, T, K + 1) behind those of earlier runs to hidden states (B, T, C)."""
-        graphs = self._manifest.graphs
+        graphs = self._manifest.ort_graphs
         feeds = {"rows": rows, "features": features, "audio_mask": audio_mask}
         values = GraphRunner(self._directory / graphs.embed)(feeds)
         self.expert_ids = []
@@ -251,7 +253,7 @@ class DecoderRunner:
 
     def _weights(self, layer: int, expert: int) -> dict[str, Array]:
         record, records = self._records[layer, expert], self._manifest.record_format
-        path = self._directory / self._manifest.experts_file
+        path = self._directory / self._manifest.experts.file
         content = np.fromfile(path, np.uint8, records.record_bytes, offset=record.offset)
         gate_up, down = records.dequantise(records.unpack(content))
         return {"gate_up": gate_up, "down": down}

@@ -23,12 +23,12 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from deeptalk_edge.bundle.manifest import NATIVE_INDEX, NATIVE_WEIGHTS
 from deeptalk_edge.calibration.quantise import quantise_expert, quantise_int4, quantise_int8
 from deeptalk_edge.checkpoint import EMBEDDING, Checkpoint
 from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.expert_record import PAGE_BYTES, RecordFormat, pack_int4
 from deeptalk_edge.runtime.backends.native_weights import NATIVE_FORMAT
-from deeptalk_edge.runtime.bundle import NATIVE_INDEX, NATIVE_WEIGHTS
 from deeptalk_edge.spec import DecoderSpec, ModelSpec
 
 _GROUPS = (128, 64, 32)  # of int4 matrices, largest first

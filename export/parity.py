@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deeptalk_edge.bundle.manifest import Manifest
 from deeptalk_edge.checkpoint import Checkpoint
 from deeptalk_edge.errors import ParityError
 from deeptalk_edge.export.codec import CodecWeights
@@ -26,7 +27,7 @@ from deeptalk_edge.export.golden import GoldenInputs, golden_inputs, golden_outp
 from deeptalk_edge.export.layers import Dense
 from deeptalk_edge.export.reference import Reference
 from deeptalk_edge.features import log_mel, num_frames
-from deeptalk_edge.runtime.bundle import Bundle, Manifest
+from deeptalk_edge.runtime.bundle import Bundle
 
 Array = NDArray[Any]
 

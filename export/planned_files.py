@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from deeptalk_edge.devices.profile import Backend, DeviceProfile
+from deeptalk_edge.bundle.manifest import GATES, NATIVE_CODEC, NATIVE_INDEX, NATIVE_WEIGHTS, Backend
+from deeptalk_edge.devices.profile import DeviceProfile
 from deeptalk_edge.expert_record import PAGE_BYTES, RecordFormat
 from deeptalk_edge.export.codec import CodecNoise
 from deeptalk_edge.export.native_codec import native_codec_bytes
@@ -16,8 +17,6 @@ from deeptalk_edge.export.weight_shapes import (
     stored_bytes,
     weight_bytes,
 )
-from deeptalk_edge.runtime.bundle import NATIVE_CODEC, NATIVE_INDEX, NATIVE_WEIGHTS
-from deeptalk_edge.runtime.experts.from_bundle import GATES
 from deeptalk_edge.spec import CodecSpec, ModelSpec
 
 _MIB = 2**20

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from deeptalk_edge.artifact import check_file, sha256_of, swap_directory, write_atomically
+from deeptalk_edge.bundle.manifest import FileEntry
 from deeptalk_edge.errors import ArtifactError, BackendError, DoesNotFit
-from deeptalk_edge.runtime.bundle import FileEntry
 
 JOURNAL = "journal.json"
 

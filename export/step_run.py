@@ -16,14 +16,14 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from deeptalk_edge.bundle.manifest import Manifest
 from deeptalk_edge.errors import DoesNotFit
 from deeptalk_edge.expert_record import PAGE_BYTES
 from deeptalk_edge.export.decoder import EMBEDDING_FILE
 from deeptalk_edge.export.golden import GoldenInputs, GraphRunner, plain_session, run_golden
 from deeptalk_edge.export.graph import Array
 from deeptalk_edge.export.step_pieces import step_pieces
-from deeptalk_edge.runtime.bundle import Manifest
-from deeptalk_edge.spec import read_json
+from deeptalk_edge.schema import read_json
 
 _TYPES: dict[str, type[np.generic]] = {
     "tensor(float)": np.float32,
@@ -171,7 +171,9 @@ def _decode_in_pieces(
 def layer_arena(experts: Path, manifest: Manifest, layer: int) -> Arena:
     """The experts of a layer as they lie in experts.bin, mapped: each in a slot."""
     size = manifest.record_format.record_bytes
-    offsets = {record.expert: record.offset for record in manifest.records if record.layer == layer}
+    offsets = {
+        record.expert: record.offset for record in manifest.experts.records if record.layer == layer
+    }
     first = min(offsets.values())
     mapped = np.memmap(experts, np.uint8, "r", first, (len(offsets), size))
     slots = [(offsets[expert] - first) // size for expert in range(len(offsets))]

@@ -45,14 +45,15 @@ def _inspect(args: argparse.Namespace) -> None:
 
 
 def _verify(args: argparse.Namespace) -> None:
-    from deeptalk_edge.runtime.bundle import MANIFEST, Bundle
+    from deeptalk_edge.bundle.manifest import MANIFEST
+    from deeptalk_edge.runtime.bundle import Bundle
     from deeptalk_edge.signature import PublicKey, verify_file
 
     # The signature first: until it holds, the manifest is anyone's.
     signed = verify_file(args.bundle / MANIFEST, PublicKey.read(args.key)) if args.key else None
     bundle = Bundle.open(args.bundle)
     num_bytes = bundle.verify()
-    num_records, num_files = len(bundle.manifest.records), len(bundle.manifest.files)
+    num_records, num_files = len(bundle.manifest.experts.records), len(bundle.manifest.files)
     if args.json:
         report = {"path": str(args.bundle), "bytes": num_bytes, "expert_records": num_records}
         checked = {"is_whole": True} if signed is None else {"is_whole": True, "signed": signed}
@@ -65,7 +66,8 @@ def _verify(args: argparse.Namespace) -> None:
 
 
 def _sign(args: argparse.Namespace) -> None:
-    from deeptalk_edge.runtime.bundle import MANIFEST, Bundle
+    from deeptalk_edge.bundle.manifest import MANIFEST
+    from deeptalk_edge.runtime.bundle import Bundle
     from deeptalk_edge.signature import sign_file
 
     bundle = Bundle.open(args.bundle)

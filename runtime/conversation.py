@@ -75,7 +75,7 @@ class Conversation:
         self._tokenizer = TextTokenizer(bundle.file("tokenizer.json"), self._vocabulary)
         threads = self.settings.threads
         self._encoder = Encoder(
-            bundle.file(manifest.graphs.encoder),
+            bundle.file(manifest.ort_graphs.encoder),
             self._encoder_spec,
             window=self.settings.encoder_window,
             threads=threads,

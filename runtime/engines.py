@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 
+from deeptalk_edge.bundle.manifest import NATIVE_CODEC
 from deeptalk_edge.errors import BackendError
 from deeptalk_edge.runtime.audio.codec import CodecGraph
 from deeptalk_edge.runtime.backends.native import NativeEngine
 from deeptalk_edge.runtime.backends.native_codec import NativeCodec
 from deeptalk_edge.runtime.backends.native_library import NativeLibrary
 from deeptalk_edge.runtime.backends.ort import OrtEngine, OrtGraph
-from deeptalk_edge.runtime.bundle import NATIVE_CODEC, Bundle
+from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.runtime.experts.from_bundle import paged_experts
 from deeptalk_edge.runtime.experts.paged import PagedExperts
 from deeptalk_edge.runtime.lm.engine import Engine
@@ -64,7 +65,7 @@ def open_codec(bundle: Bundle, *, threads: int, library: NativeLibrary | None) -
     """
     manifest = bundle.manifest
     if library is None or NATIVE_CODEC not in manifest.files:
-        return OrtGraph(bundle.file(manifest.graphs.codec), threads=threads)
+        return OrtGraph(bundle.file(manifest.ort_graphs.codec), threads=threads)
     weights = bundle.file(NATIVE_CODEC)
     return NativeCodec(weights, manifest.codec, threads=threads, library=library)
 

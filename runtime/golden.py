@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deeptalk_edge.bundle.manifest import NATIVE_WEIGHTS
 from deeptalk_edge.errors import ArtifactError, BackendError
 from deeptalk_edge.runtime.audio.codec import CodecGraph
 from deeptalk_edge.runtime.audio.encoder import Encoder
 from deeptalk_edge.runtime.backends.native import NativeEngine
-from deeptalk_edge.runtime.bundle import NATIVE_WEIGHTS, Bundle
+from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.runtime.lm.engine import Engine
 
 Array = NDArray[np.float32]
@@ -50,7 +51,7 @@ def check_golden(bundle: Bundle, *, encoder: Encoder, engine: Engine, codec: Cod
     """
     is_native = bundle.manifest.target.backend == "native"
     golden = _read(bundle.file("golden.npz"), _NAMES | (_NATIVE_NAMES if is_native else set()))
-    graphs = bundle.manifest.graphs
+    graphs = bundle.manifest.ort_graphs
     heard = golden["near_features"]  # in a window of their own: a whole one takes seconds
     features = encoder.hear_window(golden["pcm"], len(heard))
     is_int8 = bundle.manifest.precision["encoder"] == "int8"

@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from deeptalk_edge.bundle.manifest import Manifest
 from deeptalk_edge.prompt import speak_as
 from deeptalk_edge.rows import AnswerRows, Ids, text_rows
 from deeptalk_edge.runtime.audio.codec import CodecGraph, StreamingCodec, frames_to_sound
-from deeptalk_edge.runtime.bundle import Manifest
 from deeptalk_edge.runtime.events import AudioChunk, Stopped, TextPiece
 from deeptalk_edge.runtime.lm.engine import Engine, Logits
 from deeptalk_edge.runtime.lm.sampler import Sampler

@@ -108,7 +108,7 @@ def test_shuffled_codes_say_nothing(
 ) -> None:
     """The recogniser hears the voice, not what it would like to hear."""
     rng, entry = np.random.default_rng(0), bundle.manifest.codec
-    graph = OrtGraph(bundle.file(bundle.manifest.graphs.codec), threads=1)
+    graph = OrtGraph(bundle.file(bundle.manifest.ort_graphs.codec), threads=1)
     for h in heard[::3]:
         codec = StreamingCodec(graph, entry)
         sound = np.concatenate([codec.push(rng.permuted(h.frames, axis=0)), codec.finish()])

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deeptalk_edge.bundle.manifest import NATIVE_CODEC, CodecEntry
 from deeptalk_edge.export.codec import export_codec
 from deeptalk_edge.export.native_codec import write_native_codec
 from deeptalk_edge.runtime.backends.native_codec import NativeCodec
-from deeptalk_edge.runtime.bundle import NATIVE_CODEC, CodecEntry
 from deeptalk_edge.runtime.lm.sampler import Sampler, SamplerSettings
 from deeptalk_edge.spec import CodecSpec, VocabularySpec
 from deeptalk_edge.spec_files import read_codec_spec

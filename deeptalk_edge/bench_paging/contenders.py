@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeptalk_edge.bench_paging.experts_file import NUM_EXPERTS, RECORD_BYTES, checksums
+from deeptalk_edge.expert_record import ExpertRecord
 from deeptalk_edge.runtime.experts.pager import ExpertPager
 from deeptalk_edge.runtime.experts.pager_settings import PagerSettings
 from deeptalk_edge.runtime.experts.policy import POLICIES, Phase
 from deeptalk_edge.runtime.experts.pool import CpuPool
-from deeptalk_edge.runtime.experts.record import ExpertRecord
 from deeptalk_edge.runtime.experts.record_file import RecordFile
 from deeptalk_edge.runtime.experts.routes import Call, Pass, Routes
 

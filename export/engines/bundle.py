@@ -19,8 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from deeptalk_edge.artifact import sha256_of
+from deeptalk_edge.bundle.manifest import (
+    ENGINES,
+    MANIFEST,
+    EngineEntry,
+    Generation,
+    Manifest,
+    MoeForm,
+    Target,
+    write_manifest,
+)
 from deeptalk_edge.checkpoint import Checkpoint
-from deeptalk_edge.devices.profile import DeviceProfile, MoeForm
+from deeptalk_edge.devices.profile import DeviceProfile
 from deeptalk_edge.errors import ArtifactError, SettingsError
 from deeptalk_edge.expert_record import RecordFormat
 from deeptalk_edge.export.decoder import EMBEDDING_FILE
@@ -37,20 +47,11 @@ from deeptalk_edge.export.engines.graphs import (
     head_profiles,
     step_profiles,
 )
-from deeptalk_edge.export.manifest import write_manifest
 from deeptalk_edge.export.moe_native import rewrite_native
 from deeptalk_edge.export.planned_files import step_dense
 from deeptalk_edge.export.staging import Staging, resumable_directory
 from deeptalk_edge.export.step import StepSettings, export_step
-from deeptalk_edge.runtime.bundle import (
-    ENGINES,
-    MANIFEST,
-    Bundle,
-    EngineEntry,
-    Generation,
-    Manifest,
-    Target,
-)
+from deeptalk_edge.runtime.bundle import Bundle
 
 GRAPHS = "graphs"
 """Folder of graphs that are gone when their engines are built."""

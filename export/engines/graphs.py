@@ -20,12 +20,12 @@ from pathlib import Path
 
 import onnx
 
-from deeptalk_edge.devices.profile import MoeForm
+from deeptalk_edge.bundle.manifest import MoeForm
 
 Span = tuple[int, int, int]
 """The least, usual and greatest size of a free dimension."""
 Spans = Mapping[str, Span]
-Profile = dict[str, list[list[int]]]
+Profile = dict[str, tuple[tuple[int, ...], ...]]
 """An input's least, usual and greatest shape, as the manifest holds them."""
 
 _ONE_ROW: Span = (1, 1, 1)
@@ -74,7 +74,7 @@ def _profile(graph: Path, spans: Spans) -> Profile:
             continue
         fixed = math.prod(dim.dim_value for dim in dims if not dim.dim_param)
         sizes = [_span(dim, spans, _MAX_ELEMENTS // fixed) for dim in dims]
-        profile[value.name] = [list(shape) for shape in zip(*sizes, strict=True)]
+        profile[value.name] = tuple(zip(*sizes, strict=True))
     return profile
 
 

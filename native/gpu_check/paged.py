@@ -22,12 +22,12 @@ from random import Random
 import torch
 from torch import Tensor
 
+from deeptalk_edge.expert_record import ExpertRecord
 from deeptalk_edge.runtime.experts.cuda import CudaFence, Cudart
 from deeptalk_edge.runtime.experts.cuda_check import gpu_pools
 from deeptalk_edge.runtime.experts.pager import ExpertPager
 from deeptalk_edge.runtime.experts.pager_settings import PagerSettings
 from deeptalk_edge.runtime.experts.policy import Lru
-from deeptalk_edge.runtime.experts.record import ExpertRecord
 from deeptalk_edge.runtime.experts.record_file import RecordFile
 from native.gpu_check.check import FFN_WIDTH, NUM_EXPERTS, TOP_K, WIDTH, Layers
 from native.moe_library import MoeCall, MoeConfig, MoeLibrary, build_cuda

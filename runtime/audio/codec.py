@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from deeptalk_edge.bundle.manifest import CodecEntry
 from deeptalk_edge.noise_tape import gaussian_tape
 from deeptalk_edge.rows import Ids
-from deeptalk_edge.runtime.bundle import CodecEntry
 
 Array = NDArray[np.float32]
 

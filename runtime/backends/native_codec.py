@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deeptalk_edge.bundle.manifest import CodecEntry
 from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.runtime.backends.huge_pages import huge_array, read_into
 from deeptalk_edge.runtime.backends.native_library import NativeContext, NativeLibrary, address
-from deeptalk_edge.runtime.bundle import CodecEntry
 
 _MOST = 8  # scales or blocks: DT_CODEC_MOST
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deeptalk_edge.bundle.manifest import NATIVE_INDEX, NATIVE_WEIGHTS
 from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.expert_record import RecordFormat
 from deeptalk_edge.runtime.backends.huge_pages import huge_array, read_into
@@ -19,8 +20,8 @@ from deeptalk_edge.runtime.backends.native_library import (
     Matrix,
     Record,
 )
-from deeptalk_edge.runtime.bundle import NATIVE_INDEX, NATIVE_WEIGHTS
-from deeptalk_edge.spec import ModelSpec, read_json
+from deeptalk_edge.schema import read_json
+from deeptalk_edge.spec import ModelSpec
 
 NATIVE_FORMAT = 1
 

@@ -138,10 +138,10 @@ class OrtEngine(CachedEngine[KvCache]):
         def load(name: str) -> OrtGraph:
             return OrtGraph(bundle.file(name), threads=threads)
 
-        self._embed = load(manifest.graphs.embed)
-        self._segments = [load(name) for name in manifest.graphs.segments]
-        self._head = load(manifest.graphs.head)
-        expert = load(manifest.graphs.expert)
+        self._embed = load(manifest.ort_graphs.embed)
+        self._segments = [load(name) for name in manifest.ort_graphs.segments]
+        self._head = load(manifest.ort_graphs.head)
+        expert = load(manifest.ort_graphs.expert)
         self._layers = [_cached_layers(segment) for segment in self._segments]
         super().__init__(
             KvCache(num_layers=decoder.num_layers, capacity=context_rows, width=decoder.cache_width)

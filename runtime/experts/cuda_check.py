@@ -19,13 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeptalk_edge.errors import BackendError
+from deeptalk_edge.expert_record import ExpertRecord
 from deeptalk_edge.runtime.experts.cuda import CudaFence, Cudart
 from deeptalk_edge.runtime.experts.cuda_pool import CopiedPool, MappedPool
 from deeptalk_edge.runtime.experts.pager import ExpertPager
 from deeptalk_edge.runtime.experts.pager_settings import PagerSettings
 from deeptalk_edge.runtime.experts.policy import Lru
 from deeptalk_edge.runtime.experts.pool import Pool
-from deeptalk_edge.runtime.experts.record import ExpertRecord
 from deeptalk_edge.runtime.experts.record_file import RecordFile
 
 NUM_LAYERS, NUM_EXPERTS, NUM_SLOTS, RECORD_BYTES = 4, 16, 20, 4_595_712

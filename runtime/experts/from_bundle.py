@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from deeptalk_edge.bundle.manifest import GATES
 from deeptalk_edge.errors import ArtifactError, SettingsError
 from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.runtime.experts.degrade import Degrade, DegradeSettings
@@ -26,9 +27,6 @@ from deeptalk_edge.runtime.experts.routes import RouteRecorder, Routes
 from deeptalk_edge.runtime.experts.sizing import num_slots_of, pool_slots, read_memory
 
 Array = NDArray[np.float32]
-
-GATES = "gates.npz"
-"""File of a bundle: the routers `gates` (L, E, C) and the norms before them, `norms` (L, C)."""
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +52,7 @@ def open_pager(bundle: Bundle, settings: PagingSettings) -> ExpertPager:
     pool, SettingsError if the pool is none.
     """
     manifest, decoder = bundle.manifest, bundle.manifest.model.decoder
-    records = manifest.records
+    records = manifest.experts.records
     slot_bytes = max(-(-record.bytes // PAGE_BYTES) * PAGE_BYTES for record in records)
     if settings.pool is None:
         num_slots = pool_slots(
@@ -66,7 +64,7 @@ def open_pager(bundle: Bundle, settings: PagingSettings) -> ExpertPager:
         )
     else:
         num_slots = num_slots_of(settings.pool, len(records))
-    source = RecordFile(bundle.file(manifest.experts_file))
+    source = RecordFile(bundle.file(manifest.experts.file))
     if source.why_buffered is not None:
         log.warning(
             "%s: read through the page cache, %s; a local disk pages faster",
@@ -119,7 +117,7 @@ def recorded_routes(bundle: Bundle, recorder: RouteRecorder) -> Routes:
         layers=tuple(decoder.moe_layers),
         num_experts=decoder.num_experts,
         top_k=decoder.top_k,
-        record_bytes=bundle.manifest.records[0].bytes,
+        record_bytes=bundle.manifest.experts.records[0].bytes,
         passes=recorder.passes,
         source=f"checkpoint {bundle.manifest.checkpoint.name}, {num_turns} turns",
     )

@@ -29,13 +29,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeptalk_edge.errors import ArtifactError, ExpertUnavailable
+from deeptalk_edge.expert_record import ExpertRecord
 from deeptalk_edge.runtime.experts.idle_link import IdleLink
 from deeptalk_edge.runtime.experts.lease import Lease
 from deeptalk_edge.runtime.experts.pager_settings import PagerSettings
 from deeptalk_edge.runtime.experts.policy import Phase, Policy
 from deeptalk_edge.runtime.experts.pool import Fence, Pool
 from deeptalk_edge.runtime.experts.reader import Read, RecordReader
-from deeptalk_edge.runtime.experts.record import ExpertRecord
 from deeptalk_edge.runtime.experts.record_file import PAGE_BYTES, RecordSource
 from deeptalk_edge.runtime.experts.residency import Load, Residency, waves_of
 from deeptalk_edge.runtime.experts.sizing import SEGMENT_SLOTS, MemoryReading

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deeptalk_edge.runtime.experts.record import ExpertRecord
+from deeptalk_edge.expert_record import ExpertRecord
 from tests.experts.records import write_records
 from tests.runtime.conftest import bundle, bundle_path, own_copy
 

@@ -26,13 +26,15 @@ def open_bundle_pager(
     **settings: Any,
 ) -> ExpertPager:
     manifest, decoder = bundle.manifest, bundle.manifest.model.decoder
-    file = RecordFile(bundle.file(manifest.experts_file))
-    slot_bytes = max(-(-record.bytes // PAGE_BYTES) * PAGE_BYTES for record in manifest.records)
+    file = RecordFile(bundle.file(manifest.experts.file))
+    slot_bytes = max(
+        -(-record.bytes // PAGE_BYTES) * PAGE_BYTES for record in manifest.experts.records
+    )
     return ExpertPager(
-        manifest.records,
+        manifest.experts.records,
         FaultyFile(file, fault, damages),
         CpuPool(num_slots=num_slots, slot_bytes=slot_bytes),
-        POLICIES[policy](len(manifest.records), decoder.num_experts, None),
+        POLICIES[policy](len(manifest.experts.records), decoder.num_experts, None),
         PagerSettings(**{"chunk_bytes": PAGE_BYTES, **settings}),
     )
 

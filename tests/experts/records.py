@@ -12,12 +12,12 @@ from random import Random
 
 import numpy as np
 
+from deeptalk_edge.expert_record import ExpertRecord
 from deeptalk_edge.runtime.experts.lease import Lease
 from deeptalk_edge.runtime.experts.pager import ExpertPager
 from deeptalk_edge.runtime.experts.pager_settings import PagerSettings
 from deeptalk_edge.runtime.experts.policy import POLICIES, Phase, Policy
 from deeptalk_edge.runtime.experts.pool import CpuPool
-from deeptalk_edge.runtime.experts.record import ExpertRecord
 from deeptalk_edge.runtime.experts.record_file import PAGE_BYTES, RecordFile
 
 FIRST_LAYER = 1

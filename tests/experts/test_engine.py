@@ -107,7 +107,7 @@ def test_a_disk_that_stutters_changes_no_bit(bundle: Bundle, expected: NDArray[n
 
 
 def test_damage_on_the_way_changes_no_bit(bundle: Bundle, expected: NDArray[np.float32]) -> None:
-    starts = {record.offset for record in bundle.manifest.records}
+    starts = {record.offset for record in bundle.manifest.experts.records}
     damaged: set[int] = set()
 
     def every_other_time(offset: int) -> bool:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from deeptalk_edge.errors import ExpertUnavailable
+from deeptalk_edge.expert_record import ExpertRecord
 from deeptalk_edge.runtime.experts.policy import Lru, Phase, Pinned
-from deeptalk_edge.runtime.experts.record import ExpertRecord
 from deeptalk_edge.runtime.experts.residency import Cause, Residency
 from deeptalk_edge.runtime.experts.sizing import MemoryReading
 from tests.experts.records import (

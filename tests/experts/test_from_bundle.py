@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from deeptalk_edge.bundle.manifest import GATES
 from deeptalk_edge.errors import ArtifactError, DoesNotFit, SettingsError
 from deeptalk_edge.runtime.backends.ort import OrtEngine
 from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.runtime.experts import from_bundle
 from deeptalk_edge.runtime.experts.degrade import DegradeSettings
 from deeptalk_edge.runtime.experts.from_bundle import (
-    GATES,
     PagingSettings,
     open_pager,
     paged_experts,
@@ -32,7 +32,7 @@ from tests.experts.test_engine import PROMPT, answer
 
 def test_a_pool_holds_everything_if_it_fits(bundle: Bundle) -> None:
     with open_pager(bundle, PagingSettings()) as pager:
-        assert pager.pool.num_slots == len(bundle.manifest.records)
+        assert pager.pool.num_slots == len(bundle.manifest.experts.records)
 
 
 def test_a_pool_takes_what_memory_is_left(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +47,7 @@ def test_a_pool_takes_what_memory_is_left(bundle: Bundle, monkeypatch: pytest.Mo
 
 def test_a_pool_may_be_named(bundle: Bundle) -> None:
     with open_pager(bundle, PagingSettings(pool="50%")) as pager:
-        assert pager.pool.num_slots == len(bundle.manifest.records) // 2
+        assert pager.pool.num_slots == len(bundle.manifest.experts.records) // 2
     with pytest.raises(SettingsError, match="pool 'most'"):
         open_pager(bundle, PagingSettings(pool="most"))
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from deeptalk_edge.errors import ExpertUnavailable
+from deeptalk_edge.expert_record import ExpertRecord
 from deeptalk_edge.runtime.experts.lease import Lease
 from deeptalk_edge.runtime.experts.pager_settings import PagerSettings
 from deeptalk_edge.runtime.experts.policy import POLICIES, Phase
 from deeptalk_edge.runtime.experts.pool import CpuPool
-from deeptalk_edge.runtime.experts.record import ExpertRecord
 from deeptalk_edge.runtime.experts.sizing import MemoryReading
 from deeptalk_edge.runtime.experts.slots import SlotState
 from tests.experts.records import (

@@ -12,7 +12,7 @@ from random import Random
 import pytest
 
 from deeptalk_edge.errors import ArtifactError, ExpertUnavailable
-from deeptalk_edge.runtime.experts.record import ExpertRecord
+from deeptalk_edge.expert_record import ExpertRecord
 from tests.experts.records import (
     NUM_RECORDS,
     SLOT_BYTES,

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from deeptalk_edge.expert_record import ExpertRecord
 from deeptalk_edge.runtime.experts.pager import ExpertPager
 from deeptalk_edge.runtime.experts.policy import Phase
-from deeptalk_edge.runtime.experts.record import ExpertRecord
 from deeptalk_edge.runtime.experts.sizing import SEGMENT_SLOTS
 from tests.experts.records import LAYERS, NUM_EXPERTS, NUM_RECORDS, Gate, open_pager
 

@@ -13,12 +13,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from deeptalk_edge.bundle.manifest import Manifest
 from deeptalk_edge.checkpoint import Checkpoint
 from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
 from deeptalk_edge.export.decoder import export_segments
 from deeptalk_edge.export.golden import DecoderRunner, GraphRunner
-from deeptalk_edge.runtime.bundle import Bundle, Manifest
+from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.spec import ModelSpec
 from deeptalk_edge.training.experts import Routing, SwiGlu
 from deeptalk_edge.training.model import DeepTalk
@@ -118,7 +119,7 @@ def test_an_expert_is_the_models_mlp(exported: Exported) -> None:
     mlp = SwiGlu(spec.width, spec.expert_ffn_width)
     x = torch.randn(5, spec.width)
     gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
-    run = GraphRunner(exported.place / exported.manifest.graphs.expert)
+    run = GraphRunner(exported.place / exported.manifest.ort_graphs.expert)
     feeds = {"x": x, "gate_up": gate_up, "down": mlp.down_proj.weight}
     found = run({name: tensor.detach().numpy() for name, tensor in feeds.items()})["y"]
     _assert_close(found, mlp(x))

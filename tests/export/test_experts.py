@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 
 from deeptalk_edge.checkpoint import Checkpoint
 from deeptalk_edge.errors import ArtifactError
-from deeptalk_edge.expert_record import ExpertDtype, RecordFormat
+from deeptalk_edge.expert_record import ExpertDtype, ExpertRecord, RecordFormat
 from deeptalk_edge.export.experts import read_audio_experts, write_experts
 from deeptalk_edge.runtime.experts.paged import float32_record
-from deeptalk_edge.runtime.experts.record import ExpertRecord
 from tests.export.checkpoints import Written, edit_config, write_checkpoint
 from tests.specs import PLAIN
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from deeptalk_edge.bundle.manifest import Experts
 from deeptalk_edge.checkpoint import Checkpoint
 from deeptalk_edge.errors import ParityError
 from deeptalk_edge.expert_record import ExpertDtype, RecordFormat
@@ -79,9 +80,7 @@ class Small:
         parts = dict.fromkeys(("encoder", "kv_cache", "head", "codec"), precision)
         manifest = replace(
             Bundle.open(self.place / "bundle").manifest,
-            records=tuple(written),
-            expert_dtype=experts,
-            expert_group=group,
+            experts=Experts(file="experts.bin", dtype=experts, group=group, records=tuple(written)),
             precision={**parts, "decoder": precision if dense in ("float", "given") else dense},
         )
         outputs = engine_outputs(place, path, manifest, golden_inputs(checkpoint.spec))

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from deeptalk_edge.bundle.manifest import Experts
 from deeptalk_edge.calibration.quantise import quantise_int4, quantise_int8
 from deeptalk_edge.checkpoint import EMBEDDING, Checkpoint
 from deeptalk_edge.expert_record import ExpertDtype, RecordFormat
@@ -50,10 +51,7 @@ def write_bundles(
     write_native_weights(source, records, precision, reference.path)
     manifest = dataclasses.replace(
         reference.manifest,
-        expert_dtype=dtype,
-        expert_group=group,
-        experts_file=experts.name,
-        records=tuple(written),
+        experts=Experts(file=experts.name, dtype=dtype, group=group, records=tuple(written)),
     )
     return reference, Bundle(reference.path, manifest)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from deeptalk_edge.bundle.manifest import MANIFEST
 from deeptalk_edge.cli import main
-from deeptalk_edge.runtime.bundle import MANIFEST
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ SEED = 5
 
 def stream(bundle: Bundle, cuts: list[int]) -> NDArray[np.float32]:
     entry = bundle.manifest.codec
-    graph = OrtGraph(bundle.file(bundle.manifest.graphs.codec), threads=1)
+    graph = OrtGraph(bundle.file(bundle.manifest.ort_graphs.codec), threads=1)
     codec = StreamingCodec(graph, entry, seed=SEED)
     return np.concatenate([*map(codec.push, np.split(FRAMES, cuts)), codec.finish()])
 
@@ -54,7 +54,7 @@ def test_the_first_sample_comes_with_the_frame_that_completes_the_look_ahead(
     bundle: Bundle,
 ) -> None:
     entry = bundle.manifest.codec
-    graph = OrtGraph(bundle.file(bundle.manifest.graphs.codec), threads=1)
+    graph = OrtGraph(bundle.file(bundle.manifest.ort_graphs.codec), threads=1)
     codec = StreamingCodec(graph, entry)
     sizes = [codec.push(frame[None]).size for frame in FRAMES]
     assert frames_to_sound(entry) == 3

@@ -13,9 +13,9 @@ import pytest
 
 from deeptalk_edge.cli import main
 from deeptalk_edge.runtime.audio.wav import WavWriter, read_wav
-from deeptalk_edge.runtime.bundle import MANIFEST
 from deeptalk_edge.runtime.experts.policy import Phase
 from deeptalk_edge.runtime.experts.study import open_routes
+from tests.manifests import edit_manifest
 from tests.runtime.sounds import silence, voice
 
 
@@ -181,9 +181,8 @@ def test_a_bundle_is_shown_and_verified(
 
 
 def test_ctrl_c_keeps_what_was_said_and_is_exit_code_130(own_copy: Path, tmp_path: Path) -> None:
-    manifest = json.loads((own_copy / MANIFEST).read_text())
-    manifest["generation"]["max_rows"] = 300  # 25 s of sound at the pace of a loudspeaker
-    (own_copy / MANIFEST).write_text(json.dumps(manifest))
+    # 25 s of sound at the pace of a loudspeaker.
+    edit_manifest(own_copy, lambda m: m["generation"].update(max_rows=300))
     out = tmp_path / "answer.wav"
     argv = ["run", "-v", "--realtime", "--bundle", str(own_copy), "--text", "Why?"]
     # A shell may start its children deaf to SIGINT.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from deeptalk_edge.runtime import turn
 from deeptalk_edge.runtime.audio.codec import StreamingCodec
 from deeptalk_edge.runtime.audio.encoder import SILENT_FRAMES
 from deeptalk_edge.runtime.backends.ort import OrtEngine
-from deeptalk_edge.runtime.bundle import MANIFEST, Bundle
+from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.runtime.conversation import (
     AudioChunk,
     Conversation,
@@ -40,6 +39,7 @@ from deeptalk_edge.runtime.conversation import (
 from deeptalk_edge.runtime.lm.text import TextStream
 from deeptalk_edge.training.checkpoint import load_model
 from deeptalk_edge.training.generate import generate
+from tests.manifests import edit_manifest
 from tests.runtime.models import SPEC
 from tests.runtime.sounds import voice
 
@@ -439,12 +439,8 @@ def rewrite_golden(bundle: Path, **changes: Any) -> Bundle:
     golden |= changes
     np.savez(bundle / "golden.npz", **{k: v for k, v in golden.items() if v is not None})
     content = (bundle / "golden.npz").read_bytes()
-    manifest = json.loads((bundle / MANIFEST).read_text())
-    manifest["files"]["golden.npz"] = {
-        "bytes": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
-    }
-    (bundle / MANIFEST).write_text(json.dumps(manifest))
+    entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    edit_manifest(bundle, lambda m: m["files"].update({"golden.npz": entry}))
     return Bundle.open(bundle)
 
 
@@ -476,7 +472,7 @@ def test_a_golden_file_that_lacks_something_is_refused(own_copy: Path) -> None:
 
 def test_a_damaged_expert_is_unavailable_and_never_guessed(own_copy: Path) -> None:
     content = bytearray((own_copy / "experts.bin").read_bytes())
-    for record in Bundle.open(own_copy).manifest.records:
+    for record in Bundle.open(own_copy).manifest.experts.records:
         content[record.offset + 8] ^= 1
     (own_copy / "experts.bin").write_bytes(content)
     with pytest.raises(ExpertUnavailable, match=r"experts\.bin: layer 1, expert \d is damaged"):

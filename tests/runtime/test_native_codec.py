@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from deeptalk_edge.bench import SNAC_24KHZ
+from deeptalk_edge.bundle.manifest import NATIVE_CODEC, CodecEntry
 from deeptalk_edge.errors import ArtifactError, BackendError
 from deeptalk_edge.export.codec import CodecNoise, export_codec
 from deeptalk_edge.export.native_codec import native_codec_bytes, write_native_codec
@@ -25,7 +26,6 @@ from deeptalk_edge.runtime.audio.codec import CodecGraph
 from deeptalk_edge.runtime.backends.native_codec import NativeCodec
 from deeptalk_edge.runtime.backends.native_library import NativeLibrary
 from deeptalk_edge.runtime.backends.ort import OrtGraph
-from deeptalk_edge.runtime.bundle import NATIVE_CODEC, CodecEntry
 from deeptalk_edge.spec import CodecSpec
 from tests.export.checkpoints import CODEC, ODD_CODEC, CodecTensors, random_codec
 from tests.native.cpu import built

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deeptalk_edge.bundle.manifest import NATIVE_CODEC, NATIVE_INDEX, NATIVE_WEIGHTS
 from deeptalk_edge.cli import main
 from deeptalk_edge.devices.profile import load_profile
 from deeptalk_edge.errors import ArtifactError, BackendError
@@ -25,17 +26,12 @@ from deeptalk_edge.runtime.backends import native_library
 from deeptalk_edge.runtime.backends.native import NativeEngine
 from deeptalk_edge.runtime.backends.native_codec import NativeCodec
 from deeptalk_edge.runtime.backends.ort import OrtEngine, OrtGraph
-from deeptalk_edge.runtime.bundle import (
-    MANIFEST,
-    NATIVE_CODEC,
-    NATIVE_INDEX,
-    NATIVE_WEIGHTS,
-    Bundle,
-)
+from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.runtime.conversation import Conversation, ConversationSettings, TurnDone
 from deeptalk_edge.runtime.engines import kernels_for, open_codec, open_engine
 from deeptalk_edge.runtime.lm.engine import Engine
 from deeptalk_edge.runtime.settings import EngineChoice
+from tests.manifests import edit_manifest
 from tests.native.cpu import built
 from tests.runtime.test_conversation import rewrite_golden
 
@@ -240,9 +236,7 @@ def test_a_native_bundle_lacks_neither_of_its_files(
     native_bundle: Bundle, tmp_path: Path, name: str
 ) -> None:
     place = Path(shutil.copytree(native_bundle.path, tmp_path / "bundle"))
-    manifest = json.loads((place / MANIFEST).read_text())
-    del manifest["files"][name]
-    (place / MANIFEST).write_text(json.dumps(manifest))
+    edit_manifest(place, lambda m: m["files"].pop(name))
     with pytest.raises(ArtifactError, match=f"{name} has no size and hash"):
         Bundle.open(place)
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from deeptalk_edge.bundle.manifest import MANIFEST
 from deeptalk_edge.cli import main
 from deeptalk_edge.errors import ArtifactError
-from deeptalk_edge.runtime.bundle import MANIFEST, Bundle
+from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.signature import PublicKey, generate_keys, sign_file
 
 

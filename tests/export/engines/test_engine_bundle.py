@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,12 +15,14 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from deeptalk_edge.devices.profile import DeviceProfile, MoeForm, load_profile
+from deeptalk_edge.bundle.manifest import MoeForm
+from deeptalk_edge.devices.profile import DeviceProfile, load_profile
 from deeptalk_edge.errors import ArtifactError, BackendError, SettingsError
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
 from deeptalk_edge.export.engines.build import EngineSettings, unsupported_nodes
 from deeptalk_edge.export.engines.plan import PlanGraph, read_plan
 from deeptalk_edge.runtime.bundle import Bundle, Machine
+from tests.manifests import edit_manifest
 
 ROOT = Path(__file__).resolve().parents[3]
 CHECKPOINT = ROOT / "checkpoints/tiny"
@@ -139,7 +142,7 @@ def test_golden_outputs_are_those_of_rounded_weights(native: Bundle, tmp_path: P
 
 def test_onnx_runtime_refuses_a_bundle_with_engines(native: Bundle) -> None:
     with pytest.raises(BackendError, match="for tensorrt_rtx on rtx-4090; ONNX Runtime cannot"):
-        _ = native.manifest.graphs
+        _ = native.manifest.ort_graphs
 
 
 RIGHT = Machine(backend="tensorrt_rtx", compute_capability="sm_89", tensorrt="1.7.1.116")
@@ -178,9 +181,8 @@ def test_altered_native_code_is_refused(name: str, with_plugin: Bundle, tmp_path
 def test_weights_that_are_inputs_are_files_of_the_bundle(
     name: str, with_plugin: Bundle, tmp_path: Path
 ) -> None:
-    manifest = json.loads(with_plugin.file("manifest.json").read_text())
-    del manifest["files"][name]
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    shutil.copy(with_plugin.file("manifest.json"), tmp_path)
+    edit_manifest(tmp_path, lambda m: m["files"].pop(name))
     with pytest.raises(ArtifactError, match=f"{name} has no size and hash"):
         Bundle.open(tmp_path)
 

@@ -19,9 +19,9 @@ class Resident:
 
     def __init__(self, bundle: Bundle) -> None:
         decoder = bundle.manifest.model.decoder
-        self._file = np.fromfile(bundle.file(bundle.manifest.experts_file), np.uint8)
+        self._file = np.fromfile(bundle.file(bundle.manifest.experts.file), np.uint8)
         self._tables = np.zeros((decoder.num_layers, decoder.num_experts), np.uint64)
-        for record in bundle.manifest.records:
+        for record in bundle.manifest.experts.records:
             place = self._file.ctypes.data + record.offset
             self._tables[record.layer, record.expert] = place
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deeptalk_edge.bundle.manifest import NATIVE_WEIGHTS
 from deeptalk_edge.checkpoint import Checkpoint
 from deeptalk_edge.export.native_weights import (
     NativePrecision,
@@ -19,7 +20,7 @@ from deeptalk_edge.runtime.backends import native
 from deeptalk_edge.runtime.backends.native import NativeEngine
 from deeptalk_edge.runtime.backends.native_library import NativeLibrary
 from deeptalk_edge.runtime.backends.ort import OrtEngine
-from deeptalk_edge.runtime.bundle import NATIVE_WEIGHTS, Bundle
+from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.runtime.lm.engine import Logits
 from tests.runtime.fed import MASK, ROWS, copied, decoded, forked, heard
 from tests.runtime.native.fed import FEATURES, WIDE, assert_equal, fed, random_bundles

@@ -133,7 +133,7 @@ def test_a_pager_of_any_size_does_not_change_a_bit(
 def test_with_all_of_them_there_a_pass_asks_for_none_and_no_bit_changes(
     bundle: Bundle, engine: NativeEngine, library: NativeLibrary
 ) -> None:
-    num_records = len(bundle.manifest.records)
+    num_records = len(bundle.manifest.experts.records)
     with open_bundle_pager(bundle, num_records, fills=True) as pager:
         experts = paged_experts(bundle, PagingSettings(), pager)
         paged = NativeEngine(bundle, context_rows=32, library=library, open_experts=lambda: experts)
@@ -152,7 +152,7 @@ def test_with_all_of_them_there_a_pass_asks_for_none_and_no_bit_changes(
 
 
 def test_a_degrading_source_sees_each_choice(bundle: Bundle, library: NativeLibrary) -> None:
-    num_records = len(bundle.manifest.records)
+    num_records = len(bundle.manifest.experts.records)
     with open_bundle_pager(bundle, num_records, fills=True) as pager:
         settings = PagingSettings(degrade=DegradeSettings(skip_below=0.01))
         paged = NativeEngine(

@@ -45,7 +45,7 @@ def error_of(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float
 
 
 def check(bundle: Bundle, library: NativeLibrary) -> None:
-    graphs = bundle.manifest.graphs
+    graphs = bundle.manifest.ort_graphs
     engine = NativeEngine(bundle, context_rows=32, library=library)
     try:
         check_golden(
@@ -63,7 +63,7 @@ def test_a_deep_model_passes_however_far_its_rounding_moves_the_logits(
 ) -> None:
     golden = golden_of(deep_bundle)
     moved = [error_of(golden[f"native_{name}"], golden[name]) for name in OUTPUTS]
-    if deep_bundle.manifest.expert_dtype == "int4":
+    if deep_bundle.manifest.experts.dtype == "int4":
         assert min(moved) > NATIVE_TOLERANCE
     check(deep_bundle, library)
 

@@ -95,7 +95,7 @@ def test_a_truncated_expert_file_is_refused(
     bundle: Bundle, library: NativeLibrary, tmp_path: Path
 ) -> None:
     shutil.copytree(bundle.path, tmp_path, dirs_exist_ok=True)
-    with (tmp_path / bundle.manifest.experts_file).open("r+b") as file:
+    with (tmp_path / bundle.manifest.experts.file).open("r+b") as file:
         file.truncate(100)
     with pytest.raises(ArtifactError, match=r"expert 0 .* expected whole pages within 100 bytes"):
         NativeEngine(Bundle(tmp_path, bundle.manifest), context_rows=32, library=library)

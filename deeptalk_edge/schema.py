@@ -1,0 +1,176 @@
+"""JSON into frozen dataclasses: every type, range and field name is checked on the way.
+
+A field's annotation is the whole rule: a dataclass, `Literal`, `tuple[X, ...]`, `Mapping[str, X]`,
+`X | None`, a scalar, or `Annotated` with the values it may have. A field with a default may be
+missing; an unknown one is refused.
+
+    num_layers: Annotated[int, Between(1, 1024)]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from deeptalk_edge.errors import ArtifactError
+
+T = TypeVar("T")
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
+_SHOWN_CHARACTERS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Between:
+    """A number from `low` to `high`, both included."""
+
+    low: float
+    high: float
+
+    def holds(self, value: Any) -> bool:
+        return bool(self.low <= value <= self.high)
+
+    def __str__(self) -> str:
+        return f"{self.low} to {self.high}"
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Text that a pattern matches as a whole; `what` names it in messages."""
+
+    pattern: str
+    what: str
+
+    def holds(self, value: Any) -> bool:
+        return re.fullmatch(self.pattern, value, re.DOTALL) is not None
+
+    def __str__(self) -> str:
+        return self.what
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """A list or an object with `low` to `high` entries."""
+
+    low: int
+    high: int
+
+    def holds(self, value: Any) -> bool:
+        return self.low <= len(value) <= self.high
+
+    def __str__(self) -> str:
+        return f"{self.low} to {self.high} entries"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises ArtifactError if the file is missing or is not a JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: not readable as JSON ({error})") from error
+    except RecursionError:
+        raise ArtifactError(f"{path}: not readable as JSON (nested too deeply)") from None
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def from_json(kind: type[T], content: object, where: str = "") -> T:
+    """Build a dataclass from the JSON form that `dataclasses.asdict` gives.
+
+    `where` begins the names of fields in messages. Raises ArtifactError naming the first field that
+    is missing, unknown, of another type or out of range.
+    """
+    built: T = _object(kind, content, where)
+    return built
+
+
+def _object(kind: type, content: object, where: str) -> Any:
+    if not isinstance(content, dict):
+        raise _refusal(where or kind.__name__, content, "an object")
+    hints = _hints(kind)
+    if unknown := content.keys() - hints.keys():
+        raise ArtifactError(f"{_join(where, _shown(min(unknown)))}: no such field")
+    values = {name: _value(hints[name], v, _join(where, name)) for name, v in content.items()}
+    for field in dataclasses.fields(kind):
+        has_default = field.default is not dataclasses.MISSING
+        has_default |= field.default_factory is not dataclasses.MISSING
+        if field.name not in values and not has_default:
+            raise ArtifactError(f"{_join(where, field.name)} is missing")
+    try:
+        return kind(**values)
+    except ValueError as error:  # the dataclass's own check
+        raise ArtifactError(f"{where or kind.__name__}: {error}") from error
+
+
+def _value(hint: Any, content: object, where: str) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        value = _value(arguments[0], content, where)
+        for rule in arguments[1:]:
+            if not rule.holds(value):
+                raise _refusal(where, content, str(rule))
+        return value
+    if origin in (Union, types.UnionType):
+        (inner,) = (argument for argument in arguments if argument is not type(None))
+        return None if content is None else _value(inner, content, where)
+    if origin is Literal:
+        if not (isinstance(content, str) and content in arguments):
+            raise _refusal(where, content, "one of " + ", ".join(map(str, arguments)))
+        return content
+    if origin is tuple:
+        if not isinstance(content, list):
+            raise _refusal(where, content, "a list")
+        return tuple(_value(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(content))
+    if origin is Mapping or hint is Mapping:
+        if not isinstance(content, dict):
+            raise _refusal(where, content, "an object")
+        return {k: _value(arguments[1], v, _join(where, _shown(k))) for k, v in content.items()}
+    if dataclasses.is_dataclass(hint):
+        return _object(hint, content, where)  # type: ignore[arg-type]
+    return _scalar(hint, content, where)
+
+
+def _scalar(kind: type, content: object, where: str) -> Any:
+    """A bool is no number here, and a whole number serves as a float."""
+    if kind is float and type(content) is int and abs(content) < 1 << 1000:
+        content = float(content)
+    if type(content) is not kind or (isinstance(content, float) and not math.isfinite(content)):
+        raise _refusal(where, content, _KINDS[kind])
+    return content
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
+def _join(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
+
+
+def _shown(content: object) -> str:
+    """A value as far as a message has room for it; a deep one is never spelled out."""
+    if isinstance(content, (list, dict)):
+        return f"a list of {len(content)}" if isinstance(content, list) else "an object"
+    text = json.dumps(content) if not isinstance(content, str) else content
+    text = text.encode("unicode_escape").decode()
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
+
+
+def _refusal(where: str, content: object, expected: str) -> ArtifactError:
+    found = f'"{_shown(content)}"' if isinstance(content, str) else _shown(content)
+    return ArtifactError(f"{where} = {found}: expected {expected}")
