@@ -98,35 +98,64 @@ def from_json(kind: type[T], content: object, where: str = "") -> T:
     return built
 
 
+def from_config(kind: type[T], config: object, names: Mapping[str, str], where: str) -> T:
+    """Build a dataclass from somebody else's JSON. `names` has its name for each field; fields
+    without one keep their default, and what else the JSON holds is left alone. Messages use its
+    names.
+
+    Raises ArtifactError as `from_json` does.
+    """
+    if not isinstance(config, dict):
+        raise _refusal(where, config, "an object")
+    untyped: Any = kind
+    hints, values = _hints(untyped), {}
+    for field in dataclasses.fields(untyped):
+        name = names.get(field.name)
+        if name in config:
+            values[field.name] = checked(hints[field.name], config[name], f"{where}: {name}")
+        elif not _has_default(field):
+            raise ArtifactError(f"{where}: the field {name!r} is missing")
+    built: T = _built(kind, values, where)
+    return built
+
+
 def _object(kind: type, content: object, where: str) -> Any:
     if not isinstance(content, dict):
         raise _refusal(where or kind.__name__, content, "an object")
     hints = _hints(kind)
     if unknown := content.keys() - hints.keys():
         raise ArtifactError(f"{_join(where, _shown(min(unknown)))}: no such field")
-    values = {name: _value(hints[name], v, _join(where, name)) for name, v in content.items()}
+    values = {name: checked(hints[name], v, _join(where, name)) for name, v in content.items()}
     for field in dataclasses.fields(kind):
-        has_default = field.default is not dataclasses.MISSING
-        has_default |= field.default_factory is not dataclasses.MISSING
-        if field.name not in values and not has_default:
+        if field.name not in values and not _has_default(field):
             raise ArtifactError(f"{_join(where, field.name)} is missing")
+    return _built(kind, values, where or kind.__name__)
+
+
+def _built(kind: type, values: Mapping[str, Any], where: str) -> Any:
     try:
         return kind(**values)
     except ValueError as error:  # the dataclass's own check
-        raise ArtifactError(f"{where or kind.__name__}: {error}") from error
+        raise ArtifactError(f"{where}: {error}") from error
 
 
-def _value(hint: Any, content: object, where: str) -> Any:
+def _has_default(field: dataclasses.Field[Any]) -> bool:
+    has_value = field.default is not dataclasses.MISSING
+    return has_value or field.default_factory is not dataclasses.MISSING
+
+
+def checked(hint: Any, content: object, where: str) -> Any:
+    """One value as its annotation says it. Raises ArtifactError naming it, as `where` does."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        value = _value(arguments[0], content, where)
+        value = checked(arguments[0], content, where)
         for rule in arguments[1:]:
             if not rule.holds(value):
                 raise _refusal(where, content, str(rule))
         return value
     if origin in (Union, types.UnionType):
         (inner,) = (argument for argument in arguments if argument is not type(None))
-        return None if content is None else _value(inner, content, where)
+        return None if content is None else checked(inner, content, where)
     if origin is Literal:
         if not (isinstance(content, str) and content in arguments):
             raise _refusal(where, content, "one of " + ", ".join(map(str, arguments)))
@@ -134,11 +163,11 @@ def _value(hint: Any, content: object, where: str) -> Any:
     if origin is tuple:
         if not isinstance(content, list):
             raise _refusal(where, content, "a list")
-        return tuple(_value(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(content))
+        return tuple(checked(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(content))
     if origin is Mapping or hint is Mapping:
         if not isinstance(content, dict):
             raise _refusal(where, content, "an object")
-        return {k: _value(arguments[1], v, _join(where, _shown(k))) for k, v in content.items()}
+        return {k: checked(arguments[1], v, _join(where, _shown(k))) for k, v in content.items()}
     if dataclasses.is_dataclass(hint):
         return _object(hint, content, where)  # type: ignore[arg-type]
     return _scalar(hint, content, where)
@@ -154,7 +183,7 @@ def _scalar(kind: type, content: object, where: str) -> Any:
 
 
 @cache
-def _hints(kind: type) -> dict[str, Any]:
+def _hints(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind, include_extras=True)
 
 

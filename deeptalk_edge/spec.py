@@ -38,10 +38,10 @@ class YarnSpec:
 
     factor: Factor
     original_positions: Positions
-    beta_fast: Factor
-    beta_slow: Factor
-    mscale: Annotated[float, Between(0, 100)]
-    mscale_all_dim: Annotated[float, Between(0, 100)]
+    beta_fast: Factor = 32.0
+    beta_slow: Factor = 1.0
+    mscale: Annotated[float, Between(0, 100)] = 1.0
+    mscale_all_dim: Annotated[float, Between(0, 100)] = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,17 +10,20 @@ Source: the official checkpoint layout (`src/model/vita_arch.py`, `configuration
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from deeptalk_edge.errors import ArtifactError
-from deeptalk_edge.schema import read_json
+from deeptalk_edge.schema import Between, checked, from_config, read_json
 from deeptalk_edge.spec import (
     CodecSpec,
     DecoderSpec,
     EncoderSpec,
     ModelSpec,
+    Rates,
     VocabularySpec,
+    Width,
     YarnSpec,
 )
 
@@ -32,6 +35,55 @@ MODEL_TYPES = (
     "moextend-deepseek_v2",
 )
 """Every spelling of `model_type` under which DeepTalk checkpoints have been saved."""
+
+
+# Our name for each field, and theirs.
+_DECODER = {
+    "width": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "nope_dim": "qk_nope_head_dim",
+    "rope_dim": "qk_rope_head_dim",
+    "value_dim": "v_head_dim",
+    "latent_dim": "kv_lora_rank",
+    "dense_ffn_width": "intermediate_size",
+    "expert_ffn_width": "moe_intermediate_size",
+    "num_experts": "n_routed_experts",
+    "num_shared_experts": "n_shared_experts",
+    "top_k": "num_experts_per_tok",
+    "num_dense_layers": "first_k_dense_replace",
+    "norm_eps": "rms_norm_eps",
+    "rope_theta": "rope_theta",
+    "max_positions": "max_position_embeddings",
+    "normalise_top_k": "norm_topk_prob",
+    "routed_scale": "routed_scaling_factor",
+}
+_YARN = {
+    "factor": "factor",
+    "original_positions": "original_max_position_embeddings",
+    "beta_fast": "beta_fast",
+    "beta_slow": "beta_slow",
+    "mscale": "mscale",
+    "mscale_all_dim": "mscale_all_dim",
+}
+_ENCODER = {
+    "num_mel_bins": "num_mel_bins",
+    "width": "d_model",
+    "num_layers": "encoder_layers",
+    "num_heads": "encoder_attention_heads",
+    "ffn_width": "encoder_ffn_dim",
+    "max_frames": "max_source_positions",
+}
+_VOCABULARY = {
+    "text_size": "text_vocab_size_padded",
+    "num_codebooks": "mm_audio_num_codebook",
+    "codebook_size": "audio_vocab_size",
+    "codebook_block": "audio_vocab_size_padded",
+    "bos": "bos_token_id",
+    "eos": "eos_token_id",
+    "text_specials": "text_additional_tokens",
+    "audio_specials": "audio_additional_tokens",
+}
 
 
 def read_model_spec(checkpoint: Path, encoder_directory: Path | None = None) -> ModelSpec:
@@ -61,8 +113,8 @@ def read_model_spec(checkpoint: Path, encoder_directory: Path | None = None) -> 
     _refuse_unsupported(config, path)
     return ModelSpec(
         decoder=_decoder_spec(config, path),
-        encoder=_encoder_spec(read_json(encoder_path), encoder_path),
-        projector_width=_need(config, "mm_audio_projector_hidden_size", path),
+        encoder=from_config(EncoderSpec, read_json(encoder_path), _ENCODER, str(encoder_path)),
+        projector_width=_checked(Width, config, "mm_audio_projector_hidden_size", path),
         vocabulary=_vocabulary_spec(config, path),
         text_alignment=config.get("text_alignment", "ahead"),
     )
@@ -77,22 +129,15 @@ def read_codec_spec(directory: Path) -> CodecSpec:
     config = read_json(path)
     if config.get("attn_window_size") is not None:
         raise ArtifactError(f"{path}: attn_window_size is set; only SNAC without it is known")
-    rates = tuple(_need(config, "encoder_rates", path))
-    encoder_dim = _need(config, "encoder_dim", path)
-    latent_dim = config.get("latent_dim")
-    return CodecSpec(
-        sampling_rate=_need(config, "sampling_rate", path),
-        encoder_dim=encoder_dim,
-        encoder_rates=rates,
-        latent_dim=encoder_dim * 2 ** len(rates) if latent_dim is None else latent_dim,
-        decoder_dim=_need(config, "decoder_dim", path),
-        decoder_rates=tuple(_need(config, "decoder_rates", path)),
-        codebook_size=_need(config, "codebook_size", path),
-        codebook_dim=_need(config, "codebook_dim", path),
-        vq_strides=tuple(_need(config, "vq_strides", path)),
-        noise=_need(config, "noise", path),
-        depthwise=_need(config, "depthwise", path),
-    )
+    if config.get("latent_dim") is None:  # SNAC's own default
+        rates = _checked(Rates, config, "encoder_rates", path)
+        config["latent_dim"] = _checked(Width, config, "encoder_dim", path) << len(rates)
+    names = {field.name: field.name for field in fields(CodecSpec)}
+    return from_config(CodecSpec, config, names, str(path))
+
+
+def _checked(hint: Any, config: Mapping[str, Any], key: str, path: Path) -> Any:
+    return checked(hint, _need(config, key, path), f"{path}: {key}")
 
 
 def _need(config: Mapping[str, Any], key: str, path: Path) -> Any:
@@ -123,86 +168,27 @@ def _refuse_unsupported(config: Mapping[str, Any], path: Path) -> None:
 
 
 def _decoder_spec(config: Mapping[str, Any], path: Path) -> DecoderSpec:
-    def need(key: str) -> Any:
-        return _need(config, key, path)
-
-    scaling = config.get("rope_scaling")
-    yarn = None
-    if scaling:
-        kind = scaling.get("type", scaling.get("rope_type"))
-        if kind != "yarn":
-            raise ArtifactError(f"{path}: rope_scaling type {kind!r}, this project builds 'yarn'")
-        yarn = YarnSpec(
-            factor=_need(scaling, "factor", path),
-            original_positions=_need(scaling, "original_max_position_embeddings", path),
-            beta_fast=scaling.get("beta_fast", 32),
-            beta_slow=scaling.get("beta_slow", 1),
-            mscale=scaling.get("mscale", 1),
-            mscale_all_dim=scaling.get("mscale_all_dim", 0),
-        )
-    # moextend keeps the text experts and adds its own behind them.
-    added_experts = need("audio_num_experts") if "moextend" in config["model_type"] else 0
-    return DecoderSpec(
-        width=need("hidden_size"),
-        num_layers=need("num_hidden_layers"),
-        num_heads=need("num_attention_heads"),
-        nope_dim=need("qk_nope_head_dim"),
-        rope_dim=need("qk_rope_head_dim"),
-        value_dim=need("v_head_dim"),
-        latent_dim=need("kv_lora_rank"),
-        dense_ffn_width=need("intermediate_size"),
-        expert_ffn_width=need("moe_intermediate_size"),
-        num_experts=need("n_routed_experts") + added_experts,
-        num_shared_experts=need("n_shared_experts"),
-        top_k=need("num_experts_per_tok"),
-        num_dense_layers=need("first_k_dense_replace"),
-        norm_eps=need("rms_norm_eps"),
-        rope_theta=need("rope_theta"),
-        max_positions=need("max_position_embeddings"),
-        normalise_top_k=config.get("norm_topk_prob", False),
-        routed_scale=config.get("routed_scaling_factor", 1.0),
-        yarn=yarn,
-    )
+    spec = from_config(DecoderSpec, config, _DECODER, str(path))
+    if "moextend" in config["model_type"]:  # it keeps the text experts and adds its own behind them
+        added = _checked(Annotated[int, Between(0, 2048)], config, "audio_num_experts", path)
+        spec = replace(spec, num_experts=spec.num_experts + added)
+    return replace(spec, yarn=_yarn_spec(config.get("rope_scaling"), path))
 
 
-def _encoder_spec(config: Mapping[str, Any], path: Path) -> EncoderSpec:
-    def need(key: str) -> Any:
-        return _need(config, key, path)
-
-    return EncoderSpec(
-        num_mel_bins=need("num_mel_bins"),
-        width=need("d_model"),
-        num_layers=need("encoder_layers"),
-        num_heads=need("encoder_attention_heads"),
-        ffn_width=need("encoder_ffn_dim"),
-        max_frames=need("max_source_positions"),
-    )
+def _yarn_spec(scaling: object, path: Path) -> YarnSpec | None:
+    if scaling is None:
+        return None
+    kind = scaling.get("type", scaling.get("rope_type")) if isinstance(scaling, dict) else scaling
+    if kind != "yarn":
+        raise ArtifactError(f"{path}: rope_scaling type {kind!r}, this project builds 'yarn'")
+    return from_config(YarnSpec, scaling, _YARN, f"{path}: rope_scaling")
 
 
 def _vocabulary_spec(config: Mapping[str, Any], path: Path) -> VocabularySpec:
-    def need(key: str) -> Any:
-        return _need(config, key, path)
-
-    vocabulary = VocabularySpec(
-        text_size=need("text_vocab_size_padded"),
-        num_codebooks=need("mm_audio_num_codebook"),
-        codebook_size=need("audio_vocab_size"),
-        codebook_block=need("audio_vocab_size_padded"),
-        bos=need("bos_token_id"),
-        eos=need("eos_token_id"),
-        text_specials=dict(need("text_additional_tokens")),
-        audio_specials=dict(need("audio_additional_tokens")),
-    )
-    if vocabulary.size != need("vocab_size"):
+    vocabulary = from_config(VocabularySpec, config, _VOCABULARY, str(path))
+    if vocabulary.size != _need(config, "vocab_size", path):
         raise ArtifactError(
-            f"{path}: vocab_size = {config['vocab_size']}, but text and codebooks add up to "
+            f"{path}: vocab_size = {config['vocab_size']!r}, but text and codebooks add up to "
             f"{vocabulary.size}"
         )
-    for name, specials in (
-        ("text_additional_tokens", ("EOT", "PAD_T")),
-        ("audio_additional_tokens", ("EOA", "PAD_A", "BOA")),
-    ):
-        missing = [special for special in specials if special not in config[name]]
-        if missing:
-            raise ArtifactError(f"{path}: {name} lacks {', '.join(missing)}")
     return vocabulary

@@ -21,6 +21,7 @@ import deeptalk_edge
 from deeptalk_edge.bundle.manifest import (
     ENGINES,
     GATES,
+    GOLDEN,
     MANIFEST,
     NATIVE_CODEC,
     TOKENIZER,
@@ -60,7 +61,6 @@ from deeptalk_edge.export.experts import EXPERTS_FILE, read_audio_experts, write
 from deeptalk_edge.export.gates import write_gates
 from deeptalk_edge.export.generation import read_generation
 from deeptalk_edge.export.golden import (
-    GOLDEN_FILE,
     GoldenInputs,
     golden_inputs,
     golden_outputs,
@@ -314,7 +314,7 @@ class _Export:
         if self._profile.backend == "native":
             outputs |= self._native_logits(inputs, outputs["features"])
         golden: dict[str, Any] = {**dataclasses.asdict(inputs), **outputs}
-        np.savez(place / GOLDEN_FILE, **golden)
+        np.savez(place / GOLDEN, **golden)
 
     def _native_logits(self, inputs: GoldenInputs, features: Floats) -> dict[str, Floats]:
         """What the checkpoint makes of the golden rows with the weights of native.bin."""
@@ -324,7 +324,7 @@ class _Export:
 
     def _check_parity(self, place: Path, manifest: Manifest) -> None:
         """Raises ParityError if the graphs do not do what the checkpoint says."""
-        with np.load(place / GOLDEN_FILE) as golden:
+        with np.load(place / GOLDEN) as golden:
             report = parity_report(dict(golden), self._checkpoint, self._codec, manifest)
         report.check()
         text = json.dumps(report.as_json(), indent=1)

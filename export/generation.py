@@ -7,7 +7,7 @@ from typing import Any
 
 from deeptalk_edge.bundle.manifest import Generation
 from deeptalk_edge.errors import ArtifactError
-from deeptalk_edge.schema import read_json
+from deeptalk_edge.schema import from_json, read_json
 from deeptalk_edge.spec import ModelSpec
 
 _DEFAULT_CONTEXT_ROWS = 4096
@@ -36,14 +36,8 @@ def read_generation(checkpoint: Path, spec: ModelSpec) -> Generation:
         "max_rows": 1000,
         "context_rows": min(_DEFAULT_CONTEXT_ROWS, spec.decoder.max_positions),
     }
-    if unknown := config.keys() - defaults.keys():
-        raise ArtifactError(f"{path}: deeptalk has no {', '.join(sorted(unknown))}")
-    values = {key: config.get(key, default) for key, default in defaults.items()}
-    for key, default in defaults.items():
-        kinds = (int, float) if isinstance(default, float) else (type(default),)
-        if not isinstance(values[key], kinds) or isinstance(values[key], bool):
-            raise ArtifactError(f"{path}: {key} = {values[key]!r}, expected {kinds[-1].__name__}")
-    if values["mode"] not in ("batch-parallel", "single"):
-        raise ArtifactError(f"{path}: mode {values['mode']!r}, known are batch-parallel and single")
-    spec.vocabulary.speaker(values["speaker"])
-    return Generation(**values)
+    if not isinstance(config, dict):
+        raise ArtifactError(f"{path}: deeptalk is a {type(config).__name__}, expected an object")
+    generation = from_json(Generation, {**defaults, **config}, f"{path}: deeptalk")
+    spec.vocabulary.speaker(generation.speaker)
+    return generation

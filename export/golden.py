@@ -23,8 +23,6 @@ from deeptalk_edge.rows import codec_columns, text_rows
 from deeptalk_edge.runtime.backends.ort import keep_int8_exact
 from deeptalk_edge.spec import ModelSpec
 
-GOLDEN_FILE = "golden.npz"
-
 _CHIRP_MS = 300
 _TEXT_ROWS = 3
 _HEARD_ROWS = 4

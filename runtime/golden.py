@@ -6,15 +6,15 @@ driver, a broken library or a damaged file that its hash missed ends here and no
 
 from __future__ import annotations
 
-import zipfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deeptalk_edge.bundle.manifest import NATIVE_WEIGHTS
+from deeptalk_edge.bundle.arrays import Form, read_arrays
+from deeptalk_edge.bundle.manifest import GOLDEN, NATIVE_WEIGHTS, Manifest
 from deeptalk_edge.errors import ArtifactError, BackendError
+from deeptalk_edge.features import max_samples, num_frames
 from deeptalk_edge.runtime.audio.codec import CodecGraph
 from deeptalk_edge.runtime.audio.encoder import Encoder
 from deeptalk_edge.runtime.backends.native import NativeEngine
@@ -39,18 +39,13 @@ every product's activations to int8. 0.01 to 0.02 was measured on the tiny check
 random weights of the official size; a wrong scale or order gives 0.5 and more.
 """
 
-_NAMES = {"pcm", "rows", "audio_mask", "next_row", "codes", "features", "near_features"}
-_NAMES |= {"text_logits", "code_logits", "sound"}
-_NATIVE_NAMES = {"native_text_logits", "native_code_logits"}
-
 
 def check_golden(bundle: Bundle, *, encoder: Encoder, engine: Engine, codec: CodecGraph) -> None:
     """Compare with `golden.npz`. The engine must be fresh, and is reset.
 
     Raises ArtifactError if the file lacks something, BackendError naming the graph that differs.
     """
-    is_native = bundle.manifest.target.backend == "native"
-    golden = _read(bundle.file("golden.npz"), _NAMES | (_NATIVE_NAMES if is_native else set()))
+    golden = _read(bundle)
     graphs = bundle.manifest.ort_graphs
     heard = golden["near_features"]  # in a window of their own: a whole one takes seconds
     features = encoder.hear_window(golden["pcm"], len(heard))
@@ -93,14 +88,41 @@ def _compare(graph: str, found: Array, expected: Array, tolerance: float = TOLER
         )
 
 
-def _read(path: Path, names: set[str]) -> dict[str, NDArray[Any]]:
-    try:
-        with np.load(path) as file:
-            golden = {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ArtifactError(f"{path}: not readable ({error}); export the bundle again") from error
-    if missing := names - golden.keys():
+def _read(bundle: Bundle) -> dict[str, NDArray[Any]]:
+    path, model = bundle.file(GOLDEN), bundle.manifest.model
+    golden = read_arrays(path, _forms(bundle.manifest))
+    num_marked, num_heard = int(golden["audio_mask"].sum()), len(golden["near_features"])
+    num_samples = len(golden["pcm"])
+    if num_samples > max_samples(model.encoder) or num_heard != num_frames(num_samples):
         raise ArtifactError(
-            f"{path}: {', '.join(sorted(missing))} missing; export the bundle again"
+            f"{path}: near_features has {num_heard} frames for pcm of {num_samples} samples; "
+            "export the bundle again"
+        )
+    if num_marked > num_heard:
+        raise ArtifactError(
+            f"{path}: audio_mask marks {num_marked} rows, near_features has {num_heard} frames; "
+            "export the bundle again"
         )
     return golden
+
+
+def _forms(manifest: Manifest) -> dict[str, Form]:
+    """The arrays and their shapes. Source: docs/bundle.md."""
+    vocabulary, width = manifest.model.vocabulary, manifest.model.decoder.width
+    codebooks, text = vocabulary.num_codebooks, vocabulary.text_size
+    forms: dict[str, Form] = {
+        "pcm": (np.float32, ("N",)),
+        "rows": (np.int64, (1, "T", codebooks + 1)),
+        "audio_mask": (np.bool_, ("T",)),
+        "next_row": (np.int64, (1, 1, codebooks + 1)),
+        "codes": (np.int64, ("A", codebooks)),
+        "features": (np.float32, ("n", width)),
+        "near_features": (np.float32, ("n", width)),
+        "text_logits": (np.float32, (2, text)),
+        "code_logits": (np.float32, (2, codebooks, vocabulary.codebook_block)),
+        "sound": (np.float32, ("S",)),
+    }
+    if manifest.target.backend == "native":
+        for name in ("text_logits", "code_logits"):
+            forms[f"native_{name}"] = forms[name]
+    return forms

@@ -12,8 +12,9 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from deeptalk_edge.bundle.arrays import read_arrays
 from deeptalk_edge.bundle.manifest import GATES
-from deeptalk_edge.errors import ArtifactError, SettingsError
+from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.runtime.experts.degrade import Degrade, DegradeSettings
 from deeptalk_edge.runtime.experts.look_ahead import LookAhead, folded_gates
@@ -126,18 +127,13 @@ def recorded_routes(bundle: Bundle, recorder: RouteRecorder) -> Routes:
 def _routers(bundle: Bundle) -> tuple[dict[int, Array], dict[int, Array]]:
     """The routers (E, C) and the norms before them (C,), by layer."""
     decoder, path = bundle.manifest.model.decoder, bundle.file(GATES)
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in ("gates", "norms")}
     layers = decoder.moe_layers
-    shapes = {
-        "gates": (len(layers), decoder.num_experts, decoder.width),
-        "norms": (len(layers), decoder.width),
-    }
-    for name, shape in shapes.items():
-        if arrays[name].shape != shape or arrays[name].dtype != np.float32:
-            raise ArtifactError(
-                f"{path}: {name} is {arrays[name].dtype} {arrays[name].shape}, expected float32 "
-                f"{shape}; export the bundle again"
-            )
+    arrays = read_arrays(
+        path,
+        {
+            "gates": (np.float32, (len(layers), decoder.num_experts, decoder.width)),
+            "norms": (np.float32, (len(layers), decoder.width)),
+        },
+    )
     gates, norms = (dict(zip(layers, arrays[name], strict=True)) for name in ("gates", "norms"))
     return gates, norms

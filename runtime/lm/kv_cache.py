@@ -28,8 +28,14 @@ class KvCache:
         self.num_items = 1
         # np.empty leaves untouched pages to the kernel: a short talk never pays for a long one.
         size = _NULL_ROWS + capacity
-        self._single = np.empty((num_layers, size, 1, width), np.float32)
-        self._pair = np.empty((num_layers, size, 2, width), np.float32)
+        try:
+            self._single = np.empty((num_layers, size, 1, width), np.float32)
+            self._pair = np.empty((num_layers, size, 2, width), np.float32)
+        except MemoryError:
+            raise DoesNotFit(
+                f"a cache of {capacity} rows takes {12e-9 * num_layers * size * width:.1f} GB; the "
+                "system refuses; ask for fewer context rows"
+            ) from None
         self._alone = self._pair.reshape(num_layers, 2 * size, 1, width)  # item kept, compacted
         self._single[:, :_NULL_ROWS] = self._pair[:, :_NULL_ROWS] = 0.0
         self._rows = self._single
