@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 _KINDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
 _SHOWN_CHARACTERS = 60
+_MAX_DEPTH = 64
+_MARKS = re.compile(r'\\.|["\[\]{}]', re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +78,13 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises ArtifactError if the file is missing or is not a JSON object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        _check_depth(text)
+        content = json.loads(text)
     except FileNotFoundError:
         raise ArtifactError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path}: not readable as JSON ({error})") from error
-    except RecursionError:
-        raise ArtifactError(f"{path}: not readable as JSON (nested too deeply)") from None
     if not isinstance(content, dict):
         raise ArtifactError(f"{path}: expected a JSON object, found {type(content).__name__}")
     return content
@@ -185,6 +187,22 @@ def _scalar(kind: type, content: object, where: str) -> Any:
 @cache
 def _hints(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind, include_extras=True)
+
+
+def _check_depth(text: str) -> None:
+    """Before the parser sees it: that one recurses, and what runs at its end (a garbage collection,
+    say) has no stack left."""
+    depth, in_string = 0, False
+    for found in _MARKS.finditer(text):
+        mark = found[0]
+        if mark == '"':
+            in_string = not in_string
+        elif not in_string and mark in "[{":
+            depth += 1
+            if depth > _MAX_DEPTH:
+                raise ValueError(f"nested more than {_MAX_DEPTH} deep")
+        elif not in_string and mark in "]}":
+            depth -= 1
 
 
 def _join(where: str, name: str) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
+from operator import mul
 from typing import Annotated, Literal, TypeAlias
 
 from deeptalk_edge.errors import ArtifactError
@@ -263,6 +265,22 @@ class CodecSpec:
         _check("decoder_dim", self.decoder_dim, self.decoder_dim >= least, f"at least {least}")
         fits = self.frame_samples <= 1 << 20
         _check("samples of a frame", self.frame_samples, fits, f"{1 << 20} at most")
+
+    @property
+    def delay_samples(self) -> int:
+        """How late a streaming decoder runs: what its convolutions and upsamplings look ahead.
+
+        Kernels of 7, and in each block three residual units of dilations 1, 3 and 9.
+        """
+        delay = 3
+        for rate in self.decoder_rates:
+            delay = delay * rate + (rate + 1) // 2 + 3 * (1 + 3 + 9)
+        return delay + 3
+
+    @property
+    def block_rates(self) -> tuple[int, ...]:
+        """Samples of a codec frame behind each of the decoder's blocks."""
+        return tuple(accumulate(self.decoder_rates, mul, initial=self.vq_strides[0]))[1:]
 
     @property
     def hop_samples(self) -> int:

@@ -98,6 +98,12 @@ def _read(bundle: Bundle) -> dict[str, NDArray[Any]]:
             f"{path}: near_features has {num_heard} frames for pcm of {num_samples} samples; "
             "export the bundle again"
         )
+    frame_samples = bundle.manifest.codec.spec.frame_samples
+    if len(golden["sound"]) != len(golden["codes"]) * frame_samples:
+        raise ArtifactError(
+            f"{path}: sound has {len(golden['sound'])} samples for {len(golden['codes'])} frames "
+            f"of {frame_samples}; export the bundle again"
+        )
     if num_marked > num_heard:
         raise ArtifactError(
             f"{path}: audio_mask marks {num_marked} rows, near_features has {num_heard} frames; "

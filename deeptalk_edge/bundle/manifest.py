@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from deeptalk_edge.errors import ArtifactError, BackendError
 from deeptalk_edge.expert_record import PAGE_BYTES, ExpertDtype, ExpertRecord, RecordFormat
-from deeptalk_edge.schema import Between, Items, Text, from_json, read_json
+from deeptalk_edge.schema import Between, Items, Text, checked, from_json, read_json
 from deeptalk_edge.spec import CodecSpec, Factor, ModelSpec, Positions
 
 FORMAT = 1
@@ -88,19 +88,22 @@ class CodecEntry:
     """The streaming codec graph."""
 
     spec: CodecSpec
-    delay_samples: Annotated[int, Between(0, 1 << 24)]
+    delay_samples: int
     """The graph's output runs this much late."""
     state_size: Annotated[int, Between(1, 1 << 28)]
     noise: Literal["off", "tape"]
-    noise_rates: Annotated[tuple[Annotated[int, Between(1, 1 << 20)], ...], Items(0, 8)]
+    noise_rates: tuple[int, ...]
     """Noise samples per codec frame of each decoder block, where there is a tape."""
 
     def __post_init__(self) -> None:
-        expected = len(self.spec.decoder_rates) if self.noise == "tape" else 0
-        if len(self.noise_rates) != expected:
+        rates = self.spec.block_rates if self.noise == "tape" else ()
+        if self.noise_rates != rates:
             raise ValueError(
-                f"noise_rates has {len(self.noise_rates)} entries: noise {self.noise!r} over "
-                f"{len(self.spec.decoder_rates)} blocks has {expected}"
+                f"noise_rates = {list(self.noise_rates)}: noise {self.noise!r} has {list(rates)}"
+            )
+        if self.delay_samples != self.spec.delay_samples:
+            raise ValueError(
+                f"delay_samples = {self.delay_samples}: this codec's is {self.spec.delay_samples}"
             )
 
 
@@ -235,15 +238,17 @@ def read_manifest(place: Path) -> Manifest:
     """
     content = read_json(place)
     _check_format(content.pop("format", None), place)
-    checksum = content.pop("checksum", None)
+    has_checksum, checksum = "checksum" in content, content.pop("checksum", None)
     try:
         manifest = from_json(Manifest, content)
         _check(manifest)
+        if has_checksum:
+            checked(Sha256, checksum, "checksum")
     except (ArtifactError, ValueError) as error:
         raise ArtifactError(f"{place}: {error}; export the bundle again") from error
-    if checksum is not None and checksum != checksum_of(content):
+    if has_checksum and checksum != checksum_of(content):
         raise ArtifactError(
-            f"{place}: checksum = {str(checksum)[:12]}..., the content has "
+            f"{place}: checksum = {checksum[:12]}..., the content has "
             f"{checksum_of(content)[:12]}...: damaged or edited; export the bundle again, or "
             "remove the line `checksum` if you edited it yourself"
         )
