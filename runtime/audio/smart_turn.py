@@ -18,9 +18,9 @@ from deeptalk_edge.spec import EncoderSpec
 
 Array = NDArray[np.float32]
 
-# Of its encoder only the window counts here.
+# Whisper tiny's encoder with a window of 8 s; only bins and window count here.
 _SPEC = EncoderSpec(
-    num_mel_bins=80, width=0, num_layers=0, num_heads=0, ffn_width=0, max_frames=400
+    num_mel_bins=80, width=384, num_layers=4, num_heads=6, ffn_width=1536, max_frames=400
 )
 _NUM_SAMPLES = 8 * RATE_HZ
 

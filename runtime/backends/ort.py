@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from deeptalk_edge.errors import ArtifactError, BackendError
 from deeptalk_edge.rows import Ids
+from deeptalk_edge.runtime.backends.mapped_files import own_mapped_files
 from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.runtime.experts.from_bundle import PagingSettings, paged_experts
 from deeptalk_edge.runtime.experts.paged import ExpertSum, PagedExperts
@@ -56,6 +57,7 @@ class OrtGraph:
             raise BackendError(
                 f"{path}: ONNX Runtime {onnxruntime.__version__} refuses it ({error})"
             ) from error
+        own_mapped_files(path.parent)
         self.outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
