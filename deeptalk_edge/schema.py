@@ -77,17 +77,25 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises ArtifactError if the file is missing or is not a JSON object.
     """
+    content = read_json_value(path)
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def read_json_value(path: Path) -> Any:
+    """Read JSON of any kind.
+
+    Raises ArtifactError if the file is missing or is not JSON.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         _check_depth(text)
-        content = json.loads(text)
+        return json.loads(text)
     except FileNotFoundError:
         raise ArtifactError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ArtifactError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    return content
 
 
 def from_json(kind: type[T], content: object, where: str = "") -> T:

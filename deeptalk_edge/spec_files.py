@@ -105,7 +105,11 @@ def read_model_spec(checkpoint: Path, encoder_directory: Path | None = None) -> 
     if encoder_directory is None:
         encoder_directory = checkpoint / str(_need(config, "mm_audio_encoder", path))
     encoder_path = encoder_directory / "config.json"
-    if not encoder_path.is_file():
+    try:
+        has_config = encoder_path.is_file()
+    except OSError:  # a name that no file can have
+        has_config = False
+    if not has_config:
         raise ArtifactError(
             f"{path}: mm_audio_encoder names {encoder_directory}, which holds no config.json; "
             "name a Whisper directory with --encoder"

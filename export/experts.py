@@ -6,12 +6,11 @@ expert_record.py's; the weights are brought to its precision here, one expert at
 
 from __future__ import annotations
 
-import json
 import os
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +19,7 @@ from deeptalk_edge.calibration.quantise import quantise_expert
 from deeptalk_edge.checkpoint import Checkpoint
 from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.expert_record import ExpertRecord, RecordFormat
-from deeptalk_edge.schema import read_json
+from deeptalk_edge.schema import Between, Items, checked, read_json, read_json_value
 from deeptalk_edge.spec import DecoderSpec
 
 EXPERTS_FILE = "experts.bin"
@@ -114,22 +113,13 @@ def read_audio_experts(checkpoint: Path, spec: DecoderSpec) -> list[list[int]]:
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         return [[] for _ in spec.moe_layers]
-    lists = _read_lists(path)
-    fits = (
-        isinstance(lists, list)
-        and len(lists) == len(spec.moe_layers)
-        and all(isinstance(ids, list) and set(ids) <= set(range(spec.num_experts)) for ids in lists)
-    )
-    if not fits:
-        raise ArtifactError(
-            f"{path}: expected {len(spec.moe_layers)} lists of ids below {spec.num_experts}; "
-            "make it again, or remove audio_experts_file from config.json"
-        )
-    return [list(ids) for ids in lists]
-
-
-def _read_lists(path: Path) -> Any:
+    num_layers, last = len(spec.moe_layers), spec.num_experts - 1
+    layers = tuple[tuple[Annotated[int, Between(0, last)], ...], ...]
+    hint = Annotated[layers, Items(num_layers, num_layers)]
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{path}: not readable as JSON ({error})") from error
+        return [list(ids) for ids in checked(hint, read_json_value(path), "layers")]
+    except ArtifactError as error:
+        raise ArtifactError(
+            f"{path}: {error}; expected {num_layers} lists of ids below {spec.num_experts}; make "
+            "it again, or remove audio_experts_file from config.json"
+        ) from error

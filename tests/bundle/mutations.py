@@ -86,6 +86,11 @@ def resealed_files(bundle: Path) -> Iterator[Mutation]:
             yield Mutation(f"{name} {what}", _of_file(name, change, reseal=True))
 
 
+def damaged_json(directory: Path, file: str) -> Iterator[Mutation]:
+    """Of a file that nothing hashes."""
+    yield from _fields(directory, file, partial(_write, name=file))
+
+
 def _fields(bundle: Path, file: str, write: Callable[[Path, Any], None]) -> Iterator[Mutation]:
     content = json.loads((bundle / file).read_text())
     for path in _paths(content):
