@@ -13,8 +13,6 @@ layer's MLP is one record as wide as it is: kernels know one form of MLP.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,15 +22,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeptalk_edge.bundle.manifest import NATIVE_INDEX, NATIVE_WEIGHTS
+from deeptalk_edge.bundle.native_index import (
+    ALIGN_BYTES,
+    MatrixPlace,
+    MlpPlace,
+    Place,
+    VectorPlace,
+    own_mlp_form,
+    write_native_index,
+)
 from deeptalk_edge.calibration.quantise import quantise_expert, quantise_int4, quantise_int8
 from deeptalk_edge.checkpoint import EMBEDDING, Checkpoint
 from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.expert_record import PAGE_BYTES, RecordFormat, pack_int4
-from deeptalk_edge.runtime.backends.native_weights import NATIVE_FORMAT
-from deeptalk_edge.spec import DecoderSpec, ModelSpec
+from deeptalk_edge.spec import ModelSpec
 
 _GROUPS = (128, 64, 32)  # of int4 matrices, largest first
-_ALIGN_BYTES = 64
 _BLOCK_ROWS = 4096  # of a matrix, quantised at once
 
 Array = NDArray[np.float32]
@@ -86,12 +91,7 @@ def write_native_weights(
                 writer.vector(f"{name}.router", weights.tensor("mlp.gate").ravel())
             for i, (form, gate_up, down) in enumerate(weights.own_mlps(records)):
                 writer.record(f"{name}.mlp.{i}", form, gate_up, down)
-    index = {
-        "format": NATIVE_FORMAT,
-        "experts": {"dtype": records.dtype, "group": records.group},
-        "arrays": writer.arrays,
-    }
-    (directory / NATIVE_INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    write_native_index(directory / NATIVE_INDEX, records, spec, writer.arrays)
 
 
 def round_matrix(values: Array, group: int | None) -> None:
@@ -122,7 +122,7 @@ def native_bytes(spec: ModelSpec, records: RecordFormat) -> int:
         (width, heads * decoder.value_dim),
     ]
     end = _matrix_end(0, spec.vocabulary.size, width)
-    end = _end(end, 4 * width, _ALIGN_BYTES)
+    end = _end(end, 4 * width, ALIGN_BYTES)
     for layer in range(decoder.num_layers):
         is_dense = layer not in decoder.moe_layers
         router = [] if is_dense else [decoder.num_experts * width]
@@ -130,27 +130,20 @@ def native_bytes(spec: ModelSpec, records: RecordFormat) -> int:
         for matrix in matrices:
             end = _matrix_end(end, *matrix)
         for size in [width, width, latent, *router]:
-            end = _end(end, 4 * size, _ALIGN_BYTES)
-        for form in _own_forms(records, ffn_width, is_dense=is_dense):
+            end = _end(end, 4 * size, ALIGN_BYTES)
+        form = own_mlp_form(decoder, layer, records)
+        for _ in range(0, ffn_width, form.ffn_width):
             end = _end(end, form.record_bytes, PAGE_BYTES)
     return end
 
 
 def _matrix_end(start: int, rows: int, columns: int) -> int:
     """Where an int8 matrix and its scales end."""
-    return _end(_end(start, rows * columns, _ALIGN_BYTES), 4 * rows, _ALIGN_BYTES)
+    return _end(_end(start, rows * columns, ALIGN_BYTES), 4 * rows, ALIGN_BYTES)
 
 
 def _end(start: int, size: int, align: int) -> int:
     return -(-start // align) * align + size
-
-
-def _own_forms(records: RecordFormat, ffn_width: int, *, is_dense: bool) -> Iterator[RecordFormat]:
-    """The records of an MLP that every token takes: a dense layer's is one, as wide as it is."""
-    step = records.group or 16
-    width = -(-ffn_width // step) * step if is_dense else records.ffn_width
-    for _ in range(0, ffn_width, width):
-        yield dataclasses.replace(records, ffn_width=width)
 
 
 class LayerWeights:
@@ -159,8 +152,8 @@ class LayerWeights:
     def __init__(self, checkpoint: Checkpoint, layer: int) -> None:
         self._checkpoint = checkpoint
         self._name = f"model.layers.{layer}"
-        self._is_dense = layer not in checkpoint.spec.decoder.moe_layers
-        self._spec: DecoderSpec = checkpoint.spec.decoder
+        self._layer, self._spec = layer, checkpoint.spec.decoder
+        self._is_dense = layer not in self._spec.moe_layers
 
     def tensor(self, name: str) -> Array:
         return self._checkpoint.tensor(f"{self._name}.{name}.weight")
@@ -195,9 +188,9 @@ class LayerWeights:
         """The MLPs that every token takes, as records of gate_up (2G, C) and down (C, G)."""
         prefix = "mlp" if self._is_dense else "mlp.shared_experts"
         gate, up, down = (self.tensor(f"{prefix}.{part}_proj") for part in ("gate", "up", "down"))
-        forms = _own_forms(records, len(gate), is_dense=self._is_dense)
-        for i, form in enumerate(forms):
-            part = slice(i * form.ffn_width, (i + 1) * form.ffn_width)
+        form = own_mlp_form(self._spec, self._layer, records)
+        for start in range(0, len(gate), form.ffn_width):
+            part = slice(start, start + form.ffn_width)
             missing = max(part.stop - len(gate), 0)  # hidden values that are always zero
             rows, columns = ((0, missing), (0, 0)), ((0, 0), (0, missing))
             gate_up = np.concatenate([np.pad(gate[part], rows), np.pad(up[part], rows)])
@@ -214,10 +207,11 @@ class _Writer:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self.arrays: dict[str, dict[str, Any]] = {}
+        self.arrays: dict[str, Place] = {}
 
     def vector(self, name: str, values: Array) -> None:
-        self.arrays[name] = {"offset": self._append(values, _ALIGN_BYTES), "size": values.size}
+        offset = self._append(values, ALIGN_BYTES)
+        self.arrays[name] = VectorPlace(offset=offset, size=values.size)
 
     def matrix(self, name: str, values: Array, group: int | None) -> None:
         """Quantise and write a matrix, some rows at a time."""
@@ -232,13 +226,13 @@ class _Writer:
                 raise ArtifactError(f"{name}: {error}") from error
             weights.append(pack_int4(parts[0]) if group else parts[0])
             scales.append(parts[1])
-        self.arrays[name] = {
-            "offset": self._append(np.concatenate(weights), _ALIGN_BYTES),
-            "scales_offset": self._append(np.concatenate(scales), _ALIGN_BYTES),
-            "rows": rows,
-            "columns": columns,
-            "group": group,
-        }
+        self.arrays[name] = MatrixPlace(
+            offset=self._append(np.concatenate(weights), ALIGN_BYTES),
+            scales_offset=self._append(np.concatenate(scales), ALIGN_BYTES),
+            rows=rows,
+            columns=columns,
+            group=group,
+        )
 
     def record(self, name: str, form: RecordFormat, gate_up: Array, down: Array) -> None:
         try:
@@ -246,7 +240,7 @@ class _Writer:
         except ValueError as error:
             raise ArtifactError(f"{name}: {error}") from error
         offset = self._append(record, PAGE_BYTES)
-        self.arrays[name] = {"offset": offset, "ffn_width": form.ffn_width}
+        self.arrays[name] = MlpPlace(offset=offset, ffn_width=form.ffn_width)
 
     def _append(self, values: NDArray[Any], align: int) -> int:
         self._file.write(bytes(-self._file.tell() % align))

@@ -7,7 +7,7 @@ real talk would not have.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ctypes import byref
+from ctypes import addressof, byref, sizeof
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,9 @@ from deeptalk_edge.runtime.backends.native_library import (
     NativeContext,
     NativeLibrary,
     Pass,
-    address,
+    Span,
+    Table,
+    span,
 )
 from deeptalk_edge.runtime.backends.native_weights import decoder_sizes, record_of
 from deeptalk_edge.spec import ModelSpec
@@ -80,12 +82,15 @@ class NativeDecoder:
             cache_kind=form.cache,
             cache_rows=cache_rows,
             max_tokens=min(cache_rows, 512),
-            rope_frequencies=self._frequencies.ctypes.data,
-            final_norm=weights.norm.ctypes.data,
+            rope_frequencies=span(self._frequencies),
+            final_norm=span(weights.norm),
             table=weights.table,
+            layers=weights.layers,
         )
         self._decoders = {count: self._open(count, sizes) for count in threads}
-        self._tables = np.array([row.ctypes.data for row in weights.tables], np.uint64)
+        self._tables = (Table * decoder.num_layers)(
+            *(Table(span(row), weights.record_bytes) for row in weights.tables)
+        )
         self.logits = np.empty((1, spec.vocabulary.size), np.float32)
         """Of the last row, all heads'."""
         self._random = np.random.default_rng(1)
@@ -110,22 +115,20 @@ class NativeDecoder:
 
     def heads(self) -> None:
         """All logits of the last row."""
-        self._context.check(
-            self._context.calls.dt_head(self._decoder, address(self.logits)), "head"
-        )
+        self._context.check(self._context.calls.dt_head(self._decoder, span(self.logits)), "head")
 
     def _layers(self, num_rows: int, num_layers: int) -> None:
         vocabulary = self._weights.spec.vocabulary
         ids = self._random.integers(0, vocabulary.size, (num_rows, vocabulary.num_codebooks + 1))
-        base = self._cache.ctypes.data
-        where = Pass(base, (base, 0), 1, num_rows, self._position, 0)
+        where = Pass(Span(), (span(self._cache), Span()), 1, num_rows, self._position, 0)
+        tables = Span(addressof(self._tables), sizeof(self._tables))
         check, calls = self._context.check, self._context.calls
-        check(calls.dt_begin(self._decoder, byref(where), address(ids), None, None), "begin")
-        check(calls.dt_run(self._decoder, 0, 2 * num_layers, address(self._tables)), "run")
+        check(calls.dt_begin(self._decoder, byref(where), span(ids), Span(), Span()), "begin")
+        check(calls.dt_run(self._decoder, 0, 2 * num_layers, tables), "run")
 
     def _open(self, threads: int, sizes: DecoderSizes) -> Any:
         context = self._contexts[threads]
-        decoder = context.calls.dt_decoder_open(context.handle, byref(sizes), self._weights.layers)
+        decoder = context.calls.dt_decoder_open(context.handle, byref(sizes))
         if decoder is None:
             raise ValueError(context.calls.dt_message(context.handle).decode())
         return decoder
@@ -153,7 +156,8 @@ class _RandomWeights:
         step = group or 16
         dense_width = -(-decoder.dense_ffn_width // step) * step
         self._dense = replace(self._records, ffn_width=dense_width)
-        self._kept: list[NDArray[Any]] = []
+        self._kept: list[Any] = []
+        self.record_bytes = self._records.record_bytes
         self.tables = np.zeros((decoder.num_layers, decoder.num_experts), np.uint64)
         for layer in decoder.moe_layers:
             self.tables[layer] = self._experts(self._records, decoder.num_experts)
@@ -166,10 +170,11 @@ class _RandomWeights:
         heads, is_dense = decoder.num_heads, index not in decoder.moe_layers
         count = 1 if is_dense else decoder.num_shared_experts
         form = self._dense if is_dense else self._records
-        own = self._experts(form, count)
+        own = [Span(int(place), form.record_bytes) for place in self._experts(form, count)]
+        own_mlps = (Span * count)(*own)
         router = huge_array(4 * decoder.num_experts * decoder.width).view(np.float32)
         np.random.default_rng(index).standard_normal(dtype=np.float32, out=router)
-        self._kept += [own, router]
+        self._kept += [own_mlps, router]
         qkv_rows = heads * decoder.nope_dim + (heads + 1) * decoder.rope_dim + decoder.latent_dim
         return Layer(
             record=record_of(form),
@@ -177,12 +182,11 @@ class _RandomWeights:
             key_up=self._matrix(heads * decoder.latent_dim, decoder.nope_dim),
             value_up=self._matrix(heads * decoder.value_dim, decoder.latent_dim),
             out=self._matrix(decoder.width, heads * decoder.value_dim),
-            attention_norm=self.norm.ctypes.data,
-            latent_norm=self.norm.ctypes.data,
-            mlp_norm=self.norm.ctypes.data,
-            router=None if is_dense else router.ctypes.data,
-            own_mlps=own.ctypes.data,
-            num_own_mlps=count,
+            attention_norm=span(self.norm),
+            latent_norm=span(self.norm),
+            mlp_norm=span(self.norm),
+            router=Span() if is_dense else span(router),
+            own_mlps=Span(addressof(own_mlps), sizeof(own_mlps)),
         )
 
     def _matrix(self, rows: int, columns: int) -> Matrix:
@@ -191,7 +195,7 @@ class _RandomWeights:
         scales = huge_array(rows * (columns // group * 2 if group else 4))
         _fill_scales(scales, group)
         self._kept += [weights, scales]
-        return Matrix(weights.ctypes.data, scales.ctypes.data, rows, columns, group)
+        return Matrix(span(weights), span(scales), rows, columns, group)
 
     def _experts(self, form: RecordFormat, count: int) -> NDArray[np.uint64]:
         """The addresses of so many records, (count,), one behind the other."""

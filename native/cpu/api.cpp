@@ -1,6 +1,8 @@
-// The C interface: checks sizes, turns refusals into status codes, finds the paths.
+// The C interface: has its arguments checked, turns refusals into status codes, finds the paths.
 #include <algorithm>
 #include <atomic>
+#include <limits>
+#include <new>
 
 #include "codec.h"
 #include "decoder.h"
@@ -84,19 +86,13 @@ template <class Call>
 int32_t guarded(dt_context& c, Call call) {
     try {
         return call();
+    } catch (const std::bad_alloc&) {
+        c.message = "there is not enough memory";
+        return DT_REFUSED;
     } catch (const std::exception& error) {
         c.message = error.what();
         return DT_REFUSED;
     }
-}
-
-CacheShape checked_shape(int latent, int rope, int kind) {
-    const CacheShape shape{latent, rope, kind};
-    if (latent < 1 || rope < 0 || shape.padded_width() > kMaxLatentWidth) {
-        refuse("width of a cached row", latent + rope, "1 to 1024 with its padding");
-    }
-    if (kind < 0 || kind >= kNumCacheKinds) refuse("cache_kind", kind, "0 for bfloat16 or 1 for int8");
-    return shape;
 }
 
 }  // namespace
@@ -119,7 +115,7 @@ const char* dt_path_name(int32_t index) {
 dt_context* dt_open(int32_t path, int32_t threads) {
     const Path* chosen = path_at(path);
     try {
-        return chosen && threads > 0 ? new dt_context(*chosen, threads) : nullptr;
+        return chosen && threads > 0 && threads <= kMaxThreads ? new dt_context(*chosen, threads) : nullptr;
     } catch (const std::exception&) {
         return nullptr;
     }
@@ -129,86 +125,118 @@ void dt_close(dt_context* c) { delete c; }
 
 const char* dt_message(const dt_context* c) { return c->message.c_str(); }
 
-int32_t dt_linear(dt_context* c, const dt_matrix* matrix, int32_t heads, const float* x,
-                  int32_t tokens, float* y) {
+int32_t dt_linear(dt_context* c, const dt_matrix* matrix, int32_t heads, dt_span x, int32_t tokens,
+                  dt_room y) {
     return guarded(*c, [&] {
-        check_group(matrix->group, matrix->columns);
-        if (heads < 1 || matrix->rows < 1 || matrix->rows % heads) {
-            refuse("rows", matrix->rows, "as many for each head, at least one");
-        }
-        const size_t rows = size_t(matrix->rows), columns = size_t(matrix->columns);
-        return linear(*c, *matrix, heads, x, columns, tokens, y, rows, rows / size_t(heads));
+        const Matrix m = checked_matrix("matrix", *matrix, heads);
+        check_range("tokens", tokens, 0, kMaxTokens);
+        const float* in = array_of<float>("x", x, int64_t(tokens) * heads * m.columns);
+        float* out = room_of<float>("y", y, int64_t(tokens) * m.rows);
+        const size_t rows = size_t(m.rows), columns = size_t(m.columns);
+        return linear(*c, m, heads, in, columns, tokens, out, rows, rows / size_t(heads));
     });
 }
 
-int32_t dt_moe(dt_context* c, const dt_record* record, const uint64_t* table, int32_t num_experts,
-               int32_t num_own, const float* x, int32_t tokens, const int64_t* ids,
-               const float* weights, int32_t top_k, float* y) {
+int32_t dt_moe(dt_context* c, const dt_record* record, const dt_table* table, int32_t num_own, dt_span x,
+               int32_t tokens, dt_span ids, dt_span weights, int32_t top_k, dt_room y) {
     return guarded(*c, [&] {
-        check_record(*record);
-        const Records records{*record, table, num_experts, table + num_experts, num_own};
-        const Choices choices{ids, weights, top_k};
+        const int64_t record_bytes = check_record(*record);
+        const int64_t num_records = table->addresses.bytes / int64_t(sizeof(uint64_t));
+        check_range("num_own", num_own, 0, kMaxExperts);
+        check_range("experts", num_records - num_own, 0, kMaxExperts);
+        check_range("tokens", tokens, 0, kMaxTokens);
+        check_range("top_k", top_k, 0, kMaxExperts);
+        const int num_experts = int(num_records) - num_own;
+        const uint64_t* addresses = addresses_of(*table, num_records, record_bytes);
+        const Records records{*record, addresses, num_experts, addresses + num_experts, num_own};
+        for (int i = 0; i < num_own; ++i) check_address(records.own[i]);
+        const int64_t values = int64_t(tokens) * record->width, num_choices = int64_t(tokens) * top_k;
+        const Choices choices{array_of<int64_t>("ids", ids, num_choices),
+                              array_of<float>("weights", weights, num_choices), top_k};
+        const float* in = array_of<float>("x", x, values);
+        float* out = room_of<float>("y", y, values);
         int num_left = num_wanted(tokens, choices);
-        const int32_t status = add_experts(*c, records, x, tokens, choices, y, &num_left);
+        const int32_t status = add_experts(*c, records, in, tokens, choices, out, &num_left);
         return status == DT_OK && num_left ? int32_t(DT_EXPERT_ABSENT) : status;
     });
 }
 
-int64_t dt_cache_row_bytes(int32_t latent, int32_t rope, int32_t cache_kind) {
-    return int64_t(CacheShape{latent, rope, cache_kind}.row_bytes());
+int64_t dt_cache_row_bytes(dt_context* c, int32_t latent, int32_t rope, int32_t cache_kind) {
+    int64_t bytes = -1;
+    guarded(*c, [&] {
+        bytes = int64_t(checked_shape(latent, rope, cache_kind).row_bytes());
+        return DT_OK;
+    });
+    return bytes;
 }
 
-int32_t dt_cache_write(dt_context* c, int32_t latent, int32_t rope, int32_t cache_kind,
-                       const float* row, uint8_t* place) {
+int32_t dt_cache_write(dt_context* c, int32_t latent, int32_t rope, int32_t cache_kind, dt_span row,
+                       dt_room place) {
     return guarded(*c, [&] {
         const CacheShape shape = checked_shape(latent, rope, cache_kind);
-        return write_cache_row(shape, row, place) ? DT_OK : DT_NOT_FINITE;
+        const float* values = array_of<float>("row", row, latent + rope);
+        uint16_t* out = room_of<uint16_t>("place", place, int64_t(shape.row_bytes() / sizeof(uint16_t)));
+        return write_cache_row(shape, values, reinterpret_cast<uint8_t*>(out)) ? DT_OK : DT_NOT_FINITE;
     });
 }
 
 int32_t dt_attend(dt_context* c, int32_t heads, int32_t latent, int32_t rope, int32_t cache_kind,
-                  const dt_pass* pass, const float* queries, float* mixed) {
+                  const dt_pass* pass, dt_span queries, dt_room mixed) {
     return guarded(*c, [&] {
         const CacheShape shape = checked_shape(latent, rope, cache_kind);
+        check_range("heads", heads, 1, kMaxHeads);
+        const int64_t end = int64_t(pass->position) + pass->num_rows;
+        const Pass where = checked_pass(*pass, shape, 1, std::min<int64_t>(end, kMaxCacheRows));
         const size_t padded = size_t(shape.padded_latent()), width = size_t(shape.padded_width());
-        const size_t n = size_t(pass->num_items * pass->num_rows * heads);
-        std::vector<float> padded_queries(n * width), padded_mixed(n * padded);
-        for (size_t i = 0; i < n; ++i) {
-            const float* query = queries + i * size_t(latent + rope);
+        const int64_t n = int64_t(where.tokens()) * heads;
+        const float* in = array_of<float>("queries", queries, n * (latent + rope));
+        float* out = room_of<float>("mixed", mixed, n * latent);
+        std::vector<float> padded_queries(size_t(n) * width), padded_mixed(size_t(n) * padded);
+        for (size_t i = 0; i < size_t(n); ++i) {
+            const float* query = in + i * size_t(latent + rope);
             std::copy_n(query, latent, &padded_queries[i * width]);
             std::copy_n(query + latent, rope, &padded_queries[i * width + padded]);
         }
-        attend(*c, shape, heads, *pass, padded_queries.data(), padded_mixed.data());
-        for (size_t i = 0; i < n; ++i) {
-            std::copy_n(&padded_mixed[i * padded], latent, mixed + i * size_t(latent));
+        attend(*c, shape, heads, where, padded_queries.data(), padded_mixed.data());
+        for (size_t i = 0; i < size_t(n); ++i) {
+            std::copy_n(&padded_mixed[i * padded], latent, out + i * size_t(latent));
         }
         return DT_OK;
     });
 }
 
-void dt_snake(dt_context* c, const float* x, const float* alpha, int32_t channels, int32_t samples,
-              float* y) {
-    c->pool.run_ranges(channels, [&](int begin, int end) {
-        for (int i = begin; i < end; ++i) {
-            const size_t at = size_t(i) * size_t(samples);
-            c->path.snake(x + at, samples, alpha[i], y + at);
-        }
+int32_t dt_snake(dt_context* c, dt_span x, dt_span alpha, int32_t channels, int32_t samples, dt_room y) {
+    return guarded(*c, [&] {
+        check_range("channels", channels, 0, kMaxRows);
+        check_range("samples", samples, 0, kMaxRows);
+        const int64_t n = int64_t(channels) * samples;
+        const float *in = array_of<float>("x", x, n), *factors = array_of<float>("alpha", alpha, channels);
+        float* out = room_of<float>("y", y, n);
+        c->pool.run_ranges(channels, [&](int begin, int end) {
+            for (int i = begin; i < end; ++i) {
+                const size_t at = size_t(i) * size_t(samples);
+                c->path.snake(in + at, samples, factors[i], out + at);
+            }
+        });
+        return DT_OK;
     });
 }
 
-int64_t dt_read(dt_context* c, const uint8_t* bytes, int64_t n) {
+int64_t dt_read(dt_context* c, dt_span bytes) {
     constexpr int64_t kPiece = 1 << 16;
+    if (!bytes.data || bytes.bytes / kPiece > std::numeric_limits<int>::max()) return 0;
+    const uint8_t* first = static_cast<const uint8_t*>(bytes.data);
     std::atomic<int64_t> sum{0};
-    c->pool.run_ranges(int(n / kPiece), [&](int begin, int end) {
-        sum += c->path.read(bytes + begin * kPiece, size_t((end - begin) * kPiece));
+    c->pool.run_ranges(int(bytes.bytes / kPiece), [&](int begin, int end) {
+        sum += c->path.read(first + begin * kPiece, size_t((end - begin) * kPiece));
     });
     return sum;
 }
 
-dt_decoder* dt_decoder_open(dt_context* c, const dt_decoder_spec* spec, const dt_layer* layers) {
+dt_decoder* dt_decoder_open(dt_context* c, const dt_decoder_spec* spec) {
     dt_decoder* decoder = nullptr;
     guarded(*c, [&] {
-        decoder = new dt_decoder(*c, *spec, layers);
+        decoder = new dt_decoder(*c, *spec);
         return DT_OK;
     });
     return decoder;
@@ -216,29 +244,29 @@ dt_decoder* dt_decoder_open(dt_context* c, const dt_decoder_spec* spec, const dt
 
 void dt_decoder_close(dt_decoder* decoder) { delete decoder; }
 
-int32_t dt_begin(dt_decoder* decoder, const dt_pass* pass, const int64_t* rows,
-                 const float* features, const uint8_t* audio_mask) {
+int32_t dt_begin(dt_decoder* decoder, const dt_pass* pass, dt_span rows, dt_span features,
+                 dt_span audio_mask) {
     return guarded(decoder->context(),
                    [&] { return decoder->begin(*pass, rows, features, audio_mask); });
 }
 
-int32_t dt_run(dt_decoder* decoder, int32_t first, int32_t last, const uint64_t* const* tables) {
+int32_t dt_run(dt_decoder* decoder, int32_t first, int32_t last, dt_span tables) {
     return guarded(decoder->context(), [&] { return decoder->run(first, last, tables); });
 }
 
-int32_t dt_wave(dt_decoder* decoder, int32_t layer, const uint64_t* table) {
-    return guarded(decoder->context(), [&] { return decoder->add_wave(layer, table); });
+int32_t dt_wave(dt_decoder* decoder, int32_t layer, const dt_table* table) {
+    return guarded(decoder->context(), [&] { return decoder->add_wave(layer, *table); });
 }
 
-int32_t dt_routed(const dt_decoder* decoder, const int64_t** ids, const float** weights,
-                  const float** normed) {
-    *ids = decoder->ids();
-    *weights = decoder->weights();
-    *normed = decoder->normed();
+int32_t dt_routed(dt_decoder* decoder, dt_room* ids, dt_room* weights, dt_span* normed) {
+    const auto bytes_of = [](const auto& array) { return int64_t(array.size() * sizeof(array[0])); };
+    *ids = {decoder->ids().data(), bytes_of(decoder->ids())};
+    *weights = {decoder->weights().data(), bytes_of(decoder->weights())};
+    *normed = {decoder->normed().data(), bytes_of(decoder->normed())};
     return decoder->tokens();
 }
 
-int32_t dt_head(dt_decoder* decoder, float* logits) {
+int32_t dt_head(dt_decoder* decoder, dt_room logits) {
     return guarded(decoder->context(), [&] { return decoder->head(logits); });
 }
 

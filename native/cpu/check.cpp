@@ -26,6 +26,16 @@ std::vector<float> normals(size_t n) {
     return values;
 }
 
+dt_span span(const void* data, size_t bytes) { return {data, int64_t(bytes)}; }
+template <class T>
+dt_span span(const std::vector<T>& array) {
+    return span(array.data(), array.size() * sizeof(T));
+}
+template <class T>
+dt_room room(std::vector<T>& array) {
+    return {array.data(), int64_t(array.size() * sizeof(T))};
+}
+
 void expect(bool holds, const char* claim, const char* path, double found) {
     if (holds) return;
     std::fprintf(stderr, "%s: not so on %s (%g)\n", claim, path, found);
@@ -72,8 +82,7 @@ struct Stored {
                 values[i] = double(int8_t(weights[i])) * double(floats[i / size_t(columns)]);
             }
         }
-        const void* scales = group ? static_cast<const void*>(halves.data()) : floats.data();
-        native = {weights.data(), scales, rows, columns, group};
+        native = {span(weights), group ? span(halves) : span(floats), rows, columns, group};
     }
 };
 
@@ -83,7 +92,7 @@ void check_linear(dt_context* c, const char* path, int group) {
     const Stored matrix(heads * rows, columns, group);
     const std::vector<float> x = normals(size_t(tokens * heads * columns));
     std::vector<float> y(size_t(tokens * heads * rows));
-    const int32_t status = dt_linear(c, &matrix.native, heads, x.data(), tokens, y.data());
+    const int32_t status = dt_linear(c, &matrix.native, heads, span(x), tokens, room(y));
     expect(status == DT_OK, "a linear layer runs", path, status);
     for (int i = 0; i < tokens * heads; ++i) {
         const std::vector<double> row = rounded(&x[size_t(i) * size_t(columns)], columns);
@@ -136,18 +145,17 @@ void check_experts(dt_context* c, const char* path, int group) {
         ids.insert(ids.end(), {first, (first + 1 + below(num_experts - 1)) % num_experts});
     }
     std::vector<float> together(x.size()), alone(x.size());
-    int32_t status = dt_moe(c, &form, table.data(), num_experts, own, x.data(), tokens, ids.data(),
-                            weights.data(), 2, together.data());
+    const dt_table where{span(table), int64_t(records[0].size())};
+    int32_t status = dt_moe(c, &form, &where, own, span(x), tokens, span(ids), span(weights), 2, room(together));
     for (int t = 0; t < tokens && status == DT_OK; ++t) {
-        const size_t at = size_t(t) * size_t(width);
-        status = dt_moe(c, &form, table.data(), num_experts, own, &x[at], 1, &ids[size_t(2 * t)],
-                        &weights[size_t(2 * t)], 2, &alone[at]);
+        const size_t at = size_t(t) * size_t(width), row_bytes = size_t(width) * sizeof(float);
+        status = dt_moe(c, &form, &where, own, span(&x[at], row_bytes), 1, span(&ids[size_t(2 * t)], 16),
+                        span(&weights[size_t(2 * t)], 8), 2, {&alone[at], int64_t(row_bytes)});
     }
     expect(status == DT_OK, "experts run", path, status);
     expect(together == alone, "grouping tokens changes no bit of the experts", path, 0);
     table[size_t(ids[0])] = 0;
-    status = dt_moe(c, &form, table.data(), num_experts, own, x.data(), tokens, ids.data(),
-                    weights.data(), 2, together.data());
+    status = dt_moe(c, &form, &where, own, span(x), tokens, span(ids), span(weights), 2, room(together));
     expect(status == DT_EXPERT_ABSENT, "an absent expert is refused", path, status);
 }
 
@@ -161,7 +169,7 @@ void check_attention(dt_context* c, const char* path, int kind) {
     const int heads = 1 + below(20), latent = 1 + below(70), rope = 2 * (1 + below(20));
     const int rows = 1 + below(4), position = below(700), width = latent + rope;
     const int end = position + rows;
-    const size_t row_bytes = size_t(dt_cache_row_bytes(latent, rope, kind));
+    const size_t row_bytes = size_t(dt_cache_row_bytes(c, latent, rope, kind));
     std::vector<uint8_t> cache(size_t(end) * row_bytes);
     std::vector<float> values(size_t(end * width));
     for (int i = 0; i < end; ++i) {
@@ -171,7 +179,8 @@ void check_attention(dt_context* c, const char* path, int kind) {
         for (int k = 0; k < width; ++k) row[k] = float(below(255) - 127) / 64.f;
         row[0] = row[latent] = 127.f / 64.f;
         const int32_t status =
-            dt_cache_write(c, latent, rope, kind, row, &cache[size_t(i) * row_bytes]);
+            dt_cache_write(c, latent, rope, kind, span(row, size_t(width) * sizeof(float)),
+                           {&cache[size_t(i) * row_bytes], int64_t(row_bytes)});
         expect(status == DT_OK, "a row is written", path, status);
     }
     std::vector<float> queries(size_t(rows * heads * width)), mixed(size_t(rows * heads * latent));
@@ -179,9 +188,8 @@ void check_attention(dt_context* c, const char* path, int kind) {
     for (int i = 0; i < rows * heads; ++i) {
         queries[size_t(i * width)] = queries[size_t(i * width + latent)] = 127.f / 512.f;
     }
-    const dt_pass pass{nullptr, {cache.data(), nullptr}, 1, rows, position, 0};
-    const int32_t status =
-        dt_attend(c, heads, latent, rope, kind, &pass, queries.data(), mixed.data());
+    const dt_pass pass{{}, {room(cache), {}}, 1, rows, position, 0};
+    const int32_t status = dt_attend(c, heads, latent, rope, kind, &pass, span(queries), room(mixed));
     expect(status == DT_OK, "attention runs", path, status);
     for (int i = 0; i < rows * heads; ++i) {
         const int seen = position + i / heads + 1;
@@ -208,7 +216,8 @@ void check_snake(dt_context* c, const char* path) {
     std::vector<float> x = normals(size_t(channels * samples)), y(x.size());
     std::vector<float> alpha(static_cast<size_t>(channels));
     for (float& a : alpha) a = 0.1f + float(below(100)) / 25.f;
-    dt_snake(c, x.data(), alpha.data(), channels, samples, y.data());
+    const int32_t status = dt_snake(c, span(x), span(alpha), channels, samples, room(y));
+    expect(status == DT_OK, "snake runs", path, status);
     for (size_t i = 0; i < x.size(); ++i) {
         const double a = double(alpha[i / size_t(samples)]), sine = std::sin(a * double(x[i]));
         const double error = std::fabs(double(y[i]) - (double(x[i]) + sine * sine / a));
@@ -229,9 +238,8 @@ std::vector<float> codec_sound(dt_codec* codec, const dt_codec_spec& spec, const
             const int64_t first = position * rates[block];
             for (int i = 0; i < frames * rates[block]; ++i) noise[block].push_back(float((first + i) % 7) - 3.f);
         }
-        const dt_codec_call call{codes.data(),  frames,       position,
-                                 4,             {noise[0].data(), noise[1].data()},
-                                 state.data(),  next_state.data(), pcm.data()};
+        const dt_codec_call call{span(codes), frames, position, 4, {span(noise[0]), span(noise[1])},
+                                 span(state), room(next_state), room(pcm)};
         expect(dt_codec_run(codec, &call) == DT_OK, "the codec runs", "", frames);
         sound.insert(sound.end(), pcm.begin(), pcm.end());
         state = next_state;
@@ -250,11 +258,11 @@ void check_codec(dt_context* c, const char* path) {
     // One number of weights is right; opening reads none of them.
     std::vector<float> weights(1 << 18);
     dt_codec* codec = nullptr;
-    for (spec.weights = weights.data(); !codec; codec = dt_codec_open(c, &spec)) spec.num_weights += 16;
+    for (spec.weights = span(weights.data(), 0); !codec; codec = dt_codec_open(c, &spec)) spec.weights.bytes += 64;
     dt_codec_close(codec);
-    weights = normals(size_t(spec.num_weights));
+    weights = normals(size_t(spec.weights.bytes) / sizeof(float));
     for (float& weight : weights) weight *= 0.2f;
-    spec.weights = weights.data();
+    spec.weights = span(weights);
     codec = dt_codec_open(c, &spec);
     const std::vector<float> whole = codec_sound(codec, spec, {6}), cut = codec_sound(codec, spec, {1, 5});
     for (size_t i = 0; i < whole.size(); ++i) {

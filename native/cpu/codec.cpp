@@ -4,40 +4,22 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <utility>
 
 namespace deeptalk {
 
 constexpr int kPieceFrames = 4;  // decoded at once: bounds the memory
+constexpr int kMaxFrames = 1 << 20;  // of one call
 constexpr int kSliceRows = 64;   // of a product: they stay in the second cache for all its columns
 constexpr int kDilations[] = {1, 3, 9};
 constexpr size_t kLineFloats = 16;
 constexpr int64_t kNever = int64_t(1) << 40;  // frames
+constexpr int64_t kMostValues = 1 << 24;      // between two layers: bounds the memory
 
 namespace {
 
 size_t rounded_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
-
-void check(const char* what, int64_t found, bool holds, const char* wanted) {
-    if (!holds) refuse(what, long(found), wanted);
-}
-
-void check_spec(const dt_codec_spec& s) {
-    constexpr int kMost = 1 << 16;
-    check("num_scales", s.num_scales, s.num_scales >= 1 && s.num_scales <= DT_CODEC_MOST, "1 to 8");
-    check("num_blocks", s.num_blocks, s.num_blocks >= 1 && s.num_blocks <= DT_CODEC_MOST, "1 to 8");
-    for (int i = 0; i < s.num_scales; ++i) {
-        const int stride = s.vq_strides[i];
-        check("vq_stride", stride, stride >= 1 && s.vq_strides[0] % stride == 0, "a part of the first");
-    }
-    for (int i = 0; i < s.num_blocks; ++i) {
-        check("rate", s.rates[i], s.rates[i] >= 1 && s.rates[i] <= 64, "1 to 64");
-    }
-    for (int size : {s.codebook_size, s.codebook_dim, s.latent_dim, s.width}) {
-        check("size", size, size >= 1 && size <= kMost, "1 to 65536");
-    }
-    check("width", s.width, s.width % (1 << s.num_blocks) == 0, "halves for every block");
-}
 
 }  // namespace
 
@@ -49,8 +31,14 @@ void Codec::Rows::reserve(size_t history, size_t values) {
 }
 
 Codec::Codec(dt_context& context, const dt_codec_spec& spec)
-    : context_(context), spec_(spec), next_(spec.weights), end_(spec.weights + spec.num_weights) {
-    check_spec(spec);
+    : context_(context), spec_(spec) {
+    check_codec(spec);
+    const int64_t num_weights = spec.weights.bytes / int64_t(sizeof(float));
+    next_ = array_of<float>("weights", spec.weights, num_weights);
+    end_ = next_ + num_weights;
+    frame_samples_ = spec.vq_strides[0];
+    for (int i = 0; i < spec.num_blocks; ++i) frame_samples_ *= spec.rates[i];
+    for (int i = 0; i < spec.num_scales; ++i) frame_codes_ += spec.vq_strides[0] / spec.vq_strides[i];
     const size_t table = size_t(spec.codebook_size) * size_t(spec.codebook_dim);
     for (int i = 0; i < spec.num_scales; ++i) tables_.push_back(take(table));
     const int found = spec.num_scales * spec.codebook_dim;
@@ -89,7 +77,8 @@ Codec::Codec(dt_context& context, const dt_codec_spec& spec)
     state_size_ += size_t(history) * channels;
     last_weights_ = take(size_t(kCodecTaps) * channels);
     last_bias_ = take(1);
-    check("num_weights", spec.num_weights, next_ == end_, "those of the codec's sizes, and no more");
+    if (next_ != end_) refuse("bytes of weights", spec.weights.bytes, "those of the codec's sizes, and no more");
+    check_range("values between two layers", int64_t(values) * kPieceFrames, 1, kMostValues);
     for (Rows* buffer : {&x_[0], &x_[1], &bent_[0], &bent_[1], &between_}) {
         buffer->reserve(kept, values * kPieceFrames);
     }
@@ -98,7 +87,7 @@ Codec::Codec(dt_context& context, const dt_codec_spec& spec)
 // The next n weights; every array begins at a cache line.
 const float* Codec::take(size_t n) {
     const size_t left = size_t(end_ - next_);
-    if (left < rounded_up(n, kLineFloats)) refuse("num_weights", long(spec_.num_weights), "more");
+    if (left < rounded_up(n, kLineFloats)) refuse("bytes of weights", spec_.weights.bytes, "more");
     const float* taken = next_;
     next_ += rounded_up(n, kLineFloats);
     return taken;
@@ -127,35 +116,49 @@ Codec::Layer Codec::take_wide(int dilation, int channels, bool is_bent) {
     return {kCodecTaps, dilation, channels, channels, true, weights, take_bend(channels, is_bent)};
 }
 
-int32_t Codec::run(const dt_codec_call& call) {
-    check("num_frames", call.num_frames, call.num_frames >= 1, "at least 1");
-    check("position", call.position, call.position >= 0 && call.position <= kNever, "0 to 2^40");
-    length_ = std::min(call.length, kNever);
-    int frame_samples = spec_.vq_strides[0], frame_codes = 0;
-    for (int i = 0; i < spec_.num_blocks; ++i) frame_samples *= spec_.rates[i];
-    for (int i = 0; i < spec_.num_scales; ++i) frame_codes += spec_.vq_strides[0] / spec_.vq_strides[i];
-    const int64_t present = std::clamp<int64_t>(length_ - call.position, 0, call.num_frames);
-    for (int64_t i = 0; i < present * frame_codes; ++i) {
-        if (call.codes[i] < 0 || call.codes[i] >= spec_.codebook_size) return DT_OUT_OF_RANGE;
+Codec::Frames Codec::checked(const dt_codec_call& call) const {
+    check_range("num_frames", call.num_frames, 1, kMaxFrames);
+    check_range("position", call.position, 0, kNever);
+    check_range("length", call.length, 0, std::numeric_limits<int64_t>::max());
+    const int64_t frames = call.num_frames, state_size = int64_t(state_size_);
+    Frames out{};
+    out.codes = array_of<int64_t>("codes", call.codes, frames * frame_codes_);
+    for (int64_t i = 0, rate = spec_.vq_strides[0]; spec_.has_noise && i < spec_.num_blocks; ++i) {
+        rate *= spec_.rates[i];
+        out.noise[i] = array_of<float>("noise", call.noise[i], frames * rate);
     }
-    state_ = call.state;
+    out.state = array_of<float>("state", call.state, state_size);
+    out.next_state = room_of<float>("next_state", call.next_state, state_size);
+    out.pcm = room_of<float>("pcm", call.pcm, frames * frame_samples_);
+    return out;
+}
+
+int32_t Codec::run(const dt_codec_call& call) {
+    const Frames frames = checked(call);
+    length_ = std::min(call.length, kNever);
+    const int64_t present = std::clamp<int64_t>(length_ - call.position, 0, call.num_frames);
+    for (int64_t i = 0; i < present * frame_codes_; ++i) {
+        if (frames.codes[i] < 0 || frames.codes[i] >= spec_.codebook_size) return DT_OUT_OF_RANGE;
+    }
+    state_ = frames.state;
     for (int first = 0; first < call.num_frames; first += kPieceFrames) {
         num_frames_ = std::min(kPieceFrames, call.num_frames - first);
         position_ = call.position + first;
-        next_state_ = call.next_state;
-        decode(call, first, frame_codes, call.pcm + size_t(first) * size_t(frame_samples));
-        state_ = call.next_state;
+        next_state_ = frames.next_state;
+        decode(frames, first);
+        state_ = frames.next_state;
     }
     return DT_OK;
 }
 
-void Codec::decode(const dt_codec_call& call, int first_frame, int frame_codes, float* pcm) {
+void Codec::decode(const Frames& frames, int first_frame) {
+    float* pcm = frames.pcm + size_t(first_frame) * size_t(frame_samples_);
     float *x = x_[0].first, *other_x = x_[1].first, *between = between_.first;
     float *bent = bent_[0].first, *other_bent = bent_[1].first;
     constexpr int kHistory = kCodecTaps - 1;
 
     clock_ = {spec_.vq_strides[0], 0};
-    look_up(call.codes + size_t(first_frame) * size_t(frame_codes), between);
+    look_up(frames.codes + size_t(first_frame) * size_t(frame_codes_), between);
     apply(latent_, between, num_rows(), {nullptr, nullptr, x, nullptr});
     silence_outside(x, spec_.latent_dim);
     const float* past = with_history(x, kHistory, spec_.latent_dim);
@@ -178,7 +181,7 @@ void Codec::decode(const dt_codec_call& call, int first_frame, int frame_codes, 
         clock_ = {clock_.rate * rate, clock_.delay * rate + (rate + 1) / 2};
         silence_outside(x, channels);
         if (spec_.has_noise) {
-            const float* noise = call.noise[i] + size_t(first_frame) * size_t(clock_.rate);
+            const float* noise = frames.noise[i] + size_t(first_frame) * size_t(clock_.rate);
             std::copy_n(noise, num_rows(), noise_.first);
             const float* gain = with_history(noise_.first, clock_.delay, 1);
             apply(block.noise, x, num_rows(), {x, gain, other_x, bent});

@@ -57,7 +57,14 @@ class Codec {
     Layer take_wide(int dilation, int channels, bool is_bent);
     Bend take_bend(int columns, bool is_bent);
 
-    void decode(const dt_codec_call& call, int first_frame, int frame_codes, float* pcm);
+    // A call's arrays, each as long as its frames.
+    struct Frames {
+        const int64_t* codes;
+        const float *noise[DT_CODEC_MOST], *state;
+        float *next_state, *pcm;
+    };
+    Frames checked(const dt_codec_call& call) const;
+    void decode(const Frames& frames, int first_frame);
     void look_up(const int64_t* codes, float* rows) const;
     void apply(const Layer& layer, const float* x, int rows, const Ending& ending);
     const float* with_history(float* rows, int samples, int channels);
@@ -66,13 +73,13 @@ class Codec {
 
     dt_context& context_;
     const dt_codec_spec spec_;
-    const float* next_;  // weights not taken yet
-    const float* end_;
+    const float *next_, *end_;  // weights not taken yet
     std::vector<const float*> tables_;
     Layer latent_{}, deep_{}, first_{};
     std::vector<Block> blocks_;
     const float *last_weights_, *last_bias_;
     size_t state_size_ = 0;
+    int frame_codes_ = 0, frame_samples_ = 0;
     Rows x_[2], bent_[2], between_, noise_;
 
     // Of the call at hand.

@@ -1,12 +1,10 @@
 // What a call needs: a path, threads, and room that is kept between calls.
 #pragma once
 
-#include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "deeptalk_cpu.h"
-#include "path.h"
+#include "checks.h"
 #include "pool.h"
 
 namespace deeptalk {
@@ -16,16 +14,9 @@ constexpr int kFewRows = 16;
 // The rows of a tile: a few read memory as an even stream, many use activations again.
 inline int tile_rows_of(int tokens) { return tokens < 8 ? kFewRows : kTileRows; }
 
-struct Refusal : std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
-
-[[noreturn]] void refuse(const char* what, long found, const char* wanted);
-
 inline int kind_of_group(int group) {
     return group == 0 ? kInt8 : group == 32 ? kInt4x32 : group == 64 ? kInt4x64 : kInt4x128;
 }
-void check_group(int group, int columns);
 
 // Rows of activations as a path wants them; grows to the largest call.
 class Quantised {
@@ -76,7 +67,7 @@ bool quantise_rows(dt_context& c, const float* x, int n, int columns, size_t str
 
 // y[token, head] = the head's rows of the matrix times x[token, head].
 struct Product {
-    const dt_matrix& matrix;
+    const Matrix& matrix;
     int heads;
     QuantisedRows x;  // (tokens, heads) rows
     int tokens;
@@ -85,7 +76,7 @@ struct Product {
 };
 void multiply(dt_context& c, const Product& product);
 
-int32_t linear(dt_context& c, const dt_matrix& matrix, int heads, const float* x, size_t x_stride,
+int32_t linear(dt_context& c, const Matrix& matrix, int heads, const float* x, size_t x_stride,
                int tokens, float* y, size_t token_stride, size_t head_stride);
 
 struct Choices {
@@ -95,7 +86,7 @@ struct Choices {
 };
 // A choice of weight 0 asks for nothing.
 int num_wanted(int tokens, const Choices& choices);
-// Where the records of a layer lie. `own` are those that every token takes, with weight 1, behind the
+// Where the records of a layer lie, as long as its form says. `own` are those that every token takes, with weight 1, behind the
 // last of its experts.
 struct Records {
     const dt_record& form;
@@ -109,22 +100,11 @@ struct Records {
 int32_t add_experts(dt_context& c, const Records& records, const float* x, int tokens,
                     const Choices& choices, float* y, int* num_left);
 
-struct CacheShape {
-    int latent, rope, kind;
-    int padded_latent() const { return padded(latent); }
-    // int8 rows end with two scales.
-    int padded_width() const { return padded_latent() + padded(kind == kBf16Rows ? rope : rope + 8); }
-    size_t row_bytes() const { return size_t(padded_width()) * (kind == kBf16Rows ? 2 : 1); }
-
-  private:
-    // Whole steps of every kernel, whole cache lines.
-    int padded(int n) const { return kind == kBf16Rows ? (n + 31) / 32 * 32 : (n + 127) / 128 * 128; }
-};
 // False if a value is not finite. `row` is (latent + rope).
 bool write_cache_row(const CacheShape& shape, const float* row, uint8_t* place);
 // queries (tokens, heads, padded width) and mixed (tokens, heads, padded latent); the caches are
 // those of one layer.
-void attend(dt_context& c, const CacheShape& shape, int heads, const dt_pass& pass,
+void attend(dt_context& c, const CacheShape& shape, int heads, const Pass& pass,
             const float* queries, float* mixed);
 
 }  // namespace deeptalk

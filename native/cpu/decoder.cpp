@@ -15,17 +15,17 @@ namespace {
 constexpr float kLatentNormEpsilon = 1e-6f;  // spec.LATENT_NORM_EPS: whatever norm_epsilon says
 
 // sum (columns) += a row of the matrix.
-void add_row(const dt_matrix& m, int64_t row, float* sum) {
+void add_row(const Matrix& m, int64_t row, float* sum) {
     const size_t columns = size_t(m.columns);
     if (!m.group) {
-        const int8_t* weights = static_cast<const int8_t*>(m.weights) + size_t(row) * columns;
-        const float scale = static_cast<const float*>(m.scales)[row];
+        const int8_t* weights = reinterpret_cast<const int8_t*>(m.weights) + size_t(row) * columns;
+        const float scale = reinterpret_cast<const float*>(m.scales)[row];
         for (size_t i = 0; i < columns; ++i) sum[i] += float(weights[i]) * scale;
         return;
     }
-    const uint8_t* weights = static_cast<const uint8_t*>(m.weights) + size_t(row) * columns / 2;
+    const uint8_t* weights = m.weights + size_t(row) * columns / 2;
     const size_t groups = columns / size_t(m.group);
-    const uint16_t* scales = static_cast<const uint16_t*>(m.scales) + size_t(row) * groups;
+    const uint16_t* scales = reinterpret_cast<const uint16_t*>(m.scales) + size_t(row) * groups;
     for (size_t g = 0; g < groups; ++g) {
         const float scale = half_bits_to_float(scales[g]);
         for (size_t i = g * size_t(m.group); i < (g + 1) * size_t(m.group); i += 2) {
@@ -36,46 +36,11 @@ void add_row(const dt_matrix& m, int64_t row, float* sum) {
     }
 }
 
-void check(const char* what, bool holds, long found, const char* wanted) {
-    if (!holds) refuse(what, found, wanted);
-}
-
-void check_matrix(const dt_matrix& m, const char* name, int rows, int columns) {
-    check_group(m.group, m.columns);
-    if (m.rows != rows || m.columns != columns) {
-        refuse(name, m.rows, ("(" + std::to_string(rows) + ", " + std::to_string(columns) + ")").c_str());
-    }
-}
-
 }  // namespace
 
-void check_record(const dt_record& record) {
-    check_group(record.group, record.width);
-    check_group(record.group, record.ffn_width);
-}
-
-Decoder::Decoder(dt_context& c, const dt_decoder_spec& spec, const dt_layer* layers)
-    : c_(c),
-      spec_(spec),
-      layers_(layers, layers + spec.num_layers),
-      shape_{spec.latent, spec.rope, spec.cache_kind} {
-    check("max_tokens", spec.max_tokens > 0, spec.max_tokens, "at least 1");
-    check("cache_kind", spec.cache_kind >= 0 && spec.cache_kind < kNumCacheKinds, spec.cache_kind,
-          "0 for bfloat16 or 1 for int8");
-    check("width of a cached row", shape_.padded_width() <= kMaxLatentWidth, shape_.padded_width(),
-          "1024 at most");
-    check("top_k", spec.top_k > 0 && spec.top_k <= spec.num_experts, spec.top_k, "1 to E");
-    const int heads = spec.heads;
-    for (const dt_layer& layer : layers_) {
-        check_record(layer.record);
-        check("width of a record", layer.record.width == spec.width, layer.record.width, "the model's");
-        check_matrix(layer.qkv, "qkv rows", qkv_width(), spec.width);
-        check_matrix(layer.key_up, "key_up rows", heads * spec.latent, spec.nope);
-        check_matrix(layer.value_up, "value_up rows", heads * spec.value, spec.latent);
-        check_matrix(layer.out, "out rows", spec.width, heads * spec.value);
-    }
-    check_matrix(spec.table, "table rows", spec.table.rows, spec.width);
-    const size_t n = size_t(spec.max_tokens), h = size_t(heads);
+Decoder::Decoder(dt_context& c, const dt_decoder_spec& spec)
+    : c_(c), spec_(spec), model_(checked_model(spec)), shape_{spec.latent, spec.rope, spec.cache_kind} {
+    const size_t n = size_t(spec.max_tokens), h = size_t(spec.heads);
     x_.resize(n * size_t(spec.width));
     normed_.resize(x_.size());
     qkv_.resize(n * size_t(qkv_width()));
@@ -88,26 +53,28 @@ Decoder::Decoder(dt_context& c, const dt_decoder_spec& spec, const dt_layer* lay
     shares_.resize(n * size_t(spec.num_experts));
 }
 
-int32_t Decoder::begin(const dt_pass& pass, const int64_t* rows, const float* features,
-                       const uint8_t* audio_mask) {
-    const int tokens = pass.num_items * pass.num_rows, columns = spec_.num_codebooks + 1;
-    check("items", pass.num_items == 1 || pass.num_items == 2, pass.num_items, "1 or 2");
-    check("tokens", tokens > 0 && tokens <= spec_.max_tokens, tokens, "1 to max_tokens");
-    check("rows", pass.position >= 0 && pass.position + pass.num_rows <= spec_.cache_rows,
-          pass.position + pass.num_rows, "no more than the cache holds");
+int32_t Decoder::begin(const dt_pass& pass, const dt_span& row_span, const dt_span& feature_span,
+                       const dt_span& mask_span) {
+    const Pass where = checked_pass(pass, shape_, spec_.num_layers, spec_.cache_rows);
+    const int tokens = where.tokens(), columns = spec_.num_codebooks + 1;
+    check_range("tokens", tokens, 1, spec_.max_tokens);
+    const int64_t* rows = array_of<int64_t>("rows", row_span, int64_t(tokens) * columns);
+    const int marked = mask_span.data ? where.num_rows : 0;
+    const uint8_t* audio_mask = array_of<uint8_t>("audio_mask", mask_span, marked);
+    const float* features = array_of<float>("features", feature_span, int64_t(marked) * spec_.width);
     for (int i = 0; i < tokens * columns; ++i) {
-        if (rows[i] < 0 || rows[i] >= spec_.table.rows) return DT_OUT_OF_RANGE;
+        if (rows[i] < 0 || rows[i] >= model_.table.rows) return DT_OUT_OF_RANGE;
     }
-    pass_ = pass;
+    pass_ = where;
     tokens_ = tokens;
     const size_t width = size_t(spec_.width);
     for (int n = 0; n < tokens; ++n) {
         float* x = &x_[size_t(n) * width];
-        const int row = n % pass.num_rows;
+        const int row = n % where.num_rows;
         const bool is_heard = audio_mask && audio_mask[row];
         std::fill_n(x, width, 0.f);
         for (int i = is_heard ? columns - 1 : 0; i < columns; ++i) {
-            add_row(spec_.table, rows[n * columns + i], x);
+            add_row(model_.table, rows[n * columns + i], x);
         }
         const float heard = is_heard ? float(spec_.num_codebooks) : 0.f;
         for (size_t i = 0; i < width; ++i) {
@@ -118,9 +85,11 @@ int32_t Decoder::begin(const dt_pass& pass, const int64_t* rows, const float* fe
     return DT_OK;
 }
 
-int32_t Decoder::run(int first, int last, const uint64_t* const* tables) {
-    check("stages", first >= 0 && first <= last && last <= 2 * spec_.num_layers, last,
-          "0 to twice the layers");
+int32_t Decoder::run(int first, int last, const dt_span& table_span) {
+    check_begun();
+    check_range("the last stage", last, 0, 2 * spec_.num_layers);
+    check_range("the first stage", first, 0, last);
+    const dt_table* tables = array_of<dt_table>("tables", table_span, spec_.num_layers);
     for (int stage = first; stage < last; ++stage) {
         const int layer = stage / 2;
         const int32_t status = stage % 2 ? add_wave(layer, tables[layer]) : to_router(layer);
@@ -130,8 +99,12 @@ int32_t Decoder::run(int first, int last, const uint64_t* const* tables) {
     return DT_OK;
 }
 
+void Decoder::check_begun() const {
+    if (tokens_ == 0) throw Refusal("no pass was begun");
+}
+
 int32_t Decoder::to_router(int layer) {
-    const dt_layer& l = layers_[size_t(layer)];
+    const Layer& l = model_.layers[size_t(layer)];
     norm_rows(x_, l.attention_norm);
     int32_t status = attend_and_add(l, layer);
     if (status != DT_OK) return status;
@@ -143,13 +116,13 @@ int32_t Decoder::to_router(int layer) {
     return DT_OK;
 }
 
-int32_t Decoder::attend_and_add(const dt_layer& l, int layer) {
+int32_t Decoder::attend_and_add(const Layer& l, int layer) {
     const int heads = spec_.heads, width = spec_.width, padded = shape_.padded_width();
     const int nope_width = heads * spec_.nope;
     const size_t w = size_t(width), row = size_t(qkv_width());
     int32_t status = linear(c_, l.qkv, 1, normed_.data(), w, tokens_, qkv_.data(), row, 0);
     if (status != DT_OK) return status;
-    dt_pass pass = pass_;
+    Pass pass = pass_;
     const size_t layer_at = size_t(layer) * size_t(spec_.cache_rows) * shape_.row_bytes();
     for (int item = 0; item < pass.num_items; ++item) pass.caches[item] += layer_at;
     if (pass.shared) pass.shared += layer_at;
@@ -190,7 +163,7 @@ int32_t Decoder::attend_and_add(const dt_layer& l, int layer) {
 }
 
 // queries = key_up times the heads' nope parts, which stand in a row of qkv side by side.
-int32_t Decoder::absorb(const dt_matrix& key_up, size_t qkv_row, size_t query_row) {
+int32_t Decoder::absorb(const Matrix& key_up, size_t qkv_row, size_t query_row) {
     const int heads = spec_.heads;
     const QuantisedRows rows = c_.linear_room.reserve(c_.path, tokens_ * heads, spec_.nope);
     for (int n = 0; n < tokens_; ++n) {
@@ -210,7 +183,7 @@ int32_t Decoder::absorb(const dt_matrix& key_up, size_t qkv_row, size_t query_ro
 void Decoder::rotate(float* ropes, int position) const {
     const int half = spec_.rope / 2;
     for (int i = 0; i < half; ++i) {
-        const float angle = float(position) * spec_.rope_frequencies[i];
+        const float angle = float(position) * model_.rope_frequencies[i];
         const float cos = std::cos(angle) * spec_.rope_amplitude;
         const float sin = std::sin(angle) * spec_.rope_amplitude;
         for (int h = 0; h <= spec_.heads; ++h) {
@@ -268,12 +241,14 @@ void Decoder::choose(const float* router) {
     }
 }
 
-int32_t Decoder::add_wave(int layer, const uint64_t* table) {
-    check("layer", layer >= 0 && layer < spec_.num_layers, layer, "one of the decoder's");
-    const dt_layer& l = layers_[size_t(layer)];
+int32_t Decoder::add_wave(int layer, const dt_table& table) {
+    check_begun();
+    check_range("layer", layer, 0, spec_.num_layers - 1);
+    const Layer& l = model_.layers[size_t(layer)];
+    const int num_experts = l.router ? spec_.num_experts : 0;
+    const uint64_t* addresses = addresses_of(table, num_experts, l.record_bytes);
     if (has_own_) return DT_OK;
-    const Records records{l.record, table, l.router ? spec_.num_experts : 0, l.own_mlps,
-                          l.num_own_mlps};
+    const Records records{l.record, addresses, num_experts, l.own_mlps.data(), int(l.own_mlps.size())};
     const Choices choices{ids_.data(), weights_.data(), l.router ? spec_.top_k : 0};
     const int wanted = num_wanted(tokens_, choices);  // the caller may have dropped some
     int num_left = wanted - served_;
@@ -284,10 +259,12 @@ int32_t Decoder::add_wave(int layer, const uint64_t* table) {
     return status;
 }
 
-int32_t Decoder::head(float* logits) {
-    norm_rows(x_, spec_.final_norm);
-    const size_t rows = size_t(spec_.table.rows);
-    return linear(c_, spec_.table, 1, normed_.data(), size_t(spec_.width), tokens_, logits, rows, 0);
+int32_t Decoder::head(const dt_room& logits) {
+    check_begun();
+    const size_t rows = size_t(model_.table.rows);
+    float* out = room_of<float>("logits", logits, tokens_ * int64_t(rows));
+    norm_rows(x_, model_.final_norm);
+    return linear(c_, model_.table, 1, normed_.data(), size_t(spec_.width), tokens_, out, rows, 0);
 }
 
 }  // namespace deeptalk

@@ -6,40 +6,40 @@
 
 namespace deeptalk {
 
-void check_record(const dt_record& record);
-
 class Decoder {
   public:
-    Decoder(dt_context& c, const dt_decoder_spec& spec, const dt_layer* layers);
+    // Throws Refusal if a size or an array cannot be.
+    Decoder(dt_context& c, const dt_decoder_spec& spec);
 
     dt_context& context() const { return c_; }
-    int32_t begin(const dt_pass& pass, const int64_t* rows, const float* features,
-                  const uint8_t* audio_mask);
-    int32_t run(int first, int last, const uint64_t* const* tables);
-    int32_t head(float* logits);
-    int32_t add_wave(int layer, const uint64_t* table);
-    const int64_t* ids() const { return ids_.data(); }
-    const float* weights() const { return weights_.data(); }
-    const float* normed() const { return normed_.data(); }
+    int32_t begin(const dt_pass& pass, const dt_span& rows, const dt_span& features,
+                  const dt_span& audio_mask);
+    int32_t run(int first, int last, const dt_span& tables);
+    int32_t head(const dt_room& logits);
+    int32_t add_wave(int layer, const dt_table& table);
+    std::vector<int64_t>& ids() { return ids_; }
+    std::vector<float>& weights() { return weights_; }
+    const std::vector<float>& normed() const { return normed_; }
     int tokens() const { return tokens_; }
 
   private:
     int qkv_width() const {
         return spec_.heads * spec_.nope + (spec_.heads + 1) * spec_.rope + spec_.latent;
     }
+    void check_begun() const;
     int32_t to_router(int layer);
-    int32_t attend_and_add(const dt_layer& l, int layer);
-    int32_t absorb(const dt_matrix& key_up, size_t qkv_row, size_t query_row);
+    int32_t attend_and_add(const Layer& l, int layer);
+    int32_t absorb(const Matrix& key_up, size_t qkv_row, size_t query_row);
     void rotate(float* ropes, int position) const;
     void keep_last_rows();
     void norm_rows(const std::vector<float>& x, const float* weight);
     void choose(const float* router);
 
     dt_context& c_;
-    const dt_decoder_spec spec_;
-    const std::vector<dt_layer> layers_;
+    const dt_decoder_spec spec_;  // its sizes; the arrays are the model's
+    const Model model_;
     const CacheShape shape_;
-    dt_pass pass_{};
+    Pass pass_{};
     int tokens_ = 0;  // under way: the last layer ends with one for each item
     int served_ = 0;        // choices of the last router that experts have answered
     bool has_own_ = false;  // the layer's own MLPs are added, which come behind all experts

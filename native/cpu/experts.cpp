@@ -27,6 +27,7 @@ int group_tokens(ExpertRoom& room, const Records& records, int tokens, const Cho
     room.units.clear();
     for (int e = 0; e < num_experts; ++e) {
         const int count = room.counts[size_t(e) + 1], first = room.counts[size_t(e)];
+        if (count) check_address(records.table[e]);
         if (count) room.units.push_back({reinterpret_cast<const uint8_t*>(records.table[e]), first, count});
         room.counts[size_t(e) + 1] += first;
     }

@@ -50,10 +50,10 @@ bool write_cache_row(const CacheShape& shape, const float* row, uint8_t* place) 
     return true;
 }
 
-void attend(dt_context& c, const CacheShape& shape, int heads, const dt_pass& pass,
+void attend(dt_context& c, const CacheShape& shape, int heads, const Pass& pass,
             const float* queries, float* mixed) {
     const int latent = shape.padded_latent(), width = shape.padded_width();
-    const int tokens = pass.num_items * pass.num_rows;
+    const int tokens = pass.tokens();
     const int threads = c.pool.threads();
     const int parts = (pass.position + pass.num_rows + kPartRows - 1) / kPartRows;
     // Few tokens, many threads: a part of the rows each, and fewer heads where the parts are too few.

@@ -1,27 +1,12 @@
 // Matrix products over tiles of rows: linear layers, per head where there are heads.
 #include <algorithm>
 #include <atomic>
-#include <cstdio>
 
 #include "context.h"
 
 namespace deeptalk {
 
 constexpr size_t kLine = 64;
-
-void refuse(const char* what, long found, const char* wanted) {
-    char text[160];
-    std::snprintf(text, sizeof text, "%s = %ld, expected %s", what, found, wanted);
-    throw Refusal(text);
-}
-
-void check_group(int group, int columns) {
-    if (group != 0 && group != 32 && group != 64 && group != 128) {
-        refuse("group", group, "0 for int8, or 32, 64 or 128 weights that share an int4 scale");
-    }
-    if (columns < 1 || columns > kMaxColumns) refuse("columns", columns, "1 to 16384");
-    if (group && columns % group) refuse("columns", columns, "whole groups of the int4 scale");
-}
 
 QuantisedRows Quantised::reserve(const Path& path, int rows, int columns) {
     const size_t row_bytes = path.quantised_bytes(columns), row_scales = size_t(scales_of_row(columns));
@@ -54,7 +39,7 @@ bool quantise_rows(dt_context& c, const float* x, int n, int columns, size_t str
 }
 
 void multiply(dt_context& c, const Product& product) {
-    const dt_matrix& matrix = product.matrix;
+    const Matrix& matrix = product.matrix;
     const int kind = kind_of_group(matrix.group);
     const int head_rows = matrix.rows / product.heads;
     const int tile_rows = tile_rows_of(product.tokens);
@@ -70,8 +55,8 @@ void multiply(dt_context& c, const Product& product) {
             for (int first = 0; first < product.tokens; first += kTileTokens) {
                 const int count = std::min(kTileTokens, product.tokens - first);
                 for (int t = 0; t < count; ++t) tokens[t] = (first + t) * product.heads + head;
-                const uint8_t* weights = static_cast<const uint8_t*>(matrix.weights) + at * row_bytes;
-                const uint8_t* scales = static_cast<const uint8_t*>(matrix.scales) + at * row_scale_bytes;
+                const uint8_t* weights = matrix.weights + at * row_bytes;
+                const uint8_t* scales = matrix.scales + at * row_scale_bytes;
                 float* y = product.y + size_t(first) * product.token_stride +
                            size_t(head) * product.head_stride + row;
                 c.path.tile[kind]({weights, scales, matrix.columns, rows, product.x, tokens, count, y,
@@ -81,7 +66,7 @@ void multiply(dt_context& c, const Product& product) {
     });
 }
 
-int32_t linear(dt_context& c, const dt_matrix& matrix, int heads, const float* x, size_t x_stride,
+int32_t linear(dt_context& c, const Matrix& matrix, int heads, const float* x, size_t x_stride,
                int tokens, float* y, size_t token_stride, size_t head_stride) {
     const QuantisedRows rows = c.linear_room.reserve(c.path, tokens * heads, matrix.columns);
     if (!quantise_rows(c, x, tokens * heads, matrix.columns, x_stride, matrix.group, rows)) {

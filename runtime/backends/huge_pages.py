@@ -23,8 +23,8 @@ def huge_array(num_bytes: int) -> NDArray[np.uint8]:
     size = num_bytes + _HUGE_PAGE_BYTES
     try:
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError as error:
-        raise DoesNotFit(f"{size / 1e9:.2f} GB of memory: {error.strerror}") from error
+    except (OSError, OverflowError) as error:  # the latter beyond 64 bits
+        raise DoesNotFit(f"{size / 1e9:.2f} GB of memory: {error}") from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
     array: NDArray[np.uint8] = np.frombuffer(memory, np.uint8)

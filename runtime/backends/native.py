@@ -12,17 +12,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, closing
-from ctypes import byref, c_char, c_void_p
+from ctypes import addressof, byref, c_char, sizeof
 from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deeptalk_edge.errors import BackendError
+from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.rows import Ids
 from deeptalk_edge.runtime.backends.native_cache import NativeCache
-from deeptalk_edge.runtime.backends.native_library import NativeContext, NativeLibrary, address
+from deeptalk_edge.runtime.backends.native_library import (
+    NativeContext,
+    NativeLibrary,
+    Span,
+    Table,
+    dense,
+    span,
+)
 from deeptalk_edge.runtime.backends.native_weights import NativeWeights
 from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.runtime.experts.from_bundle import PagingSettings, paged_experts
@@ -38,6 +45,10 @@ PREFILL_ROWS = 256
 
 class ExpertTables(Protocol):
     """Where experts come from."""
+
+    @property
+    def slot_bytes(self) -> int:
+        """What can be read from each address on."""
 
     def begin_prefill(self, audio_mask: NDArray[np.bool_]) -> None:
         """Rows (T,) of a prompt are fed; the mask marks the heard ones."""
@@ -80,14 +91,15 @@ class NativeEngine(CachedEngine[NativeCache]):
 
         `path` picks one of the library's kernel paths, the processor's best one if left out.
 
-        Raises ArtifactError if the bundle is not for this backend or is damaged, BackendError if
-        the library does not load, DoesNotFit if there is not enough memory.
+        Raises ArtifactError if the bundle is not for this backend, is damaged, or holds a model
+        that the kernels do not take, BackendError if the library does not load, DoesNotFit if
+        there is not enough memory.
         """
         manifest = bundle.manifest
         self._spec = manifest.model
         decoder, vocabulary = self._spec.decoder, self._spec.vocabulary
+        self._weights = NativeWeights(bundle.path, manifest.record_format, self._spec)
         self._context = NativeContext(library or NativeLibrary(), path=path, threads=threads)
-        self._weights = NativeWeights(bundle.path, manifest.record_format)
         super().__init__(
             NativeCache(
                 num_layers=decoder.num_layers,
@@ -97,16 +109,12 @@ class NativeEngine(CachedEngine[NativeCache]):
                 ),
             )
         )
-        self._decoder = self._open_decoder(cache_kind)
-        self._routed_at = (c_void_p(), c_void_p(), c_void_p())
+        self._decoder: int | None = self._open_decoder(bundle, cache_kind)
+        self._routed_at = (Span(), Span(), Span())
         self._fetch_routed = partial(
             self._calls.dt_routed, self._decoder, *map(byref, self._routed_at)
         )
         self._routed = self._open_routed()
-        # For stages whose experts were served in waves, and those that have none.
-        self._no_experts = np.zeros(decoder.num_experts, np.uint64)
-        self._no_tables = np.full(decoder.num_layers, self._no_experts.ctypes.data, np.uint64)
-        self._no_tables_at = address(self._no_tables)
         sizes = [vocabulary.text_size, vocabulary.num_codebooks * vocabulary.codebook_block]
         self._logits = np.empty((2, sum(sizes)), np.float32)
         codes = (vocabulary.num_codebooks, vocabulary.codebook_block)
@@ -120,10 +128,13 @@ class NativeEngine(CachedEngine[NativeCache]):
         self.experts: ExpertTables = (
             open_experts() if open_experts else paged_experts(bundle, PagingSettings())
         )
-        self._whole_tables = self._no_tables.copy()
+        # For stages whose experts were served in waves, and those that have none.
+        self._no_experts = np.zeros(decoder.num_experts, np.uint64)
+        no_table = self._table(self._no_experts)
+        self._no_tables = (Table * decoder.num_layers)(*[no_table] * decoder.num_layers)
+        self._whole_tables = (Table * decoder.num_layers)(*[no_table] * decoder.num_layers)
         for layer in decoder.moe_layers:
-            self._whole_tables[layer] = self.experts.addresses(layer).ctypes.data
-        self._whole_tables_at = address(self._whole_tables)
+            self._whole_tables[layer] = self._table(self.experts.addresses(layer))
 
     @property
     def kernel_path(self) -> str:
@@ -133,7 +144,10 @@ class NativeEngine(CachedEngine[NativeCache]):
     def prefill(self, rows: Ids, features: Array, audio_mask: NDArray[np.bool_]) -> None:
         self._check_prompt(features, audio_mask)
         self._cache.next_rows(len(rows))  # refuse all of it rather than the end of it
-        placed = np.zeros((len(rows), self._spec.decoder.width), np.float32)
+        width = self._spec.decoder.width
+        if features.shape != (len(features), width):
+            raise ValueError(f"features of {features.shape}: expected {width} values each")
+        placed = np.zeros((len(rows), width), np.float32)
         placed[audio_mask] = features
         for start in range(0, len(rows), PREFILL_ROWS):
             part = slice(start, start + PREFILL_ROWS)
@@ -148,7 +162,7 @@ class NativeEngine(CachedEngine[NativeCache]):
 
     def logits(self) -> Logits:
         self._check_fed()
-        status = self._calls.dt_head(self._decoder, address(self._logits))
+        status = self._calls.dt_head(self._decoder, span(self._logits))
         self._context.check(status, "head")
         return self._views[self._fed_items - 1]
 
@@ -159,47 +173,59 @@ class NativeEngine(CachedEngine[NativeCache]):
         self._context.close()
         self.experts.close()
 
-    def _open_decoder(self, cache_kind: str) -> int | None:
+    def _open_decoder(self, bundle: Bundle, cache_kind: str) -> int:
         self._calls = self._context.calls
-        sizes = self._weights.sizes(
-            self._spec,
-            cache_kind=cache_kind,
-            cache_rows=self._cache.capacity,
-            max_tokens=PREFILL_ROWS,
-        )
-        layers = self._weights.layers(self._spec.decoder.num_layers)
-        decoder: int | None = self._calls.dt_decoder_open(
-            self._context.handle, byref(sizes), layers
-        )
+        try:
+            sizes = self._weights.sizes(
+                cache_kind=cache_kind, cache_rows=self._cache.capacity, max_tokens=PREFILL_ROWS
+            )
+        except ValueError as error:
+            self._context.close()
+            raise ArtifactError(f"{bundle.path}: {error}; export the bundle again") from error
+        decoder: int | None = self._calls.dt_decoder_open(self._context.handle, byref(sizes))
         if decoder is None:
             message = self._calls.dt_message(self._context.handle).decode()
             self._context.close()
-            raise BackendError(f"the native kernels refuse this model: {message}")
+            raise ArtifactError(
+                f"{bundle.path}: the native kernels refuse this model: {message}; export the "
+                "bundle again, or choose the backend ort"
+            )
         return decoder
 
     def _open_routed(self) -> tuple[Ids, Array, Array]:
         """The library's own ids and weights (N, k) and normed rows (N, C), for the most tokens."""
         decoder = self._spec.decoder
         self._fetch_routed()
-        ids_at, weights_at, normed_at = self._routed_at
+        ids, weights, normed = self._routed_at
         return (
-            _array_at(ids_at, (PREFILL_ROWS, decoder.top_k), np.int64),
-            _array_at(weights_at, (PREFILL_ROWS, decoder.top_k), np.float32),
-            _array_at(normed_at, (PREFILL_ROWS, decoder.width), np.float32),
+            _array_at(ids, (PREFILL_ROWS, decoder.top_k), np.int64),
+            _array_at(weights, (PREFILL_ROWS, decoder.top_k), np.float32),
+            _array_at(normed, (PREFILL_ROWS, decoder.width), np.float32),
         )
+
+    def _table(self, addresses: Tables) -> Table:
+        num_experts = self._spec.decoder.num_experts
+        return Table(dense(addresses, np.uint64, (num_experts,)), self.experts.slot_bytes)
 
     def _run(self, rows: Ids, features: Array | None, audio_mask: NDArray[np.bool_] | None) -> None:
         """Run (B, T) rows through all layers and count them."""
         num_items, num_rows = rows.shape[:2]
         where = self._cache.next_rows(num_rows)
+        if rows.dtype.kind not in "iu":
+            raise ValueError(f"rows of {rows.dtype}: expected ids, whole numbers")
         ids = np.ascontiguousarray(rows, np.int64)
+        mask = None if audio_mask is None else np.ascontiguousarray(audio_mask, np.bool_)
         status = self._calls.dt_begin(
-            self._decoder, byref(where), address(ids), address(features), address(audio_mask)
+            self._decoder,
+            byref(where),
+            dense(ids, np.int64, (num_items, num_rows, self._spec.vocabulary.num_codebooks + 1)),
+            span(features),
+            span(mask),
         )
         self._context.check(status, "embed")
         with self.experts.whole() as is_whole:
             if is_whole:
-                self._stages(0, 2 * self._spec.decoder.num_layers, self._whole_tables_at)
+                self._stages(0, 2 * self._spec.decoder.num_layers, self._whole_tables)
             else:
                 self._run_paged()
         self._cache.advance(num_rows)
@@ -210,25 +236,27 @@ class NativeEngine(CachedEngine[NativeCache]):
         ids, weights, normed = self._routed
         stage = 0
         for layer in decoder.moe_layers:
-            self._stages(stage, 2 * layer + 1, self._no_tables_at)
+            self._stages(stage, 2 * layer + 1, self._no_tables)
             stage = 2 * layer + 1
             num_tokens = self._fetch_routed()  # the last layer has fewer
             routed = ids[:num_tokens], weights[:num_tokens], normed[:num_tokens]
             with closing(self.experts.tables(layer, *routed)) as tables:
                 for table in tables:
-                    status = self._calls.dt_wave(self._decoder, layer, address(table))
+                    status = self._calls.dt_wave(self._decoder, layer, byref(self._table(table)))
                     self._context.check(status, f"experts of layer {layer}")
-        self._stages(stage, 2 * decoder.num_layers, self._no_tables_at)
+        self._stages(stage, 2 * decoder.num_layers, self._no_tables)
 
-    def _stages(self, first: int, last: int, tables_at: c_void_p) -> None:
-        status = self._calls.dt_run(self._decoder, first, last, tables_at)
+    def _stages(self, first: int, last: int, tables: Any) -> None:
+        where = Span(addressof(tables), sizeof(tables))
+        status = self._calls.dt_run(self._decoder, first, last, where)
         self._context.check(status, f"decoder from layer {first // 2} on")
 
 
-def _array_at(place: c_void_p, shape: tuple[int, ...], dtype: type) -> NDArray[Any]:
+def _array_at(place: Span, shape: tuple[int, ...], dtype: type) -> NDArray[Any]:
     """A view of the library's memory; what it holds is valid until the next call."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    assert place.value is not None
-    buffer = (c_char * size).from_address(place.value)
+    assert place.data is not None
+    assert place.bytes >= size
+    buffer = (c_char * size).from_address(place.data)
     array: NDArray[Any] = np.frombuffer(memoryview(buffer), dtype)
     return array.reshape(shape)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from deeptalk_edge.errors import DoesNotFit
 from deeptalk_edge.runtime.backends.huge_pages import huge_array
-from deeptalk_edge.runtime.backends.native_library import Pass
+from deeptalk_edge.runtime.backends.native_library import Pass, Span, span
 
 _MAIN, _SIDE = 0, 1
 
@@ -23,6 +23,7 @@ class NativeCache:
         shape = (num_layers, capacity, row_bytes)
         size = num_layers * capacity * row_bytes
         self._caches = [huge_array(size).reshape(shape) for _ in range(2)]
+        self._spans = [span(cache) for cache in self._caches]
         self._items = [_MAIN]
         self._num_shared = 0  # leading rows of the item in `side` that lie in `main`
         self._dropped_rows: int | None = None  # rows of the item that `keep` dropped
@@ -42,10 +43,10 @@ class NativeCache:
                 f"{end} rows of conversation, the cache holds {self.capacity}; start a new "
                 "conversation or export with more context rows"
             )
-        own = [self._caches[item].ctypes.data for item in self._items]
+        own = [self._spans[item] for item in self._items]
         return Pass(
-            self._caches[_MAIN].ctypes.data,
-            (*own, *[0] * (2 - len(own))),
+            self._spans[_MAIN],
+            (Span * 2)(*own),
             self.num_items,
             num_rows,
             self.num_rows,

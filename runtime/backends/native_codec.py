@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from ctypes import Structure, byref, c_int32, c_int64, c_void_p
+from ctypes import byref, c_int32, c_int64
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 from deeptalk_edge.bundle.manifest import CodecEntry
 from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.runtime.backends.huge_pages import huge_array, read_into
-from deeptalk_edge.runtime.backends.native_library import NativeContext, NativeLibrary, address
+from deeptalk_edge.runtime.backends.native_library import (
+    NativeContext,
+    NativeLibrary,
+    Span,
+    Structure,
+    dense,
+    int32s,
+    span,
+)
 
 _MOST = 8  # scales or blocks: DT_CODEC_MOST
 
@@ -33,8 +41,7 @@ class CodecSizes(Structure):
         ("num_blocks", c_int32),
         ("rates", c_int32 * _MOST),
         *((name, c_int32) for name in ("is_depthwise", "has_noise")),
-        ("num_weights", c_int64),
-        ("weights", c_void_p),
+        ("weights", Span),
     )
 
 
@@ -42,12 +49,12 @@ class CodecCall(Structure):
     """`dt_codec_call`."""
 
     _fields_ = (
-        ("codes", c_void_p),
+        ("codes", Span),
         ("num_frames", c_int32),
         ("position", c_int64),
         ("length", c_int64),
-        ("noise", c_void_p * _MOST),
-        *((name, c_void_p) for name in ("state", "next_state", "pcm")),
+        ("noise", Span * _MOST),
+        *((name, Span) for name in ("state", "next_state", "pcm")),
     )
 
 
@@ -70,24 +77,14 @@ class NativeCodec:
         Raises ArtifactError if the file is not what the entry says, BackendError if the library
         does not load, DoesNotFit if there is not enough memory.
         """
-        self._entry, spec = entry, entry.spec
+        self._entry = entry
         self._weights = huge_array(weights.stat().st_size if weights.is_file() else 0)
         read_into(weights, 0, self._weights)
+        try:
+            sizes = _sizes(entry, span(self._weights))
+        except ValueError as error:
+            raise ArtifactError(f"{weights}: {error}; export the bundle again") from error
         context = NativeContext(library or NativeLibrary(), path=path, threads=threads)
-        sizes = CodecSizes(
-            num_scales=len(spec.vq_strides),
-            vq_strides=(c_int32 * _MOST)(*spec.vq_strides[:_MOST]),
-            codebook_size=spec.codebook_size,
-            codebook_dim=spec.codebook_dim,
-            latent_dim=spec.latent_dim,
-            width=spec.decoder_dim,
-            num_blocks=len(spec.decoder_rates),
-            rates=(c_int32 * _MOST)(*spec.decoder_rates[:_MOST]),
-            is_depthwise=spec.depthwise,
-            has_noise=bool(entry.noise_rates),
-            num_weights=self._weights.size // 4,
-            weights=self._weights.ctypes.data,
-        )
         calls = context.calls
         codec = calls.dt_codec_open(context.handle, byref(sizes))
         if codec is None:
@@ -116,30 +113,47 @@ class NativeCodec:
         """
         spec, rates = self._entry.spec, self._entry.noise_rates
         num_frames = len(feeds["codes"])
-        shapes = {"codes": (num_frames, spec.frame_codes), "state": (self._entry.state_size,)}
-        shapes |= {f"noise_{i}": (num_frames * rate,) for i, rate in enumerate(rates)}
-        arrays: dict[str, NDArray[Any]] = {}
-        for name, shape in shapes.items():
-            dtype = np.int64 if name == "codes" else np.float32
-            array = arrays[name] = np.ascontiguousarray(feeds[name], dtype)
-            if array.shape != shape:
-                raise ValueError(f"{name}: expected {shape}, found {array.shape}")
+        codes = np.ascontiguousarray(feeds["codes"], np.int64)
+        floats = {"state": np.ascontiguousarray(feeds["state"], np.float32)}
+        for i in range(len(rates)):
+            floats[f"noise_{i}"] = np.ascontiguousarray(feeds[f"noise_{i}"], np.float32)
         pcm = np.empty(num_frames * spec.frame_samples, np.float32)
         next_state = np.empty(self._entry.state_size, np.float32)
         call = CodecCall(
-            codes=address(arrays["codes"]),
+            codes=dense(codes, np.int64, (num_frames, spec.frame_codes)),
             num_frames=num_frames,
             position=int(feeds["position"]),
             length=int(feeds["length"]),
-            noise=(c_void_p * _MOST)(
-                *(arrays[f"noise_{i}"].ctypes.data for i in range(len(rates)))
+            noise=(Span * _MOST)(
+                *(
+                    dense(floats[f"noise_{i}"], np.float32, (num_frames * rate,))
+                    for i, rate in enumerate(rates)
+                )
             ),
-            state=address(arrays["state"]),
-            next_state=address(next_state),
-            pcm=address(pcm),
+            state=dense(floats["state"], np.float32, (self._entry.state_size,)),
+            next_state=span(next_state),
+            pcm=span(pcm),
         )
         self._context.check(self._context.calls.dt_codec_run(self._codec, byref(call)), "codec")
         return [pcm, next_state]
+
+
+def _sizes(entry: CodecEntry, weights: Span) -> CodecSizes:
+    """Raises ValueError for what the library's fields do not hold."""
+    spec = entry.spec
+    return CodecSizes(
+        num_scales=len(spec.vq_strides),
+        vq_strides=int32s("vq_strides", spec.vq_strides, _MOST),
+        codebook_size=spec.codebook_size,
+        codebook_dim=spec.codebook_dim,
+        latent_dim=spec.latent_dim,
+        width=spec.decoder_dim,
+        num_blocks=len(spec.decoder_rates),
+        rates=int32s("decoder_rates", spec.decoder_rates, _MOST),
+        is_depthwise=spec.depthwise,
+        has_noise=bool(entry.noise_rates),
+        weights=weights,
+    )
 
 
 def _close(context: NativeContext, codec: int) -> None:

@@ -1,13 +1,17 @@
 """The native CPU library, bound by ctypes: native/cpu/deeptalk_cpu.h has every call's contract.
 
-`pip install` builds it where there is a C++ compiler. Calls release the interpreter's lock; arrays
-are checked here, sizes there.
+`pip install` builds it where there is a C++ compiler. Calls release the interpreter's lock.
+
+`span` is the only way from an array to an address: its length goes with it, and the library checks
+sizes against lengths. ctypes cuts an integer to 32 bits in silence; here none passes that does not
+fit.
 """
 
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int32, c_int64, c_void_p
+from collections.abc import Sequence
+from ctypes import POINTER, byref, c_char_p, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +34,40 @@ _FAULTS = {
 }
 
 
+class Structure(ctypes.Structure):
+    """A structure of the library's. Raises ValueError for an integer that its field cannot hold."""
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        super().__init__(*values, **named)
+        fields = (field[0] for field in self._fields_)
+        for name, value in (named | dict(zip(fields, values, strict=False))).items():
+            held = getattr(self, name)
+            if isinstance(value, int) and held != value:
+                raise ValueError(f"{name} = {value}: the kernels' field holds {held} of it")
+
+
+class Int32(c_int32):
+    """An argument of a call. Raises ValueError if 32 bits do not hold it."""
+
+    @classmethod
+    def from_param(cls, value: int) -> c_int32:
+        if c_int32(value).value != value:
+            raise ValueError(f"{value}: the kernels take 32 bits")
+        return c_int32(value)
+
+
+class Span(ctypes.Structure):
+    """`dt_span`, and `dt_room`, which a call writes. It does not keep its array."""
+
+    _fields_ = (("data", c_void_p), ("bytes", c_int64))
+
+
 class Matrix(Structure):
-    """`dt_matrix`: addresses of weights and scales, and what they are."""
+    """`dt_matrix`: weights and scales, and what they are."""
 
     _fields_ = (
-        ("weights", c_void_p),
-        ("scales", c_void_p),
+        ("weights", Span),
+        ("scales", Span),
         ("rows", c_int32),
         ("columns", c_int32),
         ("group", c_int32),
@@ -51,16 +83,20 @@ class Record(Structure):
     )
 
 
+class Table(Structure):
+    """`dt_table`: addresses of experts' records, 0 where one is absent, and the bytes at each."""
+
+    _fields_ = (("addresses", Span), ("record_bytes", c_int64))
+
+
 class Layer(Structure):
     """`dt_layer`."""
 
     _fields_ = (
         ("record", Record),
         *((name, Matrix) for name in ("qkv", "key_up", "value_up", "out")),
-        *((name, c_void_p) for name in ("attention_norm", "latent_norm", "mlp_norm")),
-        ("router", c_void_p),
-        ("own_mlps", c_void_p),
-        ("num_own_mlps", c_int32),
+        *((name, Span) for name in ("attention_norm", "latent_norm", "mlp_norm")),
+        *((name, Span) for name in ("router", "own_mlps")),
     )
 
 
@@ -73,15 +109,16 @@ class DecoderSizes(Structure):
             for name in ("width", "num_layers", "heads", "nope", "rope", "value", "latent")
         ),
         *((name, c_int32) for name in ("num_experts", "top_k", "normalise_top_k")),
-        *((name, c_int32) for name in ("num_codebooks", "cache_kind", "max_tokens")),
+        *((name, c_int32) for name in ("vocabulary", "num_codebooks", "cache_kind", "max_tokens")),
         *(
             (name, c_float)
             for name in ("norm_epsilon", "softmax_scale", "rope_amplitude", "routed_scale")
         ),
         ("cache_rows", c_int64),
-        ("rope_frequencies", c_void_p),
-        ("final_norm", c_void_p),
+        ("rope_frequencies", Span),
+        ("final_norm", Span),
         ("table", Matrix),
+        ("layers", Span),
     )
 
 
@@ -89,10 +126,40 @@ class Pass(Structure):
     """`dt_pass`."""
 
     _fields_ = (
-        ("shared", c_void_p),
-        ("caches", c_void_p * 2),
+        ("shared", Span),
+        ("caches", Span * 2),
         *((name, c_int32) for name in ("num_items", "num_rows", "position", "num_shared")),
     )
+
+
+_CALLS: dict[str, tuple[Any, ...]] = {
+    "dt_path_name": (c_char_p, Int32),
+    "dt_open": (c_void_p, Int32, Int32),
+    "dt_close": (None, c_void_p),
+    "dt_message": (c_char_p, c_void_p),
+    "dt_linear": (c_int32, c_void_p, POINTER(Matrix), Int32, Span, Int32, Span),
+    "dt_moe": (
+        *(c_int32, c_void_p, POINTER(Record), POINTER(Table), Int32),
+        *(Span, Int32, Span, Span, Int32, Span),
+    ),
+    "dt_cache_row_bytes": (c_int64, c_void_p, Int32, Int32, Int32),
+    "dt_cache_write": (c_int32, c_void_p, Int32, Int32, Int32, Span, Span),
+    "dt_attend": (c_int32, c_void_p, *(Int32,) * 4, POINTER(Pass), Span, Span),
+    "dt_snake": (c_int32, c_void_p, Span, Span, Int32, Int32, Span),
+    "dt_read": (c_int64, c_void_p, Span),
+    "dt_decoder_open": (c_void_p, c_void_p, POINTER(DecoderSizes)),
+    "dt_decoder_close": (None, c_void_p),
+    "dt_begin": (c_int32, c_void_p, POINTER(Pass), Span, Span, Span),
+    "dt_run": (c_int32, c_void_p, Int32, Int32, Span),
+    "dt_wave": (c_int32, c_void_p, Int32, POINTER(Table)),
+    "dt_routed": (c_int32, c_void_p, *(POINTER(Span),) * 3),
+    "dt_head": (c_int32, c_void_p, Span),
+    "dt_codec_open": (c_void_p, c_void_p, c_void_p),
+    "dt_codec_close": (None, c_void_p),
+    "dt_codec_state_size": (c_int64, c_void_p),
+    "dt_codec_run": (c_int32, c_void_p, c_void_p),
+}
+"""What each call returns and takes."""
 
 
 class NativeLibrary:
@@ -112,23 +179,9 @@ class NativeLibrary:
                 "C++ compiler and deeptalk-edge again, or choose the backend ort"
             ) from error
         calls = self.calls
-        calls.dt_path_name.restype = c_char_p
-        calls.dt_open.restype = c_void_p
-        calls.dt_message.restype = c_char_p
-        calls.dt_message.argtypes = calls.dt_close.argtypes = (c_void_p,)
-        calls.dt_cache_row_bytes.restype = calls.dt_read.restype = c_int64
-        calls.dt_decoder_open.restype = c_void_p
-        calls.dt_decoder_open.argtypes = (c_void_p, POINTER(DecoderSizes), POINTER(Layer))
-        calls.dt_decoder_close.argtypes = (c_void_p,)
-        calls.dt_begin.argtypes = (c_void_p, POINTER(Pass), c_void_p, c_void_p, c_void_p)
-        calls.dt_run.argtypes = (c_void_p, c_int32, c_int32, c_void_p)
-        calls.dt_wave.argtypes = (c_void_p, c_int32, c_void_p)
-        calls.dt_routed.argtypes = (c_void_p, *(POINTER(c_void_p),) * 3)
-        calls.dt_head.argtypes = (c_void_p, c_void_p)
-        calls.dt_codec_open.restype = c_void_p
-        calls.dt_codec_open.argtypes = calls.dt_codec_run.argtypes = (c_void_p, c_void_p)
-        calls.dt_codec_close.argtypes = calls.dt_codec_state_size.argtypes = (c_void_p,)
-        calls.dt_codec_state_size.restype = c_int64
+        for name, (result, *arguments) in _CALLS.items():
+            call = getattr(calls, name)
+            call.restype, call.argtypes = result, arguments
 
     @property
     def path_names(self) -> list[str]:
@@ -170,18 +223,16 @@ class NativeContext:
 
     def linear(self, matrix: Matrix, x: NDArray[np.float32], *, heads: int = 1) -> Any:
         """x (N, heads x columns) through `heads` matrices of their own rows: (N, rows)."""
-        _expect(x, np.float32, (len(x), heads * matrix.columns))
-        y = np.empty((len(x), matrix.rows), np.float32)
-        status = self.calls.dt_linear(
-            c_void_p(self.handle), byref(matrix), heads, address(x), len(x), address(y)
-        )
+        y = np.empty((len(x), max(matrix.rows, 0)), np.float32)
+        rows = dense(x, np.float32, (len(x), heads * matrix.columns))
+        status = self.calls.dt_linear(self.handle, byref(matrix), heads, rows, len(x), span(y))
         self.check(status, "linear")
         return y
 
     def add_experts(
         self,
         record: Record,
-        table: NDArray[np.uint64],
+        table: Table,
         x: NDArray[np.float32],
         ids: NDArray[np.int64],
         weights: NDArray[np.float32],
@@ -191,49 +242,73 @@ class NativeContext:
     ) -> None:
         """y (N, C) += the experts ids (N, k), and each of the table's last `num_own` ones."""
         num_tokens, top_k = ids.shape
-        for rows in (x, y):
-            _expect(rows, np.float32, (num_tokens, record.width))
-        _expect(ids, np.int64, (num_tokens, top_k))
-        _expect(weights, np.float32, (num_tokens, top_k))
-        _expect(table, np.uint64, (len(table),))
         status = self.calls.dt_moe(
-            c_void_p(self.handle),
+            self.handle,
             byref(record),
-            address(table),
-            len(table) - num_own,
+            byref(table),
             num_own,
-            address(x),
+            dense(x, np.float32, (num_tokens, record.width)),
             num_tokens,
-            address(ids),
-            address(weights),
+            dense(ids, np.int64, (num_tokens, top_k)),
+            dense(weights, np.float32, (num_tokens, top_k)),
             top_k,
-            address(y),
+            dense(y, np.float32, (num_tokens, record.width)),
         )
         self.check(status, "experts")
 
     def cache_row_bytes(self, latent: int, rope: int, kind: str) -> int:
-        return int(self.calls.dt_cache_row_bytes(latent, rope, CACHE_KINDS[kind]))
+        """Raises ValueError if the kernels do not take such rows."""
+        found = int(self.calls.dt_cache_row_bytes(self.handle, latent, rope, CACHE_KINDS[kind]))
+        self.check(REFUSED if found < 0 else OK, "cache")
+        return found
 
     def snake(self, x: NDArray[np.float32], alpha: NDArray[np.float32]) -> Any:
         """x + sin(alpha x)^2 / alpha for x (channels, samples), alpha (channels,)."""
-        _expect(alpha, np.float32, (len(x),))
-        _expect(x, np.float32, (len(x), x.shape[1]))
         y = np.empty_like(x)
-        self.calls.dt_snake(c_void_p(self.handle), address(x), address(alpha), *x.shape, address(y))
+        status = self.calls.dt_snake(
+            self.handle,
+            dense(x, np.float32, x.shape),
+            dense(alpha, np.float32, (len(x),)),
+            *x.shape,
+            span(y),
+        )
+        self.check(status, "snake")
         return y
 
     def read(self, array: NDArray[np.uint8]) -> None:
         """Read every byte once: the roofline of everything else."""
-        self.calls.dt_read(c_void_p(self.handle), address(array), c_int64(array.nbytes))
+        self.calls.dt_read(self.handle, span(array))
 
 
-def address(array: NDArray[Any] | None) -> c_void_p:
-    """An array's first byte, or null."""
-    return c_void_p(None if array is None else array.ctypes.data)
+def int32s(name: str, values: Sequence[int], most: int) -> Any:
+    """An array of the library's with room for so many.
+
+    Raises ValueError if there are more, or 32 bits do not hold one.
+    """
+    if len(values) > most:
+        raise ValueError(f"{name} has {len(values)} entries, the kernels take {most}")
+    return (c_int32 * most)(*(Int32.from_param(value).value for value in values))
 
 
-def _expect(array: NDArray[Any], dtype: type, shape: tuple[int, ...]) -> None:
+def span(array: NDArray[Any] | None) -> Span:
+    """All of an array, or none; the caller keeps the array as long as the library reads it.
+
+    Raises ValueError if it has gaps.
+    """
+    if array is None:
+        return Span(None, 0)
+    if not array.flags.c_contiguous:
+        raise ValueError(f"expected a dense array, found {array.dtype} {array.shape} with gaps")
+    return Span(array.ctypes.data, array.nbytes)
+
+
+def dense(array: NDArray[Any], dtype: type, shape: tuple[int, ...]) -> Span:
+    """The span of an array that must be of this kind.
+
+    Raises ValueError if it is not.
+    """
     if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
         raise ValueError(
             f"expected a dense {np.dtype(dtype)} array {shape}, found {array.dtype} {array.shape}"
         )
+    return span(array)

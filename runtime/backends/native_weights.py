@@ -1,15 +1,19 @@
-"""The weights of a bundle for the native backend, in memory and described to its kernels."""
+"""The weights of a bundle for the native backend, in memory and described to its kernels.
+
+bundle/native_index.py says where each array lies; what goes to the kernels are arrays of exactly
+that size, cut out of the file's bytes, and they check their shapes against the model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from ctypes import addressof, sizeof
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deeptalk_edge.bundle.manifest import NATIVE_INDEX, NATIVE_WEIGHTS
+from deeptalk_edge.bundle.native_index import MatrixPlace, own_mlp_form, read_native_index
 from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.expert_record import RecordFormat
 from deeptalk_edge.runtime.backends.huge_pages import huge_array, read_into
@@ -19,11 +23,10 @@ from deeptalk_edge.runtime.backends.native_library import (
     Layer,
     Matrix,
     Record,
+    Span,
+    span,
 )
-from deeptalk_edge.schema import read_json
 from deeptalk_edge.spec import ModelSpec
-
-NATIVE_FORMAT = 1
 
 
 def decoder_sizes(
@@ -32,11 +35,16 @@ def decoder_sizes(
     cache_kind: str,
     cache_rows: int,
     max_tokens: int,
-    rope_frequencies: int,
-    final_norm: int,
+    rope_frequencies: Span,
+    final_norm: Span,
     table: Matrix,
+    layers: Any,
 ) -> DecoderSizes:
-    """A decoder's sizes as the library takes them; the caller keeps what the addresses name."""
+    """A decoder as the library takes it; `layers` is an array of `Layer`. The caller keeps what the
+    spans name.
+
+    Raises ValueError for a size that the library's fields do not hold.
+    """
     decoder = spec.decoder
     return DecoderSizes(
         width=decoder.width,
@@ -49,6 +57,7 @@ def decoder_sizes(
         num_experts=decoder.num_experts,
         top_k=decoder.top_k,
         normalise_top_k=decoder.normalise_top_k,
+        vocabulary=spec.vocabulary.size,
         num_codebooks=spec.vocabulary.num_codebooks,
         cache_kind=CACHE_KINDS[cache_kind],
         max_tokens=max_tokens,
@@ -60,102 +69,83 @@ def decoder_sizes(
         rope_frequencies=rope_frequencies,
         final_norm=final_norm,
         table=table,
+        layers=Span(addressof(layers), sizeof(layers)),
     )
 
 
 class NativeWeights:
     """native.bin in huge pages. What it hands out points into it: keep it as long."""
 
-    def __init__(self, directory: Path, records: RecordFormat) -> None:
+    def __init__(self, directory: Path, records: RecordFormat, spec: ModelSpec) -> None:
         """Read all of it.
 
-        Raises ArtifactError if it is missing, damaged, of another format, or made for other expert
-        records.
+        Raises ArtifactError if it is missing, damaged, of another format, or made for another model
+        or other expert records.
         """
-        index = read_json(directory / NATIVE_INDEX)
-        if index.get("format") != NATIVE_FORMAT:
-            raise ArtifactError(
-                f"{directory / NATIVE_INDEX}: format {index.get('format')!r}, this runtime reads "
-                f"{NATIVE_FORMAT}; export the bundle again"
-            )
-        expected = {"dtype": records.dtype, "group": records.group}
-        if index.get("experts") != expected:
-            raise ArtifactError(
-                f"{directory / NATIVE_INDEX}: made for experts {index.get('experts')}, the bundle "
-                f"holds {expected}; export the bundle again"
-            )
-        self._arrays: Mapping[str, Mapping[str, int]] = index["arrays"]
-        self._index, self._records = directory / NATIVE_INDEX, records
         path = directory / NATIVE_WEIGHTS
-        self._bytes = huge_array(path.stat().st_size if path.is_file() else 0)
+        if not path.is_file():
+            raise ArtifactError(f"{path}: no such file; copy the bundle again")
+        file_bytes = path.stat().st_size
+        self._spec, self._records = spec, records
+        self._places = read_native_index(
+            directory / NATIVE_INDEX, records, spec.decoder, file_bytes
+        )
+        self._bytes = huge_array(file_bytes)
         read_into(path, 0, self._bytes)
-        self._own_mlps: list[NDArray[np.uint64]] = []  # what layers point to
-        self._frequencies = np.empty(0, np.float32)
-
-    def sizes(
-        self, spec: ModelSpec, *, cache_kind: str, cache_rows: int, max_tokens: int
-    ) -> DecoderSizes:
-        """The decoder's sizes as the library takes them."""
         self._frequencies = np.array(spec.decoder.rope_frequencies(), np.float32)
+        self._own_mlps: list[Any] = []  # what layers point to
+        num_layers = spec.decoder.num_layers
+        self._layers = (Layer * num_layers)(*map(self._layer, range(num_layers)))
+
+    def sizes(self, *, cache_kind: str, cache_rows: int, max_tokens: int) -> DecoderSizes:
+        """The decoder as the library takes it."""
         return decoder_sizes(
-            spec,
+            self._spec,
             cache_kind=cache_kind,
             cache_rows=cache_rows,
             max_tokens=max_tokens,
-            rope_frequencies=self._frequencies.ctypes.data,
-            final_norm=self._address("final_norm"),
+            rope_frequencies=span(self._frequencies),
+            final_norm=self._array("final_norm"),
             table=self._matrix("table"),
+            layers=self._layers,
         )
 
-    def layers(self, num_layers: int) -> Any:
-        """An array of `Layer`."""
-        return (Layer * num_layers)(*(self._layer(f"layers.{i}") for i in range(num_layers)))
-
-    def _layer(self, name: str) -> Layer:
-        mlps = [key for key in self._arrays if key.startswith(f"{name}.mlp.")]
-        own = np.array([self._address(key) for key in mlps], np.uint64)
-        self._own_mlps.append(own)
-        ffn_width = self._entry(mlps[0])["ffn_width"] if mlps else self._records.ffn_width
-        has_router = f"{name}.router" in self._arrays
+    def _layer(self, layer: int) -> Layer:
+        name, decoder = f"layers.{layer}", self._spec.decoder
+        routes = layer in decoder.moe_layers
+        num_mlps = decoder.num_shared_experts if routes else 1
+        mlps = (Span * num_mlps)(*(self._array(f"{name}.mlp.{i}") for i in range(num_mlps)))
+        self._own_mlps.append(mlps)
         return Layer(
-            record=record_of(self._records, ffn_width),
+            record=record_of(own_mlp_form(decoder, layer, self._records)),
             qkv=self._matrix(f"{name}.qkv"),
             key_up=self._matrix(f"{name}.key_up"),
             value_up=self._matrix(f"{name}.value_up"),
             out=self._matrix(f"{name}.out"),
-            attention_norm=self._address(f"{name}.input_layernorm"),
-            latent_norm=self._address(f"{name}.self_attn.kv_a_layernorm"),
-            mlp_norm=self._address(f"{name}.post_attention_layernorm"),
-            router=self._address(f"{name}.router") if has_router else None,
-            own_mlps=own.ctypes.data,
-            num_own_mlps=len(own),
+            attention_norm=self._array(f"{name}.input_layernorm"),
+            latent_norm=self._array(f"{name}.self_attn.kv_a_layernorm"),
+            mlp_norm=self._array(f"{name}.post_attention_layernorm"),
+            router=self._array(f"{name}.router") if routes else Span(),
+            own_mlps=Span(addressof(mlps), sizeof(mlps)),
         )
 
     def _matrix(self, name: str) -> Matrix:
-        entry = self._entry(name)
-        scales = self._bytes.ctypes.data + entry["scales_offset"]
-        return Matrix(self._address(name), scales, entry["rows"], entry["columns"], entry["group"])
+        place = self._places[name]
+        assert isinstance(place, MatrixPlace)
+        weights, scales = self._arrays(name)
+        return Matrix(weights, scales, place.rows, place.columns, place.group)
 
-    def _address(self, name: str) -> int:
-        offset = self._entry(name)["offset"]
-        if not 0 <= offset < len(self._bytes):
-            raise ArtifactError(
-                f"{self._index}: {name} at {offset} of {len(self._bytes)} bytes; export again"
-            )
-        return int(self._bytes.ctypes.data + offset)
+    def _array(self, name: str) -> Span:
+        (array,) = self._arrays(name)
+        return array
 
-    def _entry(self, name: str) -> Mapping[str, int]:
-        if name not in self._arrays:
-            raise ArtifactError(f"{self._index}: {name} is missing; export the bundle again")
-        return self._arrays[name]
+    def _arrays(self, name: str) -> list[Span]:
+        extents = self._places[name].extents(self._records)
+        return [span(self._bytes[offset : offset + size]) for _, offset, size in extents]
 
 
-def record_of(form: RecordFormat, ffn_width: int | None = None) -> Record:
-    """A record's places as the library takes them; `ffn_width` if it is not the routed experts'."""
-    if ffn_width is not None:
-        form = RecordFormat(
-            dtype=form.dtype, group=form.group, width=form.width, ffn_width=ffn_width
-        )
+def record_of(form: RecordFormat) -> Record:
+    """A record's places as the library takes them."""
     sections = form.sections
     names = ("gate_up", "down", "gate_up_scales", "down_scales")
     offsets = (sections[name].offset for name in names)

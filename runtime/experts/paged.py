@@ -67,6 +67,11 @@ class PagedExperts:
         self._degrade = degrade
         self._is_shared = is_shared
 
+    @property
+    def slot_bytes(self) -> int:
+        """What can be read from each address on."""
+        return self._pager.pool.slot_bytes
+
     def listen(self) -> None:
         """The user has begun to speak: a turn begins."""
         self._begin(Phase.LISTENING, np.empty(0))

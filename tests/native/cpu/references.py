@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from deeptalk_edge.calibration.quantise import quantise_expert, quantise_int4, quantise_int8
 from deeptalk_edge.expert_record import RecordFormat, pack_int4
-from deeptalk_edge.runtime.backends.native_library import Matrix
+from deeptalk_edge.runtime.backends.native_library import Matrix, Table, span
 
 Array = NDArray[Any]
 
@@ -56,7 +56,7 @@ def stored(weights: Array, group: int) -> StoredMatrix:
 
 def stored_as(packed: Array, scales: Array, values: Array, group: int) -> StoredMatrix:
     rows, columns = values.shape
-    native = Matrix(packed.ctypes.data, scales.ctypes.data, rows, columns, group)
+    native = Matrix(span(packed), span(scales), rows, columns, group)
     return StoredMatrix(native, values.astype(np.float64), (packed, scales))
 
 
@@ -73,6 +73,11 @@ def random_records(
         records.append(form.pack(weights)[: form.content_bytes].copy())
         matrices.append(form.dequantise(weights))
     return records, matrices
+
+
+def table_of(addresses: Array, form: RecordFormat) -> Table:
+    """Of records that `random_records` packed; the caller keeps the addresses."""
+    return Table(span(addresses), form.content_bytes)
 
 
 def expert(matrices: tuple[Array, Array], x: Array) -> NDArray[np.float64]:

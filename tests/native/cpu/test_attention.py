@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ctypes import byref, c_void_p
+from ctypes import byref
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ from deeptalk_edge.runtime.backends.native_library import (
     NativeContext,
     NativeLibrary,
     Pass,
-    address,
+    Span,
+    span,
 )
 from tests.native.cpu.references import attention
 
@@ -38,7 +39,7 @@ def write_rows(context: NativeContext, rows: Array, latent: int, kind: str) -> t
     )  # NaN, were it read before it is written
     for row, place in zip(rows, cache, strict=True):
         status = context.calls.dt_cache_write(
-            c_void_p(context.handle), latent, rope, CACHE_KINDS[kind], address(row), address(place)
+            context.handle, latent, rope, CACHE_KINDS[kind], span(row), span(place)
         )
         context.check(status, "cache")
     return cache, as_held(rows, latent, kind)
@@ -75,18 +76,18 @@ def attend(
 ) -> Array:
     """queries (B, T, H, latent + rope), rows [0, position + T) of every cache being written."""
     num_items, num_rows, heads, width = queries.shape
-    own = [cache.ctypes.data for cache in caches]
-    where = Pass(own[0], (*own, *[0] * (2 - num_items)), num_items, num_rows, position, num_shared)
+    own = [span(cache) for cache in caches]
+    where = Pass(own[0], (Span * 2)(*own), num_items, num_rows, position, num_shared)
     mixed = np.empty((num_items, num_rows, heads, latent), np.float32)
     status = context.calls.dt_attend(
-        c_void_p(context.handle),
+        context.handle,
         heads,
         latent,
         width - latent,
         CACHE_KINDS[kind],
         byref(where),
-        address(np.ascontiguousarray(queries)),
-        address(mixed),
+        span(np.ascontiguousarray(queries)),
+        span(mixed),
     )
     context.check(status, "attend")
     return mixed

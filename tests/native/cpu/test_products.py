@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from deeptalk_edge.errors import BackendError
 from deeptalk_edge.expert_record import ExpertDtype, RecordFormat, pack_int4
-from deeptalk_edge.runtime.backends.native_library import Matrix, NativeContext, NativeLibrary
+from deeptalk_edge.runtime.backends.native_library import Matrix, NativeContext, NativeLibrary, Span
 from deeptalk_edge.runtime.backends.native_weights import record_of
-from tests.native.cpu.references import expert, random_records, rounded, stored, stored_as
+from tests.native.cpu.references import expert, random_records, rounded, stored, stored_as, table_of
 
 Array = NDArray[Any]
 
@@ -149,7 +149,7 @@ def test_sizes_that_kernels_do_not_take_are_refused(
     library: NativeLibrary, rows: int, columns: int, group: int, message: str
 ) -> None:
     context = NativeContext(library)
-    matrix = Matrix(0, 0, rows, columns, group)
+    matrix = Matrix(Span(), Span(), rows, columns, group)
     with pytest.raises(ValueError, match=message):
         context.linear(matrix, np.zeros((1, 2 * columns), np.float32), heads=2)
 
@@ -175,7 +175,9 @@ def test_experts_are_the_weighted_sum_of_their_mlps(
     weights = rng.random((num_tokens, 3)).astype(np.float32)
     before = rng.standard_normal((num_tokens, width)).astype(np.float32)
     found = before.copy()
-    context.add_experts(record_of(records), table, x, ids, weights, found, num_own=2)
+    context.add_experts(
+        record_of(records), table_of(table, records), x, ids, weights, found, num_own=2
+    )
     expected = before.astype(np.float64)
     for token in range(num_tokens):
         chosen = [*zip(ids[token], weights[token], strict=True), (5, 1.0), (6, 1.0)]
@@ -194,14 +196,19 @@ def test_neither_threads_nor_grouping_change_a_bit(library: NativeLibrary) -> No
     weights = rng.random((40, 2)).astype(np.float32)
     together = np.zeros((40, 192), np.float32)
     NativeContext(library, threads=3).add_experts(
-        record_of(records), table, x, ids, weights, together
+        record_of(records), table_of(table, records), x, ids, weights, together
     )
     alone = np.zeros_like(together)
     single = NativeContext(library)
     for t in range(40):
         part = slice(t, t + 1)
         single.add_experts(
-            record_of(records), table, x[part], ids[part], weights[part], alone[part]
+            record_of(records),
+            table_of(table, records),
+            x[part],
+            ids[part],
+            weights[part],
+            alone[part],
         )
     np.testing.assert_array_equal(together, alone)
 
@@ -215,7 +222,7 @@ def test_a_choice_of_weight_0_needs_no_expert(library: NativeLibrary) -> None:
     one, two = np.zeros_like(x), np.zeros_like(x)
     for ids, weights, y in (([[0, 1]], [[0.5, 0.0]], one), ([[0]], [[0.5]], two)):
         chosen = np.array(ids), np.array(weights, np.float32)
-        context.add_experts(record_of(records), table, x, *chosen, y)
+        context.add_experts(record_of(records), table_of(table, records), x, *chosen, y)
     np.testing.assert_array_equal(one, two)
 
 
@@ -232,4 +239,6 @@ def test_an_absent_or_unknown_expert_is_refused(
     x, weights = np.ones((1, 32), np.float32), np.ones((1, 1), np.float32)
     ids = np.array([[chosen]])
     with pytest.raises(BackendError, match=message):
-        NativeContext(library).add_experts(record_of(records), table, x, ids, weights, x.copy())
+        NativeContext(library).add_experts(
+            record_of(records), table_of(table, records), x, ids, weights, x.copy()
+        )

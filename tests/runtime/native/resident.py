@@ -19,6 +19,7 @@ class Resident:
 
     def __init__(self, bundle: Bundle) -> None:
         decoder = bundle.manifest.model.decoder
+        self.slot_bytes = bundle.manifest.record_format.content_bytes
         self._file = np.fromfile(bundle.file(bundle.manifest.experts.file), np.uint8)
         self._tables = np.zeros((decoder.num_layers, decoder.num_experts), np.uint64)
         for record in bundle.manifest.experts.records:

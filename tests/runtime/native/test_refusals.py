@@ -61,14 +61,14 @@ def test_a_bundle_without_native_weights_or_with_others_is_refused(
 ) -> None:
     with pytest.raises(ArtifactError, match="made for experts"):
         NativeEngine(bundles[0], context_rows=32, library=library)
-    with pytest.raises(ArtifactError, match=r"native\.json: no such file"):
+    with pytest.raises(ArtifactError, match=r"native\.bin: no such file"):
         NativeEngine(Bundle(tmp_path, bundles[1].manifest), context_rows=32, library=library)
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ("cut", r"native\.bin: ends at"),
+        ("cut", r"arrays\.final_norm\.offset = 1099511627776: expected a multiple of 64, with"),
         ("format", "format 2, this runtime reads 1"),
         ("array", r"layers\.1\.qkv is missing"),
     ],
@@ -81,7 +81,6 @@ def test_damaged_native_weights_are_refused(
     index = json.loads((tmp_path / "native.json").read_text())
     if damage == "cut":
         index["arrays"]["final_norm"]["offset"] = 1 << 40
-        message = "final_norm at 1099511627776 of"
     elif damage == "format":
         index["format"] = 2
     else:
@@ -107,7 +106,9 @@ def test_a_model_that_the_kernels_do_not_take_is_refused(
     spec = bundle.manifest.model
     other = replace(spec, decoder=replace(spec.decoder, num_heads=spec.decoder.num_heads + 1))
     manifest = dataclasses.replace(bundle.manifest, model=other)
-    with pytest.raises(BackendError, match=r"refuse this model: qkv rows = \d+, expected \("):
+    with pytest.raises(
+        ArtifactError, match=r"refuse this model: layers\.0\.qkv rows = \d+, expected \d"
+    ):
         NativeEngine(Bundle(bundle.path, manifest), context_rows=32, library=library)
 
 
