@@ -2,8 +2,8 @@
 //
 //     python native/cpu/build.py build/native_check --check [--compiler ...] [--flag ...]
 //
-// It calls the C interface alone, so it also links with a library that is already built.
-// Every buffer is its own allocation of exactly its size, so that a sanitizer sees a byte too far.
+// It calls the C interface alone, so it also links with a library that is already built. ROUNDS says
+// how long it runs; `hostile ROUNDS [PATH]` has only hostile arguments checked.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -11,7 +11,13 @@
 #include <string>
 #include <vector>
 
-#include "deeptalk_cpu.h"
+#include "check.h"
+
+void expect(bool holds, const char* claim, const char* path, double found) {
+    if (holds) return;
+    std::fprintf(stderr, "%s: not so on %s (%g)\n", claim, path, found);
+    std::exit(1);
+}
 
 namespace {
 
@@ -24,22 +30,6 @@ std::vector<float> normals(size_t n) {
     std::vector<float> values(n);
     for (float& value : values) value = normal();
     return values;
-}
-
-dt_span span(const void* data, size_t bytes) { return {data, int64_t(bytes)}; }
-template <class T>
-dt_span span(const std::vector<T>& array) {
-    return span(array.data(), array.size() * sizeof(T));
-}
-template <class T>
-dt_room room(std::vector<T>& array) {
-    return {array.data(), int64_t(array.size() * sizeof(T))};
-}
-
-void expect(bool holds, const char* claim, const char* path, double found) {
-    if (holds) return;
-    std::fprintf(stderr, "%s: not so on %s (%g)\n", claim, path, found);
-    std::exit(1);
 }
 
 std::vector<double> rounded(const float* x, int n) {
@@ -271,27 +261,39 @@ void check_codec(dt_context* c, const char* path) {
     dt_codec_close(codec);
 }
 
+void check_kernels(dt_context* c, const char* path, int rounds) {
+    for (int i = 0; i < rounds; ++i) {
+        for (int group : {0, 32, 64, 128}) {
+            check_linear(c, path, group);
+            check_experts(c, path, group);
+        }
+        for (int kind : {0, 1}) check_attention(c, path, kind);
+        check_snake(c, path);
+        check_codec(c, path);
+    }
+}
+
+void check_path(int index, bool is_hostile, int rounds) {
+    const char* path = dt_path_name(index);
+    for (int threads = 1; threads <= 3; ++threads) {
+        dt_context* c = dt_open(index, threads);
+        expect(c != nullptr, "a context opens", path, threads);
+        if (!is_hostile) check_kernels(c, path, rounds);
+        if (is_hostile && threads == 2) check_hostile(c, path, rounds);
+        dt_close(c);
+    }
+    std::printf("%s: %d rounds on 1 to 3 threads\n", path, rounds);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-    const int rounds = argc > 1 ? std::atoi(argv[1]) : 20;
+    std::vector<std::string> words(argv + 1, argv + argc);
+    const bool is_hostile = !words.empty() && words[0] == "hostile";
+    if (is_hostile) words.erase(words.begin());
+    const int rounds = words.empty() ? 20 : std::atoi(words[0].c_str());
     for (int path = 0; dt_path_name(path); ++path) {
-        const char* name = dt_path_name(path);
-        for (int threads = 1; threads <= 3; ++threads) {
-            dt_context* c = dt_open(path, threads);
-            expect(c != nullptr, "a context opens", name, threads);
-            for (int i = 0; i < rounds; ++i) {
-                for (int group : {0, 32, 64, 128}) {
-                    check_linear(c, name, group);
-                    check_experts(c, name, group);
-                }
-                for (int kind : {0, 1}) check_attention(c, name, kind);
-                check_snake(c, name);
-                check_codec(c, name);
-            }
-            dt_close(c);
-        }
-        std::printf("%s: %d rounds on 1 to 3 threads\n", name, rounds);
+        if (words.size() < 2 || words[1] == dt_path_name(path)) check_path(path, is_hostile, rounds);
     }
     return 0;
 }

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "checks.h"
+#include "arguments.h"
 #include "pool.h"
 
 namespace deeptalk {

@@ -5,7 +5,7 @@
  * one thread at a time. Memory is the caller's and must outlive its use.
  *
  * Every array comes as a span, a pointer with its length. A call refuses sizes that do not agree and
- * spans that end too early, before it reads or writes any of them: checks.h. Spans may be longer than
+ * spans that end too early, before it reads or writes any of them: arguments.h. Spans may be longer than
  * what is read.
  */
 #ifndef DEEPTALK_CPU_H

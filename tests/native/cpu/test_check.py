@@ -21,6 +21,15 @@ def checked(*command: str | Path) -> list[str]:
     return [line.partition(":")[0] for line in done.stdout.splitlines()]
 
 
+def sanitized(sanitizers: str, optimised: str) -> Path:
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler on this machine")
+    return check_program(
+        compiler, optimised, "-g", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"
+    )
+
+
 @pytest.fixture
 def emulator() -> str:
     found = shutil.which("qemu-aarch64")
@@ -64,10 +73,15 @@ def test_a_processor_is_offered_the_paths_that_it_runs(
     ],
 )
 def test_sanitizers_find_nothing(sanitizers: str, optimised: str, rounds: str) -> None:
-    compiler = shutil.which("c++")
-    if compiler is None:
-        pytest.skip("no C++ compiler on this machine")
-    program = check_program(
-        compiler, optimised, "-g", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"
-    )
-    assert "portable" in checked(program, rounds)
+    assert "portable" in checked(sanitized(sanitizers, optimised), rounds)
+
+
+def test_sanitizers_find_nothing_whatever_the_arguments_say() -> None:
+    program = sanitized("address,undefined", "-O0")
+    best, *_ = checked(program, "0")
+    assert checked(program, "hostile", "100", best) == [best]
+
+
+@pytest.mark.slow
+def test_sanitizers_find_nothing_on_any_path_whatever_the_arguments_say() -> None:
+    assert "portable" in checked(sanitized("address,undefined", "-O1"), "hostile", "3000")

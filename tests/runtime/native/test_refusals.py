@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -20,6 +21,7 @@ from deeptalk_edge.runtime.backends.native_library import NativeContext, NativeL
 from deeptalk_edge.runtime.bundle import Bundle
 from tests.runtime.fed import MASK, ROWS
 from tests.runtime.native.fed import FEATURES, WIDE, fed
+from tests.runtime.native.resident import Resident
 
 
 def test_a_prompt_that_does_not_fit_leaves_the_cache_as_it_was(engine: NativeEngine) -> None:
@@ -69,6 +71,7 @@ def test_a_bundle_without_native_weights_or_with_others_is_refused(
     ("damage", "message"),
     [
         ("cut", r"arrays\.final_norm\.offset = 1099511627776: expected a multiple of 64, with"),
+        ("scales", r"arrays\.table\.scales_offset = 1000000000000000: expected"),
         ("format", "format 2, this runtime reads 1"),
         ("array", r"layers\.1\.qkv is missing"),
     ],
@@ -81,6 +84,8 @@ def test_damaged_native_weights_are_refused(
     index = json.loads((tmp_path / "native.json").read_text())
     if damage == "cut":
         index["arrays"]["final_norm"]["offset"] = 1 << 40
+    elif damage == "scales":
+        index["arrays"]["table"]["scales_offset"] = 10**15
     elif damage == "format":
         index["format"] = 2
     else:
@@ -98,6 +103,30 @@ def test_a_truncated_expert_file_is_refused(
         file.truncate(100)
     with pytest.raises(ArtifactError, match=r"expert 0 .* expected whole pages within 100 bytes"):
         NativeEngine(Bundle(tmp_path, bundle.manifest), context_rows=32, library=library)
+
+
+@pytest.mark.parametrize(("codebooks", "block"), [(1, 48), (2, 48), (7, 1)])
+def test_a_vocabulary_that_is_not_the_tables_is_refused(
+    bundle: Bundle, library: NativeLibrary, codebooks: int, block: int
+) -> None:
+    vocabulary = copy.copy(bundle.manifest.model.vocabulary)
+    object.__setattr__(vocabulary, "num_codebooks", codebooks)  # whatever its own checks say
+    object.__setattr__(vocabulary, "codebook_block", block)
+    spec = replace(bundle.manifest.model, vocabulary=vocabulary)
+    manifest = dataclasses.replace(bundle.manifest, model=spec)
+    with pytest.raises(ArtifactError, match=r"refuse this model: table rows = \d+, expected \d"):
+        NativeEngine(Bundle(bundle.path, manifest), context_rows=32, library=library)
+
+
+def test_records_that_end_behind_their_slots_are_refused(
+    bundle: Bundle, library: NativeLibrary
+) -> None:
+    experts = Resident(bundle)
+    experts.slot_bytes -= 1
+    engine = NativeEngine(bundle, context_rows=32, library=library, open_experts=lambda: experts)
+    with pytest.raises(ValueError, match="record_bytes of a table"):
+        fed(engine, ROWS)
+    engine.close()
 
 
 def test_a_model_that_the_kernels_do_not_take_is_refused(

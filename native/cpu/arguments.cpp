@@ -1,4 +1,4 @@
-#include "checks.h"
+#include "arguments.h"
 
 #include <algorithm>
 #include <cmath>
