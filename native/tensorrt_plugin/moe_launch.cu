@@ -7,6 +7,7 @@ namespace deeptalk {
 namespace {
 
 constexpr int64_t kPage = 4096;
+constexpr int kMaxWidth = 1 << 16;  // bytes of a record stay far within 64 bits
 // Tokens up to which a tile of 8 or of 16 uses holds most experts' uses.
 constexpr int kNarrowTokens = 32, kMediumTokens = 128;
 
@@ -159,11 +160,11 @@ DT_EXPORT const char* dt_moe_refusal(const DtMoeConfig* config) {
         return "16-bit weights need activations of the same type";
     }
     const int step = format_of(kind).group ? format_of(kind).group : 16;
-    if (config->width <= 0 || config->width % step) {
-        return "width: expected a positive multiple of the int4 group, or of 16";
+    if (config->width <= 0 || config->width > kMaxWidth || config->width % step) {
+        return "width: expected a multiple of the int4 group, or of 16, up to 65536";
     }
-    if (config->ffn_width <= 0 || config->ffn_width % step) {
-        return "ffn_width: expected a positive multiple of the int4 group, or of 16";
+    if (config->ffn_width <= 0 || config->ffn_width > kMaxWidth || config->ffn_width % step) {
+        return "ffn_width: expected a multiple of the int4 group, or of 16, up to 65536";
     }
     if (config->num_experts < 1 || config->num_experts > kMaxExperts) {
         return "num_experts: expected 1 to 512";

@@ -52,6 +52,32 @@ int64_t bytes_of(DataType type) {
 
 bool is(int64_t found, int64_t expected) { return found < 0 || found == expected; }
 
+// A whole number of 32 bits, whichever type TensorRT hands it in. False if it is anything else.
+bool read_integer(const PluginField& field, int32_t& value) {
+    int64_t found = 0;
+    if (!field.data || field.length != 1) return false;
+    switch (field.type) {
+        case PluginFieldType::kINT32: found = *static_cast<const int32_t*>(field.data); break;
+        case PluginFieldType::kINT64: found = *static_cast<const int64_t*>(field.data); break;
+        default: return false;
+    }
+    value = int32_t(found);
+    return value == found;
+}
+
+constexpr int32_t kLongestText = 16;  // of `weight_dtype`, whose name may end with a zero
+
+bool read_text(const PluginField& field, std::string& value) {
+    if (!field.data || field.type != PluginFieldType::kCHAR) return false;
+    if (field.length < 1 || field.length > kLongestText) return false;
+    const auto* text = static_cast<const char*>(field.data);
+    value.assign(text, strnlen(text, size_t(field.length)));
+    return true;
+}
+
+constexpr int64_t kMaxTokens = 1 << 24;  // tokens x top_k stays within 31 bits
+constexpr int64_t kMaxSlots = 1 << 30;
+
 // Rows of a tensor whose last dimension is a row.
 int64_t rows_of(const Dims& dims) {
     int64_t rows = 1;
@@ -212,6 +238,10 @@ int32_t MoePlugin::onShapeChange(const PluginTensorDesc* inputs, int32_t num_inp
         }
     }
     const int64_t tokens = rows_of(inputs[kX].dims);
+    if (tokens > kMaxTokens || inputs[kArena].dims.d[0] > kMaxSlots) {
+        log_error("expected at most 2^24 tokens and 2^30 slots");
+        return -1;
+    }
     if (rows_of(inputs[kIds].dims) != tokens || rows_of(inputs[kWeights].dims) != tokens ||
         (attributes_.carry && rows_of(inputs[kCarry].dims) != tokens)) {
         log_error("x, topk_ids, topk_weights and carry differ in their number of tokens");
@@ -275,20 +305,17 @@ MoeCreator::MoeCreator() {
 nvinfer1::IPluginV3* MoeCreator::createPlugin(const char*, const nvinfer1::PluginFieldCollection* fields,
                                               nvinfer1::TensorRTPhase) noexcept {
     MoeAttributes attributes;
-    for (int32_t i = 0; i < fields->nbFields; ++i) {
+    for (int32_t i = 0; fields && i < fields->nbFields; ++i) {
         const PluginField& field = fields->fields[i];
-        if (!field.data) continue;
-        if (!std::strcmp(field.name, "weight_dtype") && field.type == PluginFieldType::kCHAR) {
-            const auto* text = static_cast<const char*>(field.data);
-            // Its length may count a final zero.
-            attributes.weight_dtype.assign(text, strnlen(text, size_t(field.length)));
+        if (!field.name) continue;
+        if (!std::strcmp(field.name, "weight_dtype") && !read_text(field, attributes.weight_dtype)) {
+            log_error("weight_dtype: expected a name of at most 16 characters");
+            return nullptr;
         }
         for (const auto& [name, member] : kIntegers) {
-            if (std::strcmp(field.name, name)) continue;
-            if (field.type == PluginFieldType::kINT32) {
-                attributes.*member = *static_cast<const int32_t*>(field.data);
-            } else if (field.type == PluginFieldType::kINT64) {
-                attributes.*member = int32_t(*static_cast<const int64_t*>(field.data));
+            if (!std::strcmp(field.name, name) && !read_integer(field, attributes.*member)) {
+                log_error(std::string(name) + ": expected one whole number of 32 bits");
+                return nullptr;
             }
         }
     }

@@ -410,7 +410,9 @@ GOOD = config_of(KINDS[4])
         ),
         (replace(GOOD, activation_dtype="float32"), "activations: expected"),  # type: ignore[arg-type]
         (replace(GOOD, width=200), "width: expected"),
+        (replace(GOOD, width=1 << 30), "width: expected"),
         (replace(GOOD, ffn_width=0), "ffn_width: expected"),
+        (replace(GOOD, ffn_width=1 << 30), "ffn_width: expected"),
         (replace(GOOD, num_experts=513), "num_experts: expected"),
         (replace(GOOD, top_k=17), "top_k: expected"),
         (replace(GOOD, top_k=0), "top_k: expected"),

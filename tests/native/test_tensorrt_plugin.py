@@ -117,6 +117,9 @@ NO_FORMAT = "Failed to find any supported plugin"  # TensorRT's words where ever
         ({"weight_dtype": "float32"}, "weights: expected"),
         ({"weight_dtype": "bfloat16", "group": 0}, NO_FORMAT),  # with activations in float16
         ({"width": 2000}, "width: expected"),
+        ({"group": [64, 128]}, "group: expected one whole number of 32 bits"),
+        ({"carry": 0.0}, "carry: expected one whole number of 32 bits"),
+        ({"weight_dtype": "int4" * 9}, "weight_dtype: expected"),
         ({"carry": 2}, "carry: expected"),
     ],
     ids=str,
