@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from deeptalk_edge.artifact import check_file
 from deeptalk_edge.devices.profile import Backend, MoeForm
 from deeptalk_edge.errors import ArtifactError, BackendError, ExpertUnavailable
 from deeptalk_edge.expert_record import ExpertDtype, RecordFormat
+from deeptalk_edge.files import check_file
 from deeptalk_edge.runtime.experts.record import ExpertRecord
 from deeptalk_edge.signature import PublicKey, signature_place, verify_file
 from deeptalk_edge.spec import CodecSpec, ModelSpec, read_json, spec_from_json

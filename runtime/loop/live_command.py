@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import logging
 import sys
 import threading
 import time
@@ -18,6 +19,9 @@ if TYPE_CHECKING:  # loading these takes longer than `--help` may
     from deeptalk_edge.runtime.conversation import Conversation
     from deeptalk_edge.runtime.events import LiveEvent, TurnDone
     from deeptalk_edge.runtime.loop.live import Hearing, LiveConversation
+    from deeptalk_edge.trace import Trace
+
+log = logging.getLogger(__name__)
 
 _QUIET_S = 0.5  # a recording is over when nothing has happened for this long behind its end
 
@@ -104,9 +108,10 @@ def main(args: argparse.Namespace, talk: Conversation) -> int:
     with ExitStack() as stack:
         recorder = stack.enter_context(Recorder(args.record)) if args.record else None
         port, recording = _open_port(args)
+        stack.callback(port.close)
         live = talk.listen(port, settings, _hearing(args), recorder=recorder, trace=trace)
         if args.trace:
-            stack.callback(trace.save, args.trace)
+            stack.callback(_save_trace, trace, args.trace)
         stack.enter_context(live)
         if recording:
             _in_background(_stop_behind, recording, live)
@@ -116,6 +121,13 @@ def main(args: argparse.Namespace, talk: Conversation) -> int:
         for event in live:
             show(event)
     return 0
+
+
+def _save_trace(trace: Trace, place: Path) -> None:
+    from deeptalk_edge.files import side_output
+
+    with side_output(place):
+        trace.save(place)
 
 
 def _open_port(args: argparse.Namespace) -> tuple[SoundPort, WavPort | None]:
@@ -176,6 +188,19 @@ class _Transcript:
         self._is_json, self._num_turns = is_json, 0
 
     def __call__(self, event: LiveEvent) -> None:
+        """Show an event; a full disk behind stdout stops no conversation, a reader who has gone
+        does."""
+        from deeptalk_edge.files import silence_stdout
+
+        try:
+            self._show(event)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            log.warning("stdout: %s; the conversation goes on unwritten", error.strerror)
+            silence_stdout()
+
+    def _show(self, event: LiveEvent) -> None:
         from deeptalk_edge.runtime import events
 
         match event:

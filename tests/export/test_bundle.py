@@ -88,16 +88,16 @@ def test_snac_is_read_from_the_torch_file_in_which_it_is_published(
     assert manifest.files["codec.bin"] == plain.files["codec.bin"]
 
 
-def test_an_existing_place_is_refused_unless_replaced(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_bundle_is_replaced_by_force_alone(checkpoint: Path, tmp_path: Path) -> None:
     place = tmp_path / "bundle"
-    place.mkdir()
-    (place / "mine").touch()
+    export_bundle(checkpoint, place, ExportSettings())
+    (place / "manifest.json.minisig").touch()  # a signature is part of a bundle
     with pytest.raises(ArtifactError, match="--force"):
         export_bundle(checkpoint, place, ExportSettings())
-    assert [path.name for path in place.iterdir()] == ["mine"]
-    export_bundle(checkpoint, place, ExportSettings(replace=True))
-    assert Bundle.open(place).path == place
-    assert not (place / "mine").exists()
+    export_bundle(checkpoint, place, ExportSettings(replace=True, codec_noise="tape"))
+    assert Bundle.open(place).manifest.codec.noise == "tape"
+    assert not (place / "manifest.json.minisig").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
 def test_a_checkpoint_without_a_tensor_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
