@@ -57,12 +57,10 @@ def _without_traceback(work: Callable[[], int | None]) -> int:
     from deeptalk_edge.files import silence_stdout
 
     try:
-        code = work() or 0
+        code = _exit_code(work)
         if sys.stdout:  # None if the caller has closed it
             sys.stdout.flush()
         return code
-    except SystemExit as stop:  # argparse has said why, or has shown the help
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except EdgeError as error:
         print(f"deeptalk-edge: {error}", file=sys.stderr)
     except BrokenPipeError:  # `| head` has read enough
@@ -71,6 +69,13 @@ def _without_traceback(work: Callable[[], int | None]) -> int:
         print(f"deeptalk-edge: {_said_by_the_system(error)}", file=sys.stderr)
         silence_stdout()
     return 1
+
+
+def _exit_code(work: Callable[[], int | None]) -> int:
+    try:
+        return work() or 0
+    except SystemExit as stop:  # argparse has said why, or has shown the help
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
 
 
 def _said_by_the_system(error: OSError) -> str:

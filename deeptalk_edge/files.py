@@ -160,11 +160,13 @@ def check_output(place: Path) -> None:
     Raises SettingsError if no file can be written there; DoesNotFit if the disk takes not even an
     empty one.
     """
-    old = None if place == STDOUT else _stat(place)
-    if old is not None and stat.S_ISDIR(old.st_mode):
-        raise write_error(place, IsADirectoryError(errno.EISDIR, "Is a directory"))
-    if place != STDOUT and (old is None or stat.S_ISREG(old.st_mode)):
-        with refusing(place):
+    if place == STDOUT:
+        return
+    with refusing(place):
+        old = _stat(place)
+        if old is not None and stat.S_ISDIR(old.st_mode):
+            raise IsADirectoryError(errno.EISDIR, "Is a directory")
+        if old is None or stat.S_ISREG(old.st_mode):
             OutputFile(place).discard()
 
 

@@ -172,11 +172,11 @@ def _take_turn(
             print(text, end="", flush=True, file=_transcript(args))
 
     pcm, described, speech_s = _hear(question)
-    say(f"you: {described}\ndeeptalk: ")
     done: TurnDone | None = None
     first_sound = True
     with ExitStack() as stack:
         writer = stack.enter_context(WavWriter(out, talk.rate_hz)) if out else None
+        say(f"you: {described}\ndeeptalk: ")
         player = _Pace(talk.rate_hz) if args.realtime else None
         events: Iterator[Any] = talk.ask(pcm)
         try:

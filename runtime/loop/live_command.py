@@ -118,8 +118,11 @@ def main(args: argparse.Namespace, talk: Conversation) -> int:
         if args.push_to_talk:
             _in_background(_press_with_enter, live)
         show = _Transcript(is_json=args.json)
-        for event in live:
-            show(event)
+        try:
+            for event in live:
+                show(event)
+        finally:
+            show.end_line()
     return 0
 
 
@@ -186,21 +189,27 @@ class _Transcript:
 
     def __init__(self, *, is_json: bool) -> None:
         self._is_json, self._num_turns = is_json, 0
+        self._is_mid_line = False
 
-    def __call__(self, event: LiveEvent) -> None:
-        """Show an event; a full disk behind stdout stops no conversation, a reader who has gone
-        does."""
+    def end_line(self) -> None:
+        """Nothing follows; an error's line begins at the left."""
+        if self._is_mid_line:
+            self._say("\n")
+
+    def _say(self, text: str) -> None:
+        """Print; a full disk behind stdout stops no conversation, a reader who has gone does."""
         from deeptalk_edge.files import silence_stdout
 
         try:
-            self._show(event)
+            print(text, end="", flush=True)
         except BrokenPipeError:
             raise
         except OSError as error:
             log.warning("stdout: %s; the conversation goes on unwritten", error.strerror)
             silence_stdout()
+        self._is_mid_line = not text.endswith("\n")
 
-    def _show(self, event: LiveEvent) -> None:
+    def __call__(self, event: LiveEvent) -> None:
         from deeptalk_edge.runtime import events
 
         match event:
@@ -212,13 +221,13 @@ class _Transcript:
             case _ if self._is_json:
                 pass
             case events.SpeechEnded(seconds):
-                print(f"you: {seconds:.1f} s of speech\ndeeptalk: ", end="", flush=True)
+                self._say(f"you: {seconds:.1f} s of speech\ndeeptalk: ")
             case events.TextPiece(text):
-                print(text, end="", flush=True)
+                self._say(text)
             case events.BargedIn():
-                print(" ... (interrupted)", end="", flush=True)
+                self._say(" ... (interrupted)")
             case events.AnswerResumed():
-                print(" ... (goes on) ", end="", flush=True)
+                self._say(" ... (goes on) ")
             case events.SoundRestored():
                 print("the sound devices are back", file=sys.stderr)
 
@@ -228,11 +237,11 @@ class _Transcript:
         if self._is_json:
             turn = {"turn": self._num_turns, "text": done.text}
             turn |= dataclasses.asdict(done.metrics) | dataclasses.asdict(voice)
-            print(json.dumps(turn), flush=True)
+            self._say(json.dumps(turn) + "\n")
         elif voice.audible_ms is None:
-            print("\n  (nothing was heard)")
+            self._say("\n  (nothing was heard)\n")
         else:
-            print(
+            self._say(
                 f"\n  (heard {voice.audible_ms:.0f} ms behind your last word, of which "
-                f"{voice.hangover_ms:.0f} ms were spent waiting for more)"
+                f"{voice.hangover_ms:.0f} ms were spent waiting for more)\n"
             )
