@@ -75,6 +75,8 @@ def generate_keys(place: Path) -> tuple[Path, Path]:
     Raises SettingsError if either exists or cannot be written, DoesNotFit if the disk is full;
     neither is left then.
     """
+    if place.name in ("", ".."):
+        raise SettingsError(f"{place}: is a directory; name the keys too, such as {place}/maker")
     secret_place, public_place = (place.with_name(place.name + end) for end in (".key", ".pub"))
     if found := [str(path) for path in (secret_place, public_place) if os.path.lexists(path)]:
         raise SettingsError(f"{found[0]} exists already; a key that is lost cannot be made again")

@@ -28,7 +28,7 @@ def check_files(args: argparse.Namespace) -> None:
 
 def answer_place(out: Path | None, turn: int, num_turns: int) -> Path | None:
     """Where an answer goes: of several, each has its number."""
-    if out is None or num_turns == 1:
+    if out is None or num_turns == 1 or not out.name:  # "." has no name, and is refused
         return out
     return out.with_name(f"{out.stem}-{turn}{out.suffix}")
 

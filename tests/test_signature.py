@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deeptalk_edge.errors import ArtifactError, SettingsError
+from deeptalk_edge.errors import ArtifactError, DoesNotFit, SettingsError
 from deeptalk_edge.signature import (
     PublicKey,
     generate_keys,
@@ -17,6 +17,7 @@ from deeptalk_edge.signature import (
     signature_place,
     verify_file,
 )
+from tests.disks import make_read_only, small_disk
 
 # Made by minisign 0.11 itself: `minisign -G -W`, then `minisign -Sm manifest.json -t ...`.
 MINISIGN_CONTENT = b'{"a":1}\n'
@@ -107,6 +108,41 @@ def test_a_key_is_never_written_over(tmp_path: Path, end: str) -> None:
         generate_keys(tmp_path / "maker")
     assert place.read_text() == "precious"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_dangling_link_is_no_place_for_a_key(tmp_path: Path) -> None:
+    (tmp_path / "maker.key").symlink_to("elsewhere")
+    with pytest.raises(SettingsError, match=r"maker.key exists already"):
+        generate_keys(tmp_path / "maker")
+    assert [path.name for path in tmp_path.iterdir()] == ["maker.key"]
+
+
+def test_a_pair_of_keys_is_whole_or_absent(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "4k") as disk:  # room for one of both
+        with pytest.raises(DoesNotFit, match="No space left on device"):
+            generate_keys(disk / "maker")
+        assert list(disk.iterdir()) == []
+
+
+def test_a_read_only_place_is_told(signed: Path, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "100k") as disk:
+        (disk / "manifest.json").write_bytes(signed.read_bytes())
+        make_read_only(disk)
+        with pytest.raises(SettingsError, match=r"cannot be written \(Read-only file system\)"):
+            sign_file(disk / "manifest.json", signed.with_name("maker.key"), "")
+        with pytest.raises(SettingsError, match=r"cannot be written \(Read-only file system\)"):
+            generate_keys(disk / "maker")
+
+
+def test_a_signature_never_replaces_what_it_signs_or_signs_with(signed: Path) -> None:
+    place = signature_place(signed)
+    for target in (signed, signed.with_name("maker.key")):
+        place.unlink()
+        place.symlink_to(target)
+        before = target.read_bytes()
+        with pytest.raises(SettingsError, match="is the same file as"):
+            sign_file(signed, signed.with_name("maker.key"), "")
+        assert target.read_bytes() == before
 
 
 def test_only_its_owner_can_read_a_secret_key(tmp_path: Path) -> None:
