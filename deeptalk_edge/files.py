@@ -244,6 +244,11 @@ def write_error(place: Path, error: OSError, refused: type[EdgeError] = Settings
     return refused(f"{place}: cannot be written ({said}); {way_out}")
 
 
+def is_full(error: OSError) -> bool:
+    """Whether the system said that there is no room."""
+    return error.errno in _FULL
+
+
 def hidden_beside(place: Path, what: str) -> Path:
     """A name beside `place` that nobody has: `.NAME.what-RANDOM`."""
     name = os.fsdecode(os.fsencode(place.name)[:_NAME_BYTES])
@@ -303,7 +308,7 @@ def staged_directory(place: Path, *, replaces: Collection[str] = ()) -> Iterator
         check_replaceable(place, replaces)  # it may have come meanwhile
         swap_directory(staging, place)
     except OSError as error:
-        if error.errno in _FULL:
+        if is_full(error):
             raise write_error(place, error) from error
         raise
     finally:

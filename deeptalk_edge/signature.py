@@ -42,7 +42,7 @@ _KEY = b"Ed"
 _HASHED = b"ED"
 _NO_PASSWORD = b"\0\0"
 _CHECKSUM = b"B2"
-_MAX_KEY_BYTES = 4096
+_MAX_KEY_BYTES, _MAX_SIGNATURE_BYTES = 1 << 12, 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +149,8 @@ def _read_signature(path: Path) -> tuple[bytes, bytes, str, bytes]:
     """Key id, signature, the trusted comment, and the signature over both."""
     place = signature_place(path)
     try:
-        lines = place.read_text(encoding="utf-8").splitlines()
+        with open_input(place) as file:
+            lines = file.read(_MAX_SIGNATURE_BYTES).decode().splitlines()
     except FileNotFoundError:
         raise ArtifactError(
             f"{path}: not signed, {place.name} is missing; its maker signs it with "
@@ -207,6 +208,8 @@ def _decode_key(path: Path, kind: str, size: int) -> bytes:
 
 
 def _hash_of(path: Path) -> bytes:
+    if path.exists() and not path.is_file():
+        raise ArtifactError(f"{path}: not readable (it is no regular file)")
     try:
         with path.open("rb") as file:
             return hashlib.blake2b(file.read()).digest()

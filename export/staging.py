@@ -12,7 +12,6 @@ nothing else is replaced.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -27,6 +26,7 @@ from deeptalk_edge.files import (
     check_directory,
     check_file,
     check_replaceable,
+    is_full,
     refusing,
     sha256_of,
     staged_file,
@@ -205,7 +205,7 @@ def _cleared_on_error(path: Path, place: Path) -> Iterator[None]:
         raise
     except BaseException as error:
         shutil.rmtree(path, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and is_full(error):
             raise write_error(place, error) from error
         raise
 

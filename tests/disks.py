@@ -22,7 +22,8 @@ def small_disk(place: Path, size: str) -> Iterator[Path]:
     try:
         yield place
     finally:
-        subprocess.run(["umount", str(place)], check=True)
+        # Lazily: a test that fails may have left a file open.
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def make_read_only(disk: Path) -> None:

@@ -17,6 +17,9 @@ from deeptalk_edge.errors import SettingsError
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# What stays in the buffer fails once more when the interpreter ends.
+_BUFFERED = {**os.environ, "PYTHONUNBUFFERED": ""}
+
 # Takes time to close its file, as a program with threads does.
 _PROGRAM = """
 import sys, time
@@ -140,7 +143,7 @@ def test_a_full_disk_behind_stdout_is_one_line(argv: list[str]) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "deeptalk_edge.cli", *argv],
             cwd=ROOT,
-            env={**os.environ, "PYTHONUNBUFFERED": ""},
+            env=_BUFFERED,
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
@@ -155,8 +158,14 @@ def test_a_reader_who_has_gone_ends_it_without_a_word() -> None:
     program += "sys.exit(as_program(lambda: print('x' * 1_000_000)))"
     end, start = os.pipe()
     os.close(end)
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, cwd=ROOT, stdout=start, stderr=subprocess.PIPE, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=_BUFFERED,
+        stdout=start,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
     os.close(start)
     assert (done.returncode, done.stderr) == (1, b"")
 

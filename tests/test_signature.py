@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import os
 import stat
 import sys
 from pathlib import Path
 
 import pytest
 
+from deeptalk_edge import files
 from deeptalk_edge.errors import ArtifactError, DoesNotFit, SettingsError
 from deeptalk_edge.signature import (
     PublicKey,
@@ -98,6 +100,22 @@ def test_what_is_no_signature_is_refused(signed: Path, content: bytes) -> None:
     signature_place(signed).write_bytes(content)
     with pytest.raises(ArtifactError, match=r"manifest.json.minisig: not"):
         verify_file(signed, _maker(signed))
+
+
+def test_a_signature_or_a_key_that_never_comes_is_refused(
+    signed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "FIFO_WAIT_S", 0.1)
+    maker, place = _maker(signed), signature_place(signed)
+    for path in (place, signed.with_name("maker.pub"), signed):
+        path.unlink()
+        os.mkfifo(path)
+    with pytest.raises(ArtifactError, match="nobody writes into this FIFO"):
+        verify_file(signed, maker)
+    with pytest.raises(SettingsError, match="nobody writes into this FIFO"):
+        PublicKey.read(signed.with_name("maker.pub"))
+    with pytest.raises(ArtifactError, match="it is no regular file"):
+        sign_file(signed, signed.with_name("maker.key"), "")
 
 
 @pytest.mark.parametrize("end", ["key", "pub"])

@@ -70,7 +70,10 @@ def add_arguments(group: argparse._ArgumentGroup) -> None:
         "--trace", type=Path, metavar="FILE", help="write a Chrome trace, for chrome://tracing"
     )
     group.add_argument(
-        "--record", type=Path, metavar="DIR", help="keep what is heard and played as WAV files"
+        "--record",
+        type=Path,
+        metavar="DIR",
+        help="keep what is heard and played as WAV files, numbered if there are some already",
     )
 
 
