@@ -89,12 +89,17 @@ def test_a_spoken_question_gets_a_spoken_answer_in_real_time(
     assert names >= {"frame", "encode", "prefill", "row", "speaking", "queued_ms"}
 
 
+def _spoken(tmp_path: Path) -> Path:
+    """So much of a question as this encoder hears at a time."""
+    with WavWriter(tmp_path / "spoken.wav", 16000) as writer:
+        writer.write(read_wav(SPOKEN).pcm[: int(1.3 * 16000)])
+    return tmp_path / "spoken.wav"
+
+
 def test_the_command_talks_through_wav_files(
     bundle_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with WavWriter(tmp_path / "spoken.wav", 16000) as writer:  # this encoder hears 2 s at a time
-        writer.write(read_wav(SPOKEN).pcm[: int(1.3 * 16000)])
-    microphone = str(tmp_path / "spoken.wav")
+    microphone = str(_spoken(tmp_path))
     argv = ["run", "--bundle", str(bundle_path), "--mic", "--input-device", microphone]
     argv += ["--output-device", str(tmp_path / "out.wav"), "--hangover", "fixed", "--json"]
     argv += ["--trace", str(tmp_path / "trace.json"), "--no-echo-canceller"]
@@ -124,18 +129,27 @@ def test_a_loudspeakers_file_on_a_full_disk_ends_the_conversation_clearly(
 
 
 def test_side_outputs_on_a_full_disk_stop_no_conversation(
-    bundle_path: Path, question: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    bundle_path: Path, tmp_path: Path
 ) -> None:
+    argv = ["run", "--bundle", bundle_path, "--mic", "--input-device", _spoken(tmp_path)]
+    argv += ["--hangover", "fixed", "--no-echo-canceller", "--output-device", tmp_path / "out.wav"]
     with small_disk(tmp_path / "disk", "32k") as disk:
-        side = ["--record", f"{disk}/rec", "--trace", f"{disk}/t.json"]
-        side += ["--record-routes", f"{disk}/r.npz", "--output-device", str(tmp_path / "out.wav")]
-        assert _talk(bundle_path, question, *side) == 0
-        said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-        assert [message.split(":")[0].rsplit("/")[-1] for message in said] == [
-            "the recording ends here",
-            "t.json",
-            "r.npz",
-        ]
+        argv += ["--record", disk / "rec", "--trace", disk / "t.json"]
+        argv += ["--record-routes", disk / "r.npz"]
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "deeptalk_edge.cli", *map(str, argv)],
+                cwd=ROOT,
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+        assert done.returncode == 0, done.stderr
+        routes, trace, stdout, recording = sorted(done.stderr.splitlines())
+        assert stdout.startswith("WARNING stdout: No space left on device")
+        for name, line in (("r.npz", routes), ("t.json", trace), ("microphone.wav", recording)):
+            assert f"/{name}: cannot be written (No space left on device)" in line
         assert len(read_wav(disk / "rec" / "microphone.wav").pcm) > 0
     assert read_wav(tmp_path / "out.wav").seconds > 2
 
