@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -162,8 +163,9 @@ def _check_inputs(checkpoint: Path, place: Path, settings: ExportSettings) -> No
     replaced."""
     if settings.plugin is not None and not settings.plugin.is_file():
         raise SettingsError(f"{settings.plugin}: no such file; build the plugin with `make plugin`")
+    replaced = Path(os.path.realpath(place))
     for path in (checkpoint, settings.encoder, settings.snac):
-        if path is not None and place.resolve() in path.resolve().parents:
+        if path is not None and replaced in Path(os.path.realpath(path)).parents:
             raise SettingsError(
                 f"{place}: holds {path}, which the export reads; choose another place"
             )

@@ -6,11 +6,13 @@ An output is no input, no file of the bundle and no other output, by whatever na
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.files import STDOUT, check_directory, check_inputs_stay, check_output
+from deeptalk_edge.runtime.loop.recorder import is_recording
 
 
 def check_files(args: argparse.Namespace) -> None:
@@ -23,7 +25,16 @@ def check_files(args: argparse.Namespace) -> None:
     for place in outputs:
         check_output(place)
     if args.record:
+        _check_apart(args.record, outputs)
         check_directory(args.record)
+
+
+def _check_apart(record: Path, outputs: Iterable[Path]) -> None:
+    """Refuse an output that has the name of a recording: it would replace it at the end."""
+    directory = os.path.realpath(record)
+    for place in outputs:
+        if is_recording(place.name) and os.path.realpath(place.parent) == directory:
+            raise SettingsError(f"{place}: --record writes there; name another place")
 
 
 def answer_place(out: Path | None, turn: int, num_turns: int) -> Path | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,14 @@ from deeptalk_edge.runtime.audio.ports import MicFrame
 from deeptalk_edge.runtime.audio.wav import MAX_BYTES, WavWriter
 
 log = logging.getLogger(__name__)
+
+
+_NAMES = ("microphone", "loudspeaker")
+
+
+def is_recording(name: str) -> bool:
+    """Whether a recorder may give a file this name."""
+    return re.fullmatch(rf"({'|'.join(_NAMES)})(-\d+)?\.wav", name) is not None
 
 
 class Recorder:
@@ -93,7 +102,7 @@ def _next_pair(directory: Path) -> tuple[WavWriter, WavWriter]:
     """
     for number in itertools.count(1):
         end = "" if number == 1 else f"-{number}"
-        places = [directory / f"{name}{end}.wav" for name in ("microphone", "loudspeaker")]
+        places = [directory / f"{name}{end}.wav" for name in _NAMES]
         if not any(os.path.lexists(place) for place in places):
             break
     first = WavWriter(places[0], RATE_HZ, is_new=True)

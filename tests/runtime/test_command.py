@@ -182,6 +182,19 @@ def test_what_the_user_gave_is_never_written_over(
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize("name", ["loudspeaker.wav", "microphone-2.wav"])
+def test_no_output_takes_the_place_of_a_recording(
+    name: str, question: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["run", "--bundle", str(tmp_path), "--mic", "--input-device", str(question)]
+    argv += ["--record", str(tmp_path / "rec"), "--trace", str(tmp_path / "rec" / "trace.json")]
+    (tmp_path / "rec").mkdir()
+    assert main([*argv, "--output-device", str(tmp_path / "rec" / name)]) == 1
+    assert "--record writes there" in capsys.readouterr().err
+    assert main([*argv, "--output-device", str(tmp_path / "rec" / "answer.wav")]) == 1
+    assert "not a bundle" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "flags",
     [
