@@ -174,7 +174,7 @@ def test_a_writer_goes_on_where_it_was_when_there_is_room_again(tmp_path: Path) 
         with WavWriter(disk / "a.wav", 16000) as writer:
             writer.write(voice(0.1))
             with pytest.raises(DoesNotFit):
-                writer.write(voice(2.0))
+                writer.write(-voice(2.0))
             (disk / "ballast").unlink()
             writer.write(voice(0.1))
         np.testing.assert_allclose(read_wav(disk / "a.wav").pcm, np.tile(voice(0.1), 2), atol=1e-4)
