@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +177,7 @@ def resumable_directory(place: Path, inputs: str, *, replace: bool = False) -> I
     """
     place = check_place(place, replace=replace)
     path = _partial(place)
+    made = [above for above in path.parents if not above.exists()]
     with refusing(place):
         path.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -194,6 +195,9 @@ def resumable_directory(place: Path, inputs: str, *, replace: bool = False) -> I
             swap_directory(path, place)
     finally:
         os.close(handle)
+        for above in made:
+            with suppress(OSError):  # it holds the bundle, or what was done of it
+                above.rmdir()
 
 
 @contextmanager

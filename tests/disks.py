@@ -35,8 +35,13 @@ def device_node(place: Path, minor: int) -> Path:
     """A node like /dev/null (3), /dev/zero (5) or /dev/full (7), so that no test risks the real
     one; skips the test where that is refused."""
     try:
-        os.mknod(place, stat.S_IFCHR | 0o666, os.makedev(1, minor))
-        place.open("wb").close()
+        make_node(place, minor)
     except OSError:
         pytest.skip("this machine does not let us make a device node")
     return place
+
+
+def make_node(place: Path, minor: int) -> None:
+    """The same, but raises OSError where it is refused."""
+    os.mknod(place, stat.S_IFCHR | 0o666, os.makedev(1, minor))
+    place.open("wb").close()

@@ -166,6 +166,12 @@ def test_a_killed_exports_half_written_journal_is_no_part_of_the_bundle(tmp_path
         assert list(staging.files()) == ["new"]
 
 
+def test_an_export_that_fails_leaves_no_directory_on_the_way(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="it came to nothing"):
+        _replace(tmp_path / "a" / "b" / "bundle", fails=True)
+    assert _tree(tmp_path) == []
+
+
 def test_a_place_is_refused_before_the_checkpoint_is_read(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "100k") as disk:
         make_read_only(disk)
@@ -187,7 +193,7 @@ def test_a_bundle_that_holds_an_input_is_not_replaced(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["-o", "/proc/bundle"], "/proc/bundle: cannot be written"),
+        (["-o", "/proc/bundle"], "cannot be written"),
         (["-o", "."], "exists already; choose another place or pass --force"),
         (["-o", ".", "--force"], "is the current directory"),
         (["-o", "bundle", "--plugin", "nope.so"], "nope.so: no such file"),
