@@ -118,7 +118,7 @@ def test_what_is_no_bundle_is_not_replaced(make: Callable[[Path], Path], tmp_pat
     assert _tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("spelt", [".", "..", "../bundle", "/", "/proc"])
+@pytest.mark.parametrize("spelt", [".", "..", "../bundle", "absent/..", "/", "/proc"])
 def test_where_somebody_stands_is_not_replaced(
     spelt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

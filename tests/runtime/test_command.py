@@ -274,7 +274,7 @@ def test_stdout_is_not_shared(
     flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["run", "--bundle", str(tmp_path), *flags]) == 1
-    assert "stdout" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith("deeptalk-edge: --")
 
 
 def test_a_place_without_a_bundle_is_exit_code_1(
