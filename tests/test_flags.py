@@ -126,6 +126,39 @@ DEVICES = st.one_of(
 # What a verb may write or replace, by the flag before its name.
 _OUTPUT_FLAGS = ("--out", "--record-routes", "--output-device", "--record", "--trace", "-o")
 
+_INPUT_FLAGS = ("--wav", "--input-device", "--require-signature", "--turn-model", "--key")
+
+ASK = ["run", "--bundle", "bundle", "--wav", "question.wav"]
+EXPORT_TO = ["export", "checkpoint", "-o"]
+
+# What once ended in a traceback, a hang or a lost file.
+KNOWN = [
+    [*ASK, "--out", "null"],
+    [*ASK, "--record-routes", "null"],
+    [*ASK, "--out", "fifo.wav"],
+    [*ASK, "--out", "link.wav"],
+    [*ASK, "--out", "question.wav"],
+    [*ASK, "--out", "second_name.wav"],
+    [*ASK, "--out", "full.wav"],
+    [*ASK, "--out", ".", "--text", "Why?"],
+    [*ASK, "--out", "bundle/experts.bin"],
+    [*ASK, "--record-routes", "absent/file.wav"],
+    [*ASK, "--system", "\udcff"],
+    ["run", "--bundle", "bundle", "--wav", "zero.wav"],
+    ["run", "--bundle", "bundle", "--wav", "fifo.wav"],
+    ["run", "--bundle", NOT_UTF8, "--text", "Why?"],
+    [*EXPORT_TO, "folder", "--force"],
+    [*EXPORT_TO, ".", "--force"],
+    [*EXPORT_TO, "text.txt", "--force"],
+    [*EXPORT_TO, "new", "--plugin", "absent.wav"],
+    [*EXPORT_TO, "text.txt/new"],
+    ["export", "loop.wav", "-o", "new"],
+    ["bundle", "keygen", ""],
+    ["bundle", "keygen", "text.txt/maker"],
+    ["bundle", "sign", "bundle", "--key", "fifo.wav"],
+    ["profile", "routes", "zero.wav"],
+]
+
 ARGV = st.one_of(RUN, RUN, EXPORT, BUNDLE, PROFILE, DEVICES)
 
 
@@ -178,6 +211,10 @@ def _what(path: Path) -> str:
     return kind
 
 
+def _named(argv: list[str], flags: tuple[str, ...]) -> list[str]:
+    return [value for flag, value in itertools.pairwise(argv) if flag in flags]
+
+
 def _is_output(path: Path, outputs: list[Path], *, may_change: bool) -> bool:
     """Whether it was named; of what is below a directory that was named, or on the way to it, only
     what is new or replaced by force may change."""
@@ -187,7 +224,7 @@ def _is_output(path: Path, outputs: list[Path], *, may_change: bool) -> bool:
 
 def _outputs(argv: list[str], place: Path) -> list[Path]:
     """The places that the user named to be written, links followed."""
-    named = [b for a, b in itertools.pairwise(argv) if a in _OUTPUT_FLAGS]
+    named = _named(argv, _OUTPUT_FLAGS)
     if argv[:2] == ["bundle", "sign"]:
         named += [f"{word}/manifest.json.minisig" for word in argv[2:]]
     if argv[:2] == ["bundle", "keygen"]:
@@ -214,11 +251,14 @@ def _check(argv: list[str], model: Path, root: Path) -> None:
         assert "Traceback" not in shown.getvalue(), argv
         assert code or not shown.getvalue().startswith("deeptalk-edge: "), argv
         after, outputs = _tree(place), _outputs(argv, place)
+        inputs = [Path(os.path.realpath(place / name)) for name in _named(argv, _INPUT_FLAGS)]
         is_replaced = code == 0 and "--force" in argv
         for name in before.keys() | after.keys():
             if before.get(name) != after.get(name):
                 may_change = is_replaced or name not in before
                 assert _is_output(place / name, outputs, may_change=may_change), (argv, name)
+                assert before.get(name, "100").startswith(("100", "40")), (argv, name)  # no node
+                assert place / name not in inputs, (argv, name)
     finally:
         os.chdir(here)
         (place / "closed").chmod(0o700)
@@ -244,7 +284,15 @@ def _settings(num_examples: int) -> settings:
     )
 
 
-@_settings(80)
+@pytest.mark.parametrize("argv", KNOWN, ids=" ".join)
+def test_what_once_failed_ends_well(
+    argv: list[str], files_of_all_kinds: Path, tmp_path: Path
+) -> None:
+    with _bounded():
+        _check(argv, files_of_all_kinds, tmp_path)
+
+
+@_settings(60)
 @given(argv=ARGV)
 def test_any_flags_over_any_files_end_well(
     argv: list[str], files_of_all_kinds: Path, tmp_path_factory: pytest.TempPathFactory
