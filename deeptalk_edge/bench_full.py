@@ -24,6 +24,7 @@ from typing import Any, get_args
 from deeptalk_edge.bundle.manifest import MANIFEST
 from deeptalk_edge.devices.profile import load_profile
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
+from deeptalk_edge.files import scratch_directory
 from deeptalk_edge.random_checkpoint import RandomCheckpoint, write_sizes
 from deeptalk_edge.runtime.audio.encoder import EncoderWindow
 from deeptalk_edge.runtime.audio.vad import read_utterance
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--keep", action="store_true", help="leave the bundle for the next run")
     args = parser.parse_args(argv)
     bundle = args.work / "+".join(args.precision)  # a kept one serves the same precision alone
-    try:
+    with scratch_directory(args.work, keep=args.keep):
         if not (bundle / MANIFEST).is_file():
             write_bundle(args.like, args.tokenizer, args.precision, bundle)
         print(HEADER, flush=True)
@@ -81,9 +82,6 @@ def main(argv: list[str] | None = None) -> int:
             rows.append(row)
             print(_line(row), flush=True)
         print(json.dumps({"precision": args.precision, "questions": len(args.wav), "rows": rows}))
-    finally:
-        if not args.keep:
-            shutil.rmtree(args.work, ignore_errors=True)
     return 0
 
 

@@ -17,8 +17,8 @@ from typing import get_args
 import numpy as np
 import torch
 
-from deeptalk_edge.artifact import write_atomically
 from deeptalk_edge.features import RATE_HZ
+from deeptalk_edge.files import write_file
 from deeptalk_edge.runtime.audio.encoder import EncoderWindow
 from deeptalk_edge.runtime.audio.vad import WebRtcDetector, find_utterance
 from deeptalk_edge.runtime.audio.wav import WavWriter
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "",
         *_quality_table(quality),
     ]
-    write_atomically(args.report, ("\n".join(lines) + "\n").encode())
+    write_file(args.report, ("\n".join(lines) + "\n").encode())
     print("\n".join(lines))
     return 0
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from deeptalk_edge.checkpoint import expected_tensors
 from deeptalk_edge.expert_record import to_bfloat16
+from deeptalk_edge.files import scratch_directory
 from deeptalk_edge.random_checkpoint import write_sizes
 from deeptalk_edge.spec import ModelSpec
 from deeptalk_edge.spec_files import read_model_spec
@@ -74,9 +75,10 @@ def main(argv: list[str] | None = None) -> int:
     print(
         f"{'layers':>6}{'checkpoint':>12}{'bundle':>10}{'anonymous':>11}{'mapped':>10}{'time':>8}"
     )
-    figures = {
-        layers: _measure(args.like, args.work, layers, args.device) for layers in args.layers
-    }
+    with scratch_directory(args.work):
+        figures = {
+            layers: _measure(args.like, args.work, layers, args.device) for layers in args.layers
+        }
     first, last = figures[args.layers[0]], figures[args.layers[-1]]
     slope = (last["anonymous_mb"] - first["anonymous_mb"]) / (args.layers[-1] - args.layers[0])
     print(f"anonymous memory for each further layer: {slope:.1f} MB")

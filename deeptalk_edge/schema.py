@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from deeptalk_edge.errors import ArtifactError
+from deeptalk_edge.files import open_input
 
 T = TypeVar("T")
 
@@ -89,7 +90,8 @@ def read_json_value(path: Path) -> Any:
     Raises ArtifactError if the file is missing or is not JSON.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with open_input(path) as file:
+            text = file.read().decode("utf-8")
         _check_depth(text)
         return json.loads(text)
     except FileNotFoundError:

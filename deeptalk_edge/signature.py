@@ -20,12 +20,21 @@ import binascii
 import hashlib
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deeptalk_edge.artifact import write_atomically
 from deeptalk_edge.errors import ArtifactError, SettingsError
+from deeptalk_edge.files import (
+    OutputFile,
+    check_inputs_stay,
+    check_output,
+    open_input,
+    refusing,
+    write_file,
+)
 
 _UNTRUSTED = "untrusted comment: "
 _TRUSTED = "trusted comment: "
@@ -33,6 +42,7 @@ _KEY = b"Ed"
 _HASHED = b"ED"
 _NO_PASSWORD = b"\0\0"
 _CHECKSUM = b"B2"
+_MAX_KEY_BYTES, _MAX_SIGNATURE_BYTES = 1 << 12, 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,36 +72,51 @@ def signature_place(path: Path) -> Path:
 def generate_keys(place: Path) -> tuple[Path, Path]:
     """Make a pair of keys: `place`.key, which only its owner can read, and `place`.pub.
 
-    Raises SettingsError if either exists.
+    Raises SettingsError if either exists or cannot be written, DoesNotFit if the disk is full;
+    neither is left then.
     """
+    if place.name in ("", ".."):
+        raise SettingsError(f"{place}: is a directory; name the keys too, such as {place}/maker")
     secret_place, public_place = (place.with_name(place.name + end) for end in (".key", ".pub"))
-    if found := [str(path) for path in (secret_place, public_place) if path.exists()]:
+    if found := [str(path) for path in (secret_place, public_place) if os.path.lexists(path)]:
         raise SettingsError(f"{found[0]} exists already; a key that is lost cannot be made again")
     key, key_id = _ed25519().Ed25519PrivateKey.generate(), secrets.token_bytes(8)
     public = key.public_key().public_bytes_raw()
     pair = key_id + key.private_bytes_raw() + public
     secret = _KEY + _NO_PASSWORD + _CHECKSUM + bytes(48) + pair + bytes(32)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with open(os.open(secret_place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+    with refusing(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+    with _new_file(secret_place, mode=0o600) as file:
         file.write(_lines(f"minisign secret key {_spell(key_id)}", secret))
-    write_atomically(
-        public_place, _lines(f"minisign public key {_spell(key_id)}", _KEY + key_id + public)
-    )
+        write_file(
+            public_place, _lines(f"minisign public key {_spell(key_id)}", _KEY + key_id + public)
+        )
     return secret_place, public_place
 
 
 def sign_file(path: Path, secret_place: Path, comment: str) -> Path:
     """Write the signature of a file; `comment` is signed with it. Returns the signature's place.
 
-    Raises SettingsError if the key cannot be used, ArtifactError if the file cannot be read.
+    Raises SettingsError if the key cannot be used or the signature cannot be written, ArtifactError
+    if the file cannot be read, DoesNotFit if the disk is full.
     """
+    check_signable(path, secret_place)
     key, key_id = _read_secret(secret_place)
     signature = key.sign(_hash_of(path))
     both = key.sign(signature + comment.encode())
     content = _lines("verify with `deeptalk-edge bundle verify`", _HASHED + key_id + signature)
     content += f"{_TRUSTED}{comment}\n".encode() + base64.b64encode(both) + b"\n"
-    write_atomically(signature_place(path), content)
+    write_file(signature_place(path), content)
     return signature_place(path)
+
+
+def check_signable(path: Path, secret_place: Path) -> None:
+    """Refuse to sign before the work.
+
+    Raises SettingsError if the signature cannot be written, or would overwrite the file or the key.
+    """
+    check_inputs_stay([path, secret_place], [signature_place(path)])
+    check_output(signature_place(path))
 
 
 def verify_file(path: Path, public: PublicKey) -> str:
@@ -124,7 +149,8 @@ def _read_signature(path: Path) -> tuple[bytes, bytes, str, bytes]:
     """Key id, signature, the trusted comment, and the signature over both."""
     place = signature_place(path)
     try:
-        lines = place.read_text(encoding="utf-8").splitlines()
+        with open_input(place) as file:
+            lines = file.read(_MAX_SIGNATURE_BYTES).decode().splitlines()
     except FileNotFoundError:
         raise ArtifactError(
             f"{path}: not signed, {place.name} is missing; its maker signs it with "
@@ -169,7 +195,9 @@ def _ed25519() -> Any:
 
 def _decode_key(path: Path, kind: str, size: int) -> bytes:
     try:
-        content = base64.b64decode(path.read_text(encoding="utf-8").splitlines()[1], validate=True)
+        with open_input(path) as file:  # of a device that never ends, no more than a key
+            text = file.read(_MAX_KEY_BYTES).decode()
+        content = base64.b64decode(text.splitlines()[1], validate=True)
     except OSError as error:
         raise SettingsError(f"{path}: no readable {kind} key ({error.strerror})") from error
     except (IndexError, ValueError):
@@ -180,11 +208,26 @@ def _decode_key(path: Path, kind: str, size: int) -> bytes:
 
 
 def _hash_of(path: Path) -> bytes:
+    if path.exists() and not path.is_file():
+        raise ArtifactError(f"{path}: not readable (it is no regular file)")
     try:
         with path.open("rb") as file:
             return hashlib.blake2b(file.read()).digest()
     except OSError as error:
         raise ArtifactError(f"{path}: not readable ({error.strerror})") from error
+
+
+@contextmanager
+def _new_file(place: Path, *, mode: int) -> Iterator[OutputFile]:
+    """A file that must not exist; it is gone again if the block fails."""
+    with refusing(place):
+        file = OutputFile(place, is_new=True, mode=mode)
+        try:
+            yield file
+            file.commit()
+        except BaseException:
+            file.discard()
+            raise
 
 
 def _lines(comment: str, content: bytes) -> bytes:

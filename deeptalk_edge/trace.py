@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from deeptalk_edge.artifact import write_atomically
+from deeptalk_edge.files import write_file
 
 _MAX_EVENTS = 500_000  # about 100 MB; the oldest go first
 
@@ -45,7 +45,10 @@ class Trace:
         self._add(name, "i", time.perf_counter_ns(), 0, args)
 
     def save(self, path: Path) -> None:
-        """Write what was collected, whole or not at all."""
+        """Write what was collected, whole or not at all.
+
+        Raises SettingsError if `path` cannot be written, DoesNotFit if the disk is full.
+        """
         process = os.getpid()
         events = [
             {
@@ -61,7 +64,7 @@ class Trace:
         ]
         num_dropped = self._num_seen - len(events)
         content = {"traceEvents": events, "otherData": {"dropped_events": num_dropped}}
-        write_atomically(path, json.dumps(content).encode())
+        write_file(path, json.dumps(content).encode())
 
     @contextmanager
     def _span(self, name: str, args: dict[str, Any]) -> Iterator[None]:

@@ -1,8 +1,10 @@
 """Answers that nobody may cut short: a safety notice, a price that must be said in full."""
 
+import argparse
 import sys
 
 from deeptalk_edge import Bundle, Conversation
+from deeptalk_edge.cli import as_program
 from deeptalk_edge.runtime.audio.ports import SoundPort
 from deeptalk_edge.runtime.events import TextPiece, TurnDone
 from deeptalk_edge.runtime.loop.settings import ReplyPolicy
@@ -20,4 +22,7 @@ def main(bundle: str, port: SoundPort | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundle", help="directory made by `deeptalk-edge export`")
+    # One line for what goes wrong, and Ctrl-C or SIGTERM end it well.
+    sys.exit(as_program(lambda: main(parser.parse_args().bundle)))

@@ -1,20 +1,24 @@
 """Ask a bundle one spoken question; the answer's text and sound come as they are made."""
 
+import argparse
 import sys
 from pathlib import Path
 
+from deeptalk_edge.cli import as_program
+from deeptalk_edge.files import check_inputs_stay
 from deeptalk_edge.runtime.audio.vad import read_utterance
 from deeptalk_edge.runtime.audio.wav import WavWriter
 from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.runtime.conversation import AudioChunk, Conversation, TextPiece
 
 
-def main(bundle: str, question: str, answer: str) -> None:
+def main(bundle: Path, question: Path, answer: Path) -> None:
+    check_inputs_stay([question], [answer])
     with (
-        Conversation(Bundle.open(Path(bundle))) as talk,
-        WavWriter(Path(answer), talk.rate_hz) as writer,
+        Conversation(Bundle.open(bundle)) as talk,
+        WavWriter(answer, talk.rate_hz) as writer,
     ):
-        for event in talk.ask(read_utterance(Path(question))):
+        for event in talk.ask(read_utterance(question)):
             if isinstance(event, TextPiece):
                 print(event.text, end="", flush=True)
             elif isinstance(event, AudioChunk):
@@ -23,4 +27,9 @@ def main(bundle: str, question: str, answer: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundle", type=Path, help="directory made by `deeptalk-edge export`")
+    parser.add_argument("question", type=Path, help="WAV to ask with")
+    parser.add_argument("answer", type=Path, help="WAV to write")
+    # One line for what goes wrong, and Ctrl-C or SIGTERM end it well.
+    sys.exit(as_program(lambda: main(**vars(parser.parse_args()))))

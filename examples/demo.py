@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from deeptalk_edge.cli import as_program
 from deeptalk_edge.cli import main as deeptalk_edge
 
 QUESTIONS = (
@@ -54,4 +55,4 @@ def ask_aloud(folder: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(as_program(main))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ from deeptalk_edge.bundle.manifest import (
 )
 from deeptalk_edge.checkpoint import Checkpoint
 from deeptalk_edge.devices.profile import DeviceProfile, load_profile
-from deeptalk_edge.errors import ArtifactError
+from deeptalk_edge.errors import ArtifactError, SettingsError
 from deeptalk_edge.expert_record import ExpertRecord
 from deeptalk_edge.export.codec import CodecGraph, CodecNoise, export_codec
 from deeptalk_edge.export.codec_files import open_codec
@@ -72,7 +73,7 @@ from deeptalk_edge.export.native_weights import NativePrecision, write_native_we
 from deeptalk_edge.export.parity import parity_report, reference_hidden
 from deeptalk_edge.export.plan import record_format
 from deeptalk_edge.export.reference import Floats
-from deeptalk_edge.export.staging import Staging, resumable_directory
+from deeptalk_edge.export.staging import Staging, check_place, resumable_directory
 from deeptalk_edge.export.step_run import engine_outputs
 from deeptalk_edge.spec import CodecSpec
 
@@ -118,10 +119,12 @@ def export_bundle(
     A bundle for TensorRT in place of a checkpoint gets its engines built here, on the device.
     `checkpoint` gives the weights instead of the files in the directory.
 
-    Raises ArtifactError if the checkpoint is not whole or `place` exists, SettingsError if the
-    profile lacks something, BackendError if an engine cannot be built, DoesNotFit if the disk
-    fills.
+    Raises ArtifactError if the checkpoint is not whole or something is at `place` that may not be
+    replaced, SettingsError if the profile lacks something or `place` cannot be written,
+    BackendError if an engine cannot be built, DoesNotFit if the disk fills.
     """
+    place = check_place(place, replace=settings.replace)
+    _check_inputs(checkpoint_directory, place, settings)
     if (checkpoint_directory / MANIFEST).is_file():
         return finish_bundle(
             checkpoint_directory,
@@ -154,6 +157,19 @@ def export_bundle(
     )
     with resumable_directory(place, inputs, replace=settings.replace) as staging:
         return export.write(staging, steps)
+
+
+def _check_inputs(checkpoint: Path, place: Path, settings: ExportSettings) -> None:
+    """Raises SettingsError if there is no such plugin, or if an input would go with what is
+    replaced."""
+    if settings.plugin is not None and not settings.plugin.is_file():
+        raise SettingsError(f"{settings.plugin}: no such file; build the plugin with `make plugin`")
+    replaced = Path(os.path.realpath(place))
+    for path in (checkpoint, settings.encoder, settings.snac):
+        if path is not None and replaced in Path(os.path.realpath(path)).parents:
+            raise SettingsError(
+                f"{place}: holds {path}, which the export reads; choose another place"
+            )
 
 
 class _Export:

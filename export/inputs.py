@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import deeptalk_edge
-from deeptalk_edge.artifact import sha256_of
+from deeptalk_edge.files import sha256_of
 
 
 class InputHashes:

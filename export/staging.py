@@ -6,24 +6,35 @@ sizes, hashes and what the step returned. The next export of the same inputs tak
 steps from the journal once their files have been checked, and runs the others again. Other inputs,
 a newer exporter included, start over. An error that continuing cannot mend leaves nothing.
 
-Two exports never write one place: the directory is locked.
+Two exports never write one place: the directory is locked. A bundle is replaced by a bundle, and
+nothing else is replaced.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from deeptalk_edge.artifact import check_file, sha256_of, swap_directory, write_atomically
-from deeptalk_edge.bundle.manifest import FileEntry
-from deeptalk_edge.errors import ArtifactError, BackendError, DoesNotFit
+from deeptalk_edge.bundle.manifest import MANIFEST, FileEntry
+from deeptalk_edge.errors import ArtifactError, BackendError
+from deeptalk_edge.files import (
+    check_directory,
+    check_file,
+    check_replaceable,
+    is_full,
+    refusing,
+    sha256_of,
+    staged_file,
+    swap_directory,
+    write_error,
+)
+from deeptalk_edge.signature import signature_place
 
 JOURNAL = "journal.json"
 
@@ -34,8 +45,11 @@ class Staging:
     def __init__(self, path: Path, inputs: str) -> None:
         self.path = path
         self._inputs = inputs
+        for left in path.glob(f".{JOURNAL}.*"):  # of an export that was killed as it wrote one
+            left.unlink()
         self._done: dict[str, dict[str, Any]] = self._read_journal()
         self._forget_damaged()
+        self._write_journal()  # from now on the directory is known to be ours
 
     def step(self, name: str, write: Callable[[], Any]) -> Any:
         """What `write` returned, now or in the export that was killed; plain JSON.
@@ -59,8 +73,12 @@ class Staging:
     def note(self, name: str, returned: Any, files: Mapping[str, Any] | None = None) -> None:
         """Write a step into the journal."""
         self._done[name] = {"returned": returned, "files": dict(files or {})}
+        self._write_journal()
+
+    def _write_journal(self) -> None:
         content = json.dumps({"inputs": self._inputs, "done": self._done})
-        write_atomically(self.path / JOURNAL, content.encode())
+        with staged_file(self.path / JOURNAL) as file:
+            file.write(content.encode())
 
     def noted(self, name: str) -> Any | None:
         """What was noted under a name, if anything."""
@@ -104,18 +122,65 @@ class Staging:
                 del self._done[name]
 
 
+def check_place(place: Path, *, replace: bool) -> Path:
+    """Refuse a bundle's place before the work; returns it as an absolute path.
+
+    Raises ArtifactError if something is there that an export may not replace: without `replace`
+    anything, with it all but a bundle. SettingsError if nothing can be written there.
+    """
+    place = Path(os.path.abspath(place))  # "." and ".." have no name
+    if os.path.lexists(place) and not replace:
+        raise ArtifactError(f"{place} exists already; choose another place or pass --force")
+    if os.path.lexists(place):
+        check_replaceable(place, names := _names_in_bundle(place))
+        if not names:
+            raise ArtifactError(
+                f"{place} is empty and no bundle; remove it, or choose another place"
+            )
+    check_directory(place.parent)
+    partial = _partial(place)
+    if os.path.lexists(partial) and not _is_ours(partial):
+        raise ArtifactError(
+            f"{partial}: an export would write there, but it holds something else; move it away"
+        )
+    return place
+
+
+def _partial(place: Path) -> Path:
+    return place.with_name(f".{place.name}.partial")
+
+
+def _is_ours(partial: Path) -> bool:
+    """Whether it is what an export left behind."""
+    if partial.is_symlink() or not partial.is_dir():
+        return False
+    return (partial / JOURNAL).is_file() or not any(partial.iterdir())
+
+
+def _names_in_bundle(place: Path) -> set[str]:
+    """The files of the bundle that is there, of whatever format; empty if it is no bundle."""
+    manifest = place / MANIFEST
+    try:
+        content = json.loads(manifest.read_bytes()) if manifest.is_file() else {}
+        names = set(content["files"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return set()
+    return {MANIFEST, signature_place(manifest).name, *names}
+
+
 @contextmanager
 def resumable_directory(place: Path, inputs: str, *, replace: bool = False) -> Iterator[Staging]:
     """Yield the staging directory of `place`; when the block ends well, it stands there.
 
-    `inputs` is a hash of all that the result depends on. Raises ArtifactError if `place` exists and
-    `replace` is not set, or another export is writing it; DoesNotFit if the disk is full.
+    `inputs` is a hash of all that the result depends on. Raises what `check_place` raises,
+    ArtifactError if another export is writing the place, DoesNotFit if the disk is full.
     """
-    if place.exists() and not replace:
-        raise ArtifactError(f"{place} exists already; choose another place or pass --force")
-    path = place.with_name(f".{place.name}.partial")
-    path.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDONLY)
+    place = check_place(place, replace=replace)
+    path = _partial(place)
+    made = [above for above in path.parents if not above.exists()]
+    with refusing(place):
+        path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -125,10 +190,14 @@ def resumable_directory(place: Path, inputs: str, *, replace: bool = False) -> I
             ) from None
         with _cleared_on_error(path, place):
             yield Staging(path, inputs)
+            check_place(place, replace=replace)  # something may have come meanwhile
             (path / JOURNAL).unlink()
             swap_directory(path, place)
     finally:
         os.close(handle)
+        for above in made:
+            with suppress(OSError):  # it holds the bundle, or what was done of it
+                above.rmdir()
 
 
 @contextmanager
@@ -140,10 +209,8 @@ def _cleared_on_error(path: Path, place: Path) -> Iterator[None]:
         raise
     except BaseException as error:
         shutil.rmtree(path, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DoesNotFit(
-                f"{place}: the disk is full; nothing was kept. Free room, then try again"
-            ) from error
+        if isinstance(error, OSError) and is_full(error):
+            raise write_error(place, error) from error
         raise
 
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deeptalk_edge.artifact import check_file
 from deeptalk_edge.bundle.manifest import FORMAT, MANIFEST, Backend, Manifest, read_manifest
 from deeptalk_edge.errors import ArtifactError, ExpertUnavailable
+from deeptalk_edge.files import check_file
 from deeptalk_edge.signature import PublicKey, signature_place, verify_file
 
 

@@ -68,9 +68,10 @@ def _verify(args: argparse.Namespace) -> None:
 def _sign(args: argparse.Namespace) -> None:
     from deeptalk_edge.bundle.manifest import MANIFEST
     from deeptalk_edge.runtime.bundle import Bundle
-    from deeptalk_edge.signature import sign_file
+    from deeptalk_edge.signature import check_signable, sign_file
 
     bundle = Bundle.open(args.bundle)
+    check_signable(args.bundle / MANIFEST, args.key)
     bundle.verify()
     origin, target = bundle.manifest.checkpoint, bundle.manifest.target
     comment = f"{origin.name} {origin.sha256[:12]} for {target.backend} on {target.device}"

@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
+from deeptalk_edge.files import STDOUT
 from deeptalk_edge.runtime.loop import live_command
 
 if TYPE_CHECKING:  # loading these takes longer than `--help` may
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         metavar="WAV",
-        help="write the answer; several turns are numbered -1, -2",
+        help="write the answer; several turns are numbered -1, -2; - is stdout",
     )
     parser.add_argument(
         "--mode",
@@ -112,6 +113,7 @@ def main(args: argparse.Namespace) -> int:
     from deeptalk_edge.runtime.bundle import Bundle
     from deeptalk_edge.runtime.conversation import Conversation, ConversationSettings
     from deeptalk_edge.runtime.experts.from_bundle import PagingSettings
+    from deeptalk_edge.runtime.named_files import answer_place, check_files
     from deeptalk_edge.signature import PublicKey
 
     questions = [*args.wav, *args.text]
@@ -121,6 +123,7 @@ def main(args: argparse.Namespace) -> int:
             "nothing to ask: name a recording with --wav, a question with --text, or talk with "
             "--mic"
         )
+    check_files(args)
     start_s = time.perf_counter()
     key = PublicKey.read(args.require_signature) if args.require_signature else None
     bundle = Bundle.open(args.bundle, public_key=key)
@@ -150,10 +153,10 @@ def main(args: argparse.Namespace) -> int:
         for turn, question in enumerate(questions, 1):
             if args.forget:
                 talk.reset()
-            out = _out_place(args.out, turn, len(questions))
+            out = answer_place(args.out, turn, len(questions))
             metrics.append(_take_turn(talk, question, out, turn, args))
     if not args.json:
-        print(_table(metrics))
+        print(_table(metrics), file=_transcript(args))
     return 0
 
 
@@ -164,13 +167,16 @@ def _take_turn(
     from deeptalk_edge.runtime.audio.wav import WavWriter
     from deeptalk_edge.runtime.conversation import AudioChunk, TextPiece, TurnDone
 
-    say: Callable[[str], None] = _nothing if args.json else _say
+    def say(text: str) -> None:
+        if not args.json:
+            print(text, end="", flush=True, file=_transcript(args))
+
     pcm, described, speech_s = _hear(question)
-    say(f"you: {described}\ndeeptalk: ")
     done: TurnDone | None = None
     first_sound = True
     with ExitStack() as stack:
         writer = stack.enter_context(WavWriter(out, talk.rate_hz)) if out else None
+        say(f"you: {described}\ndeeptalk: ")
         player = _Pace(talk.rate_hz) if args.realtime else None
         events: Iterator[Any] = talk.ask(pcm)
         try:
@@ -235,12 +241,6 @@ class _Pace:
         time.sleep(max(self._played_until_s - now_s - _AHEAD_S, 0.0))
 
 
-def _out_place(out: Path | None, turn: int, num_turns: int) -> Path | None:
-    if out is None or num_turns == 1:
-        return out
-    return out.with_name(f"{out.stem}-{turn}{out.suffix}")
-
-
 def _as_json(
     turn: int,
     question: Path | str,
@@ -292,9 +292,6 @@ def _table(turns: list[Metrics]) -> str:
     return "\n".join(lines)
 
 
-def _say(text: str) -> None:
-    print(text, end="", flush=True)
-
-
-def _nothing(text: str) -> None:
-    pass
+def _transcript(args: argparse.Namespace) -> TextIO:
+    """Where text goes: to stdout, unless that is the sound's."""
+    return sys.stderr if args.out == STDOUT else sys.stdout

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeptalk_edge.features import max_samples
+from deeptalk_edge.files import check_output, side_output
 from deeptalk_edge.rows import Ids
 from deeptalk_edge.runtime.answer import Answer
 from deeptalk_edge.runtime.audio.encoder import Encoder
@@ -176,13 +177,19 @@ class Conversation:
 
     @contextmanager
     def record_routes(self, path: Path) -> Iterator[None]:
-        """Take down which experts every row chooses; the file is written when the block ends."""
+        """Take down which experts every row chooses; the file is written when the block ends. A
+        full disk is a warning then.
+
+        Raises SettingsError at once if `path` cannot be written.
+        """
+        check_output(path)
         self._experts.recorder = recorder = RouteRecorder()
         try:
             yield
         finally:
             self._experts.recorder = None
-            recorded_routes(self.bundle, recorder).save(path)
+            with side_output(path):
+                recorded_routes(self.bundle, recorder).save(path)
 
     def _end_turn(self) -> None:
         counts = self._experts.end_turn()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import base64
+import os
 import stat
 import sys
 from pathlib import Path
 
 import pytest
 
-from deeptalk_edge.errors import ArtifactError, SettingsError
+from deeptalk_edge import files
+from deeptalk_edge.errors import ArtifactError, DoesNotFit, SettingsError
 from deeptalk_edge.signature import (
     PublicKey,
     generate_keys,
@@ -17,6 +19,7 @@ from deeptalk_edge.signature import (
     signature_place,
     verify_file,
 )
+from tests.disks import make_read_only, small_disk
 
 # Made by minisign 0.11 itself: `minisign -G -W`, then `minisign -Sm manifest.json -t ...`.
 MINISIGN_CONTENT = b'{"a":1}\n'
@@ -99,6 +102,22 @@ def test_what_is_no_signature_is_refused(signed: Path, content: bytes) -> None:
         verify_file(signed, _maker(signed))
 
 
+def test_a_signature_or_a_key_that_never_comes_is_refused(
+    signed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "FIFO_WAIT_S", 0.1)
+    maker, place = _maker(signed), signature_place(signed)
+    for path in (place, signed.with_name("maker.pub"), signed):
+        path.unlink()
+        os.mkfifo(path)
+    with pytest.raises(ArtifactError, match="nobody writes into this FIFO"):
+        verify_file(signed, maker)
+    with pytest.raises(SettingsError, match="nobody writes into this FIFO"):
+        PublicKey.read(signed.with_name("maker.pub"))
+    with pytest.raises(ArtifactError, match="it is no regular file"):
+        sign_file(signed, signed.with_name("maker.key"), "")
+
+
 @pytest.mark.parametrize("end", ["key", "pub"])
 def test_a_key_is_never_written_over(tmp_path: Path, end: str) -> None:
     place = tmp_path / f"maker.{end}"
@@ -107,6 +126,41 @@ def test_a_key_is_never_written_over(tmp_path: Path, end: str) -> None:
         generate_keys(tmp_path / "maker")
     assert place.read_text() == "precious"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_dangling_link_is_no_place_for_a_key(tmp_path: Path) -> None:
+    (tmp_path / "maker.key").symlink_to("elsewhere")
+    with pytest.raises(SettingsError, match=r"maker.key exists already"):
+        generate_keys(tmp_path / "maker")
+    assert [path.name for path in tmp_path.iterdir()] == ["maker.key"]
+
+
+def test_a_pair_of_keys_is_whole_or_absent(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "4k") as disk:  # room for one of both
+        with pytest.raises(DoesNotFit, match="No space left on device"):
+            generate_keys(disk / "maker")
+        assert list(disk.iterdir()) == []
+
+
+def test_a_read_only_place_is_told(signed: Path, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "100k") as disk:
+        (disk / "manifest.json").write_bytes(signed.read_bytes())
+        make_read_only(disk)
+        with pytest.raises(SettingsError, match=r"cannot be written \(Read-only file system\)"):
+            sign_file(disk / "manifest.json", signed.with_name("maker.key"), "")
+        with pytest.raises(SettingsError, match=r"cannot be written \(Read-only file system\)"):
+            generate_keys(disk / "maker")
+
+
+def test_a_signature_never_replaces_what_it_signs_or_signs_with(signed: Path) -> None:
+    place = signature_place(signed)
+    for target in (signed, signed.with_name("maker.key")):
+        place.unlink()
+        place.symlink_to(target)
+        before = target.read_bytes()
+        with pytest.raises(SettingsError, match="is the same file as"):
+            sign_file(signed, signed.with_name("maker.key"), "")
+        assert target.read_bytes() == before
 
 
 def test_only_its_owner_can_read_a_secret_key(tmp_path: Path) -> None:

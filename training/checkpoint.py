@@ -6,7 +6,6 @@ Source: DeepTalk `vita_arch.py: initialize_additional_configs`; DeepSeek-V2-Lite
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from deeptalk_edge.checkpoint import TIED_HEAD, Checkpoint, expected_tensors
 from deeptalk_edge.errors import ArtifactError
+from deeptalk_edge.files import staged_directory
 from deeptalk_edge.spec import DecoderSpec, EncoderSpec, ModelSpec, VocabularySpec
 from deeptalk_edge.training.model import INITIAL_STD, DeepTalk
 from deeptalk_edge.weights import INDEX, WEIGHTS
@@ -57,21 +57,19 @@ def save_checkpoint(
 
     `config` is what config.json is to hold (`config_of`), its torch_dtype aside.
 
-    Raises ArtifactError if `directory` exists, ValueError if `dtype` is not float32, float16 or
-    bfloat16.
+    Raises ArtifactError if `directory` exists, DoesNotFit if the disk is full, ValueError if
+    `dtype` is not float32, float16 or bfloat16.
     """
     if dtype not in _DTYPE_NAMES:
         raise ValueError(f"{dtype}: checkpoints hold {', '.join(_DTYPE_NAMES.values())}")
     if directory.exists():
         raise ArtifactError(f"{directory} exists; name another directory or remove it")
-    partial = directory.with_name(directory.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a run that died here
-    (partial / ENCODER_DIRECTORY).mkdir(parents=True)
-    _write_json(partial / "config.json", {**config, "torch_dtype": _DTYPE_NAMES[dtype]})
-    encoder_config = encoder_config_of(model.spec.encoder)
-    _write_json(partial / ENCODER_DIRECTORY / "config.json", encoder_config)
-    _write_shards(partial, model, dtype, shard_bytes)
-    partial.rename(directory)
+    with staged_directory(directory) as staging:
+        (staging / ENCODER_DIRECTORY).mkdir()
+        _write_json(staging / "config.json", {**config, "torch_dtype": _DTYPE_NAMES[dtype]})
+        encoder_config = encoder_config_of(model.spec.encoder)
+        _write_json(staging / ENCODER_DIRECTORY / "config.json", encoder_config)
+        _write_shards(staging, model, dtype, shard_bytes)
 
 
 def config_of(spec: ModelSpec, *, model_type: str = "lucy-deepseek_v2") -> dict[str, Any]:

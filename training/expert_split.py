@@ -14,13 +14,13 @@ Source: DeepTalk (arXiv 2506.21864), adaptive modality expert selection; `audio_
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from deeptalk_edge.files import write_file
 from deeptalk_edge.training.experts import Routing
 
 
@@ -77,6 +77,4 @@ def text_experts(audio_experts: Sequence[Sequence[int]], num_experts: int) -> li
 
 def save_split(audio_experts: Sequence[Sequence[int]], path: Path) -> None:
     """Write the list of lists that the config's `audio_experts_file` names."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps([list(layer) for layer in audio_experts]), encoding="utf-8")
-    os.replace(partial, path)
+    write_file(path, json.dumps([list(layer) for layer in audio_experts]).encode())

@@ -12,10 +12,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from deeptalk_edge.artifact import staged_directory
 from deeptalk_edge.errors import ArtifactError
+from deeptalk_edge.files import staged_directory
 from deeptalk_edge.spec_files import read_codec_spec
 from deeptalk_edge.training.snac import Snac
+
+_FILES = ("config.json", "model.safetensors")
 
 
 def load_snac(directory: Path) -> Snac:
@@ -41,10 +43,13 @@ def load_snac(directory: Path) -> Snac:
 
 
 def save_snac(codec: Snac, directory: Path) -> None:
-    """Write config.json and model.safetensors (float16); what stood in `directory` goes."""
+    """Write config.json and model.safetensors (float16) in place of a SNAC that is there.
+
+    Raises ArtifactError if something else is there.
+    """
     config = {**asdict(codec.spec), "attn_window_size": None}
     tensors = {name: t.detach().cpu().half().contiguous() for name, t in codec.state_dict().items()}
-    with staged_directory(directory, replace=True) as staging:
+    with staged_directory(directory, replaces=_FILES) as staging:
         (staging / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (staging / "model.safetensors").write_bytes(save(tensors))
 

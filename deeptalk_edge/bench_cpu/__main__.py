@@ -41,6 +41,7 @@ from deeptalk_edge.bench_cpu.sound import SoundEnd
 from deeptalk_edge.bench_cpu.stock import StockDecoder
 from deeptalk_edge.bench_cpu.stock_graph import STOCK_FORM
 from deeptalk_edge.expert_record import INT4_GROUPS
+from deeptalk_edge.files import write_file
 from deeptalk_edge.runtime.backends.native_library import CACHE_KINDS, NativeLibrary
 from deeptalk_edge.spec import ModelSpec
 from deeptalk_edge.spec_files import read_model_spec
@@ -107,7 +108,8 @@ def main(argv: list[str] | None = None) -> int:
     print(*goal_table(rows, frames), sep="\n")
     figures = {"rows": [asdict(row) for row in rows], "frames": [asdict(one) for one in frames]}
     place = args.work / "figures.json"
-    place.write_text(json.dumps({"machine": machine, "clock": args.clock, **figures}, indent=1))
+    content = json.dumps({"machine": machine, "clock": args.clock, **figures}, indent=1)
+    write_file(place, content.encode())
     print(f"\nAll figures: {place}")
     return 0
 

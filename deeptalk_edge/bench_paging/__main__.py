@@ -49,6 +49,7 @@ from deeptalk_edge.bench_paging.memory_group import (
     limit_growth,
     memory_group,
 )
+from deeptalk_edge.files import scratch_directory
 from deeptalk_edge.runtime.experts.policy import Phase
 from deeptalk_edge.runtime.experts.routes import Routes
 from deeptalk_edge.runtime.experts.sizing import read_memory
@@ -76,9 +77,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     shape = DialogueShape(num_layers=args.layers, num_turns=args.turns, answer_s=ANSWER_S)
     routes = synthetic_routes(args.preset, shape, seed=1)
-    args.work.mkdir(parents=True, exist_ok=True)
     path = args.work / "experts.bin"
-    try:
+    with scratch_directory(args.work, keep=args.keep):
         write_experts(path, args.layers)
         link_gbps = probe(path)
         print(
@@ -93,9 +93,6 @@ def main(argv: list[str] | None = None) -> int:
         overhead = measure_overhead(path, routes)
         print(*goal_lines(rows, overhead["percent"]), sep="\n")
         print(json.dumps({"link_gbps": link_gbps, "rows": rows, "overhead": overhead}))
-    finally:
-        if not args.keep:
-            path.unlink(missing_ok=True)
     return 0
 
 

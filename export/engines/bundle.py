@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from deeptalk_edge.artifact import sha256_of
 from deeptalk_edge.bundle.manifest import (
     ENGINES,
     MANIFEST,
@@ -51,6 +50,7 @@ from deeptalk_edge.export.moe_native import rewrite_native
 from deeptalk_edge.export.planned_files import step_dense
 from deeptalk_edge.export.staging import Staging, resumable_directory
 from deeptalk_edge.export.step import StepSettings, export_step
+from deeptalk_edge.files import sha256_of
 from deeptalk_edge.runtime.bundle import Bundle
 
 GRAPHS = "graphs"

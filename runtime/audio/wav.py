@@ -2,13 +2,12 @@
 
 read    RIFF with 8, 16, 24 or 32-bit integers or 32 or 64-bit floats, plain or extensible header,
         any rate, any number of channels (averaged to mono)
-write   16-bit mono under a temporary name; closing repairs the header and renames, so a reader
-        never meets half a file, and what was said before an interruption is kept
+write   16-bit mono under a temporary name, which closing renames; valid at every moment, so what
+        was said before an interruption, a full disk or a SIGKILL is kept
 """
 
 from __future__ import annotations
 
-import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +18,16 @@ import soxr
 from numpy.typing import NDArray
 
 from deeptalk_edge.errors import AudioError, DoesNotFit
+from deeptalk_edge.files import OutputFile, open_input, refusing
 
 Array = NDArray[np.float32]
 
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 _UNKNOWN_BYTES = 0xFFFFFFFF  # what a program that writes to a pipe puts for the size
 _HEADER_BYTES = 44
+
+MAX_BYTES = _UNKNOWN_BYTES - _HEADER_BYTES
+"""Of samples in one file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +58,15 @@ def read_wav(path: Path | str) -> Sound:
     """
     path = Path(path)
     try:
-        content = path.read_bytes()
+        with open_input(path) as file:
+            content = file.read(12)
+            if len(content) < 12 or content[:4] != b"RIFF" or content[8:12] != b"WAVE":
+                raise AudioError(
+                    f"{path}: not a WAV file; convert it, for example with `ffmpeg -i`"
+                )
+            content += file.read()
     except OSError as error:
         raise AudioError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if len(content) < 12 or content[:4] != b"RIFF" or content[8:12] != b"WAVE":
-        raise AudioError(f"{path}: not a WAV file; convert it, for example with `ffmpeg -i`")
     fmt, samples = _chunks(path, content)
     pcm = _decode(path, fmt, samples)
     if pcm.size == 0:
@@ -77,51 +84,66 @@ def resample(sound: Sound, rate_hz: int) -> Sound:
 
 
 class WavWriter:
-    """Writes mono chunks as they come; `close` names the file. Nothing written, no file."""
+    """Writes mono chunks as they come; `close` names the file. Nothing written, no file.
 
-    def __init__(self, path: Path | str, rate_hz: int) -> None:
-        """Open a temporary file beside `path`.
+    Samples are written first, then the header that counts them, so the file is a valid WAV at
+    every moment. A pipe has no way back: its header says that the length is not known.
+    """
 
-        Raises AudioError if that is not possible.
+    def __init__(self, path: Path | str, rate_hz: int, *, is_new: bool = False) -> None:
+        """Open a temporary file beside `path`, or with `is_new` the file itself, which must not
+        exist; a device or a pipe is written into.
+
+        Raises AudioError if that is not possible, DoesNotFit if the disk is full.
         """
         self.path = Path(path)
         self.num_samples = 0
         self._rate_hz = rate_hz
-        self._staging = self.path.with_name(f".{self.path.name}.partial-{os.getpid()}")
-        try:
-            self._file = self._staging.open("wb")
-        except OSError as error:
-            raise AudioError(f"{self.path}: cannot be written ({error.strerror})") from error
-        self._file.write(bytes(_HEADER_BYTES))
+        with refusing(self.path, AudioError):
+            self._file = OutputFile(self.path, is_new=is_new)
+            try:
+                self._file.write(_header(rate_hz, 0 if self._file.is_seekable else None))
+            except BaseException:
+                self._file.discard()
+                raise
 
     def write(self, pcm: Array) -> None:
         """Append samples; what exceeds full scale is clipped.
 
-        Raises DoesNotFit if the disk is full or the file would pass what a WAV can hold.
+        Raises DoesNotFit if the disk is full or the file would pass what a WAV can hold, AudioError
+        if it cannot be written else; what was written before stays.
         """
         content = np.rint(np.clip(pcm, -1.0, 1.0) * 32767).astype("<i2").tobytes()
-        if 2 * self.num_samples + len(content) > _UNKNOWN_BYTES - _HEADER_BYTES:
+        if 2 * self.num_samples + len(content) > MAX_BYTES:
             raise DoesNotFit(f"{self.path}: a WAV file holds 4 GiB; begin another one")
-        try:
-            self._file.write(content)
-        except OSError as error:
-            raise DoesNotFit(f"{self.path}: {error.strerror}; free room on the disk") from error
+        with refusing(self.path, AudioError):
+            if not self._file.is_seekable:
+                self._file.write(content)
+            else:
+                self._file.write_at(_HEADER_BYTES + 2 * self.num_samples, content)
+                self._file.write_at(0, _header(self._rate_hz, self.num_samples + len(pcm)))
         self.num_samples += len(pcm)
 
+    def cut(self, num_samples: int) -> None:
+        """Keep the first samples alone; for a file, not for a pipe."""
+        self.num_samples = min(num_samples, self.num_samples)
+        with refusing(self.path, AudioError):
+            self._file.write_at(0, _header(self._rate_hz, self.num_samples))
+
     def close(self) -> None:
-        """Repair the header and rename."""
-        if self._file.closed:
+        """Give the file its name; harmless when it is closed already.
+
+        Raises AudioError, naming where the sound is, if the name cannot be given.
+        """
+        if self._file.is_closed:
             return
-        try:
-            self._file.seek(0)
-            self._file.write(_header(self._rate_hz, self.num_samples))
-            self._file.close()
-            if self.num_samples:
-                self._staging.replace(self.path)
-        except OSError as error:
-            raise DoesNotFit(f"{self.path}: {error.strerror}; free room on the disk") from error
-        finally:
-            self._staging.unlink(missing_ok=True)
+        if not self.num_samples:
+            self._file.discard()
+            return
+        with refusing(self.path, AudioError):
+            if self._file.is_seekable:  # a write that failed may have left a part of it
+                self._file.truncate(_HEADER_BYTES + 2 * self.num_samples)
+            self._file.commit()
 
     def __enter__(self) -> WavWriter:
         return self
@@ -197,10 +219,12 @@ def _decode(path: Path, fmt: _Format, samples: bytes) -> Array:
     return mono
 
 
-def _header(rate_hz: int, num_samples: int) -> bytes:
-    data_bytes = 2 * num_samples
+def _header(rate_hz: int, num_samples: int | None) -> bytes:
+    """Of 16-bit mono; None: nobody knows how many samples follow."""
+    data_bytes = _UNKNOWN_BYTES if num_samples is None else 2 * num_samples
+    riff_bytes = min(_HEADER_BYTES - 8 + data_bytes, _UNKNOWN_BYTES)
     return (
-        struct.pack("<4sI4s", b"RIFF", _HEADER_BYTES - 8 + data_bytes, b"WAVE")
+        struct.pack("<4sI4s", b"RIFF", riff_bytes, b"WAVE")
         + struct.pack("<4sIHHIIHH", b"fmt ", 16, _PCM, 1, rate_hz, 2 * rate_hz, 2, 16)
         + struct.pack("<4sI", b"data", data_bytes)
     )

@@ -13,7 +13,11 @@ from deeptalk_edge.runtime.audio.wav import WavWriter, read_wav, resample
 
 
 class WavPort(VirtualPort):
-    """Plays a recording into the loop, then silence; in real time or as fast as it is read."""
+    """Plays a recording into the loop, then silence; in real time or as fast as it is read.
+
+    `read` raises DoesNotFit when the loudspeaker's file cannot grow: it is what a listener gets, so
+    the conversation ends, and the file keeps what it has.
+    """
 
     def __init__(
         self,

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from deeptalk_edge.artifact import write_atomically
 from deeptalk_edge.errors import ArtifactError
+from deeptalk_edge.files import write_file
 from deeptalk_edge.runtime.experts.policy import Phase
 
 FORMAT = 1
@@ -98,7 +98,10 @@ class Routes:
         return self.source.startswith("synthetic")
 
     def save(self, path: Path) -> None:
-        """Write the file under a temporary name, then rename it."""
+        """Write the file, whole or not at all.
+
+        Raises SettingsError if `path` cannot be written, DoesNotFit if the disk is full.
+        """
         calls = [call for each in self.passes for call in each.calls]
         header = {
             "format": FORMAT,
@@ -122,7 +125,7 @@ class Routes:
             modality=np.concatenate([flat[:, 0], *(c.modality for c in calls)]).astype(np.uint8),
             predicted=np.concatenate([flat, *(c.predicted for c in calls)]).astype(np.uint16),
         )
-        write_atomically(path, content.getvalue())
+        write_file(path, content.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> Routes:
@@ -131,6 +134,8 @@ class Routes:
         Raises ArtifactError if it is none, or of another format.
         """
         try:
+            if path.exists() and not path.is_file():
+                raise ValueError("it is no regular file")
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             header = json.loads(str(arrays["header"]))

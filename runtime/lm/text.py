@@ -39,6 +39,8 @@ class TextTokenizer:
         self.template = Template(vocabulary=vocabulary, audio_id=audio_id, encode=self.encode)
 
     def encode(self, text: str) -> list[int]:
+        # Half of an emoji, or an argument that was not UTF-8: the tokenizer refuses it.
+        text = text.encode(errors="replace").decode()
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 

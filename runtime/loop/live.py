@@ -194,11 +194,13 @@ class LiveConversation:
                 if self._recorder:
                     self._recorder.push(frame)
         finally:
-            port.close()
-            self._is_closing.set()
-            self._mind.wake.set()
-            if self._loop.stop_listener:
-                self._loop.stop_listener.wake.set()
+            try:
+                port.close()
+            finally:  # a port that cannot be closed must not leave the other threads waiting
+                self._is_closing.set()
+                self._mind.wake.set()
+                if self._loop.stop_listener:
+                    self._loop.stop_listener.wake.set()
 
     def _recover(self, error: DeviceLost) -> None:
         """Reopen the port, again and again, while the loop's time goes on."""

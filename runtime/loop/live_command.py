@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import logging
 import sys
 import threading
 import time
@@ -18,6 +19,9 @@ if TYPE_CHECKING:  # loading these takes longer than `--help` may
     from deeptalk_edge.runtime.conversation import Conversation
     from deeptalk_edge.runtime.events import LiveEvent, TurnDone
     from deeptalk_edge.runtime.loop.live import Hearing, LiveConversation
+    from deeptalk_edge.trace import Trace
+
+log = logging.getLogger(__name__)
 
 _QUIET_S = 0.5  # a recording is over when nothing has happened for this long behind its end
 
@@ -66,7 +70,10 @@ def add_arguments(group: argparse._ArgumentGroup) -> None:
         "--trace", type=Path, metavar="FILE", help="write a Chrome trace, for chrome://tracing"
     )
     group.add_argument(
-        "--record", type=Path, metavar="DIR", help="keep what is heard and played as WAV files"
+        "--record",
+        type=Path,
+        metavar="DIR",
+        help="keep what is heard and played as WAV files, numbered if there are some already",
     )
 
 
@@ -104,18 +111,29 @@ def main(args: argparse.Namespace, talk: Conversation) -> int:
     with ExitStack() as stack:
         recorder = stack.enter_context(Recorder(args.record)) if args.record else None
         port, recording = _open_port(args)
+        stack.callback(port.close)
         live = talk.listen(port, settings, _hearing(args), recorder=recorder, trace=trace)
         if args.trace:
-            stack.callback(trace.save, args.trace)
+            stack.callback(_save_trace, trace, args.trace)
         stack.enter_context(live)
         if recording:
             _in_background(_stop_behind, recording, live)
         if args.push_to_talk:
             _in_background(_press_with_enter, live)
         show = _Transcript(is_json=args.json)
-        for event in live:
-            show(event)
+        try:
+            for event in live:
+                show(event)
+        finally:
+            show.end_line()
     return 0
+
+
+def _save_trace(trace: Trace, place: Path) -> None:
+    from deeptalk_edge.files import side_output
+
+    with side_output(place):
+        trace.save(place)
 
 
 def _open_port(args: argparse.Namespace) -> tuple[SoundPort, WavPort | None]:
@@ -174,6 +192,25 @@ class _Transcript:
 
     def __init__(self, *, is_json: bool) -> None:
         self._is_json, self._num_turns = is_json, 0
+        self._is_mid_line = False
+
+    def end_line(self) -> None:
+        """Nothing follows; an error's line begins at the left."""
+        if self._is_mid_line:
+            self._say("\n")
+
+    def _say(self, text: str) -> None:
+        """Print; a full disk behind stdout stops no conversation, a reader who has gone does."""
+        from deeptalk_edge.files import silence_stdout
+
+        try:
+            print(text, end="", flush=True)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            log.warning("stdout: %s; the conversation goes on unwritten", error.strerror)
+            silence_stdout()
+        self._is_mid_line = not text.endswith("\n")
 
     def __call__(self, event: LiveEvent) -> None:
         from deeptalk_edge.runtime import events
@@ -187,13 +224,13 @@ class _Transcript:
             case _ if self._is_json:
                 pass
             case events.SpeechEnded(seconds):
-                print(f"you: {seconds:.1f} s of speech\ndeeptalk: ", end="", flush=True)
+                self._say(f"you: {seconds:.1f} s of speech\ndeeptalk: ")
             case events.TextPiece(text):
-                print(text, end="", flush=True)
+                self._say(text)
             case events.BargedIn():
-                print(" ... (interrupted)", end="", flush=True)
+                self._say(" ... (interrupted)")
             case events.AnswerResumed():
-                print(" ... (goes on) ", end="", flush=True)
+                self._say(" ... (goes on) ")
             case events.SoundRestored():
                 print("the sound devices are back", file=sys.stderr)
 
@@ -203,11 +240,11 @@ class _Transcript:
         if self._is_json:
             turn = {"turn": self._num_turns, "text": done.text}
             turn |= dataclasses.asdict(done.metrics) | dataclasses.asdict(voice)
-            print(json.dumps(turn), flush=True)
+            self._say(json.dumps(turn) + "\n")
         elif voice.audible_ms is None:
-            print("\n  (nothing was heard)")
+            self._say("\n  (nothing was heard)\n")
         else:
-            print(
+            self._say(
                 f"\n  (heard {voice.audible_ms:.0f} ms behind your last word, of which "
-                f"{voice.hangover_ms:.0f} ms were spent waiting for more)"
+                f"{voice.hangover_ms:.0f} ms were spent waiting for more)\n"
             )

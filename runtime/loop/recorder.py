@@ -1,40 +1,87 @@
 """A recording of a session, for those who ask for one: what was heard and what was played.
 
-`microphone.wav` and `loudspeaker.wav` have the same length and the same clock, 16 kHz; nothing else
-in this package writes what people say.
+files    `microphone.wav` and `loudspeaker.wav`, 16 kHz, of the same length and clock; nothing else
+         in this package writes what people say. They have these names from the first frame on and
+         are valid at every moment
+numbers  a pair never replaces another: the next one is `microphone-2.wav`, `loudspeaker-2.wav`. A
+         session that fills a pair goes on in the next
+failure  a recording that cannot go on is a warning and keeps what it has: the session goes on
 """
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import itertools
+import logging
+import os
+import re
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from deeptalk_edge.errors import AudioError
+from deeptalk_edge.errors import AudioError, DoesNotFit, EdgeError
 from deeptalk_edge.features import RATE_HZ
+from deeptalk_edge.files import refusing
 from deeptalk_edge.runtime.audio.ports import MicFrame
-from deeptalk_edge.runtime.audio.wav import WavWriter
+from deeptalk_edge.runtime.audio.wav import MAX_BYTES, WavWriter
+
+log = logging.getLogger(__name__)
+
+
+_NAMES = ("microphone", "loudspeaker")
+
+
+def is_recording(name: str) -> bool:
+    """Whether a recorder may give a file this name."""
+    return re.fullmatch(rf"({'|'.join(_NAMES)})(-\d+)?\.wav", name) is not None
 
 
 class Recorder:
     """Writes frames as they come; closing it completes the files."""
 
-    def __init__(self, directory: Path) -> None:
-        """Raises AudioError if the directory cannot be written to."""
-        try:
+    def __init__(self, directory: Path, *, max_bytes: int = MAX_BYTES) -> None:
+        """`max_bytes` of samples go into one file.
+
+        Raises AudioError if the directory cannot be written to. A full disk is a warning.
+        """
+        self._directory, self._max_bytes = directory, max_bytes
+        self._pair: tuple[WavWriter, ...] = ()
+        with refusing(directory, AudioError):
             directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise AudioError(f"{directory}: cannot be written ({error.strerror})") from error
-        self._stack = ExitStack()
-        self._microphone, self._loudspeaker = (
-            self._stack.enter_context(WavWriter(directory / name, RATE_HZ))
-            for name in ("microphone.wav", "loudspeaker.wav")
-        )
+        try:
+            self._pair = _next_pair(directory)
+        except DoesNotFit as error:
+            self._give_up(error)
 
     def push(self, frame: MicFrame) -> None:
-        """Take 20 ms."""
-        self._microphone.write(frame.pcm)
-        self._loudspeaker.write(frame.far)
+        """Take 20 ms; never raises because of a disk."""
+        if not self._pair:
+            return
+        try:
+            if 2 * (self._pair[0].num_samples + len(frame.pcm)) > self._max_bytes:
+                self.close()
+                self._pair = _next_pair(self._directory)
+            for writer, pcm in zip(self._pair, (frame.pcm, frame.far), strict=True):
+                writer.write(pcm)
+        except EdgeError as error:
+            self._give_up(error)
+
+    def close(self) -> None:
+        """Complete the files; harmless when they are closed already."""
+        pair, self._pair = self._pair, ()
+        for writer in pair:
+            try:
+                writer.close()
+            except EdgeError as error:
+                log.warning("%s", error)
+
+    def _give_up(self, error: EdgeError) -> None:
+        """Keep what both files have, and record no more."""
+        log.warning("the recording ends here: %s", error)
+        num_samples = min((writer.num_samples for writer in self._pair), default=0)
+        for writer in self._pair:
+            with suppress(EdgeError):  # one warning is enough
+                writer.cut(num_samples)
+        self.close()
 
     def __enter__(self) -> Recorder:
         return self
@@ -45,4 +92,22 @@ class Recorder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._stack.close()
+        self.close()
+
+
+def _next_pair(directory: Path) -> tuple[WavWriter, WavWriter]:
+    """Open the first pair of which neither file exists.
+
+    Raises AudioError if it cannot be opened, DoesNotFit if the disk is full.
+    """
+    for number in itertools.count(1):
+        end = "" if number == 1 else f"-{number}"
+        places = [directory / f"{name}{end}.wav" for name in _NAMES]
+        if not any(os.path.lexists(place) for place in places):
+            break
+    first = WavWriter(places[0], RATE_HZ, is_new=True)
+    try:
+        return first, WavWriter(places[1], RATE_HZ, is_new=True)
+    except BaseException:
+        first.close()
+        raise

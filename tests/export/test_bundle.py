@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -19,6 +18,7 @@ from deeptalk_edge.errors import ArtifactError, DoesNotFit, EdgeError
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
 from deeptalk_edge.export.staging import JOURNAL
 from deeptalk_edge.runtime.bundle import Bundle
+from tests.disks import small_disk
 from tests.export.checkpoints import check_graphs, write_checkpoint
 from tests.specs import PLAIN
 
@@ -88,16 +88,16 @@ def test_snac_is_read_from_the_torch_file_in_which_it_is_published(
     assert manifest.files["codec.bin"] == plain.files["codec.bin"]
 
 
-def test_an_existing_place_is_refused_unless_replaced(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_bundle_is_replaced_by_force_alone(checkpoint: Path, tmp_path: Path) -> None:
     place = tmp_path / "bundle"
-    place.mkdir()
-    (place / "mine").touch()
+    export_bundle(checkpoint, place, ExportSettings())
+    (place / "manifest.json.minisig").touch()  # a signature is part of a bundle
     with pytest.raises(ArtifactError, match="--force"):
         export_bundle(checkpoint, place, ExportSettings())
-    assert [path.name for path in place.iterdir()] == ["mine"]
-    export_bundle(checkpoint, place, ExportSettings(replace=True))
-    assert Bundle.open(place).path == place
-    assert not (place / "mine").exists()
+    export_bundle(checkpoint, place, ExportSettings(replace=True, codec_noise="tape"))
+    assert Bundle.open(place).manifest.codec.noise == "tape"
+    assert not (place / "manifest.json.minisig").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
 def test_a_checkpoint_without_a_tensor_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
@@ -134,19 +134,11 @@ def test_a_checkpoint_without_a_tokenizer_is_refused(checkpoint: Path, tmp_path:
     _assert_leaves_nothing(broken, tmp_path / "out", match=r"tokenizer\.json")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 def test_a_full_disk_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(disk)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("this machine does not let us mount a small disk")
-    try:
-        with pytest.raises(DoesNotFit, match="full"):
+    with small_disk(tmp_path / "disk", "100k") as disk:
+        with pytest.raises(DoesNotFit, match="No space left on device"):
             export_bundle(checkpoint, disk / "bundle", ExportSettings())
         assert list(disk.iterdir()) == []
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 # Killed as this step begins; the number is how often it has begun before.

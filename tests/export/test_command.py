@@ -37,6 +37,32 @@ def test_an_error_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     assert not (tmp_path / "bundle").exists()
 
 
+def test_an_export_that_gets_sigterm_keeps_what_is_done_and_is_exit_code_143(
+    tmp_path: Path,
+) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoint").place
+    program = (
+        "import os, signal, sys\n"
+        "from deeptalk_edge.cli import main\n"
+        "from deeptalk_edge.export import bundle\n"
+        "begin = bundle._Steps.begin\n"
+        "def end(steps, name):\n"
+        "    if name == 'golden':\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    begin(steps, name)\n"
+        "bundle._Steps.begin = end\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    place = tmp_path / "out" / "bundle"
+    command = [sys.executable, "-c", program, "export", str(checkpoint), "-o", str(place)]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert finished.returncode == 143
+    assert "Traceback" not in finished.stderr
+    (left,) = place.parent.iterdir()
+    assert (left / "journal.json").is_file()
+    assert (left / "experts.bin").is_file()
+
+
 @pytest.mark.parametrize("module", ["torch", "transformers", "onnx", "onnxruntime", "numpy"])
 def test_help_loads_nothing_heavy(module: str) -> None:
     program = (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -44,3 +46,54 @@ def test_an_example_talks(
         example(name).main(str(bundle_path), Visit(SPOKEN))
     out = capsys.readouterr().out
     assert all(piece in out for piece in shown)
+
+
+def _run(name: str, *args: str | Path, ending: str = "") -> subprocess.CompletedProcess[str]:
+    """An example as a program, in a Python that has no PyAudio."""
+    program = "import runpy, sys; sys.modules['pyaudio'] = None; sys.argv = sys.argv[1:]\n"
+    program += ending + "runpy.run_path(sys.argv[0], run_name='__main__')"
+    path = ROOT / "examples" / f"{name}.py"
+    command = [sys.executable, "-c", program, str(path), *map(str, args)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("name", ["kiosk", "announcement", "ask", "demo"])
+def test_an_example_without_arguments_says_how_it_is_called(name: str) -> None:
+    done = _run(name)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"usage: {name}.py" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["kiosk", "announcement"])
+def test_an_example_without_pyaudio_is_one_line(name: str, bundle_path: Path) -> None:
+    done = _run(name, bundle_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("deeptalk-edge: ")
+    assert "pyaudio" in done.stderr.lower()
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_example_ends_on_ctrl_c_without_a_word(bundle_path: Path, tmp_path: Path) -> None:
+    ending = "import os, signal, threading\n"
+    ending += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    ending += "from deeptalk_edge.runtime.conversation import Conversation\n"
+    ending += "Conversation.begin = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
+    done = _run("ask", bundle_path, SPOKEN, tmp_path / "answer.wav", ending=ending)
+    assert (done.returncode, done.stderr) == (130, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_example_does_not_answer_over_the_question(bundle_path: Path, tmp_path: Path) -> None:
+    question = tmp_path / "question.wav"
+    question.write_bytes(SPOKEN.read_bytes())
+    calls: dict[str, list[str | Path]] = {
+        "ask": [bundle_path, question, question],
+        "demo": ["--bundle", bundle_path, "--out", tmp_path, "--wav", tmp_path / "answer.wav"],
+    }
+    for name, flags in calls.items():
+        (tmp_path / "answer.wav").write_bytes(SPOKEN.read_bytes())
+        done = _run(name, *flags)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert "is the same file as" in done.stderr
+        assert question.read_bytes() == SPOKEN.read_bytes()
+        assert (tmp_path / "answer.wav").read_bytes() == SPOKEN.read_bytes()

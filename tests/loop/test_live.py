@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import signal
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +30,7 @@ from deeptalk_edge.runtime.loop.fake_talker import FakeAnswer, FakeTalker
 from deeptalk_edge.runtime.loop.live import Hearing, LiveConversation
 from deeptalk_edge.runtime.loop.recorder import Recorder
 from deeptalk_edge.trace import Trace
+from tests.disks import small_disk
 from tests.loop.scenes import LoudnessDetector
 from tests.runtime.sounds import silence, voice
 
@@ -84,12 +89,17 @@ def test_a_spoken_question_gets_a_spoken_answer_in_real_time(
     assert names >= {"frame", "encode", "prefill", "row", "speaking", "queued_ms"}
 
 
+def _spoken(tmp_path: Path) -> Path:
+    """So much of a question as this encoder hears at a time."""
+    with WavWriter(tmp_path / "spoken.wav", 16000) as writer:
+        writer.write(read_wav(SPOKEN).pcm[: int(1.3 * 16000)])
+    return tmp_path / "spoken.wav"
+
+
 def test_the_command_talks_through_wav_files(
     bundle_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with WavWriter(tmp_path / "spoken.wav", 16000) as writer:  # this encoder hears 2 s at a time
-        writer.write(read_wav(SPOKEN).pcm[: int(1.3 * 16000)])
-    microphone = str(tmp_path / "spoken.wav")
+    microphone = str(_spoken(tmp_path))
     argv = ["run", "--bundle", str(bundle_path), "--mic", "--input-device", microphone]
     argv += ["--output-device", str(tmp_path / "out.wav"), "--hangover", "fixed", "--json"]
     argv += ["--trace", str(tmp_path / "trace.json"), "--no-echo-canceller"]
@@ -101,6 +111,84 @@ def test_the_command_talks_through_wav_files(
     assert turn["underruns"] == 0
     assert read_wav(tmp_path / "out.wav").seconds > 2
     assert json.loads((tmp_path / "trace.json").read_text())["otherData"]["dropped_events"] == 0
+
+
+def _talk(bundle_path: Path, question: Path, *flags: str) -> int:
+    argv = ["run", "--bundle", str(bundle_path), "--mic", "--input-device", str(question)]
+    return main([*argv, "--hangover", "fixed", "--no-echo-canceller", *flags])
+
+
+def test_a_loudspeakers_file_on_a_full_disk_ends_the_conversation_clearly(
+    bundle_path: Path, question: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with small_disk(tmp_path / "disk", "32k") as disk:
+        assert _talk(bundle_path, question, "--output-device", f"{disk}/out.wav") == 1
+        assert "out.wav: cannot be written (No space left on device)" in capsys.readouterr().err
+        assert read_wav(disk / "out.wav").seconds > 0.2
+        assert [path.name for path in disk.iterdir()] == ["out.wav"]
+
+
+def test_side_outputs_on_a_full_disk_stop_no_conversation(
+    bundle_path: Path, tmp_path: Path
+) -> None:
+    argv = ["run", "--bundle", bundle_path, "--mic", "--input-device", _spoken(tmp_path)]
+    argv += ["--hangover", "fixed", "--no-echo-canceller", "--output-device", tmp_path / "out.wav"]
+    with small_disk(tmp_path / "disk", "32k") as disk:
+        argv += ["--record", disk / "rec", "--trace", disk / "t.json"]
+        argv += ["--record-routes", disk / "r.npz"]
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                [sys.executable, "-m", "deeptalk_edge.cli", *map(str, argv)],
+                cwd=ROOT,
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+        assert done.returncode == 0, done.stderr
+        routes, trace, stdout, recording = sorted(done.stderr.splitlines())
+        assert stdout.startswith("WARNING stdout: No space left on device")
+        for name, line in (("r.npz", routes), ("t.json", trace), ("microphone.wav", recording)):
+            assert f"/{name}: cannot be written (No space left on device)" in line
+        assert len(read_wav(disk / "rec" / "microphone.wav").pcm) > 0
+    assert read_wav(tmp_path / "out.wav").seconds > 2
+
+
+def test_a_wrong_flag_behind_the_loudspeakers_leaves_no_file(
+    bundle_path: Path, question: Path, tmp_path: Path
+) -> None:
+    flags = ["--output-device", str(tmp_path / "out.wav"), "--turn-model", "absent.onnx"]
+    argv = ["run", "--bundle", str(bundle_path), "--mic", "--input-device", str(question)]
+    assert main([*argv, *flags]) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["question.wav"]
+
+
+def test_sigterm_closes_every_file_whole(bundle_path: Path, tmp_path: Path) -> None:
+    with WavWriter(tmp_path / "long.wav", 16000) as writer:
+        writer.write(silence(60))
+    place = tmp_path / "made"
+    place.mkdir()
+    flags = ["--input-device", str(tmp_path / "long.wav"), "--record", f"{place}/rec"]
+    flags += ["--output-device", f"{place}/out.wav", "--trace", f"{place}/trace.json"]
+    command = [sys.executable, "-m", "deeptalk_edge.cli", "run", "--bundle", str(bundle_path)]
+    with subprocess.Popen([*command, "--mic", *flags], cwd=ROOT, stderr=subprocess.PIPE) as child:
+        _wait_until(lambda: (place / "rec" / "microphone.wav").exists())
+        _wait_until(lambda: (place / "rec" / "microphone.wav").stat().st_size > 20_000)
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(30) == 143
+        assert child.stderr is not None
+        assert b"Traceback" not in child.stderr.read()
+    found = sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.is_file())
+    assert found == ["out.wav", "rec/loudspeaker.wav", "rec/microphone.wav", "trace.json"]
+    heard, played = (read_wav(place / "rec" / f"{n}.wav") for n in ("microphone", "loudspeaker"))
+    assert len(heard.pcm) == len(played.pcm) > 9_000
+    assert read_wav(place / "out.wav").seconds == pytest.approx(heard.seconds, abs=0.05)
+    assert json.loads((place / "trace.json").read_text())["traceEvents"]
+
+
+def _wait_until(is_so: Callable[[], bool]) -> None:
+    while not is_so():  # the watchdog bounds it
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(

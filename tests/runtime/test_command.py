@@ -15,6 +15,7 @@ from deeptalk_edge.cli import main
 from deeptalk_edge.runtime.audio.wav import WavWriter, read_wav
 from deeptalk_edge.runtime.experts.policy import Phase
 from deeptalk_edge.runtime.experts.study import open_routes
+from tests.disks import device_node, small_disk
 from tests.manifests import edit_manifest
 from tests.runtime.sounds import silence, voice
 
@@ -145,6 +146,135 @@ def test_an_error_is_one_line_and_exit_code_1(
     assert error.startswith("deeptalk-edge: ")
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--wav", "{q}", "--out", "{q}"], "{q}"),
+        (["--wav", "{q}", "--out", "{tmp}/link.wav"], "link.wav"),
+        (["--wav", "{tmp}/a-1.wav", "{q}", "--out", "{tmp}/a.wav"], "a-1.wav"),
+        (["--wav", "{q}", "--record-routes", "{q}"], "{q}"),
+        (["--wav", "{q}", "--out", "{tmp}/x", "--record-routes", "{tmp}/x"], "x"),
+        (["--text", "x", "--out", "{bundle}/experts.bin"], "experts.bin"),
+        (["--mic", "--input-device", "{q}", "--output-device", "{q}"], "{q}"),
+        (["--mic", "--input-device", "{q}", "--output-device", "{tmp}/link.wav"], "link.wav"),
+        (["--mic", "--input-device", "{q}", "--trace", "{q}"], "{q}"),
+        (["--mic", "--turn-model", "{q}", "--trace", "{q}"], "{q}"),
+    ],
+)
+def test_what_the_user_gave_is_never_written_over(
+    flags: list[str],
+    named: str,
+    bundle_path: Path,
+    question: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "link.wav").symlink_to(question)
+    (tmp_path / "a-1.wav").write_bytes(question.read_bytes())
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    places = {"q": question, "tmp": tmp_path, "bundle": bundle_path}
+    argv = ["run", "--bundle", str(bundle_path), *(flag.format(**places) for flag in flags)]
+    assert main(argv) == 1
+    error = capsys.readouterr().err
+    assert f"{named.format(**places)}: is the same file as" in error
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["loudspeaker.wav", "microphone-2.wav"])
+def test_no_output_takes_the_place_of_a_recording(
+    name: str, question: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["run", "--bundle", str(tmp_path), "--mic", "--input-device", str(question)]
+    argv += ["--record", str(tmp_path / "rec"), "--trace", str(tmp_path / "rec" / "trace.json")]
+    (tmp_path / "rec").mkdir()
+    assert main([*argv, "--output-device", str(tmp_path / "rec" / name)]) == 1
+    assert "--record writes there" in capsys.readouterr().err
+    assert main([*argv, "--output-device", str(tmp_path / "rec" / "answer.wav")]) == 1
+    assert "not a bundle" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--text", "x", "--out", "{tmp}/absent/a.wav"],
+        ["--text", "x", "--out", "{tmp}"],
+        ["--text", "x", "--record-routes", "{tmp}/absent/r.npz"],
+        ["--mic", "--trace", "{tmp}/absent/t.json"],
+        ["--mic", "--record", "{tmp}/file/rec"],
+    ],
+)
+def test_a_place_that_cannot_be_written_is_found_before_the_bundle_is_opened(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    argv = ["run", "--bundle", str(tmp_path / "no_bundle")]
+    assert main([*argv, *(flag.format(tmp=tmp_path) for flag in flags)]) == 1
+    error = capsys.readouterr().err
+    assert "cannot be written" in error
+    assert "free room" not in error
+    assert error.count("\n") == 1
+
+
+def test_a_full_disk_ends_an_answer_clearly_and_keeps_what_was_written(
+    bundle_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with small_disk(tmp_path / "disk", "32k") as disk:
+        out = disk / "answer.wav"
+        argv = ["run", "--bundle", str(bundle_path), "--text", "Why?", "--out", str(out)]
+        assert main(argv) == 1
+        error = capsys.readouterr().err
+        assert f"{out}: kept the 0." in error
+        assert f"{out}: cannot be written (No space left on device); free room" in error
+        assert read_wav(out).seconds > 0.1
+        assert [path.name for path in disk.iterdir()] == ["answer.wav"]
+
+
+def test_routes_on_a_full_disk_are_a_warning(
+    bundle_path: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with small_disk(tmp_path / "disk", "4k") as disk:
+        (disk / "ballast").write_bytes(bytes(4096))
+        argv = ["run", "--bundle", str(bundle_path), "--text", "Why?", "--mode", "text"]
+        assert main([*argv, "--record-routes", str(disk / "routes.npz")]) == 0
+        assert "routes.npz: cannot be written (No space left" in caplog.text
+        assert [path.name for path in disk.iterdir()] == ["ballast"]
+
+
+def test_an_answer_can_go_to_a_device_and_to_stdout(
+    bundle_path: Path, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    argv = ["run", "--bundle", str(bundle_path), "--text", "Why?", "--out"]
+    null = device_node(tmp_path / "null", 3)
+    assert main([*argv, str(null)]) == 0
+    assert null.is_char_device()
+    capfdbinary.readouterr()
+    assert main([*argv, str(tmp_path / "answer.wav")]) == 0
+    capfdbinary.readouterr()
+    assert main([*argv, "-"]) == 0
+    sound, text = capfdbinary.readouterr()
+    assert b"you: Why?" in text
+    (tmp_path / "piped.wav").write_bytes(sound)
+    np.testing.assert_array_equal(
+        read_wav(tmp_path / "piped.wav").pcm, read_wav(tmp_path / "answer.wav").pcm
+    )
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--text", "x", "--text", "y", "--out", "-"],
+        ["--text", "x", "--out", "-", "--json"],
+        ["--text", "x", "--record-routes", "-"],
+        ["--mic", "--trace", "-"],
+    ],
+)
+def test_stdout_is_not_shared(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "--bundle", str(tmp_path), *flags]) == 1
+    assert capsys.readouterr().err.startswith("deeptalk-edge: --")
 
 
 def test_a_place_without_a_bundle_is_exit_code_1(

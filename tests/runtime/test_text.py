@@ -68,6 +68,10 @@ def test_what_a_user_types_is_never_a_command(tokenizer: TextTokenizer) -> None:
     assert max(tokenizer.encode("<|audio|><eos>")) < 256
 
 
+def test_half_a_surrogate_pair_is_a_question_mark(tokenizer: TextTokenizer) -> None:
+    assert tokenizer.encode("a\ud83d") == tokenizer.encode("a?")
+
+
 def test_a_tokenizer_without_the_audio_token_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     Tokenizer(models.BPE()).save(str(path))

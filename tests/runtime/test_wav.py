@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import resource
 import wave
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from deeptalk_edge.errors import AudioError
+from deeptalk_edge.errors import AudioError, DoesNotFit
 from deeptalk_edge.runtime.audio.wav import Sound, WavWriter, read_wav, resample
+from tests.disks import device_node, small_disk
 from tests.runtime.sounds import EXTENSIBLE, FLOAT, PCM, encode, voice, wav_bytes
 
 
@@ -138,3 +140,60 @@ def test_nothing_said_leaves_no_file(path: Path) -> None:
 def test_a_place_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     with pytest.raises(AudioError, match="cannot be written"):
         WavWriter(tmp_path / "absent" / "answer.wav", 24000)
+
+
+def test_a_file_in_the_making_is_a_valid_wav_after_every_chunk(path: Path) -> None:
+    with WavWriter(path, 24000) as writer:
+        for count in range(1, 4):
+            writer.write(voice(0.1))
+            (staging,) = path.parent.iterdir()
+            with wave.open(str(staging)) as file:
+                assert file.getnframes() == count * 1600
+
+
+def _write_without_end(writer: WavWriter) -> None:
+    for _ in range(100):
+        writer.write(voice(0.1))
+
+
+def test_a_disk_that_fills_keeps_every_whole_chunk(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        writer = WavWriter(disk / "a.wav", 16000)
+        with pytest.raises(DoesNotFit, match="No space left on device"):
+            _write_without_end(writer)
+        writer.close()
+        writer.close()  # harmless
+        found = read_wav(disk / "a.wav").pcm
+        np.testing.assert_allclose(found, np.tile(voice(0.1), len(found) // 1600), atol=1e-4)
+        assert (disk / "a.wav").stat().st_size == 44 + 2 * len(found)
+
+
+def test_a_writer_goes_on_where_it_was_when_there_is_room_again(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        (disk / "ballast").write_bytes(bytes(40_000))
+        with WavWriter(disk / "a.wav", 16000) as writer:
+            writer.write(voice(0.1))
+            with pytest.raises(DoesNotFit):
+                writer.write(-voice(2.0))
+            (disk / "ballast").unlink()
+            writer.write(voice(0.1))
+        np.testing.assert_allclose(read_wav(disk / "a.wav").pcm, np.tile(voice(0.1), 2), atol=1e-4)
+
+
+def test_a_limit_on_file_sizes_is_told_as_what_it_is(path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with (
+            pytest.raises(DoesNotFit, match=r"File too large.*ulimit -f"),
+            WavWriter(path, 16000) as writer,
+        ):
+            _write_without_end(writer)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(read_wav(path).pcm) == 3 * 1600
+
+
+def test_what_is_no_sound_is_refused_before_all_of_it_is_read(tmp_path: Path) -> None:
+    with pytest.raises(AudioError, match="not a WAV file"):
+        read_wav(device_node(tmp_path / "zero", 5))  # it never ends

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from deeptalk_edge.artifact import sha256_of
+from deeptalk_edge.files import sha256_of
 from deeptalk_edge.training.checkpoint import load_model
 from deeptalk_edge.training.tiny.publish import publish
 

@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from deeptalk_edge.artifact import staged_directory
 from deeptalk_edge.errors import ArtifactError
+from deeptalk_edge.files import staged_directory
 from deeptalk_edge.training.tiny.domain import Question, Split, answers, questions
 from deeptalk_edge.training.tiny.voices import (
     ANSWER_VOICE,
@@ -49,6 +49,8 @@ COMMON_INTENTS = frozenset({"ticket", "room"})
 
 TAKES_OF_COMMON = 7
 TAKES_OF_RARE = 20
+
+_FILES = ("corpus.json", "questions.npz", "answers.npz")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,7 +211,7 @@ def _save(corpus: Corpus, root: Path) -> None:
         "phones": corpus.phones,
         "utterances": [asdict(utterance) for utterance in corpus.utterances],
     }
-    with staged_directory(root, replace=True) as staging:
+    with staged_directory(root, replaces=_FILES) as staging:
         (staging / "corpus.json").write_text(json.dumps(plan, indent=1), encoding="utf-8")
         for name, clips in (("questions", corpus.questions), ("answers", corpus.answers)):
             np.savez(staging / f"{name}.npz", pcm=clips.pcm, offsets=clips.offsets)

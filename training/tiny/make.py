@@ -6,7 +6,6 @@ a GPU; what they run must be importable, which is why it does not stand in `__ma
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -117,10 +116,7 @@ def _make_voice(plan: Plan) -> None:
             replace(DecoderSettings(), num_steps=plan.codec_steps),
             device=plan.device,
         )
-        unfinished = plan.snac.with_name("snac.partial")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        save_snac(codec.cpu(), unfinished)
-        unfinished.rename(plan.snac)
+        save_snac(codec.cpu(), plan.snac)
     learn_to_speak(plan.workshop(), plan.work)
 
 

@@ -7,10 +7,12 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from tokenizers import Tokenizer
 
+from deeptalk_edge.files import swap_directory
 from deeptalk_edge.training.checkpoint import config_of, save_checkpoint
 from deeptalk_edge.training.expert_split import save_split
 from deeptalk_edge.training.model import DeepTalk
@@ -32,9 +34,24 @@ def publish(
 
     What else stands in `directory`, a model card say, is kept.
     """
-    staging = directory.with_name(directory.name + ".staging")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.parent.mkdir(parents=True, exist_ok=True)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as folder:
+        staging = Path(folder) / directory.name
+        _write_checkpoint(model, tokenizer, audio_experts, snac, staging)
+        for other in directory.iterdir() if directory.exists() else ():
+            if not (staging / other.name).exists():
+                copy = shutil.copytree if other.is_dir() else shutil.copy2
+                copy(other, staging / other.name)
+        swap_directory(staging, directory)
+
+
+def _write_checkpoint(
+    model: DeepTalk,
+    tokenizer: Tokenizer,
+    audio_experts: Sequence[Sequence[int]],
+    snac: Path,
+    staging: Path,
+) -> None:
     config = {**config_of(model.spec), "audio_experts_file": AUDIO_EXPERTS_FILE}
     save_checkpoint(staging, model.cpu(), config, dtype=torch.float16)
     tokenizer.save(str(staging / "tokenizer.json"))
@@ -43,11 +60,6 @@ def publish(
         json.dumps(generation_config(model), indent=2) + "\n", encoding="utf-8"
     )
     shutil.copytree(snac, staging / "snac")
-    for other in directory.iterdir() if directory.exists() else ():
-        if not (staging / other.name).exists():
-            other.rename(staging / other.name)
-    shutil.rmtree(directory, ignore_errors=True)
-    staging.rename(directory)
 
 
 def generation_config(model: DeepTalk) -> dict[str, object]:

@@ -20,10 +20,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from deeptalk_edge.files import write_file
 from deeptalk_edge.spec import ModelSpec
 from deeptalk_edge.training.expert_split import ExpertLoads, split_experts, text_experts
 from deeptalk_edge.training.experts import Router, Routing
@@ -118,9 +119,7 @@ class HeardMemory:
     def save(self, path: Path) -> None:
         """Write it to a safetensors file."""
         spans = torch.tensor([(key, *span) for key, span in self.spans.items()])
-        partial = path.with_name(path.name + ".partial")
-        save_file({"features": self.features.cpu(), "spans": spans}, partial)
-        partial.replace(path)
+        write_file(path, save({"features": self.features.cpu(), "spans": spans}))
 
     @classmethod
     def load(cls, path: Path, device: str) -> HeardMemory:

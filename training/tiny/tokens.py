@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from deeptalk_edge.artifact import write_atomically
 from deeptalk_edge.errors import ArtifactError
+from deeptalk_edge.files import write_file
 from deeptalk_edge.spec import CodecSpec
 from deeptalk_edge.training.snac import ResidualQuantizer, rows_from_scales
 from deeptalk_edge.training.tiny.codebooks import CodeUsage, start_codebooks
@@ -117,7 +117,7 @@ class Tokeniser(nn.Module):
     def save(self, path: Path) -> None:
         """Write the weights, whole or not at all."""
         tensors = {name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}
-        write_atomically(path, save(tensors))
+        write_file(path, save(tensors))
 
     @classmethod
     def load(cls, path: Path) -> Tokeniser:

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from tokenizers import Tokenizer
 
+from deeptalk_edge.files import write_file
 from deeptalk_edge.spec import CodecSpec
 from deeptalk_edge.training.expert_split import save_split
 from deeptalk_edge.training.loop import LoopSettings, Losses, train
@@ -298,6 +299,4 @@ def _save_part(model: DeepTalk, path: Path, *, is_ear: bool) -> None:
         for name, tensor in model.named_parameters()
         if name.startswith(EAR) is is_ear
     }
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial)
-    partial.replace(path)
+    write_file(path, save(tensors))

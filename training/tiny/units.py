@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from deeptalk_edge.artifact import write_atomically
 from deeptalk_edge.errors import ArtifactError
+from deeptalk_edge.files import write_file
 from deeptalk_edge.training.tiny.corpus import as_samples
 from deeptalk_edge.training.tiny.domain import FIXED, GREETING, PLACES, TENS, answers
 from deeptalk_edge.training.tiny.tokens import Tokeniser
@@ -119,7 +119,7 @@ class UnitVoice:
             arrays[f"{name}/pcm"] = unit.pcm
         archive = BytesIO()
         np.savez_compressed(archive, **arrays)  # type: ignore[arg-type]
-        write_atomically(path, archive.getvalue())
+        write_file(path, archive.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> UnitVoice:
