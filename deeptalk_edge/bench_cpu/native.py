@@ -7,7 +7,7 @@ real talk would not have.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ctypes import addressof, byref, sizeof
+from ctypes import byref
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from deeptalk_edge.runtime.backends.native_library import (
     Span,
     Table,
     span,
+    span_of,
 )
 from deeptalk_edge.runtime.backends.native_weights import decoder_sizes, record_of
 from deeptalk_edge.spec import ModelSpec
@@ -121,7 +122,7 @@ class NativeDecoder:
         vocabulary = self._weights.spec.vocabulary
         ids = self._random.integers(0, vocabulary.size, (num_rows, vocabulary.num_codebooks + 1))
         where = Pass(Span(), (span(self._cache), Span()), 1, num_rows, self._position, 0)
-        tables = Span(addressof(self._tables), sizeof(self._tables))
+        tables = span_of(self._tables)
         check, calls = self._context.check, self._context.calls
         check(calls.dt_begin(self._decoder, byref(where), span(ids), Span(), Span()), "begin")
         check(calls.dt_run(self._decoder, 0, 2 * num_layers, tables), "run")
@@ -186,7 +187,7 @@ class _RandomWeights:
             latent_norm=span(self.norm),
             mlp_norm=span(self.norm),
             router=Span() if is_dense else span(router),
-            own_mlps=Span(addressof(own_mlps), sizeof(own_mlps)),
+            own_mlps=span_of(own_mlps),
         )
 
     def _matrix(self, rows: int, columns: int) -> Matrix:

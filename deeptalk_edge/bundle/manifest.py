@@ -96,7 +96,7 @@ class CodecEntry:
     """Noise samples per codec frame of each decoder block, where there is a tape."""
 
     def __post_init__(self) -> None:
-        rates = self.spec.block_rates if self.noise == "tape" else ()
+        rates = self.spec.block_rates if self.noise == "tape" and self.spec.noise else ()
         if self.noise_rates != rates:
             raise ValueError(
                 f"noise_rates = {list(self.noise_rates)}: noise {self.noise!r} has {list(rates)}"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, closing
-from ctypes import addressof, byref, c_char, sizeof
+from ctypes import byref, c_char
 from functools import partial
 from typing import Any, Protocol
 
@@ -29,6 +29,7 @@ from deeptalk_edge.runtime.backends.native_library import (
     Table,
     dense,
     span,
+    span_of,
 )
 from deeptalk_edge.runtime.backends.native_weights import NativeWeights
 from deeptalk_edge.runtime.bundle import Bundle
@@ -133,8 +134,12 @@ class NativeEngine(CachedEngine[NativeCache]):
         no_table = self._table(self._no_experts)
         self._no_tables = (Table * decoder.num_layers)(*[no_table] * decoder.num_layers)
         self._whole_tables = (Table * decoder.num_layers)(*[no_table] * decoder.num_layers)
-        for layer in decoder.moe_layers:
-            self._whole_tables[layer] = self._table(self.experts.addresses(layer))
+        self._live = {layer: self.experts.addresses(layer) for layer in decoder.moe_layers}
+        for layer, addresses in self._live.items():
+            self._whole_tables[layer] = self._table(addresses)
+        self._no_tables_at, self._whole_tables_at = map(
+            span_of, (self._no_tables, self._whole_tables)
+        )
 
     @property
     def kernel_path(self) -> str:
@@ -213,19 +218,19 @@ class NativeEngine(CachedEngine[NativeCache]):
         where = self._cache.next_rows(num_rows)
         if rows.dtype.kind not in "iu":
             raise ValueError(f"rows of {rows.dtype}: expected ids, whole numbers")
-        ids = np.ascontiguousarray(rows, np.int64)
+        ids, columns = np.ascontiguousarray(rows, np.int64), self._spec.vocabulary.num_codebooks + 1
         mask = None if audio_mask is None else np.ascontiguousarray(audio_mask, np.bool_)
         status = self._calls.dt_begin(
             self._decoder,
             byref(where),
-            dense(ids, np.int64, (num_items, num_rows, self._spec.vocabulary.num_codebooks + 1)),
+            dense(ids, np.int64, (num_items, num_rows, columns), "rows"),
             span(features),
             span(mask),
         )
         self._context.check(status, "embed")
         with self.experts.whole() as is_whole:
             if is_whole:
-                self._stages(0, 2 * self._spec.decoder.num_layers, self._whole_tables)
+                self._stages(0, 2 * self._spec.decoder.num_layers, self._whole_tables_at)
             else:
                 self._run_paged()
         self._cache.advance(num_rows)
@@ -236,19 +241,20 @@ class NativeEngine(CachedEngine[NativeCache]):
         ids, weights, normed = self._routed
         stage = 0
         for layer in decoder.moe_layers:
-            self._stages(stage, 2 * layer + 1, self._no_tables)
+            self._stages(stage, 2 * layer + 1, self._no_tables_at)
             stage = 2 * layer + 1
             num_tokens = self._fetch_routed()  # the last layer has fewer
             routed = ids[:num_tokens], weights[:num_tokens], normed[:num_tokens]
             with closing(self.experts.tables(layer, *routed)) as tables:
                 for table in tables:
-                    status = self._calls.dt_wave(self._decoder, layer, byref(self._table(table)))
+                    is_live = table is self._live[layer]  # nearly every step's
+                    where = self._whole_tables[layer] if is_live else self._table(table)
+                    status = self._calls.dt_wave(self._decoder, layer, byref(where))
                     self._context.check(status, f"experts of layer {layer}")
-        self._stages(stage, 2 * decoder.num_layers, self._no_tables)
+        self._stages(stage, 2 * decoder.num_layers, self._no_tables_at)
 
-    def _stages(self, first: int, last: int, tables: Any) -> None:
-        where = Span(addressof(tables), sizeof(tables))
-        status = self._calls.dt_run(self._decoder, first, last, where)
+    def _stages(self, first: int, last: int, tables: Span) -> None:
+        status = self._calls.dt_run(self._decoder, first, last, tables)
         self._context.check(status, f"decoder from layer {first // 2} on")
 
 

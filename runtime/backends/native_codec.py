@@ -120,17 +120,17 @@ class NativeCodec:
         pcm = np.empty(num_frames * spec.frame_samples, np.float32)
         next_state = np.empty(self._entry.state_size, np.float32)
         call = CodecCall(
-            codes=dense(codes, np.int64, (num_frames, spec.frame_codes)),
+            codes=dense(codes, np.int64, (num_frames, spec.frame_codes), "codes"),
             num_frames=num_frames,
             position=int(feeds["position"]),
             length=int(feeds["length"]),
             noise=(Span * _MOST)(
                 *(
-                    dense(floats[f"noise_{i}"], np.float32, (num_frames * rate,))
+                    dense(floats[f"noise_{i}"], np.float32, (num_frames * rate,), f"noise_{i}")
                     for i, rate in enumerate(rates)
                 )
             ),
-            state=dense(floats["state"], np.float32, (self._entry.state_size,)),
+            state=dense(floats["state"], np.float32, (self._entry.state_size,), "state"),
             next_state=span(next_state),
             pcm=span(pcm),
         )

@@ -35,7 +35,10 @@ _FAULTS = {
 
 
 class Structure(ctypes.Structure):
-    """A structure of the library's. Raises ValueError for an integer that its field cannot hold."""
+    """What files describe. Raises ValueError for an integer that its field cannot hold.
+
+    Those of a step, Span, Table and Pass, hold what arrays measure and need no such check.
+    """
 
     def __init__(self, *values: Any, **named: Any) -> None:
         super().__init__(*values, **named)
@@ -51,7 +54,7 @@ class Int32(c_int32):
 
     @classmethod
     def from_param(cls, value: int) -> c_int32:
-        if c_int32(value).value != value:
+        if not -(1 << 31) <= value < 1 << 31:
             raise ValueError(f"{value}: the kernels take 32 bits")
         return c_int32(value)
 
@@ -83,7 +86,7 @@ class Record(Structure):
     )
 
 
-class Table(Structure):
+class Table(ctypes.Structure):
     """`dt_table`: addresses of experts' records, 0 where one is absent, and the bytes at each."""
 
     _fields_ = (("addresses", Span), ("record_bytes", c_int64))
@@ -122,7 +125,7 @@ class DecoderSizes(Structure):
     )
 
 
-class Pass(Structure):
+class Pass(ctypes.Structure):
     """`dt_pass`."""
 
     _fields_ = (
@@ -150,8 +153,8 @@ _CALLS: dict[str, tuple[Any, ...]] = {
     "dt_decoder_open": (c_void_p, c_void_p, POINTER(DecoderSizes)),
     "dt_decoder_close": (None, c_void_p),
     "dt_begin": (c_int32, c_void_p, POINTER(Pass), Span, Span, Span),
-    "dt_run": (c_int32, c_void_p, Int32, Int32, Span),
-    "dt_wave": (c_int32, c_void_p, Int32, POINTER(Table)),
+    "dt_run": (c_int32, c_void_p, c_int32, c_int32, Span),  # of layers, which were counted at load
+    "dt_wave": (c_int32, c_void_p, c_int32, POINTER(Table)),
     "dt_routed": (c_int32, c_void_p, *(POINTER(Span),) * 3),
     "dt_head": (c_int32, c_void_p, Span),
     "dt_codec_open": (c_void_p, c_void_p, c_void_p),
@@ -302,13 +305,18 @@ def span(array: NDArray[Any] | None) -> Span:
     return Span(array.ctypes.data, array.nbytes)
 
 
-def dense(array: NDArray[Any], dtype: type, shape: tuple[int, ...]) -> Span:
+def span_of(structures: Any) -> Span:
+    """All of an array of structures; the caller keeps it as long as the library reads it."""
+    return Span(ctypes.addressof(structures), ctypes.sizeof(structures))
+
+
+def dense(array: NDArray[Any], dtype: type, shape: tuple[int, ...], name: str = "array") -> Span:
     """The span of an array that must be of this kind.
 
-    Raises ValueError if it is not.
+    Raises ValueError with its name if it is not.
     """
     if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
         raise ValueError(
-            f"expected a dense {np.dtype(dtype)} array {shape}, found {array.dtype} {array.shape}"
+            f"{name}: expected dense {np.dtype(dtype)} {shape}, found {array.dtype} {array.shape}"
         )
     return span(array)

@@ -6,7 +6,6 @@ that size, cut out of the file's bytes, and they check their shapes against the 
 
 from __future__ import annotations
 
-from ctypes import addressof, sizeof
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from deeptalk_edge.runtime.backends.native_library import (
     Record,
     Span,
     span,
+    span_of,
 )
 from deeptalk_edge.spec import ModelSpec
 
@@ -69,7 +69,7 @@ def decoder_sizes(
         rope_frequencies=rope_frequencies,
         final_norm=final_norm,
         table=table,
-        layers=Span(addressof(layers), sizeof(layers)),
+        layers=span_of(layers),
     )
 
 
@@ -126,7 +126,7 @@ class NativeWeights:
             latent_norm=self._array(f"{name}.self_attn.kv_a_layernorm"),
             mlp_norm=self._array(f"{name}.post_attention_layernorm"),
             router=self._array(f"{name}.router") if routes else Span(),
-            own_mlps=Span(addressof(mlps), sizeof(mlps)),
+            own_mlps=span_of(mlps),
         )
 
     def _matrix(self, name: str) -> Matrix:

@@ -145,6 +145,17 @@ def test_a_form_of_experts_that_cannot_be_is_refused(path: Path, value: object) 
         read(path)
 
 
+@pytest.mark.parametrize("form", [("int4", 64), ("int8", None)])
+def test_weights_made_for_other_experts_are_refused(
+    path: Path, form: tuple[str, int | None]
+) -> None:
+    content = json.loads(path.read_text())
+    content["experts"] = dict(zip(("dtype", "group"), form, strict=True))
+    path.write_text(json.dumps(content))
+    with pytest.raises(ArtifactError, match=rf"made for experts in {form[0]} with group {form[1]}"):
+        read(path)
+
+
 @pytest.mark.parametrize("value", [0, 2, True, 1.0, "1", None, [1], 10**30], ids=repr)
 def test_another_format_is_refused(path: Path, value: object) -> None:
     content = json.loads(path.read_text())

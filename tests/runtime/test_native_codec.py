@@ -193,7 +193,7 @@ def test_weights_of_another_codec_are_refused(
     content = tape.weights.read_bytes()
     place = tmp_path / NATIVE_CODEC
     place.write_bytes(content[:extra] if extra < 0 else content + bytes(extra))
-    with pytest.raises(ArtifactError, match="num_weights"):
+    with pytest.raises(ArtifactError, match="bytes of weights"):
         NativeCodec(place, tape.entry, threads=1, library=library)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from ctypes import addressof, byref, c_int32, sizeof
+from ctypes import byref, c_int32
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from deeptalk_edge.runtime.backends.native_library import (
     dense,
     int32s,
     span,
+    span_of,
 )
 from deeptalk_edge.runtime.backends.native_weights import record_of
 from tests.native.cpu.references import random_records, stored
@@ -58,7 +59,7 @@ class Decoder:
             latent_norm=self._floats(LATENT),
             mlp_norm=self._floats(WIDTH),
             router=self._floats(EXPERTS * WIDTH),
-            own_mlps=Span(addressof(self.own_mlps), sizeof(self.own_mlps)),
+            own_mlps=span_of(self.own_mlps),
         )
         self.sizes = DecoderSizes(
             **{"width": WIDTH, "num_layers": 1, "heads": HEADS, "nope": NOPE, "rope": ROPE},
@@ -69,7 +70,7 @@ class Decoder:
             rope_frequencies=self._floats(ROPE // 2),
             final_norm=self._floats(WIDTH),
             table=self._matrix(VOCABULARY, WIDTH),
-            layers=Span(addressof(self.layer), sizeof(self.layer)),
+            layers=span_of(self.layer),
         )
         row_bytes = self.context.cache_row_bytes(LATENT, ROPE, "bfloat16")
         cache = self._keep(np.zeros(ROWS * row_bytes, np.uint8))
@@ -88,7 +89,7 @@ class Decoder:
         decoder = calls.dt_decoder_open(handle, byref(self.sizes))
         statuses = [] if decoder else [1]
         if decoder:
-            tables = Span(addressof(self.table), sizeof(self.table))
+            tables = span_of(self.table)
             begun = self.rows, self.features, self.audio_mask
             for call, arguments in {
                 "dt_begin": (byref(self.where), *begun),
@@ -244,6 +245,9 @@ def change(**fields: Any) -> Change:
         (change(layer__record__ffn_width=-16), "ffn_width of a record = -16"),
         (change(layer__record__group=48), "group of a record = 48"),
         (change(layer__qkv__group=16), r"layers\.0\.qkv group = 16"),
+        (change(layer__key_up__columns=8), r"layers\.0\.key_up columns = 8, expected 16"),
+        (change(layer__record__width=-32), "width of a record = -32"),
+        (change(layer__record__width=16), "width of a record = 16, expected 32"),
         (change(features=Span()), "bytes of features = 0"),
     ],
 )
@@ -267,7 +271,7 @@ def test_a_record_at_an_odd_address_is_refused(decoder: Decoder) -> None:
 def test_a_stage_before_any_pass_is_refused(decoder: Decoder) -> None:
     calls, context = decoder.context.calls, decoder.context
     opened = calls.dt_decoder_open(context.handle, byref(decoder.sizes))
-    tables = Span(addressof(decoder.table), sizeof(decoder.table))
+    tables = span_of(decoder.table)
     for status in (
         calls.dt_run(opened, 0, 2, tables),
         calls.dt_wave(opened, 0, byref(decoder.table)),
@@ -419,7 +423,7 @@ def test_an_array_with_gaps_or_of_another_kind_has_no_span() -> None:
     array = np.zeros((4, 6), np.float32)
     with pytest.raises(ValueError, match="with gaps"):
         span(array[:, ::2])
-    with pytest.raises(ValueError, match=r"expected a dense float64 array \(4, 6\)"):
+    with pytest.raises(ValueError, match=r"array: expected dense float64 \(4, 6\)"):
         dense(array, np.float64, (4, 6))
-    with pytest.raises(ValueError, match=r"expected a dense float32 array \(6, 4\)"):
-        dense(array, np.float32, (6, 4))
+    with pytest.raises(ValueError, match=r"rows: expected dense float32 \(6, 4\)"):
+        dense(array, np.float32, (6, 4), "rows")

@@ -36,6 +36,12 @@ def test_calls_out_of_order_are_refused(engine: NativeEngine) -> None:
         engine.logits()
     with pytest.raises(ValueError, match="4 features for 5 marked rows"):
         engine.prefill(ROWS, FEATURES[1:], MASK)
+    with pytest.raises(ValueError, match=r"features of \(5, 1\): expected 128 values each"):
+        engine.prefill(ROWS, FEATURES[:, :1], MASK)
+    with pytest.raises(ValueError, match="rows of float64: expected ids"):
+        engine.decode_step(ROWS[:1].astype(np.float64))
+    with pytest.raises(ValueError, match=r"rows: expected dense int64 \(1, 1, 8\)"):
+        engine.decode_step(ROWS[:1, :3])
     with pytest.raises(ValueError, match="2 rows for 1 items"):
         engine.decode_step(ROWS[:2])
     with pytest.raises(ValueError, match="no item was dropped"):
