@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,13 +20,25 @@ def library() -> NativeLibrary:
     return NativeLibrary(library_place())
 
 
-def library_place() -> Path:
-    """Where it is; skips the test where there is no compiler."""
+def library_place(*flags: str) -> Path:
+    """Where it is, built with other flags than the usual if there are any; skips the test where
+    there is no compiler."""
     compiler = shutil.which("c++")
     if compiler is None:
         pytest.skip("no C++ compiler on this machine: the native kernels were not checked")
-    place = _PLACE / _version(compiler) / "libdeeptalk_cpu.so"
-    return place if place.is_file() else build(place, compiler)
+    place = _PLACE / _version(compiler, *flags) / "libdeeptalk_cpu.so"
+    return place if place.is_file() else build(place, compiler, flags or ("-O3",))
+
+
+def sanitizer_runtimes() -> str:
+    """What must be loaded before a program whose library is built with sanitizers."""
+    found = (
+        subprocess.run(
+            ["c++", f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    )
+    return " ".join(found)
 
 
 def check_program(compiler: str, *flags: str) -> Path:
