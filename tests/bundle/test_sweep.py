@@ -19,6 +19,7 @@ from tests.bundle.mutations import (
     resealed_files,
 )
 from tests.bundle.sweep import Report, sweep
+from tests.native.cpu import built
 
 Mutations = Callable[[Path], Iterator[Mutation]]
 
@@ -35,10 +36,24 @@ whole_or_part = pytest.mark.parametrize(
 
 
 def run(
-    bundle: Path, mutations: Mutations, work: Path, *, backend: str, step: int, **others: object
+    bundle: Path,
+    mutations: Mutations,
+    work: Path,
+    *,
+    backend: str,
+    step: int,
+    flags: tuple[str, ...] = (),
+    environment: dict[str, str] | None = None,
 ) -> Report:
     chosen = islice(mutations(bundle), 0, None, step)
-    report = sweep(bundle, chosen, work, backend=backend, **others)  # type: ignore[arg-type]
+    report = sweep(
+        bundle,
+        chosen,
+        work,
+        backend=backend,
+        library=built.library_place(*flags) if backend == "native" else None,
+        environment=environment,
+    )
     print(f"\n{mutations.__name__} on {backend}, one in {step}: {report}")
     return report
 
@@ -72,8 +87,6 @@ def test_a_bundle_made_to_harm_neither_crashes_nor_hangs(
 def test_sanitizers_find_nothing_in_the_kernels(
     sweep_bundle: Path, tmp_path: Path, mutations: Mutations
 ) -> None:
-    flags = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-    library = built.library_place(*flags)
     # Python and ONNX Runtime are no part of this, and keep what they have to the end.
     environment = {"LD_PRELOAD": built.sanitizer_runtimes(), "ASAN_OPTIONS": "detect_leaks=0"}
     report = run(
@@ -82,7 +95,7 @@ def test_sanitizers_find_nothing_in_the_kernels(
         tmp_path,
         backend="native",
         step=1,
-        library=library,
+        flags=("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
         environment=environment,
     )
     assert not report.faults
