@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeptalk_edge.errors import BackendError
+from deeptalk_edge.lifetime import while_open
 from deeptalk_edge.rows import Ids
 from deeptalk_edge.runtime.backends.native_cache import NativeCache
 from deeptalk_edge.runtime.backends.native_library import NativeContext, NativeLibrary, address
@@ -83,10 +84,23 @@ class NativeEngine(CachedEngine[NativeCache]):
         Raises ArtifactError if the bundle is not for this backend or is damaged, BackendError if
         the library does not load, DoesNotFit if there is not enough memory.
         """
+        self._context = NativeContext(library or NativeLibrary(), path=path, threads=threads)
+        try:
+            self._load(bundle, context_rows, cache_kind, open_experts)
+        except BaseException:
+            self._context.close()
+            raise
+
+    def _load(
+        self,
+        bundle: Bundle,
+        context_rows: int,
+        cache_kind: str,
+        open_experts: Callable[[], ExpertTables] | None,
+    ) -> None:
         manifest = bundle.manifest
         self._spec = manifest.model
         decoder, vocabulary = self._spec.decoder, self._spec.vocabulary
-        self._context = NativeContext(library or NativeLibrary(), path=path, threads=threads)
         self._weights = NativeWeights(bundle.path, manifest.record_format)
         super().__init__(
             NativeCache(
@@ -95,7 +109,8 @@ class NativeEngine(CachedEngine[NativeCache]):
                 row_bytes=self._context.cache_row_bytes(
                     decoder.latent_dim, decoder.rope_dim, cache_kind
                 ),
-            )
+            ),
+            self._give_back,
         )
         self._decoder = self._open_decoder(cache_kind)
         self._routed_at = (c_void_p(), c_void_p(), c_void_p())
@@ -121,8 +136,12 @@ class NativeEngine(CachedEngine[NativeCache]):
             open_experts() if open_experts else paged_experts(bundle, PagingSettings())
         )
         self._whole_tables = self._no_tables.copy()
-        for layer in decoder.moe_layers:
-            self._whole_tables[layer] = self.experts.addresses(layer).ctypes.data
+        try:
+            for layer in decoder.moe_layers:
+                self._whole_tables[layer] = self.experts.addresses(layer).ctypes.data
+        except BaseException:
+            self.experts.close()
+            raise
         self._whole_tables_at = address(self._whole_tables)
 
     @property
@@ -130,6 +149,7 @@ class NativeEngine(CachedEngine[NativeCache]):
         """The instruction set at work, as the library names it."""
         return self._context.path
 
+    @while_open
     def prefill(self, rows: Ids, features: Array, audio_mask: NDArray[np.bool_]) -> None:
         self._check_prompt(features, audio_mask)
         self._cache.next_rows(len(rows))  # refuse all of it rather than the end of it
@@ -140,26 +160,27 @@ class NativeEngine(CachedEngine[NativeCache]):
             self.experts.begin_prefill(audio_mask[part])
             self._run(rows[None, part], placed[part], audio_mask[part])
 
+    @while_open
     def decode_step(self, rows: Ids) -> Logits:
         self._check_step(rows)
         self.experts.begin_step(len(rows))
         self._run(rows[:, None], None, None)
-        return self.logits()
+        return self._head()
 
+    @while_open
     def logits(self) -> Logits:
         self._check_fed()
-        status = self._calls.dt_head(self._decoder, address(self._logits))
-        self._context.check(status, "head")
+        return self._head()
+
+    def _head(self) -> Logits:
+        self._context.run("head", self._calls.dt_head, self._decoder, address(self._logits))
         return self._views[self._fed_items - 1]
 
-    def close(self) -> None:
-        if self._decoder is not None:
-            self._calls.dt_decoder_close(self._decoder)
-            self._decoder = None
+    def _give_back(self) -> None:
         self._context.close()
         self.experts.close()
 
-    def _open_decoder(self, cache_kind: str) -> int | None:
+    def _open_decoder(self, cache_kind: str) -> int:
         self._calls = self._context.calls
         sizes = self._weights.sizes(
             self._spec,
@@ -168,19 +189,18 @@ class NativeEngine(CachedEngine[NativeCache]):
             max_tokens=PREFILL_ROWS,
         )
         layers = self._weights.layers(self._spec.decoder.num_layers)
-        decoder: int | None = self._calls.dt_decoder_open(
-            self._context.handle, byref(sizes), layers
-        )
-        if decoder is None:
-            message = self._calls.dt_message(self._context.handle).decode()
-            self._context.close()
-            raise BackendError(f"the native kernels refuse this model: {message}")
-        return decoder
+        calls = self._calls
+        try:
+            return self._context.open(
+                calls.dt_decoder_open, calls.dt_decoder_close, byref(sizes), layers
+            )
+        except ValueError as error:
+            raise BackendError(f"the native kernels refuse this model: {error}") from error
 
     def _open_routed(self) -> tuple[Ids, Array, Array]:
         """The library's own ids and weights (N, k) and normed rows (N, C), for the most tokens."""
         decoder = self._spec.decoder
-        self._fetch_routed()
+        self._context.call(self._fetch_routed)
         ids_at, weights_at, normed_at = self._routed_at
         return (
             _array_at(ids_at, (PREFILL_ROWS, decoder.top_k), np.int64),
@@ -193,10 +213,8 @@ class NativeEngine(CachedEngine[NativeCache]):
         num_items, num_rows = rows.shape[:2]
         where = self._cache.next_rows(num_rows)
         ids = np.ascontiguousarray(rows, np.int64)
-        status = self._calls.dt_begin(
-            self._decoder, byref(where), address(ids), address(features), address(audio_mask)
-        )
-        self._context.check(status, "embed")
+        inputs = address(ids), address(features), address(audio_mask)
+        self._context.run("embed", self._calls.dt_begin, self._decoder, byref(where), *inputs)
         with self.experts.whole() as is_whole:
             if is_whole:
                 self._stages(0, 2 * self._spec.decoder.num_layers, self._whole_tables_at)
@@ -212,17 +230,17 @@ class NativeEngine(CachedEngine[NativeCache]):
         for layer in decoder.moe_layers:
             self._stages(stage, 2 * layer + 1, self._no_tables_at)
             stage = 2 * layer + 1
-            num_tokens = self._fetch_routed()  # the last layer has fewer
+            num_tokens = self._context.call(self._fetch_routed)  # the last layer has fewer
             routed = ids[:num_tokens], weights[:num_tokens], normed[:num_tokens]
             with closing(self.experts.tables(layer, *routed)) as tables:
                 for table in tables:
-                    status = self._calls.dt_wave(self._decoder, layer, address(table))
-                    self._context.check(status, f"experts of layer {layer}")
+                    wave = self._calls.dt_wave, self._decoder, layer, address(table)
+                    self._context.run(f"experts of layer {layer}", *wave)
         self._stages(stage, 2 * decoder.num_layers, self._no_tables_at)
 
     def _stages(self, first: int, last: int, tables_at: c_void_p) -> None:
-        status = self._calls.dt_run(self._decoder, first, last, tables_at)
-        self._context.check(status, f"decoder from layer {first // 2} on")
+        what = f"decoder from layer {first // 2} on"
+        self._context.run(what, self._calls.dt_run, self._decoder, first, last, tables_at)
 
 
 def _array_at(place: c_void_p, shape: tuple[int, ...], dtype: type) -> NDArray[Any]:

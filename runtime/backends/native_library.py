@@ -1,13 +1,18 @@
 """The native CPU library, bound by ctypes: native/cpu/deeptalk_cpu.h has every call's contract.
 
 `pip install` builds it where there is a C++ compiler. Calls release the interpreter's lock; arrays
-are checked here, sizes there.
+are checked here, sizes there. Every call goes through its context, which knows what is still open.
 """
 
 from __future__ import annotations
 
 import ctypes
+import logging
+import weakref
+from collections.abc import Callable
+from contextlib import ExitStack
 from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int32, c_int64, c_void_p
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import deeptalk_edge
+from deeptalk_edge import host
 from deeptalk_edge.errors import BackendError
+from deeptalk_edge.lifetime import Lifetime
+
+log = logging.getLogger(__name__)
 
 LIBRARY = Path(deeptalk_edge.__file__).parent / "libdeeptalk_cpu.so"
 
@@ -114,6 +123,7 @@ class NativeLibrary:
         calls = self.calls
         calls.dt_path_name.restype = c_char_p
         calls.dt_open.restype = c_void_p
+        calls.dt_threads.argtypes = (c_void_p,)
         calls.dt_message.restype = c_char_p
         calls.dt_message.argtypes = calls.dt_close.argtypes = (c_void_p,)
         calls.dt_cache_row_bytes.restype = calls.dt_read.restype = c_int64
@@ -140,7 +150,8 @@ class NativeLibrary:
 
 
 class NativeContext:
-    """A kernel path and its threads. One owner; not thread-safe."""
+    """A kernel path, its threads, and what is opened on them. One owner: a call while another one
+    is under way is refused, and what is closed under a call goes when that returns."""
 
     def __init__(
         self, library: NativeLibrary, *, path: str | None = None, threads: int = 1
@@ -154,28 +165,60 @@ class NativeContext:
         self.handle: int | None = self.calls.dt_open(names.index(self.path), threads)
         if self.handle is None:
             raise BackendError(f"the native library does not start with {threads} threads")
+        self._opened = ExitStack()
+        self._opened.callback(self.calls.dt_close, self.handle)
+        self._lifetime = Lifetime("the native kernels", self._opened.close)
+        weakref.finalize(self, self._lifetime.close)
+        found = self.calls.dt_threads(self.handle)
+        if found < threads:
+            _say_fewer_threads(threads, found)
 
     def close(self) -> None:
-        if self.handle is not None:
-            self.calls.dt_close(self.handle)
-            self.handle = None
+        """Give everything back; calls are refused from now on. Doing it twice is doing it once."""
+        self._lifetime.close()
 
-    def check(self, status: int, call: str) -> None:
-        """Raise what a status means: ValueError for sizes, BackendError for values."""
-        if status == OK:
-            return
-        if status == REFUSED:
-            raise ValueError(f"{call}: {self.calls.dt_message(self.handle).decode()}")
-        raise BackendError(f"{call}: {_FAULTS[status]}")
+    def open(self, opening: Callable[..., int | None], closing: Any, *args: Any) -> int:
+        """A decoder or a codec, which is closed with the context.
+
+        Raises ValueError with the library's words if it refuses, UsageError as `call` does.
+        """
+        with self._lifetime.use():
+            opened = opening(self.handle, *args)
+            if opened is None:
+                raise ValueError(self._message())
+            self._opened.callback(closing, opened)
+            return opened
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call the library.
+
+        Raises UsageError if the context is closed, busy, or another process's.
+        """
+        with self._lifetime.use():
+            return function(*args)
+
+    def run(self, call: str, function: Callable[..., int], *args: Any) -> None:
+        """Call what returns a status.
+
+        Raises what that means: ValueError for sizes, BackendError for values. UsageError as `call`.
+        """
+        with self._lifetime.use():
+            status = function(*args)
+            if status == REFUSED:
+                raise ValueError(f"{call}: {self._message()}")
+        if status != OK:
+            raise BackendError(f"{call}: {_FAULTS[status]}")
+
+    def _message(self) -> str:
+        message: bytes = self.calls.dt_message(self.handle)
+        return message.decode()
 
     def linear(self, matrix: Matrix, x: NDArray[np.float32], *, heads: int = 1) -> Any:
         """x (N, heads x columns) through `heads` matrices of their own rows: (N, rows)."""
         _expect(x, np.float32, (len(x), heads * matrix.columns))
         y = np.empty((len(x), matrix.rows), np.float32)
-        status = self.calls.dt_linear(
-            c_void_p(self.handle), byref(matrix), heads, address(x), len(x), address(y)
-        )
-        self.check(status, "linear")
+        call, handle = self.calls.dt_linear, c_void_p(self.handle)
+        self.run("linear", call, handle, byref(matrix), heads, address(x), len(x), address(y))
         return y
 
     def add_experts(
@@ -196,7 +239,9 @@ class NativeContext:
         _expect(ids, np.int64, (num_tokens, top_k))
         _expect(weights, np.float32, (num_tokens, top_k))
         _expect(table, np.uint64, (len(table),))
-        status = self.calls.dt_moe(
+        self.run(
+            "experts",
+            self.calls.dt_moe,
             c_void_p(self.handle),
             byref(record),
             address(table),
@@ -209,7 +254,6 @@ class NativeContext:
             top_k,
             address(y),
         )
-        self.check(status, "experts")
 
     def cache_row_bytes(self, latent: int, rope: int, kind: str) -> int:
         return int(self.calls.dt_cache_row_bytes(latent, rope, CACHE_KINDS[kind]))
@@ -219,17 +263,25 @@ class NativeContext:
         _expect(alpha, np.float32, (len(x),))
         _expect(x, np.float32, (len(x), x.shape[1]))
         y = np.empty_like(x)
-        self.calls.dt_snake(c_void_p(self.handle), address(x), address(alpha), *x.shape, address(y))
+        handle = c_void_p(self.handle)
+        self.call(self.calls.dt_snake, handle, address(x), address(alpha), *x.shape, address(y))
         return y
 
     def read(self, array: NDArray[np.uint8]) -> None:
         """Read every byte once: the roofline of everything else."""
-        self.calls.dt_read(c_void_p(self.handle), address(array), c_int64(array.nbytes))
+        size = c_int64(array.nbytes)
+        self.call(self.calls.dt_read, c_void_p(self.handle), address(array), size)
 
 
 def address(array: NDArray[Any] | None) -> c_void_p:
     """An array's first byte, or null."""
     return c_void_p(None if array is None else array.ctypes.data)
+
+
+@cache
+def _say_fewer_threads(asked: int, found: int) -> None:
+    """Once, however many contexts are opened."""
+    log.warning("the system refuses threads: %d of %d compute; %s", found, asked, host.MORE_THREADS)
 
 
 def _expect(array: NDArray[Any], dtype: type, shape: tuple[int, ...]) -> None:

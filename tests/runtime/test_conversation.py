@@ -14,7 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from deeptalk_edge.errors import (
+from deeptalk_edge.errors import (, UsageError
     ArtifactError,
     AudioError,
     BackendError,
@@ -269,7 +269,7 @@ def test_two_answers_at_once_are_refused(bundle: Bundle) -> None:
     with talk(bundle) as conversation:
         events = conversation.ask("Why?")
         next(events)
-        with pytest.raises(ValueError, match="the answer before is not over"):
+        with pytest.raises(UsageError, match="the answer before is not over"):
             next(conversation.ask("And?"))
 
 

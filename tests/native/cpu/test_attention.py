@@ -37,10 +37,8 @@ def write_rows(context: NativeContext, rows: Array, latent: int, kind: str) -> t
         (len(rows), row_bytes), 0xFF, np.uint8
     )  # NaN, were it read before it is written
     for row, place in zip(rows, cache, strict=True):
-        status = context.calls.dt_cache_write(
-            c_void_p(context.handle), latent, rope, CACHE_KINDS[kind], address(row), address(place)
-        )
-        context.check(status, "cache")
+        where = latent, rope, CACHE_KINDS[kind], address(row), address(place)
+        context.run("cache", context.calls.dt_cache_write, c_void_p(context.handle), *where)
     return cache, as_held(rows, latent, kind)
 
 
@@ -78,7 +76,9 @@ def attend(
     own = [cache.ctypes.data for cache in caches]
     where = Pass(own[0], (*own, *[0] * (2 - num_items)), num_items, num_rows, position, num_shared)
     mixed = np.empty((num_items, num_rows, heads, latent), np.float32)
-    status = context.calls.dt_attend(
+    context.run(
+        "attend",
+        context.calls.dt_attend,
         c_void_p(context.handle),
         heads,
         latent,
@@ -88,7 +88,6 @@ def attend(
         address(np.ascontiguousarray(queries)),
         address(mixed),
     )
-    context.check(status, "attend")
     return mixed
 
 
