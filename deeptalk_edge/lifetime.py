@@ -43,14 +43,18 @@ class Lifetime:
 
     def check(self) -> None:
         """Raises UsageError if the object is closed or belongs to another process."""
+        self.check_process()
+        if self._is_closed:
+            raise UsageError(f"{self._name} is closed; open another one")
+
+    def check_process(self) -> None:
+        """Raises UsageError if the object belongs to another process."""
         if not self.is_ours:
             raise UsageError(
                 f"{self._name} belongs to process {self._process}, this is its child "
                 f"{os.getpid()}, which has none of its threads; open another one after the fork, "
                 "or start processes with spawn"
             )
-        if self._is_closed:
-            raise UsageError(f"{self._name} is closed; open another one")
 
     @contextmanager
     def use(self) -> Iterator[None]:

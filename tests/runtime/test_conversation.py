@@ -14,13 +14,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from deeptalk_edge.errors import (, UsageError
+from deeptalk_edge.errors import (
     ArtifactError,
     AudioError,
     BackendError,
     DoesNotFit,
     ExpertUnavailable,
     SettingsError,
+    UsageError,
 )
 from deeptalk_edge.features import num_frames
 from deeptalk_edge.prompt import Heard, Segment, Typed
