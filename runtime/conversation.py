@@ -80,14 +80,16 @@ class Conversation:
         self._tokenizer = TextTokenizer(bundle.file("tokenizer.json"), self._vocabulary)
         with ExitStack() as opened:
             self._open(opened)
+            self._history = History(
+                self._engine,
+                self._tokenizer.template,
+                system=self.settings.system,
+                width=manifest.model.decoder.width,
+                reserve_rows=self._encoder_spec.max_frames
+                + self.settings.max_rows
+                + _TEMPLATE_ROWS,
+            )
             self._lifetime = Lifetime("the conversation", opened.pop_all().close)
-        self._history = History(
-            self._engine,
-            self._tokenizer.template,
-            system=self.settings.system,
-            width=manifest.model.decoder.width,
-            reserve_rows=self._encoder_spec.max_frames + self.settings.max_rows + _TEMPLATE_ROWS,
-        )
         self._answer: Answer | None = None
 
     def _open(self, opened: ExitStack) -> None:

@@ -40,7 +40,7 @@ PREFILL_ROWS = 512
 """Rows of one prefill run; bounds the memory of its attention scores."""
 
 _POLL_S = 0.1
-_STUCK_S = 5.0  # some threads of a session and not the others; they start within microseconds
+_STUCK_S = 3.0  # some threads of a session and not the others; they start within microseconds
 
 
 class OrtGraph:
@@ -57,14 +57,7 @@ class OrtGraph:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         keep_int8_exact(options)
         self.name = path.name
-        try:
-            self._session: Any = _open_session(path, options, threads)
-        except BackendError:
-            raise
-        except Exception as error:  # the binding's errors share no base but this one
-            raise BackendError(
-                f"{path}: ONNX Runtime {onnxruntime.__version__} refuses it ({error})"
-            ) from error
+        self._session: Any = _open_session(path, options, threads)
         leave_to_parent(self._session)
         self.outputs = [output.name for output in self._session.get_outputs()]
         self._lifetime = Lifetime(self.name)
@@ -93,10 +86,10 @@ class OrtGraph:
 
 
 def _open_session(path: Path, options: onnxruntime.SessionOptions, threads: int) -> Any:
-    """Open a session in a thread of its own: where the system gives ONNX Runtime some of its
-    threads and refuses the others, it waits for ever.
+    """Open a session, in a thread of its own if it has threads: where the system gives ONNX Runtime
+    some of them and refuses the others, it waits for ever.
 
-    Raises BackendError then; whatever ONNX Runtime raises.
+    Raises BackendError then, and for whatever ONNX Runtime raises.
     """
     session: concurrent.futures.Future[Any] = concurrent.futures.Future()
 
@@ -107,19 +100,36 @@ def _open_session(path: Path, options: onnxruntime.SessionOptions, threads: int)
         except BaseException as error:
             session.set_exception(error)
 
-    if threads == 1:  # it starts none
+    if threads == 1:
         open_it()
+    else:
+        before = set(os.listdir("/proc/self/task"))
+        host.start_thread(threading.Thread(target=open_it, name=f"open {path.name}", daemon=True))
+        if not _is_done(session, before, threads):
+            raise _too_many_threads(path, threads)
+    try:
         return session.result()
-    before = set(os.listdir("/proc/self/task"))
-    host.start_thread(threading.Thread(target=open_it, name=f"open {path.name}", daemon=True))
+    except Exception as error:  # the binding's errors share no base but this one
+        if "pthread_create" in str(error):
+            raise _too_many_threads(path, threads) from error
+        raise BackendError(
+            f"{path}: ONNX Runtime {onnxruntime.__version__} refuses it ({error})"
+        ) from error
+
+
+def _is_done(session: concurrent.futures.Future[Any], before: set[str], threads: int) -> bool:
+    """Wait for a session; False once it has had some of its threads, and not all, for too long."""
     num_stuck = 0
     while num_stuck * _POLL_S < _STUCK_S:
-        try:
-            return session.result(timeout=_POLL_S)
-        except concurrent.futures.TimeoutError:
-            num_new = len(set(os.listdir("/proc/self/task")) - before) - 1  # without `open_it`
-            num_stuck = num_stuck + 1 if 0 < num_new < threads - 1 else 0
-    raise BackendError(
+        if concurrent.futures.wait([session], timeout=_POLL_S).done:
+            return True
+        num_new = len(set(os.listdir("/proc/self/task")) - before) - 1  # but for the opening one
+        num_stuck = num_stuck + 1 if 0 < num_new < threads - 1 else 0
+    return False
+
+
+def _too_many_threads(path: Path, threads: int) -> BackendError:
+    return BackendError(
         f"{path}: ONNX Runtime wants {threads} threads and the system refuses some of them; "
         f"{host.MORE_THREADS}, or ask for fewer"
     )
