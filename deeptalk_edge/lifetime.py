@@ -12,8 +12,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache, wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 from weakref import WeakSet
@@ -22,10 +21,10 @@ from deeptalk_edge.errors import UsageError
 
 
 class Lifetime:
-    """The lifetime of one object. Every method may be called from any thread."""
+    """The lifetime of one object, and as a context one use of it. For any thread."""
 
     def __init__(self, name: str, give_back: Callable[[], None] | None = None) -> None:
-        """`give_back` is called once: when the object is closed, and nobody is inside of `use`."""
+        """`give_back` is called once: when the object is closed and in no use."""
         self._name, self._give_back = name, give_back
         self._process = os.getpid()
         self._is_closed = False
@@ -43,8 +42,8 @@ class Lifetime:
 
     def check(self) -> None:
         """Raises UsageError if the object is closed or belongs to another process."""
-        self.check_process()
-        if self._is_closed:
+        if self._is_closed or self._process != os.getpid():
+            self.check_process()
             raise UsageError(f"{self._name} is closed; open another one")
 
     def check_process(self) -> None:
@@ -56,23 +55,23 @@ class Lifetime:
                 "or start processes with spawn"
             )
 
-    @contextmanager
-    def use(self) -> Iterator[None]:
+    def __enter__(self) -> None:
         """Use the object, which stays whole for the block.
 
         Raises UsageError as `check` does, and if another use is not over.
         """
         self.check()
-        if not self._inside.acquire(blocking=False):
+        if not self._inside.acquire(False):
             self.check()  # whoever closed it meanwhile holds the lock for ever
             raise UsageError(f"{self._name} is busy in another call; wait until that has returned")
-        try:
+        if self._is_closed:
+            self.__exit__()
             self.check()
-            yield
-        finally:
-            self._inside.release()
-            if self._is_closed:
-                self._finish()
+
+    def __exit__(self, *error: object) -> None:
+        self._inside.release()
+        if self._is_closed:
+            self._finish()
 
     def close(self) -> None:
         """Refuse every further use, and give everything back: now, or when the use at hand ends."""
@@ -100,11 +99,11 @@ R = TypeVar("R")
 def while_open(
     method: Callable[Concatenate[SelfT, P], R],
 ) -> Callable[Concatenate[SelfT, P], R]:
-    """A method that is one `use` of its object's `_lifetime`."""
+    """A method that is one use of its object's `_lifetime`."""
 
     @wraps(method)
     def guarded(self: SelfT, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        with self._lifetime.use():
+        with self._lifetime:
             return method(self, *args, **kwargs)
 
     return guarded

@@ -248,7 +248,7 @@ class Conversation:
         self._lifetime.check()
         if self._answer is not None:
             self._answer.discard()
-        with self._lifetime.use():
+        with self._lifetime:
             self._history.reset()
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from deeptalk_edge.lifetime import Lifetime
 def test_what_is_closed_is_refused_and_given_back_once() -> None:
     given_back: list[str] = []
     lifetime = Lifetime("the lamp", lambda: given_back.append("it"))
-    with lifetime.use():
+    with lifetime:
         pass
     lifetime.close()
     lifetime.close()
@@ -22,17 +22,17 @@ def test_what_is_closed_is_refused_and_given_back_once() -> None:
     assert not lifetime.is_open
     with pytest.raises(UsageError, match="the lamp is closed; open another one"):
         lifetime.check()
-    with pytest.raises(UsageError, match="the lamp is closed"), lifetime.use():
+    with pytest.raises(UsageError, match="the lamp is closed"), lifetime:
         pass
 
 
 def test_what_is_closed_in_a_use_is_given_back_when_that_ends() -> None:
     given_back: list[str] = []
     lifetime = Lifetime("the lamp", lambda: given_back.append("it"))
-    with lifetime.use():
+    with lifetime:
         lifetime.close()
         assert given_back == []
-        with pytest.raises(UsageError, match="the lamp is closed"), lifetime.use():
+        with pytest.raises(UsageError, match="the lamp is closed"), lifetime:
             pass
         assert given_back == []
     assert given_back == ["it"]
@@ -43,12 +43,12 @@ def test_a_second_thread_is_refused_and_not_held_up() -> None:
 
     def use_it() -> None:
         try:
-            with lifetime.use():
+            with lifetime:
                 pass
         except UsageError as error:
             caught.append(error)
 
-    with lifetime.use():
+    with lifetime:
         thread = threading.Thread(target=use_it)
         thread.start()
         thread.join(20)

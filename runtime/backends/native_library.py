@@ -182,7 +182,7 @@ class NativeContext:
 
         Raises ValueError with the library's words if it refuses, UsageError as `call` does.
         """
-        with self._lifetime.use():
+        with self._lifetime:
             opened = opening(self.handle, *args)
             if opened is None:
                 raise ValueError(self._message())
@@ -194,7 +194,7 @@ class NativeContext:
 
         Raises UsageError if the context is closed, busy, or another process's.
         """
-        with self._lifetime.use():
+        with self._lifetime:
             return function(*args)
 
     def run(self, call: str, function: Callable[..., int], *args: Any) -> None:
@@ -202,7 +202,7 @@ class NativeContext:
 
         Raises what that means: ValueError for sizes, BackendError for values. UsageError as `call`.
         """
-        with self._lifetime.use():
+        with self._lifetime:
             status = function(*args)
             if status == REFUSED:
                 raise ValueError(f"{call}: {self._message()}")

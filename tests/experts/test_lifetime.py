@@ -113,8 +113,8 @@ def test_a_fence_is_waited_for_before_the_memory_goes(
 
 def test_closing_ends_a_drain(path: Path, records: list[ExpertRecord]) -> None:
     gate, caught = Gate(0), list[UsageError]()
-    pager = open_pager(path, records, num_slots=4, fault=gate)
-    pager.hint(1, [0])
+    pager = open_pager(path, records, num_slots=4, fault=gate, readers=1)
+    pager.hint(1, [0, 1, 2])  # of which two are never begun
     assert gate.held.wait(20)
 
     def drain() -> None:
@@ -123,12 +123,13 @@ def test_closing_ends_a_drain(path: Path, records: list[ExpertRecord]) -> None:
         except UsageError as error:
             caught.append(error)
 
-    draining = threading.Thread(target=drain)
+    draining = threading.Thread(target=drain, daemon=True)
     draining.start()
     threading.Timer(0.05, gate.opened.set).start()
     pager.close()
     draining.join(20)
     assert not draining.is_alive()
+    assert len(caught) == 1
 
 
 def test_a_closed_file_and_a_closed_pool_touch_nothing(

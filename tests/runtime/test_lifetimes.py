@@ -17,13 +17,19 @@ from numpy.typing import NDArray
 from deeptalk_edge.errors import AudioError, BackendError, EdgeError, SettingsError, UsageError
 from deeptalk_edge.rows import Ids
 from deeptalk_edge.runtime import conversation
+from deeptalk_edge.runtime.answer import Answer
 from deeptalk_edge.runtime.audio.codec import StreamingCodec
 from deeptalk_edge.runtime.audio.encoder import Encoder
 from deeptalk_edge.runtime.backends import native_library
 from deeptalk_edge.runtime.backends.native import NativeEngine
 from deeptalk_edge.runtime.backends.native_library import NativeContext
 from deeptalk_edge.runtime.bundle import Bundle
-from deeptalk_edge.runtime.conversation import Conversation, ConversationSettings, TurnDone
+from deeptalk_edge.runtime.conversation import (
+    Conversation,
+    ConversationSettings,
+    TextPiece,
+    TurnDone,
+)
 from deeptalk_edge.runtime.engines import kernels_for, open_codec, open_engine
 from deeptalk_edge.runtime.experts.from_bundle import PagingSettings
 from deeptalk_edge.runtime.experts.paged import PagedExperts
@@ -89,6 +95,17 @@ def test_a_kept_iterator_ends_with_its_conversation(talk: Conversation) -> None:
             next(events)
     with pytest.raises(StopIteration):
         next(begun)
+
+
+def test_no_piece_that_was_made_before_comes_after_a_close(
+    talk: Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Answer, "advance", lambda self: (TextPiece("one"), TextPiece("two")))
+    events = talk.ask("Why?")
+    assert next(events) == TextPiece("one")
+    talk.close()
+    with pytest.raises(UsageError, match="the conversation is closed"):
+        next(events)
 
 
 def test_a_kept_iterator_can_be_closed_after_its_conversation(talk: Conversation) -> None:
