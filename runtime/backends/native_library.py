@@ -167,7 +167,7 @@ class NativeContext:
             raise BackendError(f"the native library does not start with {threads} threads")
         self._opened = ExitStack()
         self._opened.callback(self.calls.dt_close, self.handle)
-        self._lifetime = Lifetime("the native kernels", self._opened.close)
+        self._lifetime = Lifetime("the native context", self._opened.close)
         weakref.finalize(self, self._lifetime.close)
         found = self.calls.dt_threads(self.handle)
         if found < threads:

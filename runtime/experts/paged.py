@@ -68,7 +68,7 @@ class PagedExperts:
         self._read_record, self._look_ahead = read_record, look_ahead
         self._degrade = degrade
         self._is_shared = is_shared
-        self._lifetime = Lifetime("the experts", self._give_back)
+        self._lifetime = Lifetime("the source of experts", self._give_back)
 
     def listen(self) -> None:
         """The user has begun to speak: a turn begins."""

@@ -48,22 +48,38 @@ def test_a_kernel_that_takes_no_advice_changes_no_answer(
 
 
 REFUSALS = """
-import ctypes, os, sys
+import ctypes, dataclasses, logging, os, sys
 from pathlib import Path
-from deeptalk_edge.cli import main
-from deeptalk_edge.runtime import command, conversation
+from deeptalk_edge.errors import EdgeError
 from deeptalk_edge.runtime.backends import native_library
+from deeptalk_edge.runtime.bundle import Bundle
+from deeptalk_edge.runtime.conversation import Conversation, ConversationSettings
 
 native_library.LIBRARY = Path(sys.argv[1])
-folder, numbers = Path(sys.argv[2]), sys.argv[3].split()
+bundle, folder, backend, numbers = Bundle.open(Path(sys.argv[2])), Path(sys.argv[3]), *sys.argv[4:]
+changes = {"backend": backend, "max_rows": 4, "threads": 4}
+settings = dataclasses.replace(ConversationSettings.of(bundle), **changes)
+
+
+def talk(number):
+    said = os.open(folder / number, os.O_WRONLY | os.O_CREAT)
+    os.dup2(said, 1), os.dup2(said, 2)
+    logging.basicConfig(format="%(message)s")
+    ctypes.CDLL(None).refuse_threads_after(int(number))
+    try:
+        with Conversation(bundle, settings) as talk:
+            list(talk.ask("Why?"))
+    except EdgeError as error:
+        print(error, flush=True)
+        return 1
+    return 0
+
+
 children = {}
-for number in numbers:
+for number in numbers.split():
     child = children[number] = os.fork()
     if child == 0:
-        said = os.open(folder / number, os.O_WRONLY | os.O_CREAT)
-        os.dup2(said, 1), os.dup2(said, 2)
-        ctypes.CDLL(None).refuse_threads_after(int(number))
-        os._exit(main(sys.argv[4:]))
+        os._exit(talk(number))
 for number, child in children.items():
     print(number, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
@@ -73,19 +89,18 @@ for number, child in children.items():
     ("backend", "numbers", "enough"),
     [
         ("native", "0 1 3 5 8 10 11 14", 11),  # an encoder's 4, two pools of 3, a reader
-        ("ort", "0 1 2 9", 99),
+        ("ort", "0 1 2 9 33", 33),  # eight sessions of 4, a reader
         pytest.param("native", " ".join(map(str, range(18))), 11, marks=pytest.mark.slow),
-        pytest.param("ort", " ".join(map(str, range(48))), 99, marks=pytest.mark.slow),
+        pytest.param("ort", " ".join(map(str, range(48))), 33, marks=pytest.mark.slow),
     ],
     ids=["native", "ort", "native, all", "ort, all"],
 )
 def test_refused_threads_end_in_a_line_or_in_fewer_threads(
     int8_bundle: Bundle, backend: str, numbers: str, enough: int, tmp_path: Path
 ) -> None:
-    asked = ["run", "--bundle", int8_bundle.path, "--backend", backend, "--text", "Why?"]
-    asked += ["--mode", "text", "--threads", "4"]
     shim = shims.build(shims.REFUSED_THREADS, tmp_path)
-    done = shims.run_child(REFUSALS, built.library_place(), tmp_path, numbers, *asked, shim=shim)
+    where = built.library_place(), int8_bundle.path, tmp_path
+    done = shims.run_child(REFUSALS, *where, backend, numbers, shim=shim)
     codes = {int(number): int(code) for number, code in map(str.split, done.stdout.splitlines())}
     assert codes == {int(n): 1 if int(n) < enough else 0 for n in numbers.split()}, done.stderr
     for number, code in codes.items():

@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from deeptalk_edge.errors import UsageError
 from deeptalk_edge.runtime.backends import native_library
 from deeptalk_edge.runtime.backends.native_library import NativeContext, NativeLibrary
 from native.cpu.build import SOURCES
@@ -78,3 +81,20 @@ def test_fewer_threads_are_told_of_once(
     assert [record.message.partition(";")[0] for record in caplog.records] == [
         "the system refuses threads: 2 of 4 compute"
     ]
+
+
+def test_a_closed_context_refuses_every_call(library: NativeLibrary) -> None:
+    context = NativeContext(library)
+    context.close()
+    context.close()
+    x, byte = np.zeros((1, 128), np.float32), np.zeros(1 << 16, np.uint8)
+    uses: list[Callable[[], object]] = [
+        lambda: context.snake(x, np.ones(1, np.float32)),
+        lambda: context.read(byte),
+        lambda: context.call(context.calls.dt_threads, context.handle),
+        lambda: context.run("head", context.calls.dt_head, None, None),
+        lambda: context.open(context.calls.dt_codec_open, context.calls.dt_codec_close, None),
+    ]
+    for use in uses:
+        with pytest.raises(UsageError, match="the native context is closed"):
+            use()
