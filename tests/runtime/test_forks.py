@@ -62,7 +62,12 @@ with Conversation(bundle, settings) as talk, live:
 
 @pytest.mark.parametrize(
     ("backend", "threads", "pool"),
-    [("native", 2, "all"), ("native", 1, "8"), ("ort", 2, "8"), ("ort", 1, "all")],
+    [
+        ("native", 2, "all"),
+        ("ort", 2, "8"),
+        pytest.param("native", 1, "8", marks=pytest.mark.slow),
+        pytest.param("ort", 1, "all", marks=pytest.mark.slow),
+    ],
 )
 def test_a_forked_child_is_refused_and_ends(
     int8_bundle: Bundle, backend: str, threads: int, pool: str
