@@ -7,6 +7,7 @@ EdgeError
 ├── DoesNotFit         the work needs more room than there is
 ├── BackendError       ONNX Runtime or TensorRT refused to load or to run
 ├── ExpertUnavailable  an expert's record could not be read or is damaged
+├── UsageError         a call that this object cannot take now
 └── AudioError         sound that cannot be read, heard or played
     └── DeviceLost     a microphone or loudspeaker is not there, or no longer
 
@@ -40,6 +41,10 @@ class BackendError(EdgeError):
 
 class ExpertUnavailable(EdgeError):
     """An expert's record could not be read or is damaged; a miss never changes the output."""
+
+
+class UsageError(EdgeError):
+    """A call that this object cannot take now: it is closed, busy, or another process's."""
 
 
 class AudioError(EdgeError):

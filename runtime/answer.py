@@ -3,6 +3,7 @@
 step      one graph run or one row at a time, so whoever holds an answer can let go between two
 settled   the history keeps the question and as much of the answer as was heard
 discard   no trace: cache, history and turn count are as if nobody had asked
+closed    with its conversation: every call raises UsageError
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from collections.abc import Callable, Generator
 import numpy as np
 from numpy.typing import NDArray
 
+from deeptalk_edge.errors import UsageError
 from deeptalk_edge.features import num_frames
+from deeptalk_edge.lifetime import Lifetime, while_open
 from deeptalk_edge.prompt import Heard, Typed
 from deeptalk_edge.rows import Ids
 from deeptalk_edge.runtime.events import AudioChunk, Metrics, TextPiece
@@ -34,9 +37,11 @@ class Answer:
         history: History,
         hear: Callable[[Array], Array],
         open_turn: Callable[[Ids, Meter], Turn],
+        lifetime: Lifetime,
     ) -> None:
         """`hear` encodes 16 kHz PCM (N,) to features (n, C); `open_turn` takes the prompt's last
-        row."""
+        row; `lifetime` is the conversation's."""
+        self._lifetime = lifetime
         self._question, self._history = question, history
         self._hear, self._open_turn = hear, open_turn
         self._meter = Meter()
@@ -65,11 +70,13 @@ class Answer:
         has not said enough of them."""
         return self._turn.text_log_p if self._turn else None
 
+    @while_open
     def advance(self) -> Pieces | None:
         """Do one step; returns what it brought, often nothing, or None if all is written.
 
         Raises AudioError if the PCM cannot be used, DoesNotFit if the question is too long for the
-        context, BackendError or ExpertUnavailable if the model fails.
+        context, BackendError or ExpertUnavailable if the model fails, UsageError if the
+        conversation is closed, busy in another thread, or another process's.
         """
         if self.is_over:
             return None
@@ -79,11 +86,15 @@ class Answer:
         finally:
             self._meter.pause()
 
+    @while_open
     def settle(self, heard_samples: int | None = None) -> str:
         """Leave the answer as far as it was heard in the history, all of it by default; returns
-        the text that stays. A question that was not fed yet is discarded."""
+        the text that stays. A question that was not fed yet is discarded.
+
+        Raises UsageError as `advance` does.
+        """
         if self._turn is None:
-            self.discard()
+            self._forget()
             return ""
         if self.is_over:
             return ""
@@ -94,8 +105,15 @@ class Answer:
         self._history.take(turn, kept.owed)
         return kept.text
 
+    @while_open
     def discard(self) -> None:
-        """Forget the question and the answer."""
+        """Forget the question and the answer.
+
+        Raises UsageError as `advance` does.
+        """
+        self._forget()
+
+    def _forget(self) -> None:
         if self.is_over:
             return
         self.is_over = True
@@ -106,10 +124,14 @@ class Answer:
             self._history.untake(self._before)
 
     def metrics(self) -> Metrics:
-        """What it cost so far."""
+        """What it cost so far.
+
+        Raises UsageError if the question is not fed yet, or the conversation is closed.
+        """
+        self._lifetime.check()
         turn = self._turn
         if turn is None:
-            raise ValueError("metrics: the question is not fed yet; advance the answer")
+            raise UsageError("metrics: the question is not fed yet; advance the answer first")
         return Metrics(
             num_prompt_rows=self._num_prompt_rows,
             num_rows=turn.rows.num_rows,

@@ -4,13 +4,15 @@ turn      prompt rows are prefilled but for the last one, which asks for speech;
           time
 ask       one question after the other; `begin` hands out the answer itself, for a caller who wants
           to let go of it between two steps
+closed    every further call is a UsageError, and so it is in a forked child. What another thread
+          closes under a step goes when that step ends
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -18,10 +20,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from deeptalk_edge.errors import AudioError, SettingsError, UsageError
 from deeptalk_edge.features import max_samples
 from deeptalk_edge.files import check_output, side_output
+from deeptalk_edge.lifetime import Lifetime, while_open
 from deeptalk_edge.rows import Ids
 from deeptalk_edge.runtime.answer import Answer
+from deeptalk_edge.runtime.audio.codec import CodecGraph
 from deeptalk_edge.runtime.audio.encoder import Encoder
 from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.runtime.engines import kernels_for, open_codec, open_engine
@@ -74,30 +79,37 @@ class Conversation:
         self._vocabulary.speaker(self.settings.speaker)
         self._encoder_spec = manifest.model.encoder
         self._tokenizer = TextTokenizer(bundle.file("tokenizer.json"), self._vocabulary)
-        threads = self.settings.threads
-        self._encoder = Encoder(
-            bundle.file(manifest.ort_graphs.encoder),
+        with ExitStack() as opened:
+            self._open(opened)
+            self._history = History(
+                self._engine,
+                self._tokenizer.template,
+                system=self.settings.system,
+                width=manifest.model.decoder.width,
+                reserve_rows=self._encoder_spec.max_frames
+                + self.settings.max_rows
+                + _TEMPLATE_ROWS,
+            )
+            self._lifetime = Lifetime("the conversation", opened.pop_all().close)
+        self._answer: Answer | None = None
+
+    def _open(self, opened: ExitStack) -> None:
+        """Open what `opened` then closes."""
+        manifest, threads = self.bundle.manifest, self.settings.threads
+        encoder = Encoder(
+            self.bundle.file(manifest.ort_graphs.encoder),
             self._encoder_spec,
             window=self.settings.encoder_window,
             threads=threads,
         )
-        library = kernels_for(bundle, self.settings.backend)
-        self._codec = open_codec(bundle, threads=threads, library=library)
-        self._engine, self._experts = open_engine(bundle, self.settings, library)
-        try:
-            check_golden(bundle, encoder=self._encoder, engine=self._engine, codec=self._codec)
-        except BaseException:
-            self._engine.close()
-            raise
+        self._encoder = opened.enter_context(closing(encoder))
+        library = kernels_for(self.bundle, self.settings.backend)
+        codec = open_codec(self.bundle, threads=threads, library=library)
+        self._codec: CodecGraph = opened.enter_context(closing(codec))
+        engine, self._experts = open_engine(self.bundle, self.settings, library)
+        self._engine = opened.enter_context(closing(engine))
+        check_golden(self.bundle, encoder=encoder, engine=engine, codec=codec)
         self._experts.rest()
-        self._history = History(
-            self._engine,
-            self._tokenizer.template,
-            system=self.settings.system,
-            width=manifest.model.decoder.width,
-            reserve_rows=self._encoder_spec.max_frames + self.settings.max_rows + _TEMPLATE_ROWS,
-        )
-        self._answer: Answer | None = None
 
     @property
     def rate_hz(self) -> int:
@@ -116,19 +128,32 @@ class Conversation:
 
         The last event is `TurnDone`. A closed iterator ends the answer where it is.
 
-        Raises AudioError if the PCM cannot be used, DoesNotFit if the question is too long for the
-        context, BackendError or ExpertUnavailable if the model fails.
+        Raises AudioError if the PCM cannot be used, SettingsError if the text cannot, DoesNotFit if
+        the question is too long for the context, BackendError or ExpertUnavailable if the model
+        fails, UsageError if the answer before is not over, or the conversation is closed, busy in
+        another thread, or another process's.
         """
+        self._expect_no_answer()
+        _check_question(question)
+        return self._answer_to(question)
+
+    def _answer_to(
+        self, question: Array | str
+    ) -> Generator[TextPiece | AudioChunk | TurnDone, None, None]:
         self.expect_question()
         answer = self.begin(question)
         try:
             while (pieces := answer.advance()) is not None:
-                yield from pieces
+                for piece in pieces:
+                    self._lifetime.check()
+                    yield piece
         finally:
-            answer.settle()
-            self._end_turn()
+            if self._lifetime.is_open:  # else there is nothing to leave it in
+                answer.settle()
+                self._end_turn()
         yield TurnDone(answer.text, answer.metrics())
 
+    @while_open
     def expect_question(self) -> None:
         """The user has begun to speak: what a prompt needs of the experts may be read meanwhile.
         Changes no answer."""
@@ -136,13 +161,25 @@ class Conversation:
 
     def begin(self, question: Array | str) -> Answer:
         """An answer to advance step by step; the next one waits until this one is settled or
-        discarded."""
-        if self._answer is not None and not self._answer.is_over:
-            raise ValueError("the answer before is not over; exhaust, settle or discard it")
+        discarded.
+
+        Raises as `ask` does.
+        """
+        self._expect_no_answer()
+        _check_question(question)
         self._answer = Answer(
-            question, history=self._history, hear=self._encoder.hear, open_turn=self._open_turn
+            question,
+            history=self._history,
+            hear=self._encoder.hear,
+            open_turn=self._open_turn,
+            lifetime=self._lifetime,
         )
         return self._answer
+
+    def _expect_no_answer(self) -> None:
+        self._lifetime.check()
+        if self._answer is not None and not self._answer.is_over:
+            raise UsageError("the answer before is not over; exhaust, settle or discard it first")
 
     def listen(
         self,
@@ -157,7 +194,10 @@ class Conversation:
         over what happens. The conversation belongs to it until it is left.
 
         `port` is the system's microphone and loudspeaker by default.
+
+        Raises UsageError if the conversation is closed or another process's.
         """
+        self._lifetime.check()
         from deeptalk_edge.runtime.audio.pyaudio_port import PyAudioPort
         from deeptalk_edge.runtime.loop.live import LiveConversation
 
@@ -165,6 +205,7 @@ class Conversation:
             self, port or PyAudioPort(), settings, hearing, recorder=recorder, trace=trace
         )
 
+    @while_open
     def make_room(self) -> int:
         """Drop the oldest turns if the next one might not fit, and have the system prompt read
         before the first one; returns how many turns went. It would be done in time anyway: call it
@@ -180,8 +221,12 @@ class Conversation:
         """Take down which experts every row chooses; the file is written when the block ends. A
         full disk is a warning then.
 
-        Raises SettingsError at once if `path` cannot be written.
+        Raises SettingsError at once if `path` cannot be written, UsageError if a block like this is
+        under way, or as `ask` does.
         """
+        self._lifetime.check()
+        if self._experts.recorder is not None:
+            raise UsageError("record_routes: another recording is under way; end it first")
         check_output(path)
         self._experts.recorder = recorder = RouteRecorder()
         try:
@@ -205,14 +250,18 @@ class Conversation:
 
     def reset(self) -> None:
         """Forget the conversation; the next question begins a new one."""
+        self._lifetime.check()
         if self._answer is not None:
             self._answer.discard()
-        self._history.reset()
+        with self._lifetime:
+            self._history.reset()
 
     def close(self) -> None:
-        self._engine.close()
+        """End the answer under way and give everything back; doing it twice is doing it once."""
+        self._lifetime.close()
 
     def __enter__(self) -> Conversation:
+        self._lifetime.check()
         return self
 
     def __exit__(
@@ -233,4 +282,21 @@ class Conversation:
             codec=self._codec,
             text=self._tokenizer.stream(),
             meter=meter,
+        )
+
+
+def _check_question(question: object) -> None:
+    """Raises AudioError or SettingsError if it is neither PCM nor text; `hear` checks samples."""
+    if isinstance(question, str):
+        try:
+            question.encode()
+        except UnicodeEncodeError as error:
+            raise SettingsError(f"the question is no text that UTF-8 can hold ({error})") from None
+    elif not isinstance(question, np.ndarray) or question.dtype.kind != "f":
+        found = type(question).__name__
+        if isinstance(question, np.ndarray):
+            found = f"an array of {question.dtype}"
+        raise AudioError(
+            f"a question is text, or 16 kHz PCM as an array (N,) of float32 from -1 to 1; found "
+            f"{found}; numpy.asarray(samples, numpy.float32) makes one of a list"
         )

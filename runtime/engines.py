@@ -10,7 +10,6 @@ import logging
 
 from deeptalk_edge.bundle.manifest import NATIVE_CODEC
 from deeptalk_edge.errors import BackendError
-from deeptalk_edge.runtime.audio.codec import CodecGraph
 from deeptalk_edge.runtime.backends.native import NativeEngine
 from deeptalk_edge.runtime.backends.native_codec import NativeCodec
 from deeptalk_edge.runtime.backends.native_library import NativeLibrary
@@ -58,7 +57,9 @@ def open_engine(
     return native, native.experts
 
 
-def open_codec(bundle: Bundle, *, threads: int, library: NativeLibrary | None) -> CodecGraph:
+def open_codec(
+    bundle: Bundle, *, threads: int, library: NativeLibrary | None
+) -> OrtGraph | NativeCodec:
     """The codec on the kernels, or on ONNX Runtime without them or their weights.
 
     Raises ArtifactError, BackendError and DoesNotFit as `open_engine` does.

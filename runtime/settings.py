@@ -12,6 +12,9 @@ from deeptalk_edge.runtime.experts.from_bundle import PagingSettings
 from deeptalk_edge.runtime.lm.sampler import Penalty, SamplerSettings
 
 EngineChoice = Literal["auto", "native", "ort"]
+MOST_THREADS = 1024
+"""More are a slip; a system that gives them is busy starting them for minutes."""
+
 AnswerMode = Literal["batch-parallel", "single", "text"]
 
 
@@ -40,6 +43,8 @@ class ConversationSettings:
         for name in ("max_rows", "context_rows", "threads"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} = {getattr(self, name)}: expected 1 or more")
+        if self.threads > MOST_THREADS:
+            raise SettingsError(f"threads = {self.threads}: expected at most {MOST_THREADS}")
 
     @classmethod
     def of(

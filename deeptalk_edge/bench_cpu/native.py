@@ -116,23 +116,23 @@ class NativeDecoder:
 
     def heads(self) -> None:
         """All logits of the last row."""
-        self._context.check(self._context.calls.dt_head(self._decoder, span(self.logits)), "head")
+        context = self._context
+        context.run("head", context.calls.dt_head, self._decoder, span(self.logits))
 
     def _layers(self, num_rows: int, num_layers: int) -> None:
         vocabulary = self._weights.spec.vocabulary
         ids = self._random.integers(0, vocabulary.size, (num_rows, vocabulary.num_codebooks + 1))
         where = Pass(Span(), (span(self._cache), Span()), 1, num_rows, self._position, 0)
         tables = span_of(self._tables)
-        check, calls = self._context.check, self._context.calls
-        check(calls.dt_begin(self._decoder, byref(where), span(ids), Span(), Span()), "begin")
-        check(calls.dt_run(self._decoder, 0, 2 * num_layers, tables), "run")
+        run, calls = self._context.run, self._context.calls
+        nothing = Span(), Span()
+        run("begin", calls.dt_begin, self._decoder, byref(where), span(ids), *nothing)
+        run("run", calls.dt_run, self._decoder, 0, 2 * num_layers, tables)
 
     def _open(self, threads: int, sizes: DecoderSizes) -> Any:
         context = self._contexts[threads]
-        decoder = context.calls.dt_decoder_open(context.handle, byref(sizes))
-        if decoder is None:
-            raise ValueError(context.calls.dt_message(context.handle).decode())
-        return decoder
+        calls = context.calls
+        return context.open(calls.dt_decoder_open, calls.dt_decoder_close, byref(sizes))
 
 
 def _contexts(form: NativeForm, threads: Sequence[int]) -> dict[int, NativeContext]:

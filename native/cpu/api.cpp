@@ -123,6 +123,8 @@ dt_context* dt_open(int32_t path, int32_t threads) {
 
 void dt_close(dt_context* c) { delete c; }
 
+int32_t dt_threads(const dt_context* c) { return c->pool.threads(); }
+
 const char* dt_message(const dt_context* c) { return c->message.c_str(); }
 
 int32_t dt_linear(dt_context* c, const dt_matrix* matrix, int32_t heads, dt_span x, int32_t tokens,

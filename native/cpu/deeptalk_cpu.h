@@ -120,6 +120,8 @@ DT_API const char* dt_path_name(int32_t index);
 
 DT_API dt_context* dt_open(int32_t path, int32_t threads);
 DT_API void dt_close(dt_context*);
+/* Threads that compute: fewer than were asked for where the system refuses more. */
+DT_API int32_t dt_threads(const dt_context*);
 /* What the last refusal was about. */
 DT_API const char* dt_message(const dt_context*);
 

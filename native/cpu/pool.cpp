@@ -1,6 +1,8 @@
 #include "pool.h"
 
 #include <chrono>
+#include <system_error>
+#include <utility>
 
 namespace deeptalk {
 namespace {
@@ -33,7 +35,11 @@ bool spin_until(Ready ready) {
 
 Pool::Pool(int threads) : stretches_(size_t(threads)) {
     for (Stretch& stretch : stretches_) stretch.ticket.store(kClosed);
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { serve(i); });
+    workers_.reserve(size_t(threads - 1));  // nothing else may throw once a worker has started
+    try {
+        for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { serve(i); });
+    } catch (const std::system_error&) {  // the system refuses: those that came do all of it
+    }
 }
 
 Pool::~Pool() {
@@ -63,6 +69,21 @@ void Pool::share(int chunks, Call call, void* work) {
     // What is left is in the hands of workers at work; if one was preempted, let it have this core.
     while (!spin_until([&] { return done_.load() == chunks; })) std::this_thread::yield();
     for (Stretch& stretch : stretches_) stretch.ticket.store(number | kClosed);
+    std::exception_ptr failure;
+    {
+        std::lock_guard<std::mutex> lock(mutex_);
+        std::swap(failure, failure_);
+    }
+    if (failure) std::rethrow_exception(failure);
+}
+
+void Pool::call_guarded(Call call, void* work, int chunk) {
+    try {
+        call(work, chunk);
+    } catch (...) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        if (!failure_) failure_ = std::current_exception();
+    }
 }
 
 void Pool::work_as(int thread) {
@@ -89,7 +110,7 @@ bool Pool::take_chunk(int stretch) {
         if (chunk >= uint32_t(first_chunk(stretch + 1, chunks_.load()))) return false;
         // Fails if the job has changed since, and with it what was just read.
         if (!place.compare_exchange_weak(ticket, ticket + 1)) continue;
-        call(work, int(chunk));
+        call_guarded(call, work, int(chunk));
         done_.fetch_add(1);
         return true;
     }

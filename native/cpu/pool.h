@@ -4,6 +4,9 @@
 // Every thread has a stretch of chunks of its own, taken in order, so that it reads memory as it lies;
 // then it helps the others with theirs.
 //
+// Where the system refuses threads there are fewer, and the others do their work. An exception in a chunk
+// ends its job and reaches the caller.
+//
 // Workers look for work for about 50 microseconds after the last of it, then sleep: beside another
 // pool, ONNX Runtime's say, no core is burnt while nothing is to be done.
 #pragma once
@@ -11,6 +14,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <exception>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -24,9 +28,11 @@ class Pool {
     Pool(const Pool&) = delete;
     Pool& operator=(const Pool&) = delete;
 
+    // The caller and the workers: as many as were asked for, or as the system gave.
     int threads() const { return int(workers_.size()) + 1; }
 
-    // Call work(chunk) for every chunk below `chunks` and return when all are done.
+    // Call work(chunk) for every chunk below `chunks` and return when all are done. What a chunk throws
+    // is thrown here, once no thread is at work any more.
     template <class Work>
     void run(int chunks, Work&& work) {
         if (workers_.empty() || chunks <= 1) {
@@ -59,6 +65,7 @@ class Pool {
     void share(int chunks, Call call, void* work);
     void work_as(int thread);  // until no chunk is left
     bool take_chunk(int stretch);  // false when none is left
+    void call_guarded(Call call, void* work, int chunk);
     int first_chunk(int stretch, int chunks) const;
     uint32_t job() const;
     void wait_for_work(uint32_t seen);
@@ -69,6 +76,7 @@ class Pool {
     std::atomic<Call> call_{nullptr};
     std::atomic<void*> work_{nullptr};
     std::atomic<bool> stopping_{false};
+    std::exception_ptr failure_;  // the first one of the job at hand, under the mutex
     std::mutex mutex_;
     std::condition_variable wake_;
     std::vector<std::thread> workers_;

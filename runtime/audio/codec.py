@@ -26,7 +26,7 @@ class CodecGraph(Protocol):
     """Runs `codec.onnx`; docs/bundle.md names its inputs and outputs."""
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """Returns pcm (A * 2048,) and the next state."""
+        """Returns pcm (A * 2048,) and the next state. Raises UsageError if it is closed."""
 
 
 class StreamingCodec:

@@ -38,7 +38,7 @@ class Encoder:
     def hear(self, pcm: Array) -> Array:
         """The features (n, C) of 16 kHz PCM (N,), a frame every 20 ms.
 
-        Raises AudioError if the PCM cannot be used.
+        Raises AudioError if the PCM cannot be used, UsageError if the encoder is closed.
         """
         frames = self._spec.max_frames
         if self._window == "near":
@@ -51,3 +51,7 @@ class Encoder:
         kept = np.array(num_frames(len(pcm)), np.int64)
         features: Array = self._graph.run({"log_mel": mel, "num_frames": kept})[0]
         return features
+
+    def close(self) -> None:
+        """Give back what it holds; doing it twice is doing it once."""
+        self._graph.close()

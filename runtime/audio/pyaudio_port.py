@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deeptalk_edge import host
 from deeptalk_edge.errors import DeviceLost, SettingsError
 from deeptalk_edge.features import RATE_HZ
 from deeptalk_edge.runtime.audio.devices import (
@@ -224,7 +225,10 @@ def _start(
 
 
 def _in_time(action: Callable[[], None], limit_s: float) -> bool:
-    """Run it in a thread of its own; False if it has not returned in time. Its error is raised."""
+    """Run it in a thread of its own; False if it has not returned in time. Its error is raised.
+
+    Raises BackendError if the system refuses the thread.
+    """
     errors: list[BaseException] = []
 
     def run() -> None:
@@ -233,8 +237,8 @@ def _in_time(action: Callable[[], None], limit_s: float) -> bool:
         except BaseException as error:
             errors.append(error)
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
+    thread = threading.Thread(target=run, name="sound device", daemon=True)
+    host.start_thread(thread)
     thread.join(limit_s)
     if errors:
         raise errors[0]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deeptalk_edge import host
 from deeptalk_edge.errors import ArtifactError, DoesNotFit
 
 _HUGE_PAGE_BYTES = 2 << 20
@@ -25,8 +26,7 @@ def huge_array(num_bytes: int) -> NDArray[np.uint8]:
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, OverflowError) as error:  # the latter beyond 64 bits
         raise DoesNotFit(f"{size / 1e9:.2f} GB of memory: {error}") from error
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
+    host.ask_for_huge_pages(memory)
     array: NDArray[np.uint8] = np.frombuffer(memory, np.uint8)
     start = -array.ctypes.data % _HUGE_PAGE_BYTES
     return array[start : start + num_bytes]

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeptalk_edge.errors import ArtifactError
+from deeptalk_edge.lifetime import while_open
 from deeptalk_edge.rows import Ids
 from deeptalk_edge.runtime.backends.native_cache import NativeCache
 from deeptalk_edge.runtime.backends.native_library import (
@@ -96,11 +97,24 @@ class NativeEngine(CachedEngine[NativeCache]):
         that the kernels do not take, BackendError if the library does not load, DoesNotFit if
         there is not enough memory.
         """
+        self._context = NativeContext(library or NativeLibrary(), path=path, threads=threads)
+        try:
+            self._load(bundle, context_rows, cache_kind, open_experts)
+        except BaseException:
+            self._context.close()
+            raise
+
+    def _load(
+        self,
+        bundle: Bundle,
+        context_rows: int,
+        cache_kind: str,
+        open_experts: Callable[[], ExpertTables] | None,
+    ) -> None:
         manifest = bundle.manifest
         self._spec = manifest.model
         decoder, vocabulary = self._spec.decoder, self._spec.vocabulary
         self._weights = NativeWeights(bundle.path, manifest.record_format, self._spec)
-        self._context = NativeContext(library or NativeLibrary(), path=path, threads=threads)
         super().__init__(
             NativeCache(
                 num_layers=decoder.num_layers,
@@ -108,7 +122,8 @@ class NativeEngine(CachedEngine[NativeCache]):
                 row_bytes=self._context.cache_row_bytes(
                     decoder.latent_dim, decoder.rope_dim, cache_kind
                 ),
-            )
+            ),
+            self._give_back,
         )
         self._decoder: int | None = self._open_decoder(bundle, cache_kind)
         self._routed_at = (Span(), Span(), Span())
@@ -129,7 +144,16 @@ class NativeEngine(CachedEngine[NativeCache]):
         self.experts: ExpertTables = (
             open_experts() if open_experts else paged_experts(bundle, PagingSettings())
         )
-        # For stages whose experts were served in waves, and those that have none.
+        try:
+            self._note_tables()
+        except BaseException:
+            self.experts.close()
+            raise
+
+    def _note_tables(self) -> None:
+        """Tables for stages whose experts were served in waves or that have none, and those of a
+        pass with every expert resident."""
+        decoder = self._spec.decoder
         self._no_experts = np.zeros(decoder.num_experts, np.uint64)
         no_table = self._table(self._no_experts)
         self._no_tables = (Table * decoder.num_layers)(*[no_table] * decoder.num_layers)
@@ -146,6 +170,7 @@ class NativeEngine(CachedEngine[NativeCache]):
         """The instruction set at work, as the library names it."""
         return self._context.path
 
+    @while_open
     def prefill(self, rows: Ids, features: Array, audio_mask: NDArray[np.bool_]) -> None:
         self._check_prompt(features, audio_mask)
         self._cache.next_rows(len(rows))  # refuse all of it rather than the end of it
@@ -159,48 +184,43 @@ class NativeEngine(CachedEngine[NativeCache]):
             self.experts.begin_prefill(audio_mask[part])
             self._run(rows[None, part], placed[part], audio_mask[part])
 
+    @while_open
     def decode_step(self, rows: Ids) -> Logits:
         self._check_step(rows)
         self.experts.begin_step(len(rows))
         self._run(rows[:, None], None, None)
-        return self.logits()
+        return self._head()
 
+    @while_open
     def logits(self) -> Logits:
         self._check_fed()
-        status = self._calls.dt_head(self._decoder, span(self._logits))
-        self._context.check(status, "head")
+        return self._head()
+
+    def _head(self) -> Logits:
+        self._context.run("head", self._calls.dt_head, self._decoder, span(self._logits))
         return self._views[self._fed_items - 1]
 
-    def close(self) -> None:
-        if self._decoder is not None:
-            self._calls.dt_decoder_close(self._decoder)
-            self._decoder = None
+    def _give_back(self) -> None:
         self._context.close()
         self.experts.close()
 
     def _open_decoder(self, bundle: Bundle, cache_kind: str) -> int:
-        self._calls = self._context.calls
+        calls = self._calls = self._context.calls
         try:
             sizes = self._weights.sizes(
                 cache_kind=cache_kind, cache_rows=self._cache.capacity, max_tokens=PREFILL_ROWS
             )
+            return self._context.open(calls.dt_decoder_open, calls.dt_decoder_close, byref(sizes))
         except ValueError as error:
-            self._context.close()
-            raise ArtifactError(f"{bundle.path}: {error}; export the bundle again") from error
-        decoder: int | None = self._calls.dt_decoder_open(self._context.handle, byref(sizes))
-        if decoder is None:
-            message = self._calls.dt_message(self._context.handle).decode()
-            self._context.close()
             raise ArtifactError(
-                f"{bundle.path}: the native kernels refuse this model: {message}; export the "
-                "bundle again, or choose the backend ort"
-            )
-        return decoder
+                f"{bundle.path}: the native kernels refuse this model: {error}; export the bundle "
+                "again, or choose the backend ort"
+            ) from error
 
     def _open_routed(self) -> tuple[Ids, Array, Array]:
         """The library's own ids and weights (N, k) and normed rows (N, C), for the most tokens."""
         decoder = self._spec.decoder
-        self._fetch_routed()
+        self._context.call(self._fetch_routed)
         ids, weights, normed = self._routed_at
         return (
             _array_at(ids, (PREFILL_ROWS, decoder.top_k), np.int64),
@@ -220,14 +240,15 @@ class NativeEngine(CachedEngine[NativeCache]):
             raise ValueError(f"rows of {rows.dtype}: expected ids, whole numbers")
         ids, columns = np.ascontiguousarray(rows, np.int64), self._spec.vocabulary.num_codebooks + 1
         mask = None if audio_mask is None else np.ascontiguousarray(audio_mask, np.bool_)
-        status = self._calls.dt_begin(
+        self._context.run(
+            "embed",
+            self._calls.dt_begin,
             self._decoder,
             byref(where),
             dense(ids, np.int64, (num_items, num_rows, columns), "rows"),
             span(features),
             span(mask),
         )
-        self._context.check(status, "embed")
         with self.experts.whole() as is_whole:
             if is_whole:
                 self._stages(0, 2 * self._spec.decoder.num_layers, self._whole_tables_at)
@@ -243,19 +264,19 @@ class NativeEngine(CachedEngine[NativeCache]):
         for layer in decoder.moe_layers:
             self._stages(stage, 2 * layer + 1, self._no_tables_at)
             stage = 2 * layer + 1
-            num_tokens = self._fetch_routed()  # the last layer has fewer
+            num_tokens = self._context.call(self._fetch_routed)  # the last layer has fewer
             routed = ids[:num_tokens], weights[:num_tokens], normed[:num_tokens]
             with closing(self.experts.tables(layer, *routed)) as tables:
                 for table in tables:
                     is_live = table is self._live[layer]  # nearly every step's
                     where = self._whole_tables[layer] if is_live else self._table(table)
-                    status = self._calls.dt_wave(self._decoder, layer, byref(where))
-                    self._context.check(status, f"experts of layer {layer}")
+                    wave = self._calls.dt_wave, self._decoder, layer, byref(where)
+                    self._context.run(f"experts of layer {layer}", *wave)
         self._stages(stage, 2 * decoder.num_layers, self._no_tables_at)
 
     def _stages(self, first: int, last: int, tables: Span) -> None:
-        status = self._calls.dt_run(self._decoder, first, last, tables)
-        self._context.check(status, f"decoder from layer {first // 2} on")
+        what = f"decoder from layer {first // 2} on"
+        self._context.run(what, self._calls.dt_run, self._decoder, first, last, tables)
 
 
 def _array_at(place: Span, shape: tuple[int, ...], dtype: type) -> NDArray[Any]:

@@ -6,7 +6,6 @@ on; but a state is only understood by the one that gave it.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping
 from ctypes import byref, c_int32, c_int64
 from pathlib import Path
@@ -85,20 +84,23 @@ class NativeCodec:
         except ValueError as error:
             raise ArtifactError(f"{weights}: {error}; export the bundle again") from error
         context = NativeContext(library or NativeLibrary(), path=path, threads=threads)
-        calls = context.calls
-        codec = calls.dt_codec_open(context.handle, byref(sizes))
-        if codec is None:
-            message = calls.dt_message(context.handle).decode()
+        self._context, calls = context, context.calls
+        try:
+            self._codec = context.open(calls.dt_codec_open, calls.dt_codec_close, byref(sizes))
+        except ValueError as error:
             context.close()
-            raise ArtifactError(f"{weights}: {message}; export the bundle again")
-        self._context, self._codec = context, codec
-        self.close = weakref.finalize(self, _close, context, codec)
-        found = calls.dt_codec_state_size(codec)
+            raise ArtifactError(f"{weights}: {error}; export the bundle again") from error
+        found = context.call(calls.dt_codec_state_size, self._codec)
         if found != entry.state_size:
+            context.close()
             raise ArtifactError(
                 f"{weights}: a state of {found} values, the manifest says {entry.state_size}; "
                 "export the bundle again"
             )
+
+    def close(self) -> None:
+        """Give everything back; doing it twice is doing it once."""
+        self._context.close()
 
     @property
     def kernel_path(self) -> str:
@@ -109,7 +111,7 @@ class NativeCodec:
         """Returns pcm (A * 2048,) and the next state.
 
         Raises ValueError for shapes that the graph does not have, BackendError for codes that the
-        codebooks do not have.
+        codebooks do not have, UsageError if the codec is closed, busy, or another process's.
         """
         spec, rates = self._entry.spec, self._entry.noise_rates
         num_frames = len(feeds["codes"])
@@ -134,7 +136,7 @@ class NativeCodec:
             next_state=span(next_state),
             pcm=span(pcm),
         )
-        self._context.check(self._context.calls.dt_codec_run(self._codec, byref(call)), "codec")
+        self._context.run("codec", self._context.calls.dt_codec_run, self._codec, byref(call))
         return [pcm, next_state]
 
 
@@ -154,8 +156,3 @@ def _sizes(entry: CodecEntry, weights: Span) -> CodecSizes:
         has_noise=bool(entry.noise_rates),
         weights=weights,
     )
-
-
-def _close(context: NativeContext, codec: int) -> None:
-    context.calls.dt_codec_close(codec)
-    context.close()

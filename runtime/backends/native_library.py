@@ -1,6 +1,7 @@
 """The native CPU library, bound by ctypes: native/cpu/deeptalk_cpu.h has every call's contract.
 
-`pip install` builds it where there is a C++ compiler. Calls release the interpreter's lock.
+`pip install` builds it where there is a C++ compiler. Calls release the interpreter's lock. Every
+call goes through its context, which knows what is still open.
 
 `span` is the only way from an array to an address: its length goes with it, and the library checks
 sizes against lengths. ctypes cuts an integer to 32 bits in silence; here none passes that does not
@@ -10,8 +11,12 @@ fit.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+import logging
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from ctypes import POINTER, byref, c_char_p, c_float, c_int32, c_int64, c_void_p
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import deeptalk_edge
+from deeptalk_edge import host
 from deeptalk_edge.errors import BackendError
+from deeptalk_edge.lifetime import Lifetime
+
+log = logging.getLogger(__name__)
 
 LIBRARY = Path(deeptalk_edge.__file__).parent / "libdeeptalk_cpu.so"
 
@@ -139,6 +148,7 @@ _CALLS: dict[str, tuple[Any, ...]] = {
     "dt_path_name": (c_char_p, Int32),
     "dt_open": (c_void_p, Int32, Int32),
     "dt_close": (None, c_void_p),
+    "dt_threads": (c_int32, c_void_p),
     "dt_message": (c_char_p, c_void_p),
     "dt_linear": (c_int32, c_void_p, POINTER(Matrix), Int32, Span, Int32, Span),
     "dt_moe": (
@@ -196,7 +206,8 @@ class NativeLibrary:
 
 
 class NativeContext:
-    """A kernel path and its threads. One owner; not thread-safe."""
+    """A kernel path, its threads, and what is opened on them. One owner: a call while another one
+    is under way is refused, and what is closed under a call goes when that returns."""
 
     def __init__(
         self, library: NativeLibrary, *, path: str | None = None, threads: int = 1
@@ -210,26 +221,60 @@ class NativeContext:
         self.handle: int | None = self.calls.dt_open(names.index(self.path), threads)
         if self.handle is None:
             raise BackendError(f"the native library does not start with {threads} threads")
+        self._opened = ExitStack()
+        self._opened.callback(self.calls.dt_close, self.handle)
+        self._lifetime = Lifetime("the native context", self._opened.close)
+        weakref.finalize(self, self._lifetime.close)
+        found = self.calls.dt_threads(self.handle)
+        if found < threads:
+            _say_fewer_threads(threads, found)
 
     def close(self) -> None:
-        if self.handle is not None:
-            self.calls.dt_close(self.handle)
-            self.handle = None
+        """Give everything back; calls are refused from now on. Doing it twice is doing it once."""
+        self._lifetime.close()
 
-    def check(self, status: int, call: str) -> None:
-        """Raise what a status means: ValueError for sizes, BackendError for values."""
-        if status == OK:
-            return
-        if status == REFUSED:
-            raise ValueError(f"{call}: {self.calls.dt_message(self.handle).decode()}")
-        raise BackendError(f"{call}: {_FAULTS[status]}")
+    def open(self, opening: Callable[..., int | None], closing: Any, *args: Any) -> int:
+        """A decoder or a codec, which is closed with the context.
+
+        Raises ValueError with the library's words if it refuses, UsageError as `call` does.
+        """
+        with self._lifetime:
+            opened = opening(self.handle, *args)
+            if opened is None:
+                raise ValueError(self._message())
+            self._opened.callback(closing, opened)
+            return opened
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call the library.
+
+        Raises UsageError if the context is closed, busy, or another process's.
+        """
+        with self._lifetime:
+            return function(*args)
+
+    def run(self, call: str, function: Callable[..., int], *args: Any) -> None:
+        """Call what returns a status.
+
+        Raises what that means: ValueError for sizes, BackendError for values. UsageError as `call`.
+        """
+        with self._lifetime:
+            status = function(*args)
+            if status == REFUSED:
+                raise ValueError(f"{call}: {self._message()}")
+        if status != OK:
+            raise BackendError(f"{call}: {_FAULTS[status]}")
+
+    def _message(self) -> str:
+        message: bytes = self.calls.dt_message(self.handle)
+        return message.decode()
 
     def linear(self, matrix: Matrix, x: NDArray[np.float32], *, heads: int = 1) -> Any:
         """x (N, heads x columns) through `heads` matrices of their own rows: (N, rows)."""
         y = np.empty((len(x), max(matrix.rows, 0)), np.float32)
         rows = dense(x, np.float32, (len(x), heads * matrix.columns))
-        status = self.calls.dt_linear(self.handle, byref(matrix), heads, rows, len(x), span(y))
-        self.check(status, "linear")
+        call = self.calls.dt_linear
+        self.run("linear", call, self.handle, byref(matrix), heads, rows, len(x), span(y))
         return y
 
     def add_experts(
@@ -245,7 +290,9 @@ class NativeContext:
     ) -> None:
         """y (N, C) += the experts ids (N, k), and each of the table's last `num_own` ones."""
         num_tokens, top_k = ids.shape
-        status = self.calls.dt_moe(
+        self.run(
+            "experts",
+            self.calls.dt_moe,
             self.handle,
             byref(record),
             byref(table),
@@ -257,30 +304,32 @@ class NativeContext:
             top_k,
             dense(y, np.float32, (num_tokens, record.width)),
         )
-        self.check(status, "experts")
 
     def cache_row_bytes(self, latent: int, rope: int, kind: str) -> int:
         """Raises ValueError if the kernels do not take such rows."""
-        found = int(self.calls.dt_cache_row_bytes(self.handle, latent, rope, CACHE_KINDS[kind]))
-        self.check(REFUSED if found < 0 else OK, "cache")
-        return found
+        with self._lifetime:
+            found = self.calls.dt_cache_row_bytes(self.handle, latent, rope, CACHE_KINDS[kind])
+            if found < 0:
+                raise ValueError(f"cache: {self._message()}")
+        return int(found)
 
     def snake(self, x: NDArray[np.float32], alpha: NDArray[np.float32]) -> Any:
         """x + sin(alpha x)^2 / alpha for x (channels, samples), alpha (channels,)."""
         y = np.empty_like(x)
-        status = self.calls.dt_snake(
+        self.run(
+            "snake",
+            self.calls.dt_snake,
             self.handle,
             dense(x, np.float32, x.shape),
             dense(alpha, np.float32, (len(x),)),
             *x.shape,
             span(y),
         )
-        self.check(status, "snake")
         return y
 
     def read(self, array: NDArray[np.uint8]) -> None:
         """Read every byte once: the roofline of everything else."""
-        self.calls.dt_read(self.handle, span(array))
+        self.call(self.calls.dt_read, self.handle, span(array))
 
 
 def int32s(name: str, values: Sequence[int], most: int) -> Any:
@@ -291,6 +340,12 @@ def int32s(name: str, values: Sequence[int], most: int) -> Any:
     if len(values) > most:
         raise ValueError(f"{name} has {len(values)} entries, the kernels take {most}")
     return (c_int32 * most)(*(Int32.from_param(value).value for value in values))
+
+
+@cache
+def _say_fewer_threads(asked: int, found: int) -> None:
+    """Once, however many contexts are opened."""
+    log.warning("the system refuses threads: %d of %d compute; %s", found, asked, host.MORE_THREADS)
 
 
 def span(array: NDArray[Any] | None) -> Span:

@@ -10,6 +10,9 @@ tail       the last router's experts, the final norm and the head run on the las
 
 from __future__ import annotations
 
+import concurrent.futures
+import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -19,7 +22,9 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from deeptalk_edge import host
 from deeptalk_edge.errors import ArtifactError, BackendError
+from deeptalk_edge.lifetime import Lifetime, leave_to_parent, while_open
 from deeptalk_edge.rows import Ids
 from deeptalk_edge.runtime.backends.mapped_files import own_mapped_files
 from deeptalk_edge.runtime.bundle import Bundle
@@ -35,11 +40,15 @@ Array = NDArray[np.float32]
 PREFILL_ROWS = 512
 """Rows of one prefill run; bounds the memory of its attention scores."""
 
+_POLL_S = 0.1
+_STUCK_S = 3.0  # some threads of a session and not the others; they start within microseconds
+
 
 class OrtGraph:
     """One graph in a session of its own; what ONNX Runtime throws becomes a BackendError."""
 
     def __init__(self, path: Path, *, threads: int) -> None:
+        """Raises BackendError if ONNX Runtime refuses the graph or does not start its threads."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -49,19 +58,18 @@ class OrtGraph:
         options.add_session_config_entry("session.force_spinning_stop", "1")
         keep_int8_exact(options)
         self.name = path.name
-        try:
-            self._session = onnxruntime.InferenceSession(
-                path, options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # the binding's errors share no base but this one
-            raise BackendError(
-                f"{path}: ONNX Runtime {onnxruntime.__version__} refuses it ({error})"
-            ) from error
+        self._session: Any = _open_session(path, options, threads)
+        leave_to_parent(self._session)
         own_mapped_files(path.parent)
         self.outputs = [output.name for output in self._session.get_outputs()]
+        self._lifetime = Lifetime(self.name)
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """Run on arrays; returns the outputs in the graph's order."""
+        """Run on arrays; returns the outputs in the graph's order.
+
+        Raises BackendError if that fails, UsageError if the graph is closed or another process's.
+        """
+        self._lifetime.check()
         try:
             outputs: list[NDArray[Any]] = self._session.run(None, dict(feeds))
         except Exception as error:
@@ -69,7 +77,64 @@ class OrtGraph:
         return outputs
 
     def binding(self) -> OrtBinding:
+        """Raises UsageError if the graph is closed or another process's."""
+        self._lifetime.check()
         return OrtBinding(self.name, self._session)
+
+    def close(self) -> None:
+        """Let go of the session; bindings keep it alive. Doing it twice is doing it once."""
+        self._lifetime.close()
+        self._session = None
+
+
+def _open_session(path: Path, options: onnxruntime.SessionOptions, threads: int) -> Any:
+    """Open a session, in a thread of its own if it has threads: where the system gives ONNX Runtime
+    some of them and refuses the others, it waits for ever.
+
+    Raises BackendError then, and for whatever ONNX Runtime raises.
+    """
+    session: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+    def open_it() -> None:
+        try:
+            providers = ["CPUExecutionProvider"]
+            session.set_result(onnxruntime.InferenceSession(path, options, providers=providers))
+        except BaseException as error:
+            session.set_exception(error)
+
+    if threads == 1:
+        open_it()
+    else:
+        before = set(os.listdir("/proc/self/task"))
+        host.start_thread(threading.Thread(target=open_it, name=f"open {path.name}", daemon=True))
+        if not _is_done(session, before, threads):
+            raise _too_many_threads(path, threads)
+    try:
+        return session.result()
+    except Exception as error:  # the binding's errors share no base but this one
+        if "pthread_create" in str(error):
+            raise _too_many_threads(path, threads) from error
+        raise BackendError(
+            f"{path}: ONNX Runtime {onnxruntime.__version__} refuses it ({error})"
+        ) from error
+
+
+def _is_done(session: concurrent.futures.Future[Any], before: set[str], threads: int) -> bool:
+    """Wait for a session; False once it has had some of its threads, and not all, for too long."""
+    num_stuck = 0
+    while num_stuck * _POLL_S < _STUCK_S:
+        if concurrent.futures.wait([session], timeout=_POLL_S).done:
+            return True
+        num_new = len(set(os.listdir("/proc/self/task")) - before) - 1  # but for the opening one
+        num_stuck = num_stuck + 1 if 0 < num_new < threads - 1 else 0
+    return False
+
+
+def _too_many_threads(path: Path, threads: int) -> BackendError:
+    return BackendError(
+        f"{path}: ONNX Runtime wants {threads} threads and the system refuses some of them; "
+        f"{host.MORE_THREADS}, or ask for fewer"
+    )
 
 
 @cache
@@ -134,8 +199,7 @@ class OrtEngine(CachedEngine[KvCache]):
                 "export the checkpoint again for this device"
             )
         bundle.check(manifest.spare_files)
-        decoder, vocabulary = manifest.model.decoder, manifest.model.vocabulary
-        self._spec = decoder
+        self._spec = decoder = manifest.model.decoder
 
         def load(name: str) -> OrtGraph:
             return OrtGraph(bundle.file(name), threads=threads)
@@ -146,9 +210,20 @@ class OrtEngine(CachedEngine[KvCache]):
         expert = load(manifest.ort_graphs.expert)
         self._layers = [_cached_layers(segment) for segment in self._segments]
         super().__init__(
-            KvCache(num_layers=decoder.num_layers, capacity=context_rows, width=decoder.cache_width)
+            KvCache(
+                num_layers=decoder.num_layers, capacity=context_rows, width=decoder.cache_width
+            ),
+            self._give_back,
         )
         self.experts = open_experts() if open_experts else paged_experts(bundle, PagingSettings())
+        try:
+            self._bind(bundle, expert)
+        except BaseException:
+            self.experts.close()
+            raise
+
+    def _bind(self, bundle: Bundle, expert: OrtGraph) -> None:
+        decoder, vocabulary = self._spec, bundle.manifest.model.vocabulary
         self._experts = ExpertSum(expert.binding(), self.experts)
         self._num_columns = vocabulary.num_codebooks + 1
         self._no_features = np.zeros((1, decoder.width), np.float32)
@@ -156,6 +231,7 @@ class OrtEngine(CachedEngine[KvCache]):
         self._tails = {items: self._tail(items, bundle) for items in (1, 2)}
         self._steps = {items: self._pass(items, 1) for items in (1, 2)}
 
+    @while_open
     def prefill(self, rows: Ids, features: Array, audio_mask: NDArray[np.bool_]) -> None:
         self._check_prompt(features, audio_mask)
         self._cache.ahead(0, len(rows))  # refuse all of it rather than the end of it
@@ -167,21 +243,25 @@ class OrtEngine(CachedEngine[KvCache]):
             self.experts.begin_prefill(audio_mask[part])
             self._run_layers(step, rows[part][None], placed[part], audio_mask[part])
 
+    @while_open
     def decode_step(self, rows: Ids) -> Logits:
         self._check_step(rows)
         step = self._steps[self.num_items]
         self.experts.begin_step(self.num_items)
         self._run_layers(step, rows[:, None], self._no_features, self._no_audio)
-        return self.logits()
+        return self._tails[self._fed_items].run()
 
+    @while_open
     def logits(self) -> Logits:
         self._check_fed()
         return self._tails[self._fed_items].run()
 
-    def close(self) -> None:
+    def _give_back(self) -> None:
         self._tails.clear()
         self._steps.clear()
-        self._experts.close()
+        for graph in (self._embed, *self._segments, self._head):
+            graph.close()
+        self.experts.close()
 
     def _run_layers(
         self, step: _Pass, rows: Ids, features: Array, audio_mask: NDArray[np.bool_]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 
+from deeptalk_edge.lifetime import Lifetime
 from deeptalk_edge.runtime.experts.cuda import CudaRuntime
 from deeptalk_edge.runtime.experts.pool import POISON, CpuPool, Landing
 
@@ -25,9 +26,9 @@ class MappedPool(CpuPool):
     def discard(self, slot: int) -> None:
         """Pinned memory goes back all at once, in `close`."""
 
-    def close(self) -> None:
+    def _give_back(self) -> None:
         self._runtime.unregister(self._host)
-        super().close()
+        super()._give_back()
 
 
 class CopiedPool:
@@ -53,6 +54,7 @@ class CopiedPool:
         self._staging: list[CpuPool] = []
         self._idle: list[CpuPool] = []
         self._landed: dict[int, CpuPool] = {}  # by slot
+        self._lifetime = Lifetime("the pool", self._give_back)
 
     def landing(self, slot: int, key: int) -> Landing:
         if self._mirror is not None:
@@ -88,6 +90,7 @@ class CopiedPool:
                 self._idle.append(self._landed.pop(slot))
 
     def address(self, slot: int) -> int:
+        self._lifetime.check()
         return self._arena + slot * self.slot_bytes
 
     def poison(self, slot: int) -> None:
@@ -97,6 +100,9 @@ class CopiedPool:
         """GPU memory goes back all at once, in `close`."""
 
     def close(self) -> None:
+        self._lifetime.close()
+
+    def _give_back(self) -> None:
         self._runtime.destroy_stream(self._stream)
         self._runtime.free(self._arena)
         for pool in [*self._staging, *([self._mirror] if self._mirror else [])]:

@@ -73,10 +73,15 @@ def open_pager(bundle: Bundle, settings: PagingSettings) -> ExpertPager:
             source.why_buffered,
         )
     log.info("%s: %d of %d experts fit the pool", source.name, num_slots, len(records))
+    try:
+        pool = CpuPool(num_slots=num_slots, slot_bytes=slot_bytes)
+    except BaseException:
+        source.close()
+        raise
     pager = ExpertPager(
         records,
         source,
-        CpuPool(num_slots=num_slots, slot_bytes=slot_bytes),
+        pool,
         POLICIES[settings.policy](len(records), decoder.num_experts, None),
         settings.pager,
     )

@@ -39,17 +39,20 @@ class Lease:
 
     @property
     def addresses(self) -> NDArray[np.uint64]:
-        """(E,) where each expert of the layer lies, 0 if absent; valid for the leased ones."""
+        """(E,) where each expert of the layer lies, 0 if absent; valid for the leased ones.
+
+        Raises UsageError once the pager is closed.
+        """
         return self._pager.addresses(self.layer)
 
     def address(self, expert: int) -> int:
         """Where one expert lies.
 
-        Raises ValueError if it is not leased, or not any more.
+        Raises ValueError if it is not leased, or not any more, UsageError once the pager is closed.
         """
         if expert not in self.slots:
             raise ValueError(f"layer {self.layer}, expert {expert} is not leased")
-        return self._pager.pool.address(self.slots[expert])
+        return self._pager.address(self.slots[expert])
 
     def release(self, fence: Fence | None = None) -> None:
         """Done with them, or done once the fence is. Doing it twice is doing it once."""

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeptalk_edge.expert_record import RecordFormat
+from deeptalk_edge.lifetime import Lifetime
 from deeptalk_edge.runtime.experts.degrade import Degrade
 from deeptalk_edge.runtime.experts.lease import Lease
 from deeptalk_edge.runtime.experts.look_ahead import LookAhead
@@ -57,7 +58,8 @@ class PagedExperts:
         degrade: Degrade | None = None,
         is_shared: bool = True,
     ) -> None:
-        """Exact, unless `degrade` is given. A pager that is not shared is closed with this."""
+        """Exact, unless `degrade` is given. A pager that is not shared is closed with this; then
+        every method but `close` raises UsageError."""
         if not isinstance(pager.pool, CpuPool):
             raise ValueError("these experts are read by the CPU; the pager's pool is a device's")
         self.recorder = recorder
@@ -66,6 +68,7 @@ class PagedExperts:
         self._read_record, self._look_ahead = read_record, look_ahead
         self._degrade = degrade
         self._is_shared = is_shared
+        self._lifetime = Lifetime("the source of experts", self._give_back)
 
     @property
     def slot_bytes(self) -> int:
@@ -87,10 +90,12 @@ class PagedExperts:
     def whole(self) -> AbstractContextManager[bool]:
         """Whether `addresses` of all layers hold every expert for the block. Not where a recorder
         or a degrading source wants to see each choice."""
+        self._lifetime.check()
         return nullcontext(False) if self.recorder or self._degrade else self._pager.whole()
 
     def addresses(self, layer: int) -> NDArray[np.uint64]:
         """(E,) where each expert of a layer lies: a live view, always at the same place."""
+        self._lifetime.check()
         return self._pager.addresses(layer)
 
     def waves(
@@ -124,6 +129,7 @@ class PagedExperts:
         self, layer: int, ids: Ids, weights: Array, normed: Array
     ) -> Generator[tuple[Lease, bool], None, None]:
         """Leases, and whether one holds all of `ids`."""
+        self._lifetime.check()
         predicted = None
         if self._look_ahead and (self.recorder or not self._pager.has_all):
             predicted = self._look_ahead.predict(layer, normed)
@@ -145,17 +151,20 @@ class PagedExperts:
                 yield lease, len(lease.slots) == len(experts) and not self._degrade
 
     def _begin(self, phase: Phase, modality: NDArray[Any]) -> None:
+        self._lifetime.check()
         self._pager.enter(phase)
         if self.recorder:
             self.recorder.begin(phase, modality.astype(np.uint8))
 
     def rest(self) -> None:
         """Nobody talks: free slots may be filled."""
+        self._lifetime.check()
         self._pager.rest()
 
     def end_turn(self) -> dict[str, Any]:
         """Between turns: give memory back if the system needs it; returns the turn's counts, and
         what was degraded since the beginning."""
+        self._lifetime.check()
         counts = self._pager.end_turn(read_memory())
         if self._degrade:
             counts["degraded"] = self._degrade.report()
@@ -163,6 +172,9 @@ class PagedExperts:
 
     def close(self) -> None:
         """Let go of the memory; a shared pager is its owner's to close."""
+        self._lifetime.close()
+
+    def _give_back(self) -> None:
         del self._memory
         if not self._is_shared:
             self._pager.close()
@@ -214,6 +226,3 @@ class ExpertSum:
                 binding.run()
                 y *= weights[tokens, places][:, None]
                 total[tokens] += y
-
-    def close(self) -> None:
-        self._experts.close()

@@ -7,6 +7,8 @@ waves     the same for a union that may not fit: groups in ascending id, the nex
 hint      a guess for a layer to come; never blocks, goes behind every demand, and is called off if
           its layer passes before a byte of it moved
 whole     every expert is there: a pass runs without asking, and none leaves meanwhile
+close     refuses every further call; what a pass or a lease still uses is given back with the last
+          of them, and until then every address holds
 enter     tells the phase; LISTENING begins a sweep of what questions use, in layer order; then, and
           while IDLE, free slots are filled if the settings say so
 
@@ -21,7 +23,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -30,6 +32,7 @@ from numpy.typing import NDArray
 
 from deeptalk_edge.errors import ArtifactError, ExpertUnavailable
 from deeptalk_edge.expert_record import ExpertRecord
+from deeptalk_edge.lifetime import Lifetime
 from deeptalk_edge.runtime.experts.idle_link import IdleLink
 from deeptalk_edge.runtime.experts.lease import Lease
 from deeptalk_edge.runtime.experts.pager_settings import PagerSettings
@@ -60,19 +63,25 @@ class ExpertPager:
     ) -> None:
         """Start the reader threads. The pager owns source and pool from now on.
 
-        Raises ArtifactError if a record does not lie in the source or fit a slot.
+        Raises ArtifactError if a record does not lie in the source or fit a slot, BackendError if
+        the system refuses every thread.
         """
         self.settings = settings or PagerSettings()
         self.pool, self._source = pool, source
-        rows = {layer: row for row, layer in enumerate(sorted({r.layer for r in records}))}
-        num_experts = 1 + max(record.expert for record in records)
+        self._lifetime = Lifetime(f"{source.name}: the pager", self._stop)
         try:
-            for record in records:
-                _check(record, source, pool)
-        except ArtifactError:
+            self._open(records, policy)
+        except BaseException:
             source.close()
             pool.close()
             raise
+
+    def _open(self, records: Sequence[ExpertRecord], policy: Policy) -> None:
+        source, pool = self._source, self.pool
+        rows = {layer: row for row, layer in enumerate(sorted({r.layer for r in records}))}
+        num_experts = 1 + max(record.expert for record in records)
+        for record in records:
+            _check(record, source, pool)
         self._rows, self._num_experts = rows, num_experts
         self._keys = np.array([rows[r.layer] * num_experts + r.expert for r in records])
         self.residency = Residency(
@@ -91,7 +100,7 @@ class ExpertPager:
             fills=self.settings.fills,
         )
         self._fenced: deque[tuple[Fence, Held]] = deque()
-        self._closed = False
+        self._has_stopped = self._is_given_back = False
         self._reported = report(self.telemetry, self.residency)
         self._reader = RecordReader(
             source,
@@ -112,8 +121,9 @@ class ExpertPager:
     def acquire(self, layer: int, experts: Sequence[int]) -> Lease:
         """Lease different experts of a layer; blocks until they are there.
 
-        Raises ExpertUnavailable, naming file and record, if one cannot be read or is damaged, and
-        ValueError if the pool can never hold so many at once.
+        Raises ExpertUnavailable, naming file and record, if one cannot be read or is damaged,
+        ValueError if the pool can never hold so many at once, and like every other method
+        UsageError if the pager is closed or another process's.
         """
         return self._arrived(self._begin(layer, experts))
 
@@ -151,7 +161,7 @@ class ExpertPager:
         """Guess what a layer to come will need; never blocks."""
         base = self._rows[layer] * self._num_experts
         keys = [base + expert for expert in experts]
-        with self._lock:
+        with self._asking():
             for load in self.residency.hint(keys):
                 self._load(load)
 
@@ -159,8 +169,8 @@ class ExpertPager:
     def whole(self) -> Generator[bool, None, None]:
         """Whether every expert is there: then all `addresses` hold for the block, and its uses are
         not counted one by one."""
-        with self._lock:
-            is_whole = self.has_all and not (self._reader.under_way or self._closed)
+        with self._asking():
+            is_whole = self.has_all and not self._reader.under_way
             self._num_whole += is_whole
             self.telemetry.num_whole += is_whole
         try:
@@ -168,10 +178,11 @@ class ExpertPager:
         finally:
             with self._lock:
                 self._num_whole -= is_whole
+            self._give_back()
 
     def enter(self, phase: Phase) -> None:
         """A pass of the model begins, or the conversation enters a phase."""
-        with self._lock:
+        with self._asking():
             is_new = phase is not self.residency.phase
             self.residency.begin(phase)
             if is_new:
@@ -182,15 +193,15 @@ class ExpertPager:
     def rest(self) -> None:
         """Nobody talks."""
         self.enter(Phase.IDLE)
-        with self._lock:
+        with self._asking():
             self._idle_link.plan_fill()
             self._reader.wake()
 
     def drain(self) -> None:
         """Wait until all guesses are in; for what must not depend on timing."""
-        with self._lock:
+        with self._asking():
             while not (self._idle_link.is_done and self._reader.is_idle):
-                self._moved.wait()
+                self._wait()
 
     def end_turn(self, memory: MemoryReading) -> dict[str, Any]:
         """Between turns: give memory back if the system needs it; returns the turn's counts."""
@@ -205,7 +216,7 @@ class ExpertPager:
     def shrink(self, num_slots: int) -> int:
         """Give up to so many slots back for good; returns how many. Between turns; none while
         another session runs on every expert."""
-        with self._lock:
+        with self._asking():
             if self._num_whole:
                 return 0
             spare = max(self.residency.table.num_slots - self.settings.least_slots, 0)
@@ -217,7 +228,13 @@ class ExpertPager:
 
     def addresses(self, layer: int) -> NDArray[np.uint64]:
         """(E,) where each expert of a layer lies, 0 if absent. A live view: lease, then read."""
+        self._lifetime.check()
         return self._addresses_of[layer]
+
+    def address(self, slot: int) -> int:
+        """Where a leased slot lies."""
+        self._lifetime.check()
+        return self.pool.address(slot)
 
     @property
     def has_all(self) -> bool:
@@ -227,28 +244,19 @@ class ExpertPager:
     @property
     def num_leased(self) -> int:
         """Slots that somebody holds."""
-        with self._lock:
+        with self._asking():
             return self.residency.table.num_held
 
     def report(self) -> dict[str, Any]:
         """Everything counted so far."""
-        with self._lock:
+        with self._asking():
             self.telemetry.num_retries = self._reader.num_retries
             return report(self.telemetry, self.residency)
 
     def close(self) -> None:
-        """Stop reading, wherever it is, and give everything back. Leases end here."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            self._reader.stop()
-        self._reader.join()
-        for fence, _ in self._fenced:
-            fence.wait()
-        self._addresses[...] = 0
-        self._source.close()
-        self.pool.close()
+        """Stop reading, wherever it is, and refuse every further call. Source and pool are given
+        back now, or with the last pass and lease that use them."""
+        self._lifetime.close()
 
     def __enter__(self) -> ExpertPager:
         return self
@@ -263,17 +271,69 @@ class ExpertPager:
 
     def end(self, held: Held, fence: Fence | None) -> None:
         """Take back a lease's slots, at once or once the fence is done."""
+        if not self._lifetime.is_ours:  # a parent's lock may be held for ever
+            return
         with self._lock:
-            if fence is not None and not fence.is_done():
+            if fence is None or fence.is_done():
+                self._release(held)
+            else:
                 self._fenced.append((fence, held))
                 self._slots_change()  # whoever waits for a slot can wait for the fence
+        self._give_back()
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        """The lock, for what may be asked of a pager that works."""
+        self._lifetime.check()  # before the lock, which a thread of a parent may hold for ever
+        with self._lock:
+            self._expect_work()
+            yield
+
+    def _expect_work(self) -> None:
+        """Raises, lock in hand, if nothing that is waited for can come any more."""
+        self._lifetime.check()
+        failure = self._reader.failure
+        if failure is not None:
+            raise ExpertUnavailable(
+                f"{self._source.name}: reading experts ended by a fault of ours "
+                f"({type(failure).__name__}: {failure}); report it, and open the bundle again"
+            ) from failure
+
+    def _wait(self) -> None:
+        """Wait, lock in hand, until something has moved."""
+        self._moved.wait()
+        self._expect_work()
+
+    def _stop(self) -> None:
+        with self._lock:
+            self._reader.stop()
+        self._reader.join()
+        self._has_stopped = True
+        self._give_back()
+
+    def _give_back(self) -> None:
+        """Close source and pool if that is due: the pager is closed, and nobody uses them."""
+        if not self._has_stopped:
+            return
+        with self._lock:
+            fenced = list(self._fenced)
+            self._fenced.clear()
+        for fence, held in fenced:
+            fence.wait()
+            with self._lock:
+                self._release(held)
+        with self._lock:
+            if self._is_given_back or self._num_whole or self.residency.table.num_held:
                 return
-            self._release(held)
+            self._is_given_back = True
+        self._addresses[...] = 0
+        self._source.close()
+        self.pool.close()
 
     def _begin(self, layer: int, experts: Sequence[int], later: Sequence[int] = ()) -> Lease:
         """Lease slots, as soon as there are enough, and queue what is missing. `later` are the
         layer's experts of the waves to come."""
-        with self._lock:
+        with self._asking():
             if len(experts) > self.residency.table.num_slots:
                 raise ValueError(
                     f"{len(experts)} experts at once, the pool holds "
@@ -285,13 +345,12 @@ class ExpertPager:
             return lease
 
     def _try_begin(self, layer: int, experts: Sequence[int], later: Sequence[int]) -> Lease | None:
-        with self._lock:
+        with self._asking():
             return self._demand(layer, experts, later)
 
     def _demand(self, layer: int, experts: Sequence[int], later: Sequence[int]) -> Lease | None:
         """One try, lock in hand."""
-        if self._closed:
-            raise self._closed_error()
+        self._expect_work()
         base = self._rows[layer] * self._num_experts
         keys = [base + expert for expert in experts]
         to_come = [base + expert for expert in later]
@@ -319,10 +378,9 @@ class ExpertPager:
         start_s = time.perf_counter()
         try:
             with self._lock:
+                self._expect_work()
                 while any(not read.is_over for read in lease.reads):
-                    if self._closed:
-                        raise self._closed_error()
-                    self._moved.wait()
+                    self._wait()
                 stall_ms = (time.perf_counter() - start_s) * 1000
                 self.telemetry.stalled(self.residency.phase, stall_ms)
             for read in lease.reads:
@@ -372,7 +430,7 @@ class ExpertPager:
         if not self._fenced:
             self._num_waiting += 1
             try:
-                self._moved.wait()
+                self._wait()
             finally:
                 self._num_waiting -= 1
             return
@@ -391,9 +449,6 @@ class ExpertPager:
     def _slots_change(self) -> None:
         if self._num_waiting:
             self._moved.notify_all()
-
-    def _closed_error(self) -> ExpertUnavailable:
-        return ExpertUnavailable(f"{self._source.name}: the pager is closed; open the bundle again")
 
 
 def _check(record: ExpertRecord, source: RecordSource, pool: Pool) -> None:

@@ -12,7 +12,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from deeptalk_edge import host
 from deeptalk_edge.errors import DoesNotFit
+from deeptalk_edge.lifetime import Lifetime
 
 POISON = 0xFF
 """NaN in every float format that a record may hold."""
@@ -79,15 +81,17 @@ class CpuPool:
                 f"a pool of {num_slots} experts takes {num_slots * slot_bytes / 1e9:.2f} GB; the "
                 f"system refuses ({error.strerror}); ask for a smaller pool"
             ) from error
-        self._arena.madvise(mmap.MADV_HUGEPAGE)
+        host.ask_for_huge_pages(self._arena)
         self.memory: NDArray[np.uint8] = np.frombuffer(self._arena, np.uint8).reshape(
             num_slots, slot_bytes
         )
         """(S, slot_bytes)"""
         self._view = memoryview(self._arena)
         self._base = self.memory.ctypes.data
+        self._lifetime = Lifetime("the pool", self._give_back)
 
     def landing(self, slot: int, key: int) -> Landing:
+        self._lifetime.check()
         start = slot * self.slot_bytes
         return Landing(self._view[start : start + self.slot_bytes], has_content=False)
 
@@ -98,16 +102,21 @@ class CpuPool:
         pass
 
     def address(self, slot: int) -> int:
+        self._lifetime.check()
         return self._base + slot * self.slot_bytes
 
     def poison(self, slot: int) -> None:
+        self._lifetime.check()
         self.memory[slot] = POISON
 
     def discard(self, slot: int) -> None:
-        start = slot * self.slot_bytes
-        self._arena.madvise(mmap.MADV_DONTNEED, start, self.slot_bytes)
+        self._lifetime.check()
+        host.give_memory_back(self._arena, slot * self.slot_bytes, self.slot_bytes)
 
     def close(self) -> None:
         """The memory goes with the last view of it."""
+        self._lifetime.close()
+
+    def _give_back(self) -> None:
         self._view.release()
         del self.memory, self._arena

@@ -3,22 +3,28 @@
 chunk    a record is cut, so that all threads read a single miss and a demand overtakes a half-read
          guess
 check    CRC-32 when a record is first read, or always; what is wrong is read afresh once
+failure  what is wrong with one record is that record's; what ends a thread ends all reading, and
+         whoever waits, now or later, is told
 sharing  the lock is the pager's, which calls everything here with it in hand; bytes move without it
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from deeptalk_edge.errors import ExpertUnavailable
+from deeptalk_edge import host
+from deeptalk_edge.errors import BackendError, ExpertUnavailable
 from deeptalk_edge.expert_record import ExpertRecord
 from deeptalk_edge.runtime.experts.pool import Landing, Pool
 from deeptalk_edge.runtime.experts.record_file import PAGE_BYTES, RecordSource
 from deeptalk_edge.runtime.experts.residency import Cause, Load
+
+log = logging.getLogger(__name__)
 
 
 class Read:
@@ -66,6 +72,8 @@ class RecordReader:
         self.under_way: dict[int, Read] = {}
         """By key; from `begin` until it is over."""
         self.num_retries = 0
+        self.failure: BaseException | None = None
+        """What ended a thread; nothing is read any more."""
         self.moved = threading.Condition(lock)
         """Some read is over, or there is nothing left to read."""
         self._work = threading.Condition(lock)
@@ -80,8 +88,21 @@ class RecordReader:
         ]
 
     def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
+        """Start the threads, or as many as the system gives.
+
+        Raises BackendError if it gives none.
+        """
+        for num_started, thread in enumerate(self._threads):
+            try:
+                host.start_thread(thread)
+            except BackendError as error:
+                if not num_started:
+                    raise
+                log.warning(
+                    "%d of %d threads read experts: %s", num_started, len(self._threads), error
+                )
+                del self._threads[num_started:]
+                return
 
     @property
     def is_idle(self) -> bool:
@@ -143,23 +164,31 @@ class RecordReader:
         return chunks
 
     def _read_on(self) -> None:
-        """A thread's life."""
-        while (chunk := self._next_chunk()) is not None:
-            read = chunk.read
-            try:
-                if not read.landing.has_content and read.failure is None:
-                    self._fetch(read, chunk.start, chunk.end)
-            except Exception as failure:  # whoever waits for the record is told
-                read.failure = failure
+        """Worker loop: read chunks until the reader closes."""
+        try:
+            while (chunk := self._next_chunk()) is not None:
+                self._read(chunk)
+        except BaseException as failure:
             with self._lock:
-                read.num_pending -= 1
-                is_last = read.num_pending == 0
-            error = self._finish(read) if is_last else None
-            with self._lock:
-                if is_last:
-                    self._end(read, error)
-                self._num_busy -= 1
-                self.moved.notify_all()
+                self.failure = self.failure or failure
+                self.stop()
+
+    def _read(self, chunk: _Chunk) -> None:
+        read = chunk.read
+        try:
+            if not read.landing.has_content and read.failure is None:
+                self._fetch(read, chunk.start, chunk.end)
+        except Exception as failure:  # whoever waits for the record is told
+            read.failure = failure
+        with self._lock:
+            read.num_pending -= 1
+            is_last = read.num_pending == 0
+        error = self._finish(read) if is_last else None
+        with self._lock:
+            if is_last:
+                self._end(read, error)
+            self._num_busy -= 1
+            self.moved.notify_all()
 
     def _next_chunk(self) -> _Chunk | None:
         with self._lock:
@@ -188,6 +217,14 @@ class RecordReader:
 
     def _finish(self, read: Read) -> ExpertUnavailable | None:
         """Check a whole record, afresh if it is not right, and hand it to the pool."""
+        try:
+            return self._settle(read)
+        except Exception as failure:  # of a device, or of ours: told to whoever waits
+            error = ExpertUnavailable(f"{self._describe(read)}: {failure}")
+            error.__cause__ = failure
+            return error
+
+    def _settle(self, read: Read) -> ExpertUnavailable | None:
         error = self._fault(read)
         if error is not None and not self._closed:
             self.num_retries += 1
@@ -198,10 +235,7 @@ class RecordReader:
                 read.failure = failure
             error = self._fault(read)
         if error is None:
-            try:
-                self._pool.settle(read.load.slot, read.load.key)
-            except Exception as failure:  # a device that failed is told to whoever waits
-                error = ExpertUnavailable(f"{self._describe(read)}: {failure}")
+            self._pool.settle(read.load.slot, read.load.key)
         return error
 
     def _end(self, read: Read, error: ExpertUnavailable | None) -> None:

@@ -14,7 +14,9 @@ import os
 from pathlib import Path
 from typing import Protocol
 
+from deeptalk_edge import host
 from deeptalk_edge.errors import ArtifactError
+from deeptalk_edge.lifetime import Lifetime
 
 PAGE_BYTES = 4096
 _PROBE_BYTES = 1 << 16
@@ -53,6 +55,7 @@ class RecordFile:
                 raise ArtifactError(f"{path}: {error.strerror}; export the bundle again") from error
             self._fd = os.open(path, flags)
             self.why_buffered = f"the file system refuses O_DIRECT ({error.strerror})"
+        self._lifetime = Lifetime(self.name, lambda: os.close(self._fd))
         self.size_bytes = os.fstat(self._fd).st_size
         if self.why_buffered is None and self.size_bytes >= PAGE_BYTES:  # else it has no record
             self._probe(path)
@@ -62,20 +65,21 @@ class RecordFile:
         return self.why_buffered is None
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
+        self._lifetime.check()
         num_bytes = os.preadv(self._fd, [buffer], offset)
         if not self.is_direct:
-            os.posix_fadvise(self._fd, offset, num_bytes, os.POSIX_FADV_DONTNEED)
+            host.drop_from_page_cache(self._fd, offset, num_bytes)
         return num_bytes
 
     def close(self) -> None:
-        os.close(self._fd)
+        self._lifetime.close()
 
     def _probe(self, path: Path) -> None:
         """Read a little directly, and see that the page cache did not take it."""
         buffered = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             with mmap.mmap(-1, _PROBE_BYTES) as memory, memoryview(memory) as view:
-                os.posix_fadvise(buffered, 0, _PROBE_BYTES, os.POSIX_FADV_DONTNEED)
+                host.drop_from_page_cache(buffered, 0, _PROBE_BYTES)
                 was_cached = _is_cached(buffered)
                 try:
                     os.preadv(self._fd, [view], 0)
@@ -92,10 +96,14 @@ class RecordFile:
 
 
 def _is_cached(fd: int) -> bool:
-    """Whether the first page lies in the page cache. True too for a file that is not ours: there
-    the kernel will not tell."""
+    """Whether the first page lies in the page cache. True too for a file that is not ours, or that
+    cannot be mapped: there the kernel will not tell."""
     libc = ctypes.CDLL(None, use_errno=True)
-    with mmap.mmap(fd, PAGE_BYTES, flags=mmap.MAP_PRIVATE) as page:
+    try:
+        mapped = mmap.mmap(fd, PAGE_BYTES, flags=mmap.MAP_PRIVATE)
+    except OSError:
+        return True
+    with mapped as page:
         state = ctypes.c_ubyte()
         first = ctypes.c_char.from_buffer(page)  # a private mapping is writable, as ctypes wants
         code = libc.mincore(

@@ -6,11 +6,13 @@ the last row fed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deeptalk_edge.lifetime import Lifetime, while_open
 from deeptalk_edge.rows import Ids
 
 Array = NDArray[np.float32]
@@ -40,10 +42,13 @@ CacheT = TypeVar("CacheT", bound=Cache)
 
 
 class CachedEngine(Generic[CacheT]):
-    """The half of `Engine` that is the cache's. A subclass feeds rows and computes logits."""
+    """The half of `Engine` that is the cache's. A subclass feeds rows and computes logits, each
+    `while_open`: what is closed by another thread under a pass goes when that ends."""
 
-    def __init__(self, cache: CacheT) -> None:
+    def __init__(self, cache: CacheT, give_back: Callable[[], None]) -> None:
+        """`give_back` closes what the engine opened."""
         self._cache = cache
+        self._lifetime = Lifetime("the engine", give_back)
         self._fed_items = 0
         """Items whose last row waits for its logits; 0 when there is none."""
 
@@ -59,25 +64,33 @@ class CachedEngine(Generic[CacheT]):
     def capacity(self) -> int:
         return self._cache.capacity
 
+    @while_open
     def fork(self) -> None:
         self._cache.fork()
         self._fed_items = 0
 
+    @while_open
     def keep(self, item: int) -> None:
         self._cache.keep(item)
         self._fed_items = 0
 
+    @while_open
     def recall(self) -> None:
         self._cache.recall()
         self._fed_items = 0
 
+    @while_open
     def trim(self, position: int) -> None:
         self._cache.trim(position)
         self._fed_items = 0
 
+    @while_open
     def reset(self) -> None:
         self._cache.reset()
         self._fed_items = 0
+
+    def close(self) -> None:
+        self._lifetime.close()
 
     def _check_prompt(self, features: Array, audio_mask: NDArray[np.bool_]) -> None:
         if self.num_items != 1:

@@ -31,7 +31,10 @@ class Logits(NamedTuple):
 
 
 class Engine(Protocol):
-    """A language model in the middle of one conversation. One owner; not thread-safe."""
+    """A language model in the middle of one conversation. One owner; not thread-safe.
+
+    Every method but `close` raises UsageError once the engine is closed, and in a forked child.
+    """
 
     @property
     def num_rows(self) -> int:
@@ -77,4 +80,4 @@ class Engine(Protocol):
         """Forget everything."""
 
     def close(self) -> None:
-        """Give back what the engine holds; it cannot be used again."""
+        """Give back what the engine holds; it cannot be used again. Twice is once."""

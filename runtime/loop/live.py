@@ -3,14 +3,17 @@
 audio    reads frames, runs the loop, writes sound; never waits for the model
 model    owns the conversation; ONNX Runtime lets go of the interpreter while it computes
 words    where there are stop words: listens for one while somebody speaks over an answer
+beside   what the caller has running meanwhile: `run_beside`
 caller   iterates over the events; one who is slow loses the oldest, counted, and holds nobody up
+
+What ends any of the threads ends the conversation, and is raised to the caller as an EdgeError: by
+the iterator, or by leaving.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -18,8 +21,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
-from deeptalk_edge.errors import DeviceLost
+from deeptalk_edge import host
+from deeptalk_edge.errors import DeviceLost, EdgeError, UsageError
 from deeptalk_edge.features import RATE_HZ
+from deeptalk_edge.lifetime import Lifetime
 from deeptalk_edge.runtime.audio.detectors import open_detector
 from deeptalk_edge.runtime.audio.echo import EchoCanceller, open_canceller
 from deeptalk_edge.runtime.audio.end_of_turn import EndOfTurn, open_end_of_turn
@@ -57,7 +62,11 @@ class Hearing:
 
 
 class LiveConversation:
-    """Listens from `__enter__` to `__exit__`; iterate over its events in between."""
+    """Listens from `__enter__` to `__exit__`; iterate over its events in between.
+
+    Before and after that, and in a forked child, every call raises UsageError, but for `stop`,
+    which then has nothing to do.
+    """
 
     def __init__(
         self,
@@ -75,7 +84,10 @@ class LiveConversation:
         self._is_ready = threading.Condition()
         self._is_closing = threading.Event()  # the audio thread has ended
         self._is_over = threading.Event()  # the model's thread has, too
+        self._lifetime = Lifetime("the live conversation")
+        self._is_entered = False
         self._failure: BaseException | None = None
+        self._is_told = False
         self.num_dropped_events = 0
         self._mind = Mind(talk, self._deliver, trace=trace)
         self._loop = VoiceLoop(
@@ -91,18 +103,27 @@ class LiveConversation:
             emit=self._emit,
             trace=trace,
         )
-        works: dict[str, Callable[[], None]] = {"audio": self._hear, "model": self._think}
         listener = self._loop.stop_listener
-        if listener:
-            works["words"] = lambda: self._work(listener)
         self._threads = [
-            threading.Thread(target=self._guard, args=(work,), name=f"deeptalk {name}", daemon=True)
-            for name, work in works.items()
+            self._thread("audio", self._hear, self._end_audio),
+            self._thread("model", self._think, self._end_model),
         ]
+        if listener:
+            self._threads.append(self._thread("words", lambda: self._work(listener)))
 
     def __enter__(self) -> LiveConversation:
-        for thread in self._threads:
-            thread.start()
+        """Raises BackendError if the system refuses a thread, UsageError the second time."""
+        self._lifetime.check()
+        if self._is_entered:
+            raise UsageError("the live conversation was entered before; listen again for another")
+        self._is_entered = True
+        for number, thread in enumerate(self._threads):
+            try:
+                host.start_thread(thread)
+            except BaseException:
+                del self._threads[number:]
+                self._leave()
+                raise
         return self
 
     def __exit__(
@@ -111,27 +132,41 @@ class LiveConversation:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        """Raises what ended a thread, unless the iterator has, or another error is on its way."""
+        if not self._lifetime.is_ours:
+            return
+        self._leave()
+        if self.num_dropped_events:
+            log.warning("%d events were dropped: nobody took them", self.num_dropped_events)
+        if error is None and not self._is_told:
+            self._raise_failure()
+
+    def _leave(self) -> None:
         self.stop()
         for thread in self._threads:
             thread.join()
-        if self.num_dropped_events:
-            log.warning("%d events were dropped: nobody took them", self.num_dropped_events)
+        self._lifetime.close()
 
     def __iter__(self) -> Iterator[LiveEvent]:
         """Events as they come, until the conversation is stopped.
 
         Raises DeviceLost if the device cannot be opened at all; what is lost later comes back, or
-        ends the conversation after `recovering_ms`.
+        ends the conversation after `recovering_ms`. Raises EdgeError, from the error itself, if a
+        fault of ours or of a part of the caller's ended it.
         """
+        self._expect_entered()
+        return self._take_events()
+
+    def _take_events(self) -> Iterator[LiveEvent]:
         while True:
+            self._lifetime.check_process()
             with self._is_ready:
                 self._is_ready.wait_for(lambda: self._events or self._is_over.is_set())
                 if not self._events:
                     break
                 event = self._events.popleft()
             yield event
-        if self._failure is not None:
-            raise self._failure
+        self._raise_failure()
 
     @property
     def is_idle(self) -> bool:
@@ -140,23 +175,41 @@ class LiveConversation:
 
     def press(self) -> None:
         """Push-to-talk: the user takes the floor."""
+        self._expect_entered()
         self._loop.tell(Command.PRESS)
 
     def release(self) -> None:
         """Push-to-talk: the user has finished."""
+        self._expect_entered()
         self._loop.tell(Command.RELEASE)
 
     def interrupt(self) -> None:
         """End the answer."""
+        self._expect_entered()
         self._loop.tell(Command.INTERRUPT)
 
     def set_policy(self, policy: ReplyPolicy) -> None:
-        """What the user may do to the answers that begin from now on."""
+        """What the user may do to the answers that begin from now on; it may be set early."""
+        self._lifetime.check()
         self._loop.policy = policy
 
     def stop(self) -> None:
         """Stop listening; the events that are left can still be taken."""
         self._loop.tell(Command.STOP)
+
+    def run_beside(self, name: str, work: Callable[[], None]) -> None:
+        """Run something of the caller's in a thread of its own, which nobody waits for: an error in
+        it ends the conversation and is raised as its own threads' are.
+
+        Raises BackendError if the system refuses the thread.
+        """
+        self._expect_entered()
+        host.start_thread(self._thread(name, work))
+
+    def _expect_entered(self) -> None:
+        self._lifetime.check()
+        if not self._is_entered:
+            raise UsageError("the live conversation is not entered; use it as a context manager")
 
     def _emit(self, event: LiveEvent) -> None:
         with self._is_ready:
@@ -169,38 +222,62 @@ class LiveConversation:
     def _deliver(self, delivery: Delivery) -> None:
         self._loop.inbox.append(delivery)
 
-    def _guard(self, work: Callable[[], None]) -> None:
-        """Run a thread; what ends it ends the conversation, and the caller is told."""
-        try:
-            work()
-        except BaseException as error:
-            self._failure = self._failure or error
-            self._loop.tell(Command.STOP)
+    def _thread(
+        self, name: str, work: Callable[[], None], end: Callable[[], None] = lambda: None
+    ) -> threading.Thread:
+        """A thread whose error is noted before `end` wakes those who wait for it."""
+
+        def run() -> None:
+            try:
+                work()
+            except BaseException as error:
+                self._fail(error)
+            finally:
+                end()
+
+        return threading.Thread(target=run, name=f"deeptalk {name}", daemon=True)
+
+    def _fail(self, error: BaseException) -> None:
+        self._failure = self._failure or error
+        self._loop.tell(Command.STOP)
+
+    def _raise_failure(self) -> None:
+        failure = self._failure
+        if failure is None:
+            return
+        self._is_told = True
+        if isinstance(failure, (EdgeError, KeyboardInterrupt, SystemExit)):
+            raise failure
+        raise EdgeError(
+            f"the live conversation was ended by {type(failure).__name__}: {failure}; if the port, "
+            "the detector and the other parts are not your own, report this as a fault of ours"
+        ) from failure
 
     def _hear(self) -> None:
         loop, port = self._loop, self._port
-        try:
-            port.open()
-            while not loop.is_stopped:
-                try:
-                    frame = port.read(_POLL_S)
-                except DeviceLost as error:
-                    self._recover(error)
-                    continue
-                if frame is None:
-                    loop.serve()
-                    continue
-                loop.push(frame)
-                if self._recorder:
-                    self._recorder.push(frame)
-        finally:
+        port.open()
+        while not loop.is_stopped:
             try:
-                port.close()
-            finally:  # a port that cannot be closed must not leave the other threads waiting
-                self._is_closing.set()
-                self._mind.wake.set()
-                if self._loop.stop_listener:
-                    self._loop.stop_listener.wake.set()
+                frame = port.read(_POLL_S)
+            except DeviceLost as error:
+                self._recover(error)
+                continue
+            if frame is None:
+                loop.serve()
+                continue
+            loop.push(frame)
+            if self._recorder:
+                self._recorder.push(frame)
+
+    def _end_audio(self) -> None:
+        try:
+            self._port.close()
+        except BaseException as error:
+            self._fail(error)
+        self._is_closing.set()
+        self._mind.wake.set()
+        if self._loop.stop_listener:
+            self._loop.stop_listener.wake.set()
 
     def _recover(self, error: DeviceLost) -> None:
         """Reopen the port, again and again, while the loop's time goes on."""
@@ -225,9 +302,7 @@ class LiveConversation:
 
     def _work(self, worker: Mind | StopListener) -> None:
         """Let it work until the audio thread has ended and nothing is left to do."""
-        thread = threading.get_native_id()
-        # Sound comes first: on Linux a thread has a niceness of its own.
-        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _YIELDS)
+        host.yield_to_other_threads(_YIELDS)  # sound comes first
         while True:
             worker.wake.clear()
             if worker.work():
@@ -237,10 +312,10 @@ class LiveConversation:
             worker.wake.wait()
 
     def _think(self) -> None:
-        try:
-            self._work(self._mind)
-            self._loop.serve()  # the last turn; the audio thread needs the loop no more
-        finally:
-            self._is_over.set()
-            with self._is_ready:
-                self._is_ready.notify_all()
+        self._work(self._mind)
+        self._loop.serve()  # the last turn; the audio thread needs the loop no more
+
+    def _end_model(self) -> None:
+        self._is_over.set()
+        with self._is_ready:
+            self._is_ready.notify_all()

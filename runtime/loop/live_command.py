@@ -7,11 +7,11 @@ import dataclasses
 import json
 import logging
 import sys
-import threading
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # loading these takes longer than `--help` may
     from deeptalk_edge.runtime.audio.ports import SoundPort
@@ -117,9 +117,9 @@ def main(args: argparse.Namespace, talk: Conversation) -> int:
             stack.callback(_save_trace, trace, args.trace)
         stack.enter_context(live)
         if recording:
-            _in_background(_stop_behind, recording, live)
+            live.run_beside("recording", partial(_stop_behind, recording, live))
         if args.push_to_talk:
-            _in_background(_press_with_enter, live)
+            live.run_beside("keys", partial(_press_with_enter, live))
         show = _Transcript(is_json=args.json)
         try:
             for event in live:
@@ -163,10 +163,6 @@ def _hearing(args: argparse.Namespace) -> Hearing:
         canceller=open_canceller(mode),
         end_of_turn=open_end_of_turn(args.hangover, model=args.turn_model),
     )
-
-
-def _in_background(work: Any, *what: Any) -> None:
-    threading.Thread(target=work, args=what, daemon=True).start()
 
 
 def _stop_behind(recording: WavPort, live: LiveConversation) -> None:

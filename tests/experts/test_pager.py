@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deeptalk_edge.errors import ExpertUnavailable
+from deeptalk_edge.errors import UsageError
 from deeptalk_edge.expert_record import ExpertRecord
 from deeptalk_edge.runtime.experts.lease import Lease
 from deeptalk_edge.runtime.experts.pager_settings import PagerSettings
@@ -245,7 +245,7 @@ def test_closing_in_mid_read_ends_every_wait_and_thread(
     def wait() -> None:
         try:
             pager.acquire(1, [0])
-        except ExpertUnavailable as error:
+        except UsageError as error:
             caught.append(error)
 
     waiting = threading.Thread(target=wait)
@@ -258,7 +258,7 @@ def test_closing_in_mid_read_ends_every_wait_and_thread(
     assert len(caught) == 1
     left = set(threading.enumerate()) - before
     assert not [thread for thread in left if thread.name.startswith("expert-reader")]
-    with pytest.raises(ExpertUnavailable, match="the pager is closed"):
+    with pytest.raises(UsageError, match="the pager is closed"):
         pager.acquire(1, [0])
     pager.close()
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from deeptalk_edge.errors import UsageError
 from deeptalk_edge.expert_record import ExpertRecord
 from deeptalk_edge.runtime.experts.pager import ExpertPager
 from deeptalk_edge.runtime.experts.policy import Phase
@@ -83,5 +84,5 @@ def test_a_closed_pager_has_no_whole_pass(path: Path, records: list[ExpertRecord
     pager = open_pager(path, records, fills=True)
     filled(pager)
     pager.close()
-    with pager.whole() as is_whole:
-        assert not is_whole
+    with pytest.raises(UsageError, match="the pager is closed"), pager.whole():
+        pass

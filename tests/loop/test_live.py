@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from deeptalk_edge import Conversation
 from deeptalk_edge.cli import main
-from deeptalk_edge.errors import DeviceLost
+from deeptalk_edge.errors import DeviceLost, EdgeError
 from deeptalk_edge.runtime.audio.echo import NoCanceller
 from deeptalk_edge.runtime.audio.end_of_turn import FixedHangover
 from deeptalk_edge.runtime.audio.virtual_port import VirtualPort, recording
@@ -245,14 +245,16 @@ def test_a_bug_in_a_thread_ends_the_conversation_and_is_told(question: Path) -> 
 
     before = threading.active_count()
     live = LiveConversation(Broken(), WavPort(question, is_realtime=False), hearing=HEARING)  # type: ignore[arg-type]
-    with live, pytest.raises(ZeroDivisionError, match="a bug"):
+    with live, pytest.raises(EdgeError, match="ZeroDivisionError: a bug") as told:
         list(live)
+    assert isinstance(told.value.__cause__, ZeroDivisionError)
     assert threading.active_count() == before
 
 
 def test_a_slow_listener_loses_the_oldest_events_and_is_told_how_many() -> None:
     live = LiveConversation(FakeTalker(), VirtualPort(recording(silence(1))), hearing=HEARING)
-    for number in range(5000):
-        live._emit(SpeechEnded(float(number)))
-    assert live.num_dropped_events == 5000 - 4096
-    assert next(iter(live)) == SpeechEnded(904.0)
+    with live:
+        for number in range(5000):
+            live._emit(SpeechEnded(float(number)))
+        assert live.num_dropped_events == 5000 - 4096
+        assert next(iter(live)) == SpeechEnded(904.0)

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from deeptalk_edge.devices.profile import load_profile
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
 from deeptalk_edge.runtime.bundle import Bundle
 from tests.runtime.models import write_checkpoint
+from tests.runtime.native.fed import WIDE, random_checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +35,15 @@ def tape_bundle(bundle_path: Path) -> Bundle:
 @pytest.fixture(scope="session")
 def bundle(bundle_path: Path) -> Bundle:
     return Bundle.open(bundle_path)
+
+
+@pytest.fixture(scope="session")
+def int8_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """One that our kernels and ONNX Runtime run. Shared: never write to it."""
+    place = tmp_path_factory.mktemp("int8")
+    source = random_checkpoint(WIDE, place / "checkpoint")
+    export_bundle(source, place / "bundle", ExportSettings(profile=load_profile("cpu-int8")))
+    return Bundle.open(place / "bundle")
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from deeptalk_edge.errors import (
     DoesNotFit,
     ExpertUnavailable,
     SettingsError,
+    UsageError,
 )
 from deeptalk_edge.features import num_frames
 from deeptalk_edge.prompt import Heard, Segment, Typed
@@ -269,7 +270,7 @@ def test_two_answers_at_once_are_refused(bundle: Bundle) -> None:
     with talk(bundle) as conversation:
         events = conversation.ask("Why?")
         next(events)
-        with pytest.raises(ValueError, match="the answer before is not over"):
+        with pytest.raises(UsageError, match="the answer before is not over"):
             next(conversation.ask("And?"))
 
 

@@ -38,10 +38,8 @@ def write_rows(context: NativeContext, rows: Array, latent: int, kind: str) -> t
         (len(rows), row_bytes), 0xFF, np.uint8
     )  # NaN, were it read before it is written
     for row, place in zip(rows, cache, strict=True):
-        status = context.calls.dt_cache_write(
-            context.handle, latent, rope, CACHE_KINDS[kind], span(row), span(place)
-        )
-        context.check(status, "cache")
+        where = latent, rope, CACHE_KINDS[kind], span(row), span(place)
+        context.run("cache", context.calls.dt_cache_write, context.handle, *where)
     return cache, as_held(rows, latent, kind)
 
 
@@ -79,7 +77,9 @@ def attend(
     own = [span(cache) for cache in caches]
     where = Pass(own[0], (Span * 2)(*own), num_items, num_rows, position, num_shared)
     mixed = np.empty((num_items, num_rows, heads, latent), np.float32)
-    status = context.calls.dt_attend(
+    context.run(
+        "attend",
+        context.calls.dt_attend,
         context.handle,
         heads,
         latent,
@@ -89,7 +89,6 @@ def attend(
         span(np.ascontiguousarray(queries)),
         span(mixed),
     )
-    context.check(status, "attend")
     return mixed
 
 

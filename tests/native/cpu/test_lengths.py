@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from ctypes import byref, c_int32
 from typing import Any
 
@@ -272,13 +273,13 @@ def test_a_stage_before_any_pass_is_refused(decoder: Decoder) -> None:
     calls, context = decoder.context.calls, decoder.context
     opened = calls.dt_decoder_open(context.handle, byref(decoder.sizes))
     tables = span_of(decoder.table)
-    for status in (
-        calls.dt_run(opened, 0, 2, tables),
-        calls.dt_wave(opened, 0, byref(decoder.table)),
-        calls.dt_head(opened, decoder.logits),
+    for call, *arguments in (
+        (calls.dt_run, 0, 2, tables),
+        (calls.dt_wave, 0, byref(decoder.table)),
+        (calls.dt_head, decoder.logits),
     ):
         with pytest.raises(ValueError, match="no pass was begun"):
-            context.check(status, "")
+            context.run("", call, opened, *arguments)
     calls.dt_decoder_close(opened)
 
 
@@ -331,9 +332,9 @@ def test_a_codec_of_sizes_that_cannot_be_is_refused_by_the_fields_name(
     sizes.weights = span(weights)
     if field != "weights":
         setattr(sizes, field, value)
-    assert context.calls.dt_codec_open(context.handle, byref(sizes)) is None
+    calls = context.calls
     with pytest.raises(ValueError, match=message):
-        context.check(1, "codec")
+        context.open(calls.dt_codec_open, calls.dt_codec_close, byref(sizes))
 
 
 FRAMES = 3
@@ -390,13 +391,10 @@ def test_a_call_of_the_codec_that_cannot_be_is_refused(
             array.bytes -= 1
         else:
             setattr(call, name, value)
-    status = context.calls.dt_codec_run(opened, byref(call))
+    refused = nullcontext() if message is None else pytest.raises(ValueError, match=message)
+    with refused:
+        context.run("codec", context.calls.dt_codec_run, opened, byref(call))
     context.calls.dt_codec_close(opened)
-    if message is None:
-        context.check(status, "codec")
-        return
-    with pytest.raises(ValueError, match=message):
-        context.check(status, "codec")
 
 
 # ---- what ctypes would let through -------------------------------------------------------------

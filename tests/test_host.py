@@ -1,0 +1,44 @@
+"""What the kernel refuses of our advice changes nothing; a refused thread is an error."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import threading
+
+import pytest
+
+from deeptalk_edge import host
+from deeptalk_edge.errors import BackendError
+
+
+class Stubborn(mmap.mmap):
+    """Memory of a kernel that takes no advice."""
+
+    def madvise(self, *advice: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+
+def test_refused_advice_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    for name in ("posix_fadvise", "getpriority", "setpriority"):
+        monkeypatch.setattr(os, name, refuse)
+    with Stubborn(-1, 4096) as memory:
+        memory[:4] = b"kept"
+        host.ask_for_huge_pages(memory)
+        host.give_memory_back(memory, 0, 4096)
+        assert memory[:4] == b"kept"
+    host.drop_from_page_cache(0, 0, 4096)
+    host.yield_to_other_threads(5)
+
+
+def test_a_refused_thread_is_named_and_the_way_out_too() -> None:
+    class Refused(threading.Thread):
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+    with pytest.raises(BackendError, match=r"the thread reader .*TasksMax"):
+        host.start_thread(Refused(name="reader"))
