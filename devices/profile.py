@@ -50,8 +50,6 @@ _MOE_FORMS: dict[str, tuple[str, ...]] = {
     "tensorrt": ("plugin", "native"),
 }
 
-_PLUGIN_GROUPS = (None, 64, 128)  # of experts, as native/tensorrt_plugin has kernels
-
 Value = TypeVar("Value", covariant=True)
 
 
@@ -114,11 +112,6 @@ class DeviceProfile:
         if self.moe not in _MOE_FORMS[self.backend]:
             known = " or ".join(_MOE_FORMS[self.backend])
             raise ValueError(f"moe = {self.moe!r} with backend {self.backend}: expected {known}")
-        if self.moe == "plugin" and self.precision.expert_group not in _PLUGIN_GROUPS:
-            raise ValueError(
-                f"expert_group = {self.precision.expert_group}: our plugin reads int4 in groups of "
-                '64 or 128; choose one of them, or moe = "native"'
-            )
         if self.precision.kv_cache == "int8" and self.backend != "native":
             raise ValueError(
                 f"kv_cache = int8 with backend {self.backend}: only our CPU kernels keep such a "

@@ -71,7 +71,7 @@ from deeptalk_edge.export.native_codec import write_native_codec
 from deeptalk_edge.export.native_reference import NativeReference
 from deeptalk_edge.export.native_weights import NativePrecision, write_native_weights
 from deeptalk_edge.export.parity import parity_report, reference_hidden
-from deeptalk_edge.export.plan import record_format
+from deeptalk_edge.export.plan import fitted_profile, record_format
 from deeptalk_edge.export.reference import Floats
 from deeptalk_edge.export.staging import Staging, check_place, resumable_directory
 from deeptalk_edge.export.step_run import engine_outputs
@@ -134,15 +134,16 @@ def export_bundle(
             replace=settings.replace,
             progress=progress,
         )
-    profile = settings.profile
-    graphs_for = profile if profile.has_engines else profile.on_backend("ort")
-    precision = checked_precision(graphs_for, settings.plugin)
-    if profile.backend == "native":
-        precision["encoder"] = profile.precision.encoder
     if checkpoint is None:
         checkpoint = Checkpoint.open(
             checkpoint_directory, encoder=settings.encoder, snac=settings.snac
         )
+    profile = fitted_profile(settings.profile, checkpoint.spec)
+    settings = dataclasses.replace(settings, profile=profile)
+    graphs_for = profile if profile.has_engines else profile.on_backend("ort")
+    precision = checked_precision(graphs_for, settings.plugin)
+    if profile.backend == "native":
+        precision["encoder"] = profile.precision.encoder
     num_others = len(ENGINES) if profile.has_engines else 1 + (profile.backend == "native")
     total = 10 + len(checkpoint.spec.decoder.moe_layers) + num_others
     steps = _Steps(progress, total=total)

@@ -12,16 +12,20 @@ every expert of one layer at least: the rows of a question ask for nearly all of
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from deeptalk_edge.devices.profile import DeviceProfile, Fact
 from deeptalk_edge.errors import SettingsError
-from deeptalk_edge.expert_record import RecordFormat
+from deeptalk_edge.expert_record import INT4_GROUPS, RecordFormat
 from deeptalk_edge.export.planned_files import PlannedFile, planned_files, step_constant_bytes
 from deeptalk_edge.export.weight_shapes import WeightShapes, weight_bytes
 from deeptalk_edge.spec import CodecSpec, DecoderSpec, ModelSpec
+
+log = logging.getLogger(__name__)
 
 _MIB = 2**20
 
@@ -116,6 +120,7 @@ def plan_export(
 
     Raises SettingsError if the experts cannot be stored in the profile's precision.
     """
+    profile = fitted_profile(profile, model)
     records = record_format(model, profile)
     shapes = WeightShapes.of(model, codec, with_noise=codec_noise == "tape")
     files = planned_files(
@@ -134,6 +139,22 @@ def plan_export(
         build_memory_bytes=_build_memory(model, profile, shapes),
         build_minutes=_build_minutes(profile, shapes, sum(file.bytes for file in files)),
     )
+
+
+def fitted_profile(profile: DeviceProfile, model: ModelSpec) -> DeviceProfile:
+    """The profile with the largest int4 group up to its own that divides the experts' widths; says
+    so where that is another one. A profile whose groups all fail stays as it is."""
+    own = profile.precision.expert_group
+    sizes = model.decoder.width, model.decoder.expert_ffn_width
+    fitting = [g for g in INT4_GROUPS if g <= (own or 0) and not any(size % g for size in sizes)]
+    if not fitting or max(fitting) == own:
+        return profile
+    log.warning(
+        "device %s: int4 experts in groups of %d: %d does not divide the widths %d and %d",
+        *(profile.name, max(fitting), own, *sizes),
+    )
+    precision = dataclasses.replace(profile.precision, expert_group=max(fitting))
+    return dataclasses.replace(profile, precision=precision)
 
 
 def record_format(model: ModelSpec, profile: DeviceProfile) -> RecordFormat:

@@ -23,8 +23,9 @@ _WEIGHT_KINDS: dict[tuple[ExpertDtype, int | None], int] = {
     ("float16", None): 0,
     ("bfloat16", None): 1,
     ("int8", None): 2,
-    ("int4", 64): 3,
-    ("int4", 128): 4,
+    ("int4", 32): 3,
+    ("int4", 64): 4,
+    ("int4", 128): 5,
 }
 _ACTIVATION_KINDS: dict[str, int] = {"float16": 0, "bfloat16": 1}
 

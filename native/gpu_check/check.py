@@ -39,6 +39,8 @@ CASES: tuple[tuple[ExpertDtype, int | None, ActivationDtype], ...] = (
     ("float16", None, "float16"),
     ("int8", None, "bfloat16"),
     ("int8", None, "float16"),
+    ("int4", 32, "bfloat16"),
+    ("int4", 32, "float16"),
     ("int4", 64, "bfloat16"),
     ("int4", 64, "float16"),
     ("int4", 128, "bfloat16"),

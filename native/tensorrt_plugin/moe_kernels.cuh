@@ -248,6 +248,8 @@ __device__ __forceinline__ void load_piece(Piece<Weights>& piece, const uint8_t*
     } else if constexpr (Weights::kWords == 4) {
         const Words4 v = load_weights16(row + byte);
         piece.words[0] = v.x, piece.words[1] = v.y, piece.words[2] = v.z, piece.words[3] = v.w;
+    } else if constexpr (Weights::kWords == 1) {
+        piece.words[0] = load_weights4(row + byte);
     } else {
         // int4 in groups of 64: with 16 bytes a lane, the 4 lanes of a row would span two groups.
         load_weights8(row + byte, piece.words[0], piece.words[1]);

@@ -21,6 +21,7 @@ struct Format {
 Format format_of(int32_t kind) {
     switch (kind) {
         case DT_WEIGHT_INT8: return {8, 0, 4};
+        case DT_WEIGHT_INT4_32: return {4, 32, 2};
         case DT_WEIGHT_INT4_64: return {4, 64, 2};
         case DT_WEIGHT_INT4_128: return {4, 128, 2};
         default: return {16, 0, 0};
@@ -132,6 +133,7 @@ template <class Act>
 cudaError_t run_pass_with(const DtMoeConfig& config, const Pass& pass, cudaStream_t stream) {
     switch (config.weight_kind) {
         case DT_WEIGHT_INT8: return run_pass<Int8Weights<Act>, Act>(config, pass, stream);
+        case DT_WEIGHT_INT4_32: return run_pass<Int4Weights<Act, 32>, Act>(config, pass, stream);
         case DT_WEIGHT_INT4_64: return run_pass<Int4Weights<Act, 64>, Act>(config, pass, stream);
         case DT_WEIGHT_INT4_128: return run_pass<Int4Weights<Act, 128>, Act>(config, pass, stream);
         default: return run_pass<FloatWeights<Act>, Act>(config, pass, stream);
@@ -150,7 +152,7 @@ extern "C" {
 DT_EXPORT const char* dt_moe_refusal(const DtMoeConfig* config) {
     const int kind = config->weight_kind, act = config->activation_kind;
     if (kind < DT_WEIGHT_FP16 || kind > DT_WEIGHT_INT4_128) {
-        return "weights: expected float16, bfloat16, int8, or int4 in groups of 64 or 128";
+        return "weights: expected float16, bfloat16, int8, or int4 in groups of 32, 64 or 128";
     }
     if (act != DT_ACTIVATION_FP16 && act != DT_ACTIVATION_BF16) {
         return "activations: expected float16 or bfloat16";

@@ -8,7 +8,8 @@
 extern "C" {
 #endif
 
-enum DtWeightKind { DT_WEIGHT_FP16 = 0, DT_WEIGHT_BF16, DT_WEIGHT_INT8, DT_WEIGHT_INT4_64, DT_WEIGHT_INT4_128 };
+enum DtWeightKind { DT_WEIGHT_FP16 = 0, DT_WEIGHT_BF16, DT_WEIGHT_INT8, DT_WEIGHT_INT4_32,
+                    DT_WEIGHT_INT4_64, DT_WEIGHT_INT4_128 };
 enum DtActivationKind { DT_ACTIVATION_FP16 = 0, DT_ACTIVATION_BF16 };
 
 /* What does not change between calls. */

@@ -90,7 +90,14 @@ int64_t rows_of(const Dims& dims) {
 // ---- attributes --------------------------------------------------------------------------------
 
 int32_t MoeAttributes::weight_kind() const {
-    if (weight_dtype == "int4") return group == 64 ? DT_WEIGHT_INT4_64 : group == 128 ? DT_WEIGHT_INT4_128 : -1;
+    if (weight_dtype == "int4") {
+        switch (group) {
+            case 32: return DT_WEIGHT_INT4_32;
+            case 64: return DT_WEIGHT_INT4_64;
+            case 128: return DT_WEIGHT_INT4_128;
+            default: return -1;
+        }
+    }
     if (group != 0) return -1;
     if (weight_dtype == "float16") return DT_WEIGHT_FP16;
     if (weight_dtype == "bfloat16") return DT_WEIGHT_BF16;

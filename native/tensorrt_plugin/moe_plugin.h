@@ -13,7 +13,7 @@ namespace deeptalk {
 // The node's attributes. `weight_dtype` is float16, bfloat16, int8 or int4.
 struct MoeAttributes {
     std::string weight_dtype;
-    int32_t group = 0;  // int4: 64 or 128; else 0
+    int32_t group = 0;  // int4: 32, 64 or 128; else 0
     int32_t width = 0, ffn_width = 0, num_experts = 0, top_k = 0;
     int32_t carry = 0;  // 1: a sixth input (.., width) float32 is added to, and the output is float32
 

@@ -62,6 +62,11 @@ __device__ __forceinline__ Words4 load_weights16(const uint8_t* address) {
 __device__ __forceinline__ void load_weights8(const uint8_t* address, uint32_t& x, uint32_t& y) {
     asm("ld.global.nc.L1::no_allocate.L2::128B.v2.u32 {%0, %1}, [%2];" : "=r"(x), "=r"(y) : "l"(address));
 }
+__device__ __forceinline__ uint32_t load_weights4(const uint8_t* address) {
+    uint32_t x;
+    asm("ld.global.nc.L1::no_allocate.L2::128B.u32 %0, [%1];" : "=r"(x) : "l"(address));
+    return x;
+}
 __device__ __forceinline__ Words4 load_activations16(const uint16_t* address) {
     const uint4 v = *reinterpret_cast<const uint4*>(address);
     return {v.x, v.y, v.z, v.w};
@@ -318,6 +323,11 @@ inline Words4 load_weights16(const uint8_t* address) {
 inline void load_weights8(const uint8_t* address, uint32_t& x, uint32_t& y) {
     std::memcpy(&x, address, 4);
     std::memcpy(&y, address + 4, 4);
+}
+inline uint32_t load_weights4(const uint8_t* address) {
+    uint32_t x;
+    std::memcpy(&x, address, 4);
+    return x;
 }
 inline Words4 load_activations16(const uint16_t* address) {
     Words4 v;

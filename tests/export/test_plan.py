@@ -16,7 +16,7 @@ from deeptalk_edge.export.codec import CodecNoise, export_codec
 from deeptalk_edge.export.decoder import export_embed_and_head, export_segments
 from deeptalk_edge.export.encoder import export_encoder
 from deeptalk_edge.export.experts import EXPERTS_FILE, write_experts
-from deeptalk_edge.export.plan import plan_export, record_format
+from deeptalk_edge.export.plan import fitted_profile, plan_export, record_format
 from deeptalk_edge.export.weight_shapes import (
     codec_shapes,
     embedding_shapes,
@@ -227,3 +227,29 @@ def _size(spec: ModelSpec, profile: DeviceProfile, name: str) -> int:
 def _with_memory(profile: DeviceProfile, usable_bytes: int) -> DeviceProfile:
     usable = Fact(value=usable_bytes, source="this test", confirmed=True)
     return replace(profile, facts=replace(profile.facts, usable_memory_bytes=usable))
+
+
+@pytest.mark.parametrize(
+    ("device", "changes", "group"),
+    [("orin-nano-8gb", [], 32), ("cpu-int8", ["experts=int4:64"], 32), ("cpu-int8", [], None)],
+)
+def test_the_int4_group_divides_the_widths_and_a_change_is_said(
+    device: str, changes: list[str], group: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    profile = fitted_profile(load_profile(device).with_precision(changes), read_model_spec(TINY))
+    assert profile.precision.expert_group == group
+    assert ("groups of 32" in caplog.text) is (group == 32)
+    assert "does not divide the widths 192 and 160" in caplog.text or group is None
+
+
+def test_a_group_that_fits_stays(caplog: pytest.LogCaptureFixture) -> None:
+    official = read_model_spec(OFFICIAL)
+    profile = load_profile("orin-nano-8gb")
+    assert fitted_profile(profile, official) == profile
+    assert not caplog.text
+
+
+def test_widths_that_no_group_divides_are_refused() -> None:
+    odd = replace(PLAIN, decoder=replace(PLAIN.decoder, width=48))
+    with pytest.raises(SettingsError, match="width = 48: int4 experts need a multiple of 128"):
+        plan_export(odd, CODEC, load_profile("orin-nano-8gb"))

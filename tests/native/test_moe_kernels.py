@@ -32,6 +32,8 @@ KINDS: list[tuple[ExpertDtype, int | None, ActivationDtype, int, int]] = [
     ("bfloat16", None, "bfloat16", 208, 112),
     ("int8", None, "float16", 208, 112),
     ("int8", None, "bfloat16", 112, 80),
+    ("int4", 32, "float16", 192, 160),
+    ("int4", 32, "bfloat16", 160, 96),
     ("int4", 64, "float16", 192, 64),
     ("int4", 64, "bfloat16", 128, 192),
     ("int4", 128, "float16", 256, 128),
@@ -68,7 +70,7 @@ def config_of(
 every_kind = pytest.mark.parametrize(
     "config", [config_of(kind) for kind in KINDS], ids=lambda c: f"{c.weight_dtype}-{c.group}"
 )
-one_of_each = pytest.mark.parametrize("config", [config_of(KINDS[i]) for i in (1, 2, 4)])
+one_of_each = pytest.mark.parametrize("config", [config_of(KINDS[i]) for i in (1, 2, 6)])
 
 
 def stored(values: Array, dtype: ActivationDtype) -> Array:
@@ -394,14 +396,14 @@ def test_both_languages_give_every_byte_of_a_record_the_same_place(
         assert getattr(layout, name) == section.offset
 
 
-GOOD = config_of(KINDS[4])
+GOOD = config_of(KINDS[6])
 
 
 @pytest.mark.parametrize(
     ("config", "found"),
     [
         (replace(GOOD, weight_dtype="float32", group=None), "weights: expected"),
-        (replace(GOOD, group=32), "weights: expected"),
+        (replace(GOOD, group=16), "weights: expected"),
         (replace(GOOD, weight_dtype="int8"), "weights: expected"),
         (replace(GOOD, weight_dtype="bfloat16", group=None), "same type"),
         (
