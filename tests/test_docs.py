@@ -1,0 +1,148 @@
+"""Every command of README and docs runs as it is printed, or a reason here says why not."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deeptalk_edge.cli import main
+
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "checkpoints").glob("*/README.md")),
+    *sorted((ROOT / "native").glob("*/README.md")),
+]
+
+MICROPHONE = "needs a microphone; tests/loop runs `run --mic` on WAV files, tests/sound on a card"
+JETSON = "needs a Jetson"
+LONG = "takes minutes to hours, or downloads; the target is checked to exist"
+SUITE = "is the suite itself, or its checks"
+
+NOT_RUN = {
+    "deeptalk-edge run --bundle BUNDLE --mic": MICROPHONE,
+    "deeptalk-edge run --bundle cpu.bundle --mic": MICROPHONE,
+    "deeptalk-edge run --bundle B --mic": MICROPHONE,
+    "deeptalk-edge devices audio": MICROPHONE,
+    "deeptalk-edge devices audio --meter 5": MICROPHONE,
+    **dict.fromkeys(("make test", "make test-slow", "make check"), SUITE),
+    **dict.fromkeys(
+        (
+            *("make bench", "make bench-cpu", "make bench-cpu PEER=", "make bench-full"),
+            'make bench-full FLAGS="--precision experts=int4:64 encoder=int8 --pool 100%"',
+            *("make bench-loop", "make bench-paging", "make bench-turn", "make bench-vad"),
+            *("make export-full", "make export-memory", "make export-memory DEVICE=cpu-int8"),
+            "make export-memory DEVICE=agx-orin-64gb",
+            *("make gpu-check", "make gpu-plans", "make native", "make parity", "make plugin"),
+            *("make routes", "make sanitize", "make soak", "make tiny", "make wheels"),
+        ),
+        LONG,
+    ),
+}
+
+# A printed command that stands for others, or names files of the reader's.
+STANDS_FOR = {
+    "deeptalk-edge --help, ms": ["deeptalk-edge --help"],
+    "deeptalk-edge bundle inspect|verify|sign|keygen": [
+        "deeptalk-edge bundle inspect BUNDLE",
+        "deeptalk-edge bundle verify BUNDLE",
+        "deeptalk-edge bundle keygen me",
+        "deeptalk-edge bundle sign BUNDLE --key me.key",
+    ],
+    "deeptalk-edge profile routes|replay ROUTES": [
+        "deeptalk-edge profile routes ROUTES",
+        "deeptalk-edge profile replay ROUTES",
+    ],
+}
+DEMOS = ("make demo", "make demo WAV=my.wav")
+SLOW = ("deeptalk-edge profile replay synthetic:mid --device all",)
+
+
+def commands_of(page: Path) -> Iterator[str]:
+    """What begins a line of a code block, up to its comment, and what stands between backticks."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
+    for block in blocks.findall(text):
+        for line in block.splitlines():
+            if re.match(r"(deeptalk-edge|make) ", line.strip()):
+                yield re.split(r"\s{2,}|\s+#", line.strip())[0]
+    for code in re.findall(r"`((?:deeptalk-edge|make) [^`]+)`", blocks.sub("", text)):
+        yield re.sub(r"\s+", " ", code)
+
+
+COMMANDS = sorted({command for page in PAGES for command in commands_of(page)})
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with what the docs' names stand for."""
+    place = tmp_path_factory.mktemp("docs")
+    (place / "checkpoints").symlink_to(ROOT / "checkpoints")
+    (place / "tests").symlink_to(ROOT / "tests")
+    question = next((ROOT / "checkpoints/tiny/questions").glob("*.wav"))
+    shutil.copy(question, place / "q.wav")
+    assert main(["export", str(ROOT / "checkpoints/tiny"), "-o", str(place / "bundle")]) == 0
+    return place
+
+
+def argv_of(command: str) -> list[str]:
+    names = {
+        "CHECKPOINT": "checkpoints/tiny",
+        "BUNDLE": "bundle",
+        "ROUTES": "tests/experts/tiny_routes.npz",
+    }
+    return [names.get(word, word) for word in shlex.split(command)[1:]]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(command, marks=[pytest.mark.slow] if command in SLOW else [])
+        for command in COMMANDS
+        if command.startswith("deeptalk-edge")
+    ],
+)
+def test_a_printed_command_runs(command: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if command in NOT_RUN:
+        pytest.skip(NOT_RUN[command])
+    monkeypatch.chdir(place)
+    for each in STANDS_FOR.get(command, [command]):
+        argv = argv_of(each)
+        if each == "deeptalk-edge export CHECKPOINT -o BUNDLE":
+            argv[-1] = "another"  # the other commands use the first one
+        if "-o" in argv:  # the docs name a place of the reader's; two pages may name one
+            shutil.rmtree(argv[argv.index("-o") + 1], ignore_errors=True)
+        assert main(argv) == 0, each
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make")])
+def test_a_printed_target_exists(command: str) -> None:
+    argv = shlex.split(command)
+    done = subprocess.run(
+        [*argv, "-n"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", DEMOS)
+def test_the_demo_runs(command: str, place: Path) -> None:
+    argv = shlex.split(command.replace("my.wav", str(place / "q.wav")))
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "deeptalk:" in done.stdout
+
+
+def test_every_printed_command_is_run_or_has_a_reason() -> None:
+    run = {command for command in COMMANDS if command.startswith("deeptalk-edge")} - NOT_RUN.keys()
+    run |= {*DEMOS, "make help"}
+    assert not set(COMMANDS) - run - NOT_RUN.keys()
+    assert not NOT_RUN.keys() - set(COMMANDS), "a reason for what no page prints"
+    assert not STANDS_FOR.keys() - set(COMMANDS)
