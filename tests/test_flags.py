@@ -116,12 +116,9 @@ PROFILE = st.tuples(
     _flags(_flag("--profile"), _flag("--pool", st.sampled_from(["1", "x"])), _just("--json")),
 ).map(lambda parts: ["profile", parts[0], parts[1], *parts[2]])
 
-DEVICES = st.one_of(
-    _just("devices", "audio"),
-    _just("devices", "audio", "--json"),
-    _FILE.map(lambda name: ["devices", name]),
-    _FILE.map(lambda name: ["devices", "audio", "--meter", "-1", "--input-device", name]),
-)
+# PortAudio is left to tests/sound: the system's sound libraries abort a process in which they have
+# lost a server before, as those tests make them.
+DEVICES = _FILE.map(lambda name: ["devices", name])
 
 # What a verb may write or replace, by the flag before its name.
 _OUTPUT_FLAGS = ("--out", "--record-routes", "--output-device", "--record", "--trace", "-o")
