@@ -308,13 +308,14 @@ def test_an_untied_checkpoint_without_its_head_or_its_embedding_is_refused(tmp_p
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_a_head_is_compared_with_an_embedding_in_two_parts(
-    dtype: torch.dtype, tmp_path: Path
+    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = _saved(tmp_path, dtype=dtype)
     table = load_file(checkpoint / "model.safetensors")[EMBEDDING]
-    frozen, unfrozen = table[:30], table[30:]
-    split = {f"{EMBEDDING}_frozen": frozen, f"{EMBEDDING}_unfrozen": unfrozen}
-    _edit_weights(checkpoint, {EMBEDDING: None, **split, "lm_head.weight": table})
+    split = {"_frozen": table[:30].clone(), "_unfrozen": table[30:].clone()}
+    parts = {f"{EMBEDDING}{part}": rows for part, rows in split.items()}
+    _edit_weights(checkpoint, {EMBEDDING: None, **parts, "lm_head.weight": table})
+    monkeypatch.setattr("deeptalk_edge.checkpoint._ROWS_AT_ONCE", 7)
     assert Checkpoint.open(checkpoint).spec == PLAIN
     table[-1, -1] += 1
     _edit_weights(checkpoint, {"lm_head.weight": table})
