@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 
 from deeptalk_edge.checkpoint import EMBEDDING, HEAD, Checkpoint
-from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.export.graph import (
     BOOL,
     FLOAT,
@@ -120,13 +119,8 @@ def export_expert(spec: DecoderSpec, directory: Path) -> None:
 
 
 def export_segments(checkpoint: Checkpoint, directory: Path) -> list[str]:
-    """Write segment_00.onnx and so on; returns their file names.
-
-    Raises ArtifactError if no layer routes.
-    """
+    """Write segment_00.onnx and so on; returns their file names."""
     spec = checkpoint.spec.decoder
-    if not spec.moe_layers:
-        raise ArtifactError("this decoder has no routed experts: there is nothing to cut at")
     names = [f"segment_{i:02d}" for i in range(len(spec.moe_layers) + 1)]
     for i, name in enumerate(names):
         with Graph(directory, name) as graph:

@@ -191,6 +191,8 @@ class LayerWeights:
 
     def own_mlps(self, records: RecordFormat) -> Iterator[tuple[RecordFormat, Array, Array]]:
         """The MLPs that every token takes, as records of gate_up (2G, C) and down (C, G)."""
+        if not self._is_dense and not self._spec.num_shared_experts:
+            return
         prefix = "mlp" if self._is_dense else "mlp.shared_experts"
         gate, up, down = (self.tensor(f"{prefix}.{part}_proj") for part in ("gate", "up", "down"))
         form = own_mlp_form(self._spec, self._layer, records)

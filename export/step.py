@@ -26,7 +26,6 @@ from pathlib import Path
 import numpy as np
 
 from deeptalk_edge.checkpoint import Checkpoint
-from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.expert_record import RecordFormat
 from deeptalk_edge.export.decoder import absorbed, gate_up_weights, projections
 from deeptalk_edge.export.graph import FLOAT, INT32, Array, Graph, Precision
@@ -65,11 +64,9 @@ def export_step(
 ) -> None:
     """Write `<name>.onnx` and its weights, one layer in memory at a time.
 
-    Raises ArtifactError if no layer routes or a weight is beyond the precision.
+    Raises ArtifactError if a weight is beyond the precision.
     """
     spec = checkpoint.spec.decoder
-    if not spec.moe_layers:
-        raise ArtifactError("this decoder has no routed experts: export another checkpoint")
     with Graph(directory, name, precision=settings.precision) as graph:
         step = _Step(graph, checkpoint, settings)
         x = graph.input("x", FLOAT, step.shape)

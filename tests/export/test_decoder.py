@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +14,14 @@ import torch
 from numpy.typing import NDArray
 
 from deeptalk_edge.bundle.manifest import Manifest
-from deeptalk_edge.checkpoint import Checkpoint
-from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
-from deeptalk_edge.export.decoder import export_segments
 from deeptalk_edge.export.golden import DecoderRunner, GraphRunner
 from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.spec import ModelSpec
 from deeptalk_edge.training.experts import Routing, SwiGlu
 from deeptalk_edge.training.model import DeepTalk
 from tests.export.checkpoints import check_graphs, write_checkpoint
-from tests.specs import PLAIN, SPECS
+from tests.specs import SPECS
 from tests.training.models import random_rows
 
 TOLERANCE = 1e-4  # float32 on logits of some tens; summation order alone differs
@@ -156,13 +153,6 @@ def test_a_segment_reads_the_cache_where_it_lies(exported: Exported, tmp_path: P
         node.op_type for node in nodes if any(name.startswith("cache_") for name in node.input)
     }
     assert readers == {"FusedMatMul", "Shape"}
-
-
-def test_a_model_without_experts_is_refused(tmp_path: Path) -> None:
-    spec = replace(PLAIN, decoder=replace(PLAIN.decoder, num_dense_layers=3))
-    checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "checkpoint", spec).place)
-    with pytest.raises(ArtifactError, match="no routed experts"):
-        export_segments(checkpoint, tmp_path)
 
 
 def _prompt(

@@ -171,14 +171,6 @@ def test_a_full_cache_is_refused(written: Written) -> None:
         runner.run(x.numpy())
 
 
-def test_a_model_without_experts_is_refused(tmp_path: Path) -> None:
-    spec = SPECS_OF_ENGINES["plain"]
-    spec = replace(spec, decoder=replace(spec.decoder, num_dense_layers=3))
-    place = write_checkpoint(tmp_path / "checkpoint", spec).place
-    with pytest.raises(ArtifactError, match="no routed experts"):
-        export_step(Checkpoint.open(place), tmp_path, StepSettings(records=RECORDS))
-
-
 def test_rows_that_are_no_whole_int4_groups_are_refused(tmp_path: Path) -> None:
     place = write_checkpoint(tmp_path / "checkpoint", SPECS_OF_ENGINES["plain"]).place
     settings = StepSettings(records=RECORDS, dense="int4")

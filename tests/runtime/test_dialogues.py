@@ -38,7 +38,7 @@ DIALOGUES: dict[str, list[Any]] = {
     "spoken": [voice(0.5), voice(0.9), voice(0.3), voice(0.7)],
     "typed and spoken": [voice(0.5), "And then?", voice(0.9), "Really?"],
 }
-CONTEXT_ROWS = {"typed": 110, "spoken": 160, "typed and spoken": 180}
+CONTEXT_ROWS = {"typed": 110, "spoken": 160, "typed and spoken": 240}
 
 
 class Step(NamedTuple):
