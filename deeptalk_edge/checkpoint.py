@@ -11,8 +11,12 @@ Names, shapes and dtypes are checked from the shards' headers when a checkpoint 
 of a tensor are read, through a memory map, when it is asked for. Weights come as float32 and are
 stored as float16, bfloat16 or float32.
 
-What released checkpoints add is left out (`ref_model.*` of DPO runs, tied heads), and what they
-split is joined: an embedding with frozen rows, and moextend's experts, text first, then audio.
+What released checkpoints add is left out (`ref_model.*` of DPO runs), and what they split is
+joined: an embedding with frozen rows, and moextend's experts, text first, then audio.
+
+A stored head that equals the embedding is tied, whatever config.json says. One that differs is the
+model's own if config.json says `tie_word_embeddings: false`, and refused if it does not: DeepTalk
+ties its heads, so either the field or the tensor is a mistake.
 
 Source: DeepTalk `src/model/vita_arch.py`, `language_model/moextend.py`; the safetensors format.
 """
@@ -22,6 +26,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -33,21 +38,24 @@ from deeptalk_edge.spec_files import read_codec_spec, read_model_spec
 from deeptalk_edge.weights import Array, Shape, Weights
 
 EMBEDDING = "model.embed_tokens.weight"
-TIED_HEAD = "lm_head.weight"
+HEAD = "lm_head.weight"
 
 _DTYPES = ("BF16", "F16", "F32")
+_ROWS_AT_ONCE = 4096  # of two tables that are compared
 _NAMED_IN_ERRORS = 4  # the first problems say what is wrong; thousands say nothing
 
 _log = logging.getLogger(__name__)
 
 
 def expected_tensors(spec: ModelSpec) -> dict[str, Shape]:
-    """Name and shape of every tensor of a checkpoint, the tied head left out."""
+    """Name and shape of every tensor of a checkpoint, a tied head left out."""
     decoder, encoder = spec.decoder, spec.encoder
     shapes: dict[str, Shape] = {
         EMBEDDING: (spec.vocabulary.size, decoder.width),
         "model.norm.weight": (decoder.width,),
     }
+    if not spec.tied_head:
+        shapes[HEAD] = shapes[EMBEDDING]
     for i in range(decoder.num_layers):
         shapes |= {f"model.layers.{i}.{name}": s for name, s in _decoder_layer(decoder, i)}
     shapes |= {f"model.audio_encoder.{name}": s for name, s in _encoder(encoder)}
@@ -76,10 +84,12 @@ class Checkpoint:
         `encoder` is a Whisper directory instead of the one that config.json names, `snac` a codec
         directory instead of the checkpoint's own.
 
-        Raises ArtifactError if a file is missing or damaged, or a tensor is missing or misfits.
+        Raises ArtifactError if a file is missing or damaged, a tensor is missing or misfits, or the
+        head is not the embedding and config.json does not say so.
         """
-        spec = read_model_spec(directory, encoder)
-        checkpoint = cls(spec, Weights.open(directory), snac or directory / "snac")
+        weights = Weights.open(directory)
+        spec = _with_head(read_model_spec(directory, encoder), weights, directory)
+        checkpoint = cls(spec, weights, snac or directory / "snac")
         checkpoint._check(directory)
         return checkpoint
 
@@ -107,7 +117,7 @@ class Checkpoint:
                 "Check that both come from one checkpoint and that no shard is missing"
             )
         used = {part for parts in self._sources.values() for part in parts}
-        left_out = sorted(self._weights.shapes.keys() - used - {TIED_HEAD})
+        left_out = sorted(self._weights.shapes.keys() - used - {HEAD})
         if left_out:
             _log.info("%s: left out %d tensors: %s", directory, len(left_out), _few(left_out))
 
@@ -154,11 +164,47 @@ class CodecCheckpoint:
         return self._weights.tensor(name)
 
 
+def _with_head(spec: ModelSpec, weights: Weights, directory: Path) -> ModelSpec:
+    """The spec with `tied_head` as the stored tensors have it."""
+    parts = _sources(EMBEDDING, weights.shapes)
+    if HEAD not in weights.shapes or any(part not in weights.shapes for part in parts):
+        return spec
+    if parts == (HEAD,):
+        if spec.tied_head:
+            return spec
+        raise ArtifactError(
+            f"{directory}: {EMBEDDING} is missing, and config.json says that {HEAD} is another "
+            "table (tie_word_embeddings: false); check that no shard is missing"
+        )
+    if weights.shapes[HEAD] != _joined_shape([weights.shapes[part] for part in parts]):
+        return replace(spec, tied_head=False)  # for the check of all shapes to name
+    if _is_joined(weights, HEAD, parts):
+        return replace(spec, tied_head=True)
+    if spec.tied_head:
+        raise ArtifactError(
+            f"{directory}: {HEAD} differs from {EMBEDDING}, and config.json does not say that it "
+            "may; set tie_word_embeddings to false there to keep this head, or remove the tensor"
+        )
+    return spec
+
+
+def _is_joined(weights: Weights, name: str, parts: Iterable[str]) -> bool:
+    """Whether a table holds the rows of others, one after the other."""
+    first = 0
+    for part in parts:
+        for start in range(0, weights.shapes[part][0], _ROWS_AT_ONCE):
+            rows = weights.rows(part, start, start + _ROWS_AT_ONCE)
+            if not np.array_equal(rows, weights.rows(name, first, first + len(rows))):
+                return False
+            first += len(rows)
+    return True
+
+
 def _sources(name: str, stored: Mapping[str, Shape]) -> tuple[str, ...]:
     """The stored tensors that make up `name`, to be joined on their first axis."""
     if name == EMBEDDING and name not in stored:
         split = (f"{EMBEDDING}_frozen", f"{EMBEDDING}_unfrozen")
-        return (TIED_HEAD,) if TIED_HEAD in stored and split[0] not in stored else split
+        return (HEAD,) if HEAD in stored and split[0] not in stored else split
     if name.endswith(".mlp.gate.weight"):
         audio_rows = name.replace("gate.weight", "gate.audio_router_weight")
         return (name, audio_rows) if audio_rows in stored else (name,)
@@ -192,7 +238,8 @@ def _decoder_layer(spec: DecoderSpec, index: int) -> Iterator[tuple[str, Shape]]
     yield "mlp.gate.weight", (spec.num_experts, width)
     for i in range(spec.num_experts):
         yield from _swiglu(f"mlp.experts.{i}", width, spec.expert_ffn_width)
-    yield from _swiglu("mlp.shared_experts", width, spec.shared_ffn_width)
+    if spec.num_shared_experts:
+        yield from _swiglu("mlp.shared_experts", width, spec.shared_ffn_width)
 
 
 def _swiglu(name: str, width: int, ffn_width: int) -> Iterator[tuple[str, Shape]]:

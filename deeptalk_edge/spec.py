@@ -76,7 +76,9 @@ class DecoderSpec:
     dense_ffn_width: Width
     expert_ffn_width: Width
     num_experts: Annotated[int, Between(1, 4096)]
-    num_shared_experts: Annotated[int, Between(1, 64)]
+    num_shared_experts: Annotated[int, Between(0, 64)]
+    """0 where every expert is routed to."""
+
     top_k: Annotated[int, Between(1, 4096)]
     num_dense_layers: Annotated[int, Between(0, 1023)]
     norm_eps: Annotated[float, Between(0, 1)]
@@ -107,6 +109,15 @@ class DecoderSpec:
     def shared_ffn_width(self) -> int:
         """The shared experts are one MLP of this width."""
         return self.expert_ffn_width * self.num_shared_experts
+
+    @property
+    def normalises_weights(self) -> bool:
+        """The weights of a token's experts are divided by their sum; else `routed_scale` applies.
+
+        Source: DeepSeek-V2 `MoEGate`. It never does both (DeepSeek-V3 does), and leaves the weight
+        of a single expert as it is, which would become 1 and train no router.
+        """
+        return self.normalise_top_k and self.top_k > 1
 
     @property
     def softmax_scale(self) -> float:
@@ -239,6 +250,9 @@ class ModelSpec:
     text_alignment: TextAlignment = "ahead"
     """`ahead`: the answer's text runs ahead of its speech, as in the official grid. `word`: each
     word stands in the row in which its sound begins, with PAD_T between."""
+
+    tied_head: bool = True
+    """Logits come from the embedding; else from a head of its own, of the same shape."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

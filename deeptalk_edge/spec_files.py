@@ -9,6 +9,7 @@ Source: the official checkpoint layout (`src/model/vita_arch.py`, `configuration
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -74,6 +75,25 @@ _ENCODER = {
     "ffn_width": "encoder_ffn_dim",
     "max_frames": "max_source_positions",
 }
+_SUPPORTED: dict[str, tuple[Any, Sequence[Any]]] = {
+    "q_lora_rank": (1536, (None,)),
+    "scoring_func": ("softmax", ("softmax",)),
+    "topk_method": ("greedy", ("greedy",)),
+    "moe_layer_freq": (1, (1,)),
+    "hidden_act": ("silu", ("silu",)),
+    "attention_bias": (False, (False,)),
+    "mlp_bias": (False, (False,)),
+    "rope_parameters": (None, (None,)),
+    "mm_audio_encoder_type": ("whisper", ("whisper",)),
+    "mm_audio_projector_type": ("linear", ("linear",)),
+    "post_tts_adapter": (False, (False,)),
+    "text_alignment": ("ahead", ("ahead", "word")),
+}
+"""What an absent field means upstream, and what this project builds of it."""
+_SUPPORTED_ENCODER: dict[str, tuple[Any, Sequence[Any]]] = {
+    "activation_function": ("gelu", ("gelu",))
+}
+_SUPPORTED_CODEC: dict[str, tuple[Any, Sequence[Any]]] = {"attn_window_size": (32, (None,))}
 _VOCABULARY = {
     "text_size": "text_vocab_size_padded",
     "num_codebooks": "mm_audio_num_codebook",
@@ -114,13 +134,20 @@ def read_model_spec(checkpoint: Path, encoder_directory: Path | None = None) -> 
             f"{path}: mm_audio_encoder names {encoder_directory}, which holds no config.json; "
             "name a Whisper directory with --encoder"
         )
-    _refuse_unsupported(config, path)
+    encoder_config = read_json(encoder_path)
+    _refuse_unsupported(config, _SUPPORTED, path)
+    _refuse_unsupported(encoder_config, _SUPPORTED_ENCODER, encoder_path)
     return ModelSpec(
         decoder=_decoder_spec(config, path),
-        encoder=from_config(EncoderSpec, read_json(encoder_path), _ENCODER, str(encoder_path)),
+        encoder=from_config(EncoderSpec, encoder_config, _ENCODER, str(encoder_path)),
         projector_width=_checked(Width, config, "mm_audio_projector_hidden_size", path),
         vocabulary=_vocabulary_spec(config, path),
         text_alignment=config.get("text_alignment", "ahead"),
+        # DeepSeek-V2 is untied where nothing is said, DeepTalk never; a head that is stored all the
+        # same is compared with the embedding (checkpoint.py).
+        tied_head=checked(
+            bool, config.get("tie_word_embeddings", True), f"{path}: tie_word_embeddings"
+        ),
     )
 
 
@@ -131,8 +158,7 @@ def read_codec_spec(directory: Path) -> CodecSpec:
     """
     path = directory / "config.json"
     config = read_json(path)
-    if config.get("attn_window_size") is not None:
-        raise ArtifactError(f"{path}: attn_window_size is set; only SNAC without it is known")
+    _refuse_unsupported(config, _SUPPORTED_CODEC, path)
     if config.get("latent_dim") is None:  # SNAC's own default
         rates = _checked(Rates, config, "encoder_rates", path)
         config["latent_dim"] = _checked(Width, config, "encoder_dim", path) << len(rates)
@@ -150,28 +176,21 @@ def _need(config: Mapping[str, Any], key: str, path: Path) -> Any:
     return config[key]
 
 
-def _refuse_unsupported(config: Mapping[str, Any], path: Path) -> None:
+def _refuse_unsupported(
+    config: Mapping[str, Any], supported: Mapping[str, tuple[Any, Sequence[Any]]], path: Path
+) -> None:
     """Refuse every structural choice that the reference model does not build."""
-    supported: dict[str, Sequence[Any]] = {
-        "q_lora_rank": (None,),
-        "scoring_func": ("softmax",),
-        "topk_method": ("greedy",),
-        "moe_layer_freq": (1,),
-        "hidden_act": ("silu",),
-        "attention_bias": (False,),
-        "tie_word_embeddings": (True,),
-        "mm_audio_encoder_type": ("whisper",),
-        "mm_audio_projector_type": ("linear",),
-        "post_tts_adapter": (False,),
-        "text_alignment": ("ahead", "word"),
-    }
-    for key, values in supported.items():
-        if key in config and config[key] not in values:
-            known = " or ".join(repr(value) for value in values)
-            raise ArtifactError(f"{path}: {key} = {config[key]!r}, this project builds {known}")
+    for key, (default, values) in supported.items():
+        if config.get(key, default) in values:
+            continue
+        known = " or ".join(map(json.dumps, values))
+        found = f"= {config[key]!r}" if key in config else f"is absent, which means {default!r}"
+        raise ArtifactError(f"{path}: {key} {found}; this project builds {known}")
 
 
 def _decoder_spec(config: Mapping[str, Any], path: Path) -> DecoderSpec:
+    if config.get("n_shared_experts") is None:
+        config = {**config, "n_shared_experts": 0}
     spec = from_config(DecoderSpec, config, _DECODER, str(path))
     if "moextend" in config["model_type"]:  # it keeps the text experts and adds its own behind them
         added = _checked(Annotated[int, Between(0, 2048)], config, "audio_num_experts", path)

@@ -54,6 +54,10 @@ class Weights:
         """A stored tensor as float32."""
         return self._shards[name].tensor(name)
 
+    def rows(self, name: str, start: int, stop: int) -> Array:
+        """The rows from `start` to `stop`, or to the tensor's end, as float32."""
+        return self._shards[name].rows(name, start, min(stop, self.shapes[name][0]))
+
 
 class _Shard:
     """One safetensors file, memory-mapped."""
@@ -76,6 +80,13 @@ class _Shard:
     def tensor(self, name: str) -> Array:
         try:
             stored = self._file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise self._damaged(error) from error
+        return np.asarray(stored, np.float32)
+
+    def rows(self, name: str, start: int, stop: int) -> Array:
+        try:
+            stored = self._file.get_slice(name)[start:stop]
         except (SafetensorError, OSError) as error:
             raise self._damaged(error) from error
         return np.asarray(stored, np.float32)

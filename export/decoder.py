@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deeptalk_edge.checkpoint import EMBEDDING, Checkpoint
+from deeptalk_edge.checkpoint import EMBEDDING, HEAD, Checkpoint
 from deeptalk_edge.export.graph import (
     BOOL,
     FLOAT,
@@ -30,36 +30,54 @@ from deeptalk_edge.export.graph import (
     WeightFile,
     in_precision,
 )
-from deeptalk_edge.export.layers import linear, silu_times_up
+from deeptalk_edge.export.layers import choose_experts, linear, silu_times_up
 from deeptalk_edge.spec import DecoderSpec, ModelSpec
 
 EMBEDDING_FILE = "embedding.bin"
 
 
+def head_file(spec: ModelSpec) -> str:
+    """The file of the head's table."""
+    return EMBEDDING_FILE if spec.tied_head else "head.bin"
+
+
+def _tables(spec: ModelSpec) -> dict[str, str]:
+    """The tensor in each file of a table."""
+    return {head_file(spec): HEAD, EMBEDDING_FILE: EMBEDDING}  # a tied head is no tensor
+
+
 def export_embed_and_head(checkpoint: Checkpoint, directory: Path) -> None:
-    """Write embed.onnx and head.onnx over one embedding.bin."""
-    with WeightFile(directory / EMBEDDING_FILE) as weights:
-        table = weights.append(checkpoint.tensor(EMBEDDING))
-    for name, write in (("embed", _write_embed), ("head", _write_head)):
+    """Write embed.onnx and head.onnx, over one embedding.bin if the head is tied."""
+    spec, tables, stored = checkpoint.spec, _tables(checkpoint.spec), {}
+    for file, tensor in tables.items():
+        with WeightFile(directory / file) as weights:
+            stored[file] = weights.append(checkpoint.tensor(tensor))
+    for name, write, file in (
+        ("embed", _write_embed, EMBEDDING_FILE),
+        ("head", _write_head, head_file(spec)),
+    ):
         with Graph(directory, name) as graph:
-            write(graph, checkpoint.spec, graph.stored(EMBEDDING, table))
+            write(graph, spec, graph.stored(tables[file], stored[file]))
 
 
 def export_engine_embed_and_head(
     checkpoint: Checkpoint, directory: Path, *, precision: Precision
 ) -> None:
-    """Write both with the table as their input `table` (V, C): two engines, one buffer.
+    """Write both with the table as their input `table` (V, C): two engines, one buffer if the head
+    is tied.
 
-    embedding.bin is what goes into it, row-major, in `precision`.
+    embedding.bin is what goes into it, row-major, in `precision`; head.bin for a head of its own.
 
     Raises ArtifactError if a value is beyond that.
     """
-    table = in_precision(EMBEDDING, checkpoint.tensor(EMBEDDING), precision)
-    with WeightFile(directory / EMBEDDING_FILE) as weights:
-        weights.append(table)
+    spec = checkpoint.spec
+    for file, tensor in _tables(spec).items():
+        with WeightFile(directory / file) as weights:
+            weights.append(in_precision(tensor, checkpoint.tensor(tensor), precision))
+    shape = (spec.vocabulary.size, spec.decoder.width)
     for name, write in (("embed", _write_embed), ("head", _write_head)):
         with Graph(directory, name, precision=precision) as graph:
-            write(graph, checkpoint.spec, graph.input("table", graph.float_type, table.shape))
+            write(graph, spec, graph.input("table", graph.float_type, shape))
 
 
 def _write_embed(graph: Graph, spec: ModelSpec, table: str) -> None:
@@ -171,15 +189,10 @@ class _Segment:
         x = self._attend(x, layer)
         normed = self._norm(x, f"{name}.post_attention_layernorm")
         gate = linear(graph, normed, f"{name}.mlp.gate", self._tensor(f"{name}.mlp.gate.weight"))
-        shares = graph.op("Softmax", gate, axis=-1)
-        weights, ids = graph.ops("TopK", shares, graph.ints(spec.top_k), num_outputs=2, axis=-1)
-        if spec.normalise_top_k:
-            total = graph.op("ReduceSum", weights, graph.ints(-1), keepdims=1)
-            weights = graph.op("Div", weights, total)
-        if spec.routed_scale != 1.0:
-            weights = graph.op("Mul", weights, graph.scalar(spec.routed_scale))
-        residual = self._add_mlp(x, normed, f"{name}.mlp.shared_experts")
-        graph.output(residual, "residual", self._shape)
+        weights, ids = choose_experts(graph, gate, spec)
+        if spec.num_shared_experts:
+            x = self._add_mlp(x, normed, f"{name}.mlp.shared_experts")
+        graph.output(x, "residual", self._shape)
         graph.output(normed, "normed", self._shape)
         graph.output(ids, "expert_ids", ("B", "T", spec.top_k), data_type=INT64)
         graph.output(weights, "expert_weights", ("B", "T", spec.top_k))

@@ -9,7 +9,8 @@ import numpy as np
 
 from deeptalk_edge.calibration.quantise import quantise_int4, quantise_int8
 from deeptalk_edge.errors import ArtifactError
-from deeptalk_edge.export.graph import FLOAT, Array, Graph
+from deeptalk_edge.export.graph import FLOAT, Array, Graph, Nodes
+from deeptalk_edge.spec import DecoderSpec
 
 Dense = Literal["float", "given", "int8", "int4"]
 """How dense weights are held: as constants; as inputs, which several engines share; as constants
@@ -86,6 +87,19 @@ def rounded(weight: Array, dense: Dense) -> Array:
     )
     steps = np.repeat(scales.astype(np.float32), weight.shape[1] // scales.shape[1], axis=1)
     return integers * steps
+
+
+def choose_experts(graph: Nodes, logits: str, spec: DecoderSpec) -> tuple[str, str]:
+    """A router's logits (.., E) to the weights of the experts of each token, and their int64 ids,
+    both (.., k)."""
+    shares = graph.op("Softmax", logits, axis=-1)
+    weights, ids = graph.ops("TopK", shares, graph.ints(spec.top_k), num_outputs=2, axis=-1)
+    if spec.normalises_weights:
+        total = graph.op("ReduceSum", weights, graph.ints(-1), keepdims=1)
+        return graph.op("Div", weights, total), ids
+    if spec.routed_scale != 1.0:
+        weights = graph.op("Mul", weights, graph.scalar(spec.routed_scale))
+    return weights, ids
 
 
 def silu_times_up(graph: Graph, gate_up: str, ffn_width: int) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from deeptalk_edge.calibration.quantise import quantise_expert
-from deeptalk_edge.checkpoint import EMBEDDING, Checkpoint
+from deeptalk_edge.checkpoint import EMBEDDING, HEAD, Checkpoint
 from deeptalk_edge.expert_record import RecordFormat
 from deeptalk_edge.export.native_weights import LayerWeights, NativePrecision, round_matrix
 from deeptalk_edge.export.reference import Floats, Reference, silu
@@ -30,7 +30,7 @@ class NativeReference(Reference):
 
     def _tensor(self, name: str) -> Floats:
         weight = super()._tensor(name)
-        if name == EMBEDDING:
+        if name in (EMBEDDING, HEAD):
             round_matrix(weight, self._precision.table_group)
         elif name.endswith("kv_b_proj.weight"):
             for head in weight.reshape(self.spec.decoder.num_heads, -1, weight.shape[1]):

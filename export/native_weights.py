@@ -8,7 +8,8 @@ layer's MLP is one record as wide as it is: kernels know one form of MLP.
     qkv        q_proj and kv_a_proj as [q_nope | q_rope, k_rope | latent], rotary halves apart
     key_up     kv_b_proj's part behind the query: per head nope to latent
     value_up   kv_b_proj's part behind the mixing: per head latent to value
-    table      the embedding and the tied head
+    table      the embedding, and the head if it is tied
+    head       the head if it is not
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from deeptalk_edge.bundle.native_index import (
     write_native_index,
 )
 from deeptalk_edge.calibration.quantise import quantise_expert, quantise_int4, quantise_int8
-from deeptalk_edge.checkpoint import EMBEDDING, Checkpoint
+from deeptalk_edge.checkpoint import EMBEDDING, HEAD, Checkpoint
 from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.expert_record import PAGE_BYTES, RecordFormat, pack_int4
 from deeptalk_edge.spec import ModelSpec
@@ -52,7 +53,7 @@ class NativePrecision:
     groups takes smaller ones, at last int8."""
 
     table_group: int | None = None
-    """The same for the embedding and tied head."""
+    """The same for the embedding and the head."""
 
     def __post_init__(self) -> None:
         for group in (self.matrix_group, self.table_group):
@@ -76,6 +77,8 @@ def write_native_weights(
         writer = _Writer(file)
         matrices = precision.matrix_group
         writer.matrix("table", checkpoint.tensor(EMBEDDING), precision.table_group)
+        if not checkpoint.spec.tied_head:
+            writer.matrix("head", checkpoint.tensor(HEAD), precision.table_group)
         writer.vector("final_norm", checkpoint.tensor("model.norm.weight"))
         spec = checkpoint.spec.decoder
         for layer in range(spec.num_layers):
@@ -91,7 +94,7 @@ def write_native_weights(
                 writer.vector(f"{name}.router", weights.tensor("mlp.gate").ravel())
             for i, (form, gate_up, down) in enumerate(weights.own_mlps(records)):
                 writer.record(f"{name}.mlp.{i}", form, gate_up, down)
-    write_native_index(directory / NATIVE_INDEX, records, spec, writer.arrays)
+    write_native_index(directory / NATIVE_INDEX, records, checkpoint.spec, writer.arrays)
 
 
 def round_matrix(values: Array, group: int | None) -> None:
@@ -121,7 +124,9 @@ def native_bytes(spec: ModelSpec, records: RecordFormat) -> int:
         (heads * decoder.value_dim, latent),
         (width, heads * decoder.value_dim),
     ]
-    end = _matrix_end(0, spec.vocabulary.size, width)
+    end = 0
+    for _ in ("table",) if spec.tied_head else ("table", "head"):
+        end = _matrix_end(end, spec.vocabulary.size, width)
     end = _end(end, 4 * width, ALIGN_BYTES)
     for layer in range(decoder.num_layers):
         is_dense = layer not in decoder.moe_layers
@@ -186,6 +191,8 @@ class LayerWeights:
 
     def own_mlps(self, records: RecordFormat) -> Iterator[tuple[RecordFormat, Array, Array]]:
         """The MLPs that every token takes, as records of gate_up (2G, C) and down (C, G)."""
+        if not self._is_dense and not self._spec.num_shared_experts:
+            return
         prefix = "mlp" if self._is_dense else "mlp.shared_experts"
         gate, up, down = (self.tensor(f"{prefix}.{part}_proj") for part in ("gate", "up", "down"))
         form = own_mlp_form(self._spec, self._layer, records)

@@ -99,6 +99,7 @@ def planned_files(
 def _ort_files(model: ModelSpec, profile: DeviceProfile, shapes: WeightShapes) -> list[PlannedFile]:
     """Graphs and their weights."""
     weights = {"encoder": shapes.encoder, "embedding": shapes.embedding, "codec": shapes.codec}
+    weights["head"] = shapes.head
     weights |= {f"segment_{i:02d}": segment for i, segment in enumerate(shapes.segments)}
     sizes = {name: stored_bytes(parts) for name, parts in weights.items()}
     if profile.precision.encoder == "int8":
@@ -122,10 +123,9 @@ def _engine_files(
     model: ModelSpec, profile: DeviceProfile, shapes: WeightShapes, context_rows: int
 ) -> list[PlannedFile]:
     """The engines of a finished bundle, each its constants and its kernels; for TensorRT, which
-    builds them on the device, the graphs as well. Embed and head share embedding.bin."""
+    builds them on the device, the graphs as well. Embed and a tied head share embedding.bin."""
     weights = shapes.bytes(profile.precision)
     rotary_bytes = 8 * context_rows * model.decoder.rope_dim
-    table_bytes = -(-weights["head"] // PAGE_BYTES) * PAGE_BYTES
     constants = {
         "codec": weights["codec"],
         "embed": 0,
@@ -135,7 +135,10 @@ def _engine_files(
     }
     kernels = _KERNEL_BYTES | {"step": _LAYER_KERNEL_BYTES * (model.decoder.num_layers + 1)}
     files = [_rounded(f"{name}.engine", constants[name] + kernels[name]) for name in constants]
-    files.append(PlannedFile(name="embedding.bin", bytes=table_bytes, is_exact=True))
+    for name, table in (("embedding.bin", shapes.embedding), ("head.bin", shapes.head)):
+        size = -(-weight_bytes(table, profile.precision.head) // PAGE_BYTES) * PAGE_BYTES
+        if table:
+            files.append(PlannedFile(name=name, bytes=size, is_exact=True))
     if profile.backend == "tensorrt":
         files.append(_rounded("step_native.onnx", _GRAPH_BYTES))  # the step without the plugin
         files += [_rounded(f"{name}.onnx", _GRAPH_BYTES) for name in constants]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeptalk_edge.calibration.quantise import quantise_expert
-from deeptalk_edge.checkpoint import EMBEDDING, Checkpoint, expected_tensors
+from deeptalk_edge.checkpoint import EMBEDDING, HEAD, Checkpoint, expected_tensors
 from deeptalk_edge.expert_record import RecordFormat
 from deeptalk_edge.export.graph import Array
 from deeptalk_edge.export.layers import Dense, rounded
@@ -69,7 +69,8 @@ class Reference:
             x = x + self._attend(self._rms_norm(x, f"{name}.input_layernorm"), f"{name}.self_attn")
             normed = self._rms_norm(x, f"{name}.post_attention_layernorm")
             if i in spec.moe_layers:
-                x = x + self._swiglu(normed, f"{name}.mlp.shared_experts")
+                if spec.num_shared_experts:
+                    x = x + self._swiglu(normed, f"{name}.mlp.shared_experts")
                 x = x + self._experts(normed, f"{name}.mlp")
             else:
                 x = x + self._swiglu(normed, f"{name}.mlp")
@@ -78,7 +79,8 @@ class Reference:
     def logits(self, hidden: Floats) -> tuple[Floats, Floats]:
         """Hidden states (N, C) to text logits (N, V_text) and code logits (N, K, V_code)."""
         vocabulary = self.spec.vocabulary
-        text, codes = np.split(hidden @ self._tensor(EMBEDDING).T, [vocabulary.text_size], axis=1)
+        table = self._tensor(EMBEDDING if self.spec.tied_head else HEAD)
+        text, codes = np.split(hidden @ table.T, [vocabulary.text_size], axis=1)
         return text, codes.reshape(-1, vocabulary.num_codebooks, vocabulary.codebook_block)
 
     def _attend(self, x: Floats, name: str) -> Floats:
@@ -117,15 +119,17 @@ class Reference:
         chosen = np.argsort(-shares, axis=1, kind="stable")[:, : spec.top_k]
         weights = np.zeros_like(shares)
         np.put_along_axis(weights, chosen, np.take_along_axis(shares, chosen, axis=1), axis=1)
-        if spec.normalise_top_k:
+        if spec.normalise_top_k and spec.top_k > 1:
             weights /= weights.sum(axis=1, keepdims=True)
+        else:
+            weights *= np.float32(spec.routed_scale)
         routed = np.zeros_like(tokens)
         for expert in np.unique(chosen).tolist():
             users = np.flatnonzero(weights[:, expert])
             gate_up, down = self._expert(f"{name}.experts.{expert}")
             gate, up = np.split(tokens[users] @ gate_up.T, 2, axis=1)
             y = (silu(gate) * up) @ down.T
-            routed[users] += np.float32(spec.routed_scale) * weights[users, expert, None] * y
+            routed[users] += weights[users, expert, None] * y
         return routed
 
     def _expert(self, name: str) -> tuple[Floats, Floats]:

@@ -29,7 +29,7 @@ from deeptalk_edge.checkpoint import Checkpoint
 from deeptalk_edge.expert_record import RecordFormat
 from deeptalk_edge.export.decoder import absorbed, gate_up_weights, projections
 from deeptalk_edge.export.graph import FLOAT, INT32, Array, Graph, Precision
-from deeptalk_edge.export.layers import Dense, int8_gemv, linear, silu_times_up
+from deeptalk_edge.export.layers import Dense, choose_experts, int8_gemv, linear, silu_times_up
 from deeptalk_edge.export.moe_node import moe_node
 
 _END = np.iinfo(np.int64).max
@@ -105,7 +105,8 @@ class _Step:
         normed = graph.half(exact)
         if layer not in self._spec.moe_layers:
             return graph.op("Add", x, self._mlp(normed, f"{name}.mlp"))
-        x = graph.op("Add", x, self._mlp(normed, f"{name}.mlp.shared_experts"))
+        if self._spec.num_shared_experts:
+            x = graph.op("Add", x, self._mlp(normed, f"{name}.mlp.shared_experts"))
         return graph.op("Add", x, self._routed(exact, normed, layer))
 
     def norm(self, value: str, name: str) -> str:
@@ -194,18 +195,7 @@ class _Step:
         name = f"model.layers.{layer}.mlp.gate"
         gate = self._checkpoint.tensor(f"{name}.weight").T
         logits = graph.op("MatMul", exact, graph.weight(name, gate, precision="float32"))
-        weights, ids = graph.ops(
-            "TopK",
-            graph.op("Softmax", logits, axis=-1),
-            graph.ints(spec.top_k),
-            num_outputs=2,
-            axis=-1,
-        )
-        if spec.normalise_top_k:
-            total = graph.op("ReduceSum", weights, graph.ints(-1), keepdims=1)
-            weights = graph.op("Div", weights, total)
-        if spec.routed_scale != 1.0:
-            weights = graph.op("Mul", weights, graph.scalar(spec.routed_scale))
+        weights, ids = choose_experts(graph, logits, spec)
         ids = graph.op("Cast", ids, to=INT32)
         routed, missing = moe_node(
             graph,

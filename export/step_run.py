@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from deeptalk_edge.bundle.manifest import Manifest
 from deeptalk_edge.errors import DoesNotFit
 from deeptalk_edge.expert_record import PAGE_BYTES
-from deeptalk_edge.export.decoder import EMBEDDING_FILE
+from deeptalk_edge.export.decoder import EMBEDDING_FILE, head_file
 from deeptalk_edge.export.golden import GoldenInputs, GraphRunner, plain_session, run_golden
 from deeptalk_edge.export.graph import Array
 from deeptalk_edge.export.step_pieces import step_pieces
@@ -140,14 +140,19 @@ def engine_outputs(
     It holds encoder.onnx, embed.onnx, step_native.onnx, head.onnx and codec.onnx.
     """
 
+    table_of_head = head_file(manifest.model)
+
     def decode(feeds: Sequence[Mapping[str, Array]]) -> list[Array]:
-        embed = _with_table(graphs, "embed")
+        embed = _with_table(graphs, "embed", EMBEDDING_FILE)
         x = [embed(one)["x"] for one in feeds]
         del embed
         return _decode_in_pieces(graphs / "step_native.onnx", experts, manifest, x)
 
     return run_golden(
-        inputs, manifest, open_graph=lambda name: _with_table(graphs, name), decode=decode
+        inputs,
+        manifest,
+        open_graph=lambda name: _with_table(graphs, name, table_of_head),
+        decode=decode,
     )
 
 
@@ -180,14 +185,14 @@ def layer_arena(experts: Path, manifest: Manifest, layer: int) -> Arena:
     return Arena(mapped, np.array(slots, np.int32))
 
 
-def _with_table(graphs: Path, name: str) -> GraphRunner:
-    """embed or head, given the table if that is an input."""
+def _with_table(graphs: Path, name: str, table_file: str) -> GraphRunner:
+    """A graph, given this table if it has one as an input: embed and head have."""
     path = graphs / f"{name}.onnx"
     for value in onnx.load(str(path), load_external_data=False).graph.input:
         if value.name == "table":
             tensor = value.type.tensor_type
             shape = tuple(dim.dim_value for dim in tensor.shape.dim)
             dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-            table = np.memmap(graphs / EMBEDDING_FILE, dtype, "r", shape=shape)
+            table = np.memmap(graphs / table_file, dtype, "r", shape=shape)
             return GraphRunner(path, {"table": table})
     return GraphRunner(path)

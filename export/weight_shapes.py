@@ -27,6 +27,8 @@ class WeightShapes:
 
     encoder: list[Shape]
     embedding: list[Shape]
+    head: list[Shape]
+    """None if it is the embedding."""
     segments: list[list[Shape]]
     codec: list[Shape]
 
@@ -35,6 +37,7 @@ class WeightShapes:
         return cls(
             encoder=encoder_shapes(model),
             embedding=embedding_shapes(model),
+            head=[] if model.tied_head else embedding_shapes(model),
             segments=segment_shapes(model.decoder),
             codec=codec_shapes(codec, with_noise=with_noise),
         )
@@ -48,7 +51,7 @@ class WeightShapes:
         return {
             "encoder": weight_bytes(self.encoder, precision.encoder),
             "decoder": weight_bytes(self.decoder, precision.decoder),
-            "head": weight_bytes(self.embedding, precision.head),
+            "head": weight_bytes(self.embedding + self.head, precision.head),
             "codec": weight_bytes(self.codec, precision.codec),
         }
 
@@ -105,7 +108,7 @@ def encoder_shapes(model: ModelSpec) -> list[Shape]:
 
 
 def embedding_shapes(model: ModelSpec) -> list[Shape]:
-    """embedding.bin, which embed.onnx and head.onnx share."""
+    """embedding.bin, which embed.onnx and head.onnx share; head.bin, if the head is not tied."""
     return [(model.vocabulary.size, model.decoder.width)]
 
 
@@ -114,7 +117,8 @@ def segment_shapes(decoder: DecoderSpec) -> list[list[Shape]]:
     dense = [*_attention(decoder), (decoder.width,)]
     dense += _swiglu(decoder.width, decoder.dense_ffn_width, decoder.width)
     routed = [*_attention(decoder), (decoder.width,), (decoder.num_experts, decoder.width)]
-    routed += _swiglu(decoder.width, decoder.shared_ffn_width, decoder.width)
+    if decoder.num_shared_experts:
+        routed += _swiglu(decoder.width, decoder.shared_ffn_width, decoder.width)
     segments = [list(routed) for _ in decoder.moe_layers]
     segments[0] = dense * decoder.num_dense_layers + segments[0]
     return [*segments, [(decoder.width,)]]

@@ -72,4 +72,12 @@ SPECS = {
         PLAIN,
         decoder=replace(DECODER, nope_dim=8, rope_dim=2, value_dim=14, num_shared_experts=3),
     ),
+    "normalised in spite of a scale, no shared experts, a head of its own": replace(
+        PLAIN,
+        decoder=replace(DECODER, normalise_top_k=True, routed_scale=2.5, num_shared_experts=0),
+        tied_head=False,
+    ),
+    "top 1, scaled in spite of a norm": replace(
+        PLAIN, decoder=replace(DECODER, normalise_top_k=True, routed_scale=2.5, top_k=1)
+    ),
 }

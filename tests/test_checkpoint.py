@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def test_what_released_checkpoints_add_is_left_out_with_one_log_line(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     checkpoint = _saved(tmp_path)
-    extras = ("ref_model.norm.weight", "ref_lm_head.weight", "something.else", "lm_head.weight")
+    extras = ("ref_model.norm.weight", "ref_lm_head.weight", "something.else")
     _edit_weights(checkpoint, {name: torch.ones(2, 3) for name in extras})
     with caplog.at_level(logging.INFO):
         assert Checkpoint.open(checkpoint).tensor(EXPERT).any()
@@ -248,10 +249,85 @@ def test_an_unknown_model_type_is_refused(tmp_path: Path) -> None:
     assert "'llama' is not a DeepTalk checkpoint" in _refusal(checkpoint)
 
 
-def test_an_untied_head_is_refused(tmp_path: Path) -> None:
+UNTIED = replace(PLAIN, tied_head=False)
+SAYS = {"absent": None, "true": True, "false": False}
+
+
+def _with_stored_head(place: Path, head: str, tie: bool | None) -> Path:
+    """A checkpoint with a stored head, which config.json calls tied, untied or nothing."""
+    checkpoint = _saved(place)
+    table = load_file(checkpoint / "model.safetensors")[EMBEDDING]
+    heads = {"the same": table.clone(), "another": table.flip(0), "fewer rows": table[:40].clone()}
+    _edit_weights(checkpoint, {"lm_head.weight": heads[head]})
+    _edit_config(checkpoint, tie_word_embeddings=tie)
+    if tie is None:
+        path = checkpoint / "config.json"
+        fields = json.loads(path.read_text())
+        del fields["tie_word_embeddings"]
+        path.write_text(json.dumps(fields))
+    return checkpoint
+
+
+@pytest.mark.parametrize("tie", SAYS.values(), ids=SAYS.keys())
+def test_a_stored_head_that_is_the_embedding_is_tied_whatever_the_config_says(
+    tie: bool | None, tmp_path: Path
+) -> None:
+    assert Checkpoint.open(_with_stored_head(tmp_path, "the same", tie)).spec == PLAIN
+
+
+@pytest.mark.parametrize("tie", [None, True], ids=["absent", "true"])
+def test_a_head_that_differs_is_refused_unless_the_config_says_so(
+    tie: bool | None, tmp_path: Path
+) -> None:
+    message = _refusal(_with_stored_head(tmp_path, "another", tie))
+    assert f"lm_head.weight differs from {EMBEDDING}" in message
+    assert "set tie_word_embeddings to false" in message
+
+
+def test_a_head_that_differs_is_the_models_own_if_the_config_says_so(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(_with_stored_head(tmp_path, "another", False))
+    assert checkpoint.spec == UNTIED
+    table = checkpoint.tensor(EMBEDDING)
+    np.testing.assert_array_equal(checkpoint.tensor("lm_head.weight"), table[::-1])
+
+
+@pytest.mark.parametrize("tie", SAYS.values(), ids=SAYS.keys())
+def test_a_head_of_another_shape_is_refused(tie: bool | None, tmp_path: Path) -> None:
+    message = _refusal(_with_stored_head(tmp_path, "fewer rows", tie))
+    assert "lm_head.weight is [40, 24], expected [376, 24]" in message
+
+
+def test_an_untied_checkpoint_without_its_head_or_its_embedding_is_refused(tmp_path: Path) -> None:
     checkpoint = _saved(tmp_path)
     _edit_config(checkpoint, tie_word_embeddings=False)
-    assert "tie_word_embeddings = False" in _refusal(checkpoint)
+    assert "lm_head.weight is missing" in _refusal(checkpoint)
+    table = load_file(checkpoint / "model.safetensors")[EMBEDDING]
+    _edit_weights(checkpoint, {EMBEDDING: None, "lm_head.weight": table})
+    assert f"{EMBEDDING} is missing" in _refusal(checkpoint)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_head_is_compared_with_an_embedding_in_two_parts(
+    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = _saved(tmp_path, dtype=dtype)
+    table = load_file(checkpoint / "model.safetensors")[EMBEDDING]
+    split = {"_frozen": table[:30].clone(), "_unfrozen": table[30:].clone()}
+    parts = {f"{EMBEDDING}{part}": rows for part, rows in split.items()}
+    _edit_weights(checkpoint, {EMBEDDING: None, **parts, "lm_head.weight": table})
+    monkeypatch.setattr("deeptalk_edge.checkpoint._ROWS_AT_ONCE", 7)
+    assert Checkpoint.open(checkpoint).spec == PLAIN
+    table[-1, -1] += 1
+    _edit_weights(checkpoint, {"lm_head.weight": table})
+    assert "lm_head.weight differs" in _refusal(checkpoint)
+
+
+def test_a_head_of_its_own_survives_a_checkpoint(tmp_path: Path) -> None:
+    model = random_model(UNTIED)
+    save_checkpoint(tmp_path / "checkpoint", model, config_of(UNTIED))
+    loaded = load_model(tmp_path / "checkpoint")
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
+    assert not torch.equal(loaded.lm_head.weight, loaded.model.embed_tokens.weight)
 
 
 def test_the_authors_encoder_path_is_refused_until_another_is_named(tmp_path: Path) -> None:

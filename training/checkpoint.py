@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from deeptalk_edge.checkpoint import TIED_HEAD, Checkpoint, expected_tensors
+from deeptalk_edge.checkpoint import HEAD, Checkpoint, expected_tensors
 from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.files import staged_directory
 from deeptalk_edge.spec import DecoderSpec, EncoderSpec, ModelSpec, VocabularySpec
@@ -86,7 +86,7 @@ def config_of(spec: ModelSpec, *, model_type: str = "lucy-deepseek_v2") -> dict[
         "mm_audio_num_codebook": spec.vocabulary.num_codebooks,
         "text_alignment": spec.text_alignment,
         "tune_text_embed": True,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": spec.tied_head,
         "post_tts_adapter": False,
         "loss_reduction": "mean",
         "loss_weights": [1.0] * (spec.vocabulary.num_codebooks + 1),
@@ -126,7 +126,7 @@ def _decoder_config(spec: DecoderSpec) -> dict[str, Any]:
         "first_k_dense_replace": spec.num_dense_layers,
         "moe_layer_freq": 1,
         "n_routed_experts": spec.num_experts,
-        "n_shared_experts": spec.num_shared_experts,
+        "n_shared_experts": spec.num_shared_experts or None,
         "num_experts_per_tok": spec.top_k,
         "scoring_func": "softmax",
         "topk_method": "greedy",
@@ -181,7 +181,9 @@ def _vocabulary_config(spec: VocabularySpec) -> dict[str, Any]:
 
 def _write_shards(directory: Path, model: DeepTalk, dtype: torch.dtype, shard_bytes: int) -> None:
     """Fill shards in the order of the state dict, none beyond `shard_bytes` but for one tensor."""
-    state = {name: tensor for name, tensor in model.state_dict().items() if name != TIED_HEAD}
+    state = model.state_dict()
+    if model.spec.tied_head:
+        del state[HEAD]
     sizes = {name: tensor.numel() * dtype.itemsize for name, tensor in state.items()}
     shards = _split(sizes, shard_bytes)
     weight_map: dict[str, str] = {}

@@ -49,7 +49,7 @@ class SwiGlu(nn.Module):
 
 
 class Router(nn.Module):
-    """Softmax over all experts, then the greatest `top_k`, their weights left as they are."""
+    """Softmax over all experts, then the greatest `top_k`, weighted as DeepSeek-V2 does."""
 
     frozen: Tensor
 
@@ -69,8 +69,8 @@ class Router(nn.Module):
             logits = F.linear(hidden.float(), self.weight.float())
             probabilities = logits.masked_fill(self.frozen, -torch.inf).softmax(dim=-1)
             weights, ids = probabilities.topk(self._spec.top_k, dim=-1, sorted=False)
-            if self._spec.normalise_top_k:
-                weights = weights / weights.sum(dim=-1, keepdim=True)
+            if self._spec.normalises_weights:
+                return probabilities, weights / weights.sum(dim=-1, keepdim=True), ids
             return probabilities, weights * self._spec.routed_scale, ids
 
     def freeze(self, expert_ids: Iterable[int]) -> None:
@@ -91,7 +91,7 @@ class Router(nn.Module):
 
 
 class MixtureOfExperts(nn.Module):
-    """One layer's router, routed experts and shared experts."""
+    """One layer's router, routed experts and, if it has any, shared experts."""
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
@@ -99,13 +99,17 @@ class MixtureOfExperts(nn.Module):
         self.experts = nn.ModuleList(
             SwiGlu(spec.width, spec.expert_ffn_width) for _ in range(spec.num_experts)
         )
-        self.shared_experts = SwiGlu(spec.width, spec.shared_ffn_width)
+        self.shared_experts: SwiGlu | None = None
+        if spec.num_shared_experts:
+            self.shared_experts = SwiGlu(spec.width, spec.shared_ffn_width)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, C) to (B, T, C), with the probabilities (B, T, E) and ids (B, T, top_k)."""
         probabilities, weights, ids = self.gate(hidden)
         routed = self.routed(hidden.flatten(0, -2), weights.flatten(0, -2), ids.flatten(0, -2))
-        out: Tensor = routed.view_as(hidden) + self.shared_experts(hidden)
+        out = routed.view_as(hidden)
+        if self.shared_experts is not None:
+            out = out + self.shared_experts(hidden)
         return out, probabilities, ids
 
     def routed(self, tokens: Tensor, weights: Tensor, ids: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """DeepTalk in torch: the reference that trains, and that every exported graph is held against.
 
 The ids of a row become one mean embedding; the decoder is DeepSeek-V2's; text and codes are slices
-of one tied head. Sizes and ids come from the ModelSpec; the state dict has the official names.
+of one head, which is the embedding if it is tied. Sizes and ids come from the ModelSpec; the state
+dict has the official names.
 
 Source: arXiv 2506.21864 (DeepTalk); arXiv 2405.04434 (DeepSeek-V2).
 """
@@ -32,7 +33,8 @@ class DeepTalk(nn.Module):
         self.spec = spec
         self.model = Body(spec)
         self.lm_head = nn.Linear(spec.decoder.width, spec.vocabulary.size, bias=False)
-        self.lm_head.weight = self.model.embed_tokens.weight
+        if spec.tied_head:
+            self.lm_head.weight = self.model.embed_tokens.weight
         self.apply(_initialise)
 
     def encode(self, log_mel: Tensor) -> Tensor:

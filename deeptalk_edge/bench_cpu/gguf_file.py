@@ -60,7 +60,8 @@ def write_gguf(place: Path, spec: ModelSpec) -> None:
             writer.add_tensor(f"{prefix}ffn_gate_inp.weight", router)
             experts = (decoder.num_experts,)
             mlps = [("_exps", experts, decoder.expert_ffn_width)]
-            mlps.append(("_shexp", (), decoder.shared_ffn_width))
+            if decoder.num_shared_experts:
+                mlps.append(("_shexp", (), decoder.shared_ffn_width))
         for kind, count, ffn_width in mlps:
             quantised(f"{prefix}ffn_gate{kind}.weight", *count, ffn_width, width)
             quantised(f"{prefix}ffn_up{kind}.weight", *count, ffn_width, width)

@@ -86,6 +86,7 @@ class NativeDecoder:
             rope_frequencies=span(self._frequencies),
             final_norm=span(weights.norm),
             table=weights.table,
+            head=weights.table,
             layers=weights.layers,
         )
         self._decoders = {count: self._open(count, sizes) for count in threads}

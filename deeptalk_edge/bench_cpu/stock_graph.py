@@ -73,7 +73,8 @@ class _Writer(Nodes):
         normed = self._norm(x, decoder.width)
         if layer not in decoder.moe_layers:
             return self.op("Add", x, self._mlp(normed, decoder.dense_ffn_width))
-        x = self.op("Add", x, self._mlp(normed, decoder.shared_ffn_width))
+        if decoder.num_shared_experts:
+            x = self.op("Add", x, self._mlp(normed, decoder.shared_ffn_width))
         return self.op("Add", x, self._experts(normed))
 
     def head(self, x: str) -> None:
@@ -147,7 +148,7 @@ class _Writer(Nodes):
             activation_alpha=1.0,
             activation_beta=0.0,
             swiglu_fusion=1,
-            normalize_routing_weights=int(decoder.normalise_top_k),
+            normalize_routing_weights=int(decoder.normalises_weights),
         )
 
     def _mlp(self, normed: str, ffn_width: int) -> str:

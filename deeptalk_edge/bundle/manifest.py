@@ -216,7 +216,8 @@ class Manifest:
         if graphs is None or self.target.backend != "native":
             return frozenset()
         names = {graphs.embed, graphs.head, graphs.expert, *graphs.segments, "embedding.bin"}
-        names |= {Path(name).with_suffix(".bin").name for name in graphs.segments}
+        weighty = (graphs.head, *graphs.segments)  # a tied head has no weights of its own
+        names |= {Path(name).with_suffix(".bin").name for name in weighty}
         return frozenset(names & self.files.keys())
 
     @property

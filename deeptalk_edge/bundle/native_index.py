@@ -19,7 +19,7 @@ from typing import Annotated, Any, TypeAlias
 from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.expert_record import INT4_GROUPS, ExpertDtype, RecordFormat
 from deeptalk_edge.schema import Between, from_json, read_json
-from deeptalk_edge.spec import DecoderSpec
+from deeptalk_edge.spec import DecoderSpec, ModelSpec
 
 FORMAT = 1
 ALIGN_BYTES = 64
@@ -88,9 +88,12 @@ class ExpertForm:
     group: Annotated[int, Between(1, 1 << 16)] | None
 
 
-def expected_arrays(decoder: DecoderSpec) -> dict[str, type[Place]]:
+def expected_arrays(model: ModelSpec) -> dict[str, type[Place]]:
     """Every array of a model, and what it is."""
+    decoder = model.decoder
     arrays: dict[str, type[Place]] = {"table": MatrixPlace, "final_norm": VectorPlace}
+    if not model.tied_head:
+        arrays["head"] = MatrixPlace
     for layer in range(decoder.num_layers):
         routes = layer in decoder.moe_layers
         kinds: dict[str, type[Place]] = dict.fromkeys(
@@ -116,10 +119,10 @@ def own_mlp_form(decoder: DecoderSpec, layer: int, records: RecordFormat) -> Rec
 
 
 def write_native_index(
-    path: Path, records: RecordFormat, decoder: DecoderSpec, arrays: Mapping[str, Place]
+    path: Path, records: RecordFormat, model: ModelSpec, arrays: Mapping[str, Place]
 ) -> None:
     """Write the form that `read_native_index` reads."""
-    assert arrays.keys() == expected_arrays(decoder).keys()
+    assert arrays.keys() == expected_arrays(model).keys()
     content = {
         "format": FORMAT,
         "experts": {"dtype": records.dtype, "group": records.group},
@@ -129,7 +132,7 @@ def write_native_index(
 
 
 def read_native_index(
-    path: Path, records: RecordFormat, decoder: DecoderSpec, file_bytes: int
+    path: Path, records: RecordFormat, model: ModelSpec, file_bytes: int
 ) -> dict[str, Place]:
     """The place of each array in a `native.bin` of so many bytes.
 
@@ -139,11 +142,12 @@ def read_native_index(
     content = read_json(path)
     try:
         _check_header(content, records)
-        places = _places(content.get("arrays"), decoder)
+        places = _places(content.get("arrays"), model)
         for name, place in places.items():
             _check_place(f"arrays.{name}", place, records, file_bytes)
             if isinstance(place, MlpPlace):
-                _check_mlp(f"arrays.{name}", place, own_mlp_form(decoder, _layer_of(name), records))
+                form = own_mlp_form(model.decoder, _layer_of(name), records)
+                _check_mlp(f"arrays.{name}", place, form)
     except (ArtifactError, ValueError) as error:
         raise ArtifactError(f"{path}: {error}; export the bundle again") from error
     return places
@@ -161,10 +165,10 @@ def _check_header(content: Mapping[str, Any], records: RecordFormat) -> None:
         )
 
 
-def _places(arrays: object, decoder: DecoderSpec) -> dict[str, Place]:
+def _places(arrays: object, model: ModelSpec) -> dict[str, Place]:
     if not isinstance(arrays, dict):
         raise ArtifactError("arrays: expected an object")
-    expected = expected_arrays(decoder)
+    expected = expected_arrays(model)
     if missing := [name for name in expected if name not in arrays]:
         raise ArtifactError(f"arrays.{missing[0]} is missing")
     if unknown := [name for name in arrays if name not in expected]:

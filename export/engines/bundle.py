@@ -32,7 +32,7 @@ from deeptalk_edge.checkpoint import Checkpoint
 from deeptalk_edge.devices.profile import DeviceProfile
 from deeptalk_edge.errors import ArtifactError, SettingsError
 from deeptalk_edge.expert_record import RecordFormat
-from deeptalk_edge.export.decoder import EMBEDDING_FILE
+from deeptalk_edge.export.decoder import EMBEDDING_FILE, head_file
 from deeptalk_edge.export.engines.build import (
     EngineSettings,
     build_engine,
@@ -167,7 +167,7 @@ def write_engines(
     manifest = build_engines(staging, manifest, graphs, profile, plugin, begin)
     if graphs == place:
         return manifest
-    inputs = [EMBEDDING_FILE]
+    inputs = sorted({EMBEDDING_FILE, head_file(manifest.model)})
     if step_dense(profile) == "given":
         inputs += [_STEP_WEIGHTS, _STEP_PLACES]
     staging.step("weights", lambda: _link_all(graphs, place, inputs))

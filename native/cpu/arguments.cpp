@@ -169,6 +169,7 @@ Model checked_model(const dt_decoder_spec& spec) {
     for (int i = 0; i < spec.rope / 2; ++i) check_finite("rope_frequencies", model.rope_frequencies[i]);
     model.final_norm = array_of<float>("final_norm", spec.final_norm, spec.width);
     model.table = matrix_of("table", spec.table, spec.vocabulary, spec.width);
+    model.head = matrix_of("head", spec.head, spec.vocabulary, spec.width);
     const dt_layer* layers = array_of<dt_layer>("layers", spec.layers, spec.num_layers);
     for (int i = 0; i < spec.num_layers; ++i) {
         model.layers.push_back(checked_layer("layers." + std::to_string(i) + ".", layers[i], spec));

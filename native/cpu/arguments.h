@@ -72,7 +72,7 @@ struct Layer {
 };
 struct Model {
     const float *rope_frequencies, *final_norm;
-    Matrix table;
+    Matrix table, head;
     std::vector<Layer> layers;
 };
 Model checked_model(const dt_decoder_spec& spec);

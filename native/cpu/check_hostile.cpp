@@ -167,6 +167,7 @@ struct Decoding {
         spec.rope_frequencies = arrays.floats(size_t(spec.rope / 2));
         spec.final_norm = arrays.floats(size_t(spec.width));
         spec.table = arrays.matrix(spec.vocabulary, spec.width, group);
+        spec.head = arrays.matrix(spec.vocabulary, spec.width, group);
         table_span = span(tables);
         const size_t row_bytes = size_t(dt_cache_row_bytes(c, spec.latent, spec.rope, kind));
         for (auto& cache : caches) cache.resize(size_t(kLayers) * size_t(spec.cache_rows) * row_bytes);
@@ -234,7 +235,7 @@ struct Decoding {
         for (float* number : {&spec.norm_epsilon, &spec.softmax_scale, &spec.rope_amplitude, &spec.routed_scale}) {
             f.number(*number);
         }
-        f.span(spec.rope_frequencies), f.span(spec.final_norm), f.span(spec.layers), f.matrix(spec.table);
+        f.span(spec.rope_frequencies), f.span(spec.final_norm), f.span(spec.layers), f.matrix(spec.table), f.matrix(spec.head);
         for (dt_layer& l : layers) {
             f.record(l.record);
             for (dt_matrix* m : {&l.qkv, &l.key_up, &l.value_up, &l.out}) f.matrix(*m);

@@ -235,8 +235,8 @@ void Decoder::choose(const float* router) {
             chosen_total += weights[k];
             shares[ids[k]] = -1.f;
         }
-        const float factor =
-            spec_.normalise_top_k ? spec_.routed_scale / chosen_total : spec_.routed_scale;
+        const bool normalises = spec_.normalise_top_k && top_k > 1;
+        const float factor = normalises ? 1.f / chosen_total : spec_.routed_scale;
         for (int k = 0; k < top_k; ++k) weights[k] *= factor;
     }
 }
@@ -261,10 +261,10 @@ int32_t Decoder::add_wave(int layer, const dt_table& table) {
 
 int32_t Decoder::head(const dt_room& logits) {
     check_begun();
-    const size_t rows = size_t(model_.table.rows);
+    const size_t rows = size_t(model_.head.rows);
     float* out = room_of<float>("logits", logits, tokens_ * int64_t(rows));
     norm_rows(x_, model_.final_norm);
-    return linear(c_, model_.table, 1, normed_.data(), size_t(spec_.width), tokens_, out, rows, 0);
+    return linear(c_, model_.head, 1, normed_.data(), size_t(spec_.width), tokens_, out, rows, 0);
 }
 
 }  // namespace deeptalk

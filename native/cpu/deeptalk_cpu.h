@@ -70,13 +70,16 @@ typedef struct {
 
 typedef struct {
     int32_t width, num_layers, heads, nope, rope, value, latent;
+    /* The weights of a token's experts are divided by their sum if `normalise_top_k` is set and
+     * top_k is 2 or more; else `routed_scale` multiplies them. */
     int32_t num_experts, top_k, normalise_top_k;
     int32_t vocabulary, num_codebooks, cache_kind, max_tokens;
     float norm_epsilon, softmax_scale, rope_amplitude, routed_scale;
     int64_t cache_rows;       /* capacity of one layer of a cache */
     dt_span rope_frequencies; /* float32 (rope / 2) */
     dt_span final_norm;       /* float32 (C) */
-    dt_matrix table;          /* (V, C): the embedding and the tied head */
+    dt_matrix table;          /* (V, C): the embedding */
+    dt_matrix head;           /* (V, C); the same arrays as `table` if the head is tied */
     dt_span layers;           /* (L) dt_layer */
 } dt_decoder_spec;
 

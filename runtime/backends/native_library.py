@@ -129,7 +129,7 @@ class DecoderSizes(Structure):
         ("cache_rows", c_int64),
         ("rope_frequencies", Span),
         ("final_norm", Span),
-        ("table", Matrix),
+        *((name, Matrix) for name in ("table", "head")),
         ("layers", Span),
     )
 

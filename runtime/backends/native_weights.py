@@ -38,6 +38,7 @@ def decoder_sizes(
     rope_frequencies: Span,
     final_norm: Span,
     table: Matrix,
+    head: Matrix,
     layers: Any,
 ) -> DecoderSizes:
     """A decoder as the library takes it; `layers` is an array of `Layer`. The caller keeps what the
@@ -69,6 +70,7 @@ def decoder_sizes(
         rope_frequencies=rope_frequencies,
         final_norm=final_norm,
         table=table,
+        head=head,
         layers=span_of(layers),
     )
 
@@ -87,9 +89,7 @@ class NativeWeights:
             raise ArtifactError(f"{path}: no such file; copy the bundle again")
         file_bytes = path.stat().st_size
         self._spec, self._records = spec, records
-        self._places = read_native_index(
-            directory / NATIVE_INDEX, records, spec.decoder, file_bytes
-        )
+        self._places = read_native_index(directory / NATIVE_INDEX, records, spec, file_bytes)
         self._bytes = huge_array(file_bytes)
         read_into(path, 0, self._bytes)
         self._frequencies = np.array(spec.decoder.rope_frequencies(), np.float32)
@@ -107,6 +107,7 @@ class NativeWeights:
             rope_frequencies=span(self._frequencies),
             final_norm=self._array("final_norm"),
             table=self._matrix("table"),
+            head=self._matrix("table" if self._spec.tied_head else "head"),
             layers=self._layers,
         )
 

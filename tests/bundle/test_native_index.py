@@ -21,7 +21,7 @@ from deeptalk_edge.bundle.native_index import (
 )
 from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.expert_record import RecordFormat
-from tests.specs import DECODER
+from tests.specs import PLAIN
 
 RECORDS = RecordFormat(dtype="int4", group=32, width=64, ffn_width=32)
 
@@ -30,7 +30,7 @@ def laid_out() -> tuple[dict[str, Place], int]:
     """A place for each array, one after the other, and where the last one ends."""
     places: dict[str, Place] = {}
     end = 0
-    for name, kind in expected_arrays(DECODER).items():
+    for name, kind in expected_arrays(PLAIN).items():
         start, later = end, end + 4096
         if kind is VectorPlace:
             places[name] = VectorPlace(offset=start, size=24)
@@ -38,7 +38,7 @@ def laid_out() -> tuple[dict[str, Place], int]:
             matrix = {"rows": 10, "columns": 64, "group": 32}
             places[name] = MatrixPlace(offset=start, scales_offset=later, **matrix)
         else:
-            form = own_mlp_form(DECODER, int(name.split(".")[1]), RECORDS)
+            form = own_mlp_form(PLAIN.decoder, int(name.split(".")[1]), RECORDS)
             places[name] = MlpPlace(offset=start, ffn_width=form.ffn_width)
         extents = list(places[name].extents(RECORDS))
         end = -(-max(offset + size for _, offset, size in extents) // ALIGN_BYTES) * ALIGN_BYTES
@@ -50,12 +50,12 @@ PLACES, FILE_BYTES = laid_out()
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    write_native_index(tmp_path / "native.json", RECORDS, DECODER, PLACES)
+    write_native_index(tmp_path / "native.json", RECORDS, PLAIN, PLACES)
     return tmp_path / "native.json"
 
 
 def read(path: Path, file_bytes: int = FILE_BYTES) -> dict[str, Place]:
-    return read_native_index(path, RECORDS, DECODER, file_bytes)
+    return read_native_index(path, RECORDS, PLAIN, file_bytes)
 
 
 def test_what_was_written_is_read(path: Path) -> None:

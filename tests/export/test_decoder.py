@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from deeptalk_edge.spec import ModelSpec
 from deeptalk_edge.training.experts import Routing, SwiGlu
 from deeptalk_edge.training.model import DeepTalk
 from tests.export.checkpoints import check_graphs, write_checkpoint
-from tests.specs import PLAIN, SPECS
+from tests.specs import SPECS
 from tests.training.models import random_rows
 
 TOLERANCE = 1e-4  # float32 on logits of some tens; summation order alone differs
@@ -29,7 +29,6 @@ NUM_ROWS = 9
 
 Array = NDArray[np.float32]
 
-NORMALISED = replace(PLAIN, decoder=replace(PLAIN.decoder, normalise_top_k=True))
 PROMPTS = {
     "text": [False] * NUM_ROWS,
     "audio": [True] * NUM_ROWS,
@@ -51,8 +50,8 @@ class Exported:
 
 @pytest.fixture(
     scope="module",
-    params=[*SPECS.values(), NORMALISED],
-    ids=[*SPECS.keys(), "normalised top k"],
+    params=list(SPECS.values()),
+    ids=list(SPECS.keys()),
 )
 def exported(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
@@ -126,9 +125,10 @@ def test_every_graph_is_sound_onnx(exported: Exported) -> None:
     assert check_graphs(exported.place) == len(exported.model.spec.decoder.moe_layers) + 6
 
 
-def test_embed_and_head_share_one_table(exported: Exported) -> None:
+def test_embed_and_a_tied_head_share_one_table(exported: Exported) -> None:
     spec = exported.model.spec
-    for name in ("embed.onnx", "head.onnx"):
+    own = "embedding.bin" if spec.tied_head else "head.bin"
+    for name, file in (("embed.onnx", "embedding.bin"), ("head.onnx", own)):
         graph = onnx.load(str(exported.place / name), load_external_data=False).graph
         places = {
             entry.value
@@ -136,9 +136,10 @@ def test_embed_and_head_share_one_table(exported: Exported) -> None:
             for entry in tensor.external_data
             if entry.key == "location"
         }
-        assert places == {"embedding.bin"}
-    table_bytes = spec.vocabulary.size * spec.decoder.width * 4
-    assert (exported.place / "embedding.bin").stat().st_size - table_bytes in range(4096)
+        assert places == {file}
+        table_bytes = spec.vocabulary.size * spec.decoder.width * 4
+        assert (exported.place / file).stat().st_size - table_bytes in range(4096)
+    assert (exported.place / "head.bin").is_file() is not spec.tied_head
 
 
 def test_a_segment_reads_the_cache_where_it_lies(exported: Exported, tmp_path: Path) -> None:

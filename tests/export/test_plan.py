@@ -60,6 +60,7 @@ WIDE = replace(
     encoder=replace(PLAIN.encoder, width=276, ffn_width=420, max_frames=64),
     projector_width=600,
 )
+WIDE_UNTIED = replace(WIDE, decoder=replace(WIDE.decoder, num_shared_experts=0), tied_head=False)
 WIDE_CODEC = replace(CODEC, latent_dim=300, decoder_dim=512)
 WIDE_ODD_CODEC = replace(ODD_CODEC, latent_dim=300, decoder_dim=512)
 
@@ -108,16 +109,19 @@ def test_a_plan_names_every_file_of_the_bundle_and_its_size(device: str, tmp_pat
         assert plan.total_bytes < 1.01 * sum(written.values())  # what rounding adds
 
 
-def test_the_shapes_are_those_of_the_graphs(tmp_path: Path) -> None:
-    checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "checkpoint", WIDE).place)
+@pytest.mark.parametrize("spec", [WIDE, WIDE_UNTIED], ids=["tied", "a head of its own"])
+def test_the_shapes_are_those_of_the_graphs(spec: ModelSpec, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "checkpoint", spec).place)
     export_encoder(checkpoint, tmp_path)
     export_embed_and_head(checkpoint, tmp_path)
     export_segments(checkpoint, tmp_path)
     planned = {
-        "encoder.bin": encoder_shapes(WIDE),
-        "embedding.bin": embedding_shapes(WIDE),
-        **{f"segment_{i:02d}.bin": s for i, s in enumerate(segment_shapes(WIDE.decoder))},
+        "encoder.bin": encoder_shapes(spec),
+        "embedding.bin": embedding_shapes(spec),
+        **{f"segment_{i:02d}.bin": s for i, s in enumerate(segment_shapes(spec.decoder))},
     }
+    if not spec.tied_head:
+        planned["head.bin"] = embedding_shapes(spec)
     written = {path.name: path.stat().st_size for path in tmp_path.glob("*.bin")}
     assert {name: stored_bytes(shapes) for name, shapes in planned.items()} == written
 

@@ -43,10 +43,6 @@ def engine_spec(spec: ModelSpec) -> ModelSpec:
 
 
 SPECS_OF_ENGINES = {name: engine_spec(spec) for name, spec in SPECS.items()}
-SPECS_OF_ENGINES["normalised top k"] = replace(
-    SPECS_OF_ENGINES["plain"],
-    decoder=replace(SPECS_OF_ENGINES["plain"].decoder, normalise_top_k=True),
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +141,9 @@ def test_weights_as_inputs_are_found_in_their_file_and_in_no_graph(written: Writ
     given = json.loads((written.place / f"{stem}.weights.json").read_text())
     assert given.keys() <= {value.name for value in graph.input}
     spec = written.model.spec.decoder
-    assert len(given) == 4 * spec.num_layers  # qkv, o_proj, gate_up and down of each
+    without_mlp = 0 if spec.num_shared_experts else len(spec.moe_layers)
+    # qkv, o_proj, gate_up and down of each
+    assert len(given) == 4 * spec.num_layers - 2 * without_mlp
     assert all(place["offset"] % 4096 == 0 for place in given.values())
     constants = {tensor.name for tensor in graph.initializer}
     assert not any(name.endswith(("qkv.weight", "down.weight")) for name in constants)

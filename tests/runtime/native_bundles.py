@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from deeptalk_edge.bundle.manifest import Experts
 from deeptalk_edge.calibration.quantise import quantise_int4, quantise_int8
-from deeptalk_edge.checkpoint import EMBEDDING, Checkpoint
+from deeptalk_edge.checkpoint import EMBEDDING, HEAD, Checkpoint
 from deeptalk_edge.expert_record import ExpertDtype, RecordFormat
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
 from deeptalk_edge.export.experts import write_experts
@@ -68,7 +68,7 @@ def _rounded(name: str, tensor: Array, spec: DecoderSpec, group: int | None) -> 
     if name.endswith("mlp.down_proj.weight") and group:  # a dense layer's record ends with zeros
         padded = np.pad(tensor, ((0, 0), (0, -tensor.shape[1] % group)))
         return _through(padded, group)[:, : tensor.shape[1]]
-    is_matrix = name == EMBEDDING or ("_proj" in name and ".layers." in name)
+    is_matrix = name in (EMBEDDING, HEAD) or ("_proj" in name and ".layers." in name)
     is_ours = "audio_encoder" not in name and "projector" not in name
     return _through(tensor, group) if is_matrix and is_ours else tensor
 

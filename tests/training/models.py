@@ -22,7 +22,8 @@ def random_model(spec: ModelSpec, seed: int = 0) -> DeepTalk:
             parameter.data = noise
         else:
             parameter.data = noise / parameter[0].numel() ** 0.5
-    model.lm_head.weight = model.model.embed_tokens.weight
+    if spec.tied_head:
+        model.lm_head.weight = model.model.embed_tokens.weight
     return model
 
 

@@ -101,19 +101,23 @@ def decode(spec: ModelSpec, weights: Weights, x: list[Vector]) -> Matrix:
 
 def text_logits(spec: ModelSpec, weights: Weights, hidden: Matrix) -> Matrix:
     """(T, C) to (T, V_text)."""
-    table = weights["model.embed_tokens.weight"]
+    table = weights[_head(spec)]
     return np.array([[table[i] @ h for i in range(spec.vocabulary.text_size)] for h in hidden])
 
 
 def code_logits(spec: ModelSpec, weights: Weights, hidden: Matrix) -> NDArray[np.float64]:
     """(T, C) to (T, K, V_code)."""
-    table, v = weights["model.embed_tokens.weight"], spec.vocabulary
+    table, v = weights[_head(spec)], spec.vocabulary
     logits = np.zeros((len(hidden), v.num_codebooks, v.codebook_block))
     for t, h in enumerate(hidden):
         for i in range(v.num_codebooks):
             for code in range(v.codebook_block):
                 logits[t, i, code] = table[v.text_size + i * v.codebook_block + code] @ h
     return logits
+
+
+def _head(spec: ModelSpec) -> str:
+    return "model.embed_tokens.weight" if spec.tied_head else "lm_head.weight"
 
 
 def latent_attention(d: DecoderSpec, w: Weights, x: list[Vector]) -> list[Vector]:
@@ -187,9 +191,13 @@ def magnitude(factor: float, mscale: float) -> float:
 def mixture(d: DecoderSpec, w: Weights, h: Vector) -> Vector:
     shares = softmax(w["gate.weight"] @ h)
     chosen = sorted(range(d.num_experts), key=lambda e: -shares[e])[: d.top_k]
-    out = swiglu(_under(w, "shared_experts."), h)
+    total = sum(shares[e] for e in chosen)
+    factor = 1 / total if d.normalise_top_k and d.top_k > 1 else d.routed_scale
+    out = np.zeros_like(h)
+    if d.num_shared_experts:
+        out = swiglu(_under(w, "shared_experts."), h)
     for e in chosen:
-        out = out + d.routed_scale * shares[e] * swiglu(_under(w, f"experts.{e}."), h)
+        out = out + factor * shares[e] * swiglu(_under(w, f"experts.{e}."), h)
     return out
 
 

@@ -71,6 +71,7 @@ class Decoder:
             rope_frequencies=self._floats(ROPE // 2),
             final_norm=self._floats(WIDTH),
             table=self._matrix(VOCABULARY, WIDTH),
+            head=self._matrix(VOCABULARY, WIDTH),
             layers=span_of(self.layer),
         )
         row_bytes = self.context.cache_row_bytes(LATENT, ROPE, "bfloat16")
@@ -183,6 +184,8 @@ def test_a_decoder_of_sizes_that_cannot_be_is_refused_by_the_fields_name(
         ("sizes.final_norm", "bytes of final_norm"),
         ("sizes.table.weights", "bytes of table weights"),
         ("sizes.table.scales", "bytes of table scales"),
+        ("sizes.head.weights", "bytes of head weights"),
+        ("sizes.head.scales", "bytes of head scales"),
         ("sizes.layers", "bytes of layers"),
         *(
             (f"layer.{matrix}.{part}", rf"bytes of layers\.0\.{matrix} {part}")

@@ -11,6 +11,7 @@ import pytest
 
 from deeptalk_edge.bundle.manifest import NATIVE_WEIGHTS
 from deeptalk_edge.checkpoint import Checkpoint
+from deeptalk_edge.expert_record import ExpertDtype
 from deeptalk_edge.export.native_weights import (
     NativePrecision,
     native_bytes,
@@ -64,6 +65,27 @@ def test_the_latents_norm_has_an_epsilon_of_its_own(library: NativeLibrary, tmp_
 def test_a_latent_may_be_wider_than_the_model(library: NativeLibrary, tmp_path: Path) -> None:
     spec = replace(WIDE, decoder=replace(WIDE.decoder, latent_dim=512))
     assert_every_path_is_right(random_bundles(spec, tmp_path, "int8"), library)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_a_head_of_its_own_and_layers_without_shared_experts_are_computed_as_they_are(
+    library: NativeLibrary, tmp_path: Path, dtype: ExpertDtype
+) -> None:
+    decoder = replace(WIDE.decoder, normalise_top_k=True, routed_scale=2.5, num_shared_experts=0)
+    spec = replace(WIDE, decoder=decoder, tied_head=False)
+    bundles = random_bundles(spec, tmp_path, dtype)
+    assert_every_path_is_right(bundles, library)
+    if dtype == "int8":
+        form = bundles[1].manifest.record_format
+        assert bundles[1].file(NATIVE_WEIGHTS).stat().st_size == native_bytes(spec, form)
+
+
+def test_the_weight_of_a_single_expert_is_scaled_and_not_normalised(
+    library: NativeLibrary, tmp_path: Path
+) -> None:
+    decoder = replace(WIDE.decoder, normalise_top_k=True, routed_scale=2.5, top_k=1)
+    bundles = random_bundles(replace(WIDE, decoder=decoder), tmp_path, "int8")
+    assert_every_path_is_right(bundles, library)
 
 
 @pytest.mark.parametrize("rows_at_once", [1, 3, 7])
