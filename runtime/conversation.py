@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from deeptalk_edge.errors import AudioError, SettingsError, UsageError
+from deeptalk_edge.errors import SettingsError, UsageError
 from deeptalk_edge.features import max_samples
 from deeptalk_edge.files import check_output, side_output
 from deeptalk_edge.lifetime import Lifetime, while_open
@@ -28,6 +28,7 @@ from deeptalk_edge.rows import Ids
 from deeptalk_edge.runtime.answer import Answer
 from deeptalk_edge.runtime.audio.codec import CodecGraph
 from deeptalk_edge.runtime.audio.encoder import Encoder
+from deeptalk_edge.runtime.audio.pcm import Pcm, as_pcm
 from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.runtime.engines import kernels_for, open_codec, open_engine
 from deeptalk_edge.runtime.events import AudioChunk, Metrics, TextPiece, TurnDone
@@ -121,10 +122,8 @@ class Conversation:
         """At 16 kHz: what the encoder hears at a time."""
         return max_samples(self._encoder_spec)
 
-    def ask(
-        self, question: Array | str
-    ) -> Generator[TextPiece | AudioChunk | TurnDone, None, None]:
-        """Answer a question: 16 kHz PCM (N,) of one utterance, or text.
+    def ask(self, question: Pcm | str) -> Generator[TextPiece | AudioChunk | TurnDone, None, None]:
+        """Answer a question: 16 kHz PCM (N,) of one utterance, float or int16, or text.
 
         The last event is `TurnDone`. A closed iterator ends the answer where it is.
 
@@ -134,14 +133,13 @@ class Conversation:
         another thread, or another process's.
         """
         self._expect_no_answer()
-        _check_question(question)
-        return self._answer_to(question)
+        return self._answer_to(_checked(question))
 
     def _answer_to(
         self, question: Array | str
     ) -> Generator[TextPiece | AudioChunk | TurnDone, None, None]:
         self.expect_question()
-        answer = self.begin(question)
+        answer = self._begin(question)
         try:
             while (pieces := answer.advance()) is not None:
                 for piece in pieces:
@@ -159,14 +157,17 @@ class Conversation:
         Changes no answer."""
         self._experts.listen()
 
-    def begin(self, question: Array | str) -> Answer:
+    def begin(self, question: Pcm | str) -> Answer:
         """An answer to advance step by step; the next one waits until this one is settled or
         discarded.
 
         Raises as `ask` does.
         """
         self._expect_no_answer()
-        _check_question(question)
+        return self._begin(_checked(question))
+
+    def _begin(self, question: Array | str) -> Answer:
+        self._expect_no_answer()
         self._answer = Answer(
             question,
             history=self._history,
@@ -285,18 +286,15 @@ class Conversation:
         )
 
 
-def _check_question(question: object) -> None:
-    """Raises AudioError or SettingsError if it is neither PCM nor text; `hear` checks samples."""
-    if isinstance(question, str):
-        try:
-            question.encode()
-        except UnicodeEncodeError as error:
-            raise SettingsError(f"the question is no text that UTF-8 can hold ({error})") from None
-    elif not isinstance(question, np.ndarray) or question.dtype.kind != "f":
-        found = type(question).__name__
-        if isinstance(question, np.ndarray):
-            found = f"an array of {question.dtype}"
-        raise AudioError(
-            f"a question is text, or 16 kHz PCM as an array (N,) of float32 from -1 to 1; found "
-            f"{found}; numpy.asarray(samples, numpy.float32) makes one of a list"
-        )
+def _checked(question: object) -> Array | str:
+    """Text as it is, PCM as the encoder takes it.
+
+    Raises AudioError or SettingsError if it is neither.
+    """
+    if not isinstance(question, str):
+        return as_pcm(question)
+    try:
+        question.encode()
+    except UnicodeEncodeError as error:
+        raise SettingsError(f"the question is no text that UTF-8 can hold ({error})") from None
+    return question

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from deeptalk_edge.errors import AudioError
 from deeptalk_edge.features import RATE_HZ
 from deeptalk_edge.runtime.audio.endpoint import FRAME_MS, EndpointSettings, voiced_span
-from deeptalk_edge.runtime.audio.wav import read_wav, resample
+from deeptalk_edge.runtime.audio.level import loud_dbfs, raise_quiet
+from deeptalk_edge.runtime.audio.sound_file import read_sound
+from deeptalk_edge.runtime.audio.wav import resample
 
 Array = NDArray[np.float32]
 
@@ -39,11 +41,12 @@ class WebRtcDetector:
 
 
 def read_utterance(path: Path) -> Array:
-    """The utterance in a WAV file, of any rate and channel count: 16 kHz mono (N,).
+    """The utterance in a sound file that is known to hold one, whatever its pauses: 16 kHz mono
+    (N,). `loop/utterances.py` finds several.
 
     Raises AudioError if the file cannot be used or there is no speech in it.
     """
-    pcm = resample(read_wav(path), RATE_HZ).pcm
+    pcm = raise_quiet(resample(read_sound(path), RATE_HZ).pcm, str(path))
     start, end = find_utterance(pcm, WebRtcDetector())
     return pcm[start:end]
 
@@ -61,8 +64,8 @@ def find_utterance(
     span = voiced_span([detector.is_voiced(frame) for frame in frames], settings)
     if span is None:
         raise AudioError(
-            f"no speech heard in {len(pcm) / RATE_HZ:.1f} s of sound; speak up, move closer, or "
-            "check the microphone"
+            f"no speech heard in {len(pcm) / RATE_HZ:.1f} s of sound, the loudest of it at "
+            f"{loud_dbfs(pcm):.0f} dBFS; speak up, move closer, or check the microphone"
         )
     first, end = span
     start = first * FRAME_SAMPLES - settings.pre_roll_ms * RATE_HZ // 1000

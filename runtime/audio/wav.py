@@ -1,7 +1,9 @@
 """WAV files: read whatever people record, write what the model says.
 
-read    RIFF with 8, 16, 24 or 32-bit integers or 32 or 64-bit floats, plain or extensible header,
-        any rate, any number of channels (averaged to mono)
+read    RIFF, RIFX (its big-endian twin), RF64 and BW64 (for more than 4 GiB); integers of 8, 16, 24
+        or 32 bits, floats of 32 or 64, mu-law, A-law; any rate and number of channels
+length  what a program writes that cannot know the length (0, or just below a round limit) means: to
+        the end of the file. Any other length that the file does not reach is an error: it was cut
 write   16-bit mono under a temporary name, which closing renames; valid at every moment, so what
         was said before an interruption, a full disk or a SIGKILL is kept
 """
@@ -12,6 +14,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 import numpy as np
 import soxr
@@ -19,12 +22,20 @@ from numpy.typing import NDArray
 
 from deeptalk_edge.errors import AudioError, DoesNotFit
 from deeptalk_edge.files import OutputFile, open_input, refusing
+from deeptalk_edge.runtime.audio.pcm import Downmix, within_scale
+from deeptalk_edge.runtime.audio.wav_encodings import EXTENSIBLE, PCM, ByteOrder, decode
 
 Array = NDArray[np.float32]
 
-_PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
-_UNKNOWN_BYTES = 0xFFFFFFFF  # what a program that writes to a pipe puts for the size
-_HEADER_BYTES = 44
+# What a program that writes to a pipe puts for the size, in RIFF and in RF64.
+_UNKNOWN_BYTES, _UNKNOWN_BYTES_64 = 2**32 - 1, 2**64 - 1
+_HEAD_BYTES = 12  # what tells a WAV file
+_HEADER_BYTES = 44  # of what is written here
+# Lengths that stand for an unknown one lie below these: ffmpeg 2**32 - 1; arecord 2**31; sox and
+# espeak-ng 2**31 - 4096, rounded to whole frames; servers 2,000,000,000.
+_ROUND_LIMITS = (2_000_000_000, 2**31, 2**32)
+_BELOW_A_LIMIT = 8192
+_KINDS: dict[bytes, ByteOrder] = {b"RIFF": "<", b"RIFX": ">", b"RF64": "<", b"BW64": "<"}
 
 MAX_BYTES = _UNKNOWN_BYTES - _HEADER_BYTES
 """Of samples in one file."""
@@ -51,29 +62,61 @@ class _Format:
     bits: int
 
 
-def read_wav(path: Path | str) -> Sound:
-    """Read a WAV file as mono.
+class WavEncodingUnknown(AudioError):
+    """A whole WAV file whose samples are encoded in a way that nobody here knows."""
 
-    Raises AudioError if it is not one, is truncated or empty, holds NaN, or is compressed.
+    def __init__(self, path: Path, encoding: str) -> None:
+        super().__init__(f"{path}: {encoding}; convert the file to 16-bit PCM")
+        self.encoding = encoding
+
+
+def read_wav(path: Path | str) -> Sound:
+    """Read a WAV file as mono; `read_sound` reads other files, too.
+
+    Raises AudioError if it is not one, is truncated or empty, holds NaN or samples far beyond full
+    scale, or is compressed.
     """
     path = Path(path)
     try:
         with open_input(path) as file:
-            content = file.read(12)
-            if len(content) < 12 or content[:4] != b"RIFF" or content[8:12] != b"WAVE":
+            content = read_head(file)
+            if not is_wav(content):
                 raise AudioError(
                     f"{path}: not a WAV file; convert it, for example with `ffmpeg -i`"
                 )
             content += file.read()
     except OSError as error:
         raise AudioError(f"{path}: cannot be read ({error.strerror or error})") from error
-    fmt, samples = _chunks(path, content)
-    pcm = _decode(path, fmt, samples)
-    if pcm.size == 0:
+    return parse_wav(path, content)
+
+
+def read_head(file: BinaryIO) -> bytes:
+    """As much as tells what a file is."""
+    return file.read(_HEAD_BYTES)
+
+
+def is_wav(head: bytes) -> bool:
+    """Whether a file that begins like this is a WAV file."""
+    return head[:4] in _KINDS and head[8:12] == b"WAVE"
+
+
+def parse_wav(path: Path, content: bytes) -> Sound:
+    """The sound in a WAV file's bytes; `path` is for messages.
+
+    Raises AudioError as `read_wav` does, WavEncodingUnknown if only the encoding stands in the way.
+    """
+    order = _KINDS[content[:4]]
+    fmt, samples = _Chunks(path, content, order).find()
+    frame_bytes = fmt.num_channels * fmt.bits // 8
+    if frame_bytes:  # an incomplete last frame is dropped
+        samples = samples[: len(samples) - len(samples) % frame_bytes]
+    wide = decode(samples, fmt.tag, fmt.bits, order)
+    if wide is None:
+        raise WavEncodingUnknown(path, f"encoding {fmt.tag} with {fmt.bits} bits")
+    if wide.size == 0:
         raise AudioError(f"{path}: the file holds no samples; record again")
-    if not np.isfinite(pcm).all():
-        raise AudioError(f"{path}: the file holds NaN or infinite samples; repair the recording")
-    return Sound(pcm, fmt.rate_hz)
+    wide = within_scale(wide.reshape(-1, fmt.num_channels), str(path))
+    return Sound(Downmix(str(path)).push(wide), fmt.rate_hz)
 
 
 def resample(sound: Sound, rate_hz: int) -> Sound:
@@ -157,66 +200,82 @@ class WavWriter:
         self.close()
 
 
-def _chunks(path: Path, content: bytes) -> tuple[_Format, bytes]:
-    """The format and the bytes of the samples."""
-    fmt, place = None, 12
-    while place + 8 <= len(content):
-        name, num_bytes = content[place : place + 4], _u32(content, place + 4)
-        body = content[place + 8 : place + 8 + num_bytes]
-        if name == b"data" and num_bytes == _UNKNOWN_BYTES:
-            num_bytes = len(body)
+class _Chunks:
+    """Walks through the chunks of a WAV file."""
+
+    def __init__(self, path: Path, content: bytes, order: ByteOrder) -> None:
+        self._path, self._content, self._order = path, content, order
+        self._data_bytes = 0  # of an RF64 file, which has it in a chunk of its own
+
+    def find(self) -> tuple[_Format, bytes]:
+        """The format and the bytes of the samples.
+
+        Raises AudioError if either is missing or damaged.
+        """
+        content, fmt, place = self._content, None, _HEAD_BYTES
+        while place + 8 <= len(content):
+            name, num_bytes = content[place : place + 4], self._u32(place + 4)
+            if name == b"data":
+                if fmt is None:
+                    raise AudioError(f"{self._path}: samples before their format; convert the file")
+                return fmt, self._samples(place + 8, num_bytes)
+            body = self._body(name, place + 8, num_bytes)
+            if name == b"fmt ":
+                fmt = self._parse_format(body)
+            elif name == b"ds64" and len(body) >= 16:
+                (self._data_bytes,) = struct.unpack_from("<Q", body, 8)
+            place = self._next_chunk(place + 8 + num_bytes, num_bytes)
+        raise AudioError(
+            f"{self._path}: truncated: no samples follow the header; copy the file again"
+        )
+
+    def _samples(self, start: int, num_bytes: int) -> bytes:
+        if num_bytes == _UNKNOWN_BYTES and self._data_bytes not in (0, _UNKNOWN_BYTES_64):
+            num_bytes = self._data_bytes
+        if self._is_unknown(num_bytes):
+            num_bytes = len(self._content) - start
+        return self._body(b"data", start, num_bytes)
+
+    def _is_unknown(self, num_bytes: int) -> bool:
+        if num_bytes == 0:  # unless the file's own length says that there are none
+            return self._u32(4) + 8 != len(self._content)
+        below = [limit - num_bytes for limit in _ROUND_LIMITS]
+        return any(0 <= gap <= _BELOW_A_LIMIT for gap in below) and num_bytes > len(self._content)
+
+    def _body(self, name: bytes, start: int, num_bytes: int) -> bytes:
+        body = self._content[start : start + num_bytes]
         if len(body) < num_bytes:
             raise AudioError(
-                f"{path}: truncated: {name.decode('latin-1')!r} has {len(body)} of {num_bytes} "
-                "bytes; copy the file again"
+                f"{self._path}: truncated: {name.decode('latin-1')!r} has {len(body)} of "
+                f"{num_bytes} bytes; copy the file again"
             )
-        if name == b"fmt ":
-            fmt = _parse_format(path, body)
-        elif name == b"data":
-            if fmt is None:
-                raise AudioError(f"{path}: samples before their format; convert the file")
-            return fmt, body
-        place += 8 + num_bytes + num_bytes % 2  # chunks are padded to even sizes
-    raise AudioError(f"{path}: truncated: no samples follow the header; copy the file again")
+        return body
 
+    def _next_chunk(self, end: int, num_bytes: int) -> int:
+        """Chunks are padded to even sizes; some programs forget it."""
+        if num_bytes % 2 == 0:
+            return end
+        is_padded = self._content[end : end + 1] == b"\0"
+        is_padded = is_padded or self._content[end + 1 : end + 5] in (b"fmt ", b"data")
+        return end + is_padded
 
-def _parse_format(path: Path, body: bytes) -> _Format:
-    if len(body) < 16:
-        raise AudioError(f"{path}: truncated: the format has {len(body)} of 16 bytes")
-    tag, num_channels, rate_hz, _, _, bits = struct.unpack_from("<HHIIHH", body)
-    if tag == _EXTENSIBLE and len(body) >= 26:
-        (tag,) = struct.unpack_from("<H", body, 24)  # the sub-format's GUID begins with the tag
-    if not num_channels or not rate_hz:
-        raise AudioError(f"{path}: {num_channels} channels at {rate_hz} Hz; the header is damaged")
-    return _Format(tag, num_channels, rate_hz, bits)
-
-
-def _decode(path: Path, fmt: _Format, samples: bytes) -> Array:
-    """Bytes to mono (N,); an incomplete last frame is dropped."""
-    frame_bytes = fmt.num_channels * fmt.bits // 8
-    if frame_bytes:
-        samples = samples[: len(samples) - len(samples) % frame_bytes]
-    match fmt.tag, fmt.bits:
-        case 1, 8:
-            wide = np.frombuffer(samples, np.uint8).astype(np.float32) / 128 - 1
-        case 1, 16:
-            wide = np.frombuffer(samples, "<i2").astype(np.float32) / 2**15
-        case 1, 24:
-            triples = np.frombuffer(samples, np.uint8).reshape(-1, 3)
-            padded = np.pad(triples, ((0, 0), (1, 0)))  # the low byte of an int32
-            wide = padded.reshape(-1).view("<i4").astype(np.float32) / 2**31
-        case 1, 32:
-            wide = (np.frombuffer(samples, "<i4") / 2**31).astype(np.float32)
-        case 3, 32:
-            wide = np.frombuffer(samples, "<f4").astype(np.float32)
-        case 3, 64:
-            wide = np.frombuffer(samples, "<f8").astype(np.float32)
-        case tag, bits:
+    def _parse_format(self, body: bytes) -> _Format:
+        path = self._path
+        if len(body) < 16:
+            raise AudioError(f"{path}: truncated: the format has {len(body)} of 16 bytes")
+        tag, num_channels, rate_hz, _, _, bits = struct.unpack_from(f"{self._order}HHIIHH", body)
+        if tag == EXTENSIBLE and len(body) >= 26:
+            # The sub-format's GUID begins with the tag.
+            (tag,) = struct.unpack_from(f"{self._order}H", body, 24)
+        if not num_channels or not rate_hz:
             raise AudioError(
-                f"{path}: encoding {tag} with {bits} bits; convert the file to 16-bit PCM"
+                f"{path}: {num_channels} channels at {rate_hz} Hz; the header is damaged"
             )
-    mono: Array = wide.reshape(-1, fmt.num_channels).mean(axis=1, dtype=np.float32)
-    return mono
+        return _Format(tag, num_channels, rate_hz, bits)
+
+    def _u32(self, place: int) -> int:
+        (number,) = struct.unpack_from(f"{self._order}I", self._content, place)
+        return int(number)
 
 
 def _header(rate_hz: int, num_samples: int | None) -> bytes:
@@ -225,10 +284,6 @@ def _header(rate_hz: int, num_samples: int | None) -> bytes:
     riff_bytes = min(_HEADER_BYTES - 8 + data_bytes, _UNKNOWN_BYTES)
     return (
         struct.pack("<4sI4s", b"RIFF", riff_bytes, b"WAVE")
-        + struct.pack("<4sIHHIIHH", b"fmt ", 16, _PCM, 1, rate_hz, 2 * rate_hz, 2, 16)
+        + struct.pack("<4sIHHIIHH", b"fmt ", 16, PCM, 1, rate_hz, 2 * rate_hz, 2, 16)
         + struct.pack("<4sI", b"data", data_bytes)
     )
-
-
-def _u32(content: bytes, place: int) -> int:
-    return int.from_bytes(content[place : place + 4], "little")

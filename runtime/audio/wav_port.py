@@ -8,8 +8,9 @@ from pathlib import Path
 from deeptalk_edge.features import RATE_HZ
 from deeptalk_edge.runtime.audio.endpoint import FRAME_MS
 from deeptalk_edge.runtime.audio.ports import PLAY_RATE_HZ, MicFrame
+from deeptalk_edge.runtime.audio.sound_file import read_sound
 from deeptalk_edge.runtime.audio.virtual_port import EchoPath, VirtualPort, recording
-from deeptalk_edge.runtime.audio.wav import WavWriter, read_wav, resample
+from deeptalk_edge.runtime.audio.wav import WavWriter, resample
 
 
 class WavPort(VirtualPort):
@@ -31,7 +32,7 @@ class WavPort(VirtualPort):
 
         Raises AudioError if the recording cannot be used or the other file cannot be written.
         """
-        pcm = resample(read_wav(microphone), RATE_HZ).pcm
+        pcm = resample(read_sound(microphone), RATE_HZ).pcm
         self._num_samples = len(pcm)
         self._writer = WavWriter(loudspeaker, PLAY_RATE_HZ) if loudspeaker else None
         self._is_realtime = is_realtime

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import struct
 import wave
 from pathlib import Path
 
@@ -68,9 +69,118 @@ def test_chunks_before_the_samples_are_skipped_padding_included(path: Path) -> N
     assert len(read_wav(path).pcm) == 1600
 
 
-def test_a_piped_file_of_unknown_length_reads_to_its_end(path: Path) -> None:
-    path.write_bytes(wav_bytes(encode(voice(0.1), PCM, 16) + b"\0", claimed_bytes=0xFFFFFFFF))
+SAMPLES = encode(voice(0.1), PCM, 16)
+
+
+def with_riff_size(content: bytes, num_bytes: int) -> bytes:
+    return content[:4] + struct.pack("<I", num_bytes) + content[8:]
+
+
+@pytest.mark.parametrize(
+    ("riff_bytes", "data_bytes"),
+    [
+        (0xFFFFFFFF, 0xFFFFFFFF),  # ffmpeg to a pipe
+        (0x80000024, 0x80000000),  # arecord
+        (0x7FFFF024, 0x7FFFF000),  # espeak-ng, sox
+        (0x7FFFF020, 0x7FFFEFFC),  # sox, whole frames of 6 bytes
+        (0x7FFFFFFF, 0x7FFFFFFF),
+        (0xFFFFFFFF, 0xFFFFFFFF - 44),
+        (2_000_000_036, 2_000_000_000),
+        (0, 0),  # a recorder that was killed
+        (36, 0),
+    ],
+)
+@pytest.mark.parametrize("tail", [b"", b"\0"])
+def test_a_length_that_stands_for_an_unknown_one_means_to_the_end(
+    path: Path, riff_bytes: int, data_bytes: int, tail: bytes
+) -> None:
+    content = wav_bytes(SAMPLES + tail, claimed_bytes=data_bytes)
+    path.write_bytes(with_riff_size(content, riff_bytes))
     assert len(read_wav(path).pcm) == 1600
+
+
+@pytest.mark.parametrize("data_bytes", [3201, 4000, 1_000_000_000, 0x60000000, 0x90000000])
+def test_a_plausible_length_that_is_not_reached_is_a_cut_file(path: Path, data_bytes: int) -> None:
+    path.write_bytes(wav_bytes(SAMPLES, claimed_bytes=data_bytes))
+    with pytest.raises(AudioError, match=f"'data' has 3200 of {data_bytes} bytes"):
+        read_wav(path)
+
+
+def test_no_samples_before_a_chunk_are_no_samples(path: Path) -> None:
+    content = wav_bytes(b"LIST\x04\0\0\0abcd", claimed_bytes=0)
+    path.write_bytes(with_riff_size(content, len(content) - 8))
+    with pytest.raises(AudioError, match="holds no samples"):
+        read_wav(path)
+
+
+@pytest.mark.parametrize("odd", [b"LIST\x03\0\0\0abc", b"LIST\x03\0\0\0abcx"])
+def test_an_odd_chunk_without_its_padding_is_read(path: Path, odd: bytes) -> None:
+    path.write_bytes(wav_bytes(SAMPLES, before=odd))
+    assert len(read_wav(path).pcm) == 1600
+
+
+@pytest.mark.parametrize("data_bytes", [3200, 0, 0xFFFFFFFFFFFFFFFF])
+@pytest.mark.parametrize("kind", [b"RF64", b"BW64"])
+def test_a_file_made_for_more_than_4_gib_is_read(path: Path, kind: bytes, data_bytes: int) -> None:
+    sizes = b"ds64" + struct.pack("<IQQQI", 28, 0, data_bytes, 1600, 0)
+    form = wav_bytes(SAMPLES, claimed_bytes=0xFFFFFFFF)[12:]
+    path.write_bytes(kind + struct.pack("<I", 0xFFFFFFFF) + b"WAVE" + sizes + form)
+    assert len(read_wav(path).pcm) == 1600
+
+
+def test_a_cut_file_made_for_more_than_4_gib_is_refused(path: Path) -> None:
+    sizes = b"ds64" + struct.pack("<IQQQI", 28, 0, 5_000_000_000, 1600, 0)
+    form = wav_bytes(SAMPLES, claimed_bytes=0xFFFFFFFF)[12:]
+    path.write_bytes(b"RF64" + struct.pack("<I", 0xFFFFFFFF) + b"WAVE" + sizes + form)
+    with pytest.raises(AudioError, match="'data' has 3200 of 5000000000 bytes"):
+        read_wav(path)
+
+
+def test_a_big_endian_file_is_read(path: Path) -> None:
+    form = struct.pack(">HHIIHH", 1, 1, 16000, 32000, 2, 16)
+    body = b"WAVEfmt " + struct.pack(">I", 16) + form + b"data" + struct.pack(">I", len(SAMPLES))
+    body += np.frombuffer(SAMPLES, "<i2").astype(">i2").tobytes()
+    path.write_bytes(b"RIFX" + struct.pack(">I", len(body)) + body)
+    np.testing.assert_allclose(read_wav(path).pcm, voice(0.1), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("tag", "codes", "values"),
+    [
+        (6, [0xD5, 0x55, 0xAA, 0x2A, 0xD4, 0xC5], [8, -8, 32256, -32256, 24, 264]),
+        (7, [0xFF, 0x7F, 0x80, 0x00, 0xFE, 0xEF], [0, 0, 32124, -32124, 8, 132]),
+    ],
+)
+def test_the_telephone_s_encodings_are_read(
+    path: Path, tag: int, codes: list[int], values: list[int]
+) -> None:
+    """The values are those of ITU-T G.711 on a scale of 16 bits."""
+    path.write_bytes(wav_bytes(bytes(codes), tag=tag, bits=8))
+    np.testing.assert_array_equal(read_wav(path).pcm * 2**15, values)
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_floats_far_beyond_full_scale_are_refused_with_their_value(path: Path, bits: int) -> None:
+    sound = voice(0.1) / np.abs(voice(0.1)).max() * 32767
+    path.write_bytes(wav_bytes(encode(sound, FLOAT, bits), tag=FLOAT, bits=bits))
+    with pytest.raises(AudioError, match=r"question\.wav: float samples reach 32767"):
+        read_wav(path)
+
+
+def test_floats_a_little_beyond_full_scale_are_clipped_with_a_word(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sound = voice(0.1) / np.abs(voice(0.1)).max() * 1.5
+    path.write_bytes(wav_bytes(encode(sound, FLOAT, 32), tag=FLOAT, bits=32))
+    np.testing.assert_array_equal(read_wav(path).pcm, sound.clip(-1, 1))
+    assert "question.wav: samples reach 1.50" in caplog.text
+
+
+def test_stereo_in_antiphase_does_not_vanish(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    wide = np.stack([voice(0.1), -voice(0.1)], axis=1)
+    path.write_bytes(wav_bytes(encode(wide, PCM, 16), channels=2))
+    np.testing.assert_allclose(read_wav(path).pcm, voice(0.1), atol=1e-4)
+    assert "question.wav: the channels cancel each other; channel 1 of 2" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -88,7 +198,7 @@ def test_a_piped_file_of_unknown_length_reads_to_its_end(path: Path) -> None:
             "NaN or infinite",
         ),
         (wav_bytes(np.array([np.inf, 0]).tobytes(), tag=FLOAT, bits=64), "NaN or infinite"),
-        (wav_bytes(bytes(100), tag=7, bits=8), "encoding 7 with 8 bits; convert"),
+        (wav_bytes(bytes(100), tag=2, bits=4), "encoding 2 with 4 bits; convert"),
         (wav_bytes(bytes(100), bits=12), "encoding 1 with 12 bits"),
         (wav_bytes(bytes(100), channels=0), "0 channels at 16000 Hz"),
         (wav_bytes(bytes(100), rate_hz=0), "1 channels at 0 Hz"),
