@@ -1,4 +1,4 @@
-"""Ask a bundle one spoken question; the answer's text and sound come as they are made."""
+"""Ask a bundle what a recording asks; the answers' text and sound come as they are made."""
 
 import argparse
 import sys
@@ -6,10 +6,10 @@ from pathlib import Path
 
 from deeptalk_edge.cli import as_program
 from deeptalk_edge.files import check_inputs_stay
-from deeptalk_edge.runtime.audio.vad import read_utterance
 from deeptalk_edge.runtime.audio.wav import WavWriter
 from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.runtime.conversation import AudioChunk, Conversation, TextPiece
+from deeptalk_edge.runtime.loop.utterances import read_utterances
 
 
 def main(bundle: Path, question: Path, answer: Path) -> None:
@@ -18,12 +18,13 @@ def main(bundle: Path, question: Path, answer: Path) -> None:
         Conversation(Bundle.open(bundle)) as talk,
         WavWriter(answer, talk.rate_hz) as writer,
     ):
-        for event in talk.ask(read_utterance(question)):
-            if isinstance(event, TextPiece):
-                print(event.text, end="", flush=True)
-            elif isinstance(event, AudioChunk):
-                writer.write(event.pcm)  # or hand it to a sound card
-    print()
+        for utterance in read_utterances(question, talk.max_question_samples):
+            for event in talk.ask(utterance):
+                if isinstance(event, TextPiece):
+                    print(event.text, end="", flush=True)
+                elif isinstance(event, AudioChunk):
+                    writer.write(event.pcm)  # or hand it to a sound card
+            print()
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from deeptalk_edge.runtime.loop import live_command
 
 if TYPE_CHECKING:  # loading these takes longer than `--help` may
     from deeptalk_edge.runtime.conversation import Conversation, Metrics, TurnDone
+    from deeptalk_edge.runtime.questions import Question
 
 _AHEAD_S = 0.5  # sound that --realtime produces ahead of its playing
 
@@ -30,7 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--bundle", type=Path, required=True, help="directory made by `deeptalk-edge export`"
     )
     parser.add_argument(
-        "--wav", type=Path, nargs="+", default=[], metavar="WAV", help="spoken questions, in turn"
+        "--wav",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="WAV",
+        help="spoken questions, in turn; each utterance in a file is one",
     )
     parser.add_argument(
         "--text", action="append", default=[], help="a written question; may be repeated"
@@ -110,23 +116,34 @@ def main(args: argparse.Namespace) -> int:
     was said so far is saved.
     """
     from deeptalk_edge.errors import SettingsError
+    from deeptalk_edge.features import max_samples
+    from deeptalk_edge.runtime.audio.end_of_turn import open_end_of_turn
     from deeptalk_edge.runtime.bundle import Bundle
     from deeptalk_edge.runtime.conversation import Conversation, ConversationSettings
     from deeptalk_edge.runtime.experts.from_bundle import PagingSettings
     from deeptalk_edge.runtime.named_files import answer_place, check_files
+    from deeptalk_edge.runtime.questions import open_questions
     from deeptalk_edge.signature import PublicKey
 
-    questions = [*args.wav, *args.text]
     live_command.check(args)
-    if not questions and not args.mic:
+    num_named = len(args.wav) + len(args.text)
+    if not num_named and not args.mic:
         raise SettingsError(
             "nothing to ask: name a recording with --wav, a question with --text, or talk with "
             "--mic"
         )
-    check_files(args)
+    check_files(args, num_named)
     start_s = time.perf_counter()
     key = PublicKey.read(args.require_signature) if args.require_signature else None
     bundle = Bundle.open(args.bundle, public_key=key)
+    questions = open_questions(
+        args.wav,
+        args.text,
+        max_samples(bundle.manifest.model.encoder),
+        open_end_of_turn(args.hangover),
+    )
+    if len(questions) > num_named:
+        check_files(args, len(questions))
     settings = ConversationSettings.of(
         bundle,
         mode=args.mode,
@@ -161,7 +178,7 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _take_turn(
-    talk: Conversation, question: Path | str, out: Path | None, turn: int, args: argparse.Namespace
+    talk: Conversation, question: Question, out: Path | None, turn: int, args: argparse.Namespace
 ) -> Metrics:
     """Ask one question; show, write and pace the answer."""
     from deeptalk_edge.runtime.audio.wav import WavWriter
@@ -171,14 +188,13 @@ def _take_turn(
         if not args.json:
             print(text, end="", flush=True, file=_transcript(args))
 
-    pcm, described, speech_s = _hear(question)
     done: TurnDone | None = None
     first_sound = True
     with ExitStack() as stack:
         writer = stack.enter_context(WavWriter(out, talk.rate_hz)) if out else None
-        say(f"you: {described}\ndeeptalk: ")
+        say(f"you: {question.shown}\ndeeptalk: ")
         player = _Pace(talk.rate_hz) if args.realtime else None
-        events: Iterator[Any] = talk.ask(pcm)
+        events: Iterator[Any] = talk.ask(question.content)
         try:
             for event in events:
                 if isinstance(event, TextPiece):
@@ -208,20 +224,8 @@ def _take_turn(
     if player and player.late_s:
         log.warning("turn %d: the sound would have stuttered for %.2f s", turn, player.late_s)
     if args.json:
-        print(json.dumps(_as_json(turn, question, speech_s, out, done, player)), flush=True)
+        print(json.dumps(_as_json(turn, question, out, done, player)), flush=True)
     return done.metrics
-
-
-def _hear(question: Path | str) -> tuple[Any, str, float | None]:
-    """What to ask, how to show it, and the seconds of speech in it."""
-    if isinstance(question, str):
-        return question, question, None
-    from deeptalk_edge.features import RATE_HZ
-    from deeptalk_edge.runtime.audio.vad import read_utterance
-
-    pcm = read_utterance(question)
-    speech_s = len(pcm) / RATE_HZ
-    return pcm, f"{question.name} ({speech_s:.1f} s of speech)", speech_s
 
 
 class _Pace:
@@ -243,16 +247,16 @@ class _Pace:
 
 def _as_json(
     turn: int,
-    question: Path | str,
-    speech_s: float | None,
+    question: Question,
     out: Path | None,
     done: TurnDone,
     player: _Pace | None,
 ) -> dict[str, Any]:
     return {
         "turn": turn,
-        "question": str(question),
-        "speech_s": speech_s,
+        "question": question.source,
+        "utterance": question.utterance,
+        "speech_s": question.speech_s,
         "text": done.text,
         "out": str(out) if out and done.metrics.audio_s else None,
         **dataclasses.asdict(done.metrics),

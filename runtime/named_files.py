@@ -15,12 +15,13 @@ from deeptalk_edge.files import STDOUT, check_directory, check_inputs_stay, chec
 from deeptalk_edge.runtime.loop.recorder import is_recording
 
 
-def check_files(args: argparse.Namespace) -> None:
-    """Refuse outputs that cannot be written or that would overwrite what the user gave.
+def check_files(args: argparse.Namespace, num_turns: int) -> None:
+    """Refuse outputs that cannot be written or that would overwrite what the user gave; `num_turns`
+    questions are asked.
 
     Raises SettingsError naming the place, DoesNotFit if its disk is full.
     """
-    outputs = list(_outputs(args))
+    outputs = list(_outputs(args, num_turns))
     check_inputs_stay(_inputs(args), outputs)
     for place in outputs:
         check_output(place)
@@ -53,8 +54,7 @@ def _inputs(args: argparse.Namespace) -> Iterator[Path]:
         yield from args.bundle.iterdir()
 
 
-def _outputs(args: argparse.Namespace) -> Iterator[Path]:
-    num_turns = len(args.wav) + len(args.text)
+def _outputs(args: argparse.Namespace, num_turns: int) -> Iterator[Path]:
     if args.out == STDOUT and (num_turns > 1 or args.json):
         raise SettingsError("--out - is one WAV on stdout: ask one question, and without --json")
     for turn in range(1, num_turns + 1):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from deeptalk_edge.errors import SettingsError
+from deeptalk_edge.features import RATE_HZ
 from deeptalk_edge.runtime.audio.endpoint import FRAME_MS
 
 Commit = Literal["heard", "full"]
+
+_SAMPLES_PER_MS = RATE_HZ // 1000
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,3 +97,18 @@ class LoopSettings:
                     f"{shorter} = {getattr(self, shorter)}: expected less than "
                     f"{longer} = {getattr(self, longer)}"
                 )
+
+    def within(self, max_question_samples: int) -> LoopSettings:
+        """The same for a model that hears so many samples at a time, margins included."""
+        margins_ms = self.pre_roll_ms + self.speculate_ms
+        longest_ms = max_question_samples // _SAMPLES_PER_MS - margins_ms
+        return replace(self, max_utterance_ms=min(self.max_utterance_ms, longest_ms))
+
+    def warn_if_cut(self, spoken_samples: int) -> None:
+        """Say so if an utterance ended because it cannot be longer."""
+        if spoken_samples >= self.max_utterance_ms * _SAMPLES_PER_MS:
+            log.warning(
+                "speech without a pause for %.1f s, the longest question: it ends there, and the "
+                "rest is a question of its own",
+                self.max_utterance_ms / 1000,
+            )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -113,10 +113,7 @@ class VoiceLoop:
         emit: Callable[[LiveEvent], None],
         trace: Trace,
     ) -> None:
-        margins_ms = settings.pre_roll_ms + settings.speculate_ms
-        longest_ms = max_question_samples // _SAMPLES_PER_MS - margins_ms
-        longest_ms = min(settings.max_utterance_ms, longest_ms)
-        self._settings = replace(settings, max_utterance_ms=longest_ms)
+        self._settings = settings.within(max_question_samples)
         self._mind, self._port = mind, port
         self._max_question_samples = max_question_samples
         self._detector, self._canceller = detector, canceller
@@ -331,6 +328,7 @@ class VoiceLoop:
             num_discarded=self._num_discarded,
             underruns_before=self._port.counters().underruns,
         )
+        self._settings.warn_if_cut(self.loop.last_voice - self.loop.opened)
         self._emit(SpeechEnded((self.loop.last_voice - self.loop.opened) / RATE_HZ))
 
     def _hold(self) -> None:

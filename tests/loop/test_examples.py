@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 
 from deeptalk_edge.runtime.audio.ports import MicFrame
+from deeptalk_edge.runtime.audio.wav import WavWriter, read_wav
 from deeptalk_edge.runtime.audio.wav_port import WavPort
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -77,10 +78,14 @@ def test_an_example_ends_on_ctrl_c_without_a_word(bundle_path: Path, tmp_path: P
     ending = "import os, signal, threading\n"
     ending += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     ending += "from deeptalk_edge.runtime.conversation import Conversation\n"
-    ending += "Conversation.begin = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
-    done = _run("ask", bundle_path, SPOKEN, tmp_path / "answer.wav", ending=ending)
+    ending += "Conversation.ask = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
+    with WavWriter(tmp_path / "question.wav", 16000) as writer:
+        writer.write(read_wav(SPOKEN).pcm[:19200])  # what the test bundle's window holds
+    done = _run(
+        "ask", bundle_path, tmp_path / "question.wav", tmp_path / "answer.wav", ending=ending
+    )
     assert (done.returncode, done.stderr) == (130, "")
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["question.wav"]
 
 
 def test_an_example_does_not_answer_over_the_question(bundle_path: Path, tmp_path: Path) -> None:

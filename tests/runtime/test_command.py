@@ -10,24 +10,33 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from deeptalk_edge.cli import main
-from deeptalk_edge.runtime.audio.wav import WavWriter, read_wav
+from deeptalk_edge.runtime.audio.wav import Sound, WavWriter, read_wav, resample
 from deeptalk_edge.runtime.experts.policy import Phase
 from deeptalk_edge.runtime.experts.study import open_routes
 from tests.disks import device_node, small_disk
 from tests.manifests import edit_manifest
-from tests.runtime.sounds import silence, voice
+from tests.runtime.sounds import silence
+
+ROOT = Path(__file__).resolve().parents[2]
+SPOKEN = sorted((ROOT / "checkpoints" / "tiny" / "questions").glob("*.wav"))[0]
 
 
 @pytest.fixture
 def question(tmp_path: Path) -> Path:
     """A spoken question at 48 kHz, with silence around it."""
     path = tmp_path / "question.wav"
-    around = silence(0.6, 48000)
     with WavWriter(path, 48000) as writer:
-        writer.write(np.concatenate([around, voice(0.8, 48000), around]))
+        writer.write(asked(1))
     return path
+
+
+def asked(times: int) -> NDArray[np.float32]:
+    """The beginning of a spoken question at 48 kHz, again and again, with silence around it."""
+    spoken = resample(Sound(read_wav(SPOKEN).pcm[:19200], 16000), 48000).pcm
+    return np.concatenate([silence(0.6, 48000), *[spoken, silence(1.4, 48000)] * times])
 
 
 def test_a_spoken_question_gets_a_spoken_answer(
@@ -61,6 +70,46 @@ def test_json_is_one_object_a_turn(
     for turn in turns:
         assert turn["out"] == str(tmp_path / f"answer-{turn['turn']}.wav")
         assert read_wav(turn["out"]).seconds == pytest.approx(turn["audio_s"])
+
+
+def test_each_utterance_in_a_file_is_a_turn_with_its_own_answer(
+    bundle_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with WavWriter(tmp_path / "three.wav", 48000) as writer:
+        writer.write(asked(3))
+    argv = ["run", "--bundle", str(bundle_path), "--wav", str(tmp_path / "three.wav")]
+    assert main([*argv, "--out", str(tmp_path / "answer.wav"), "--json"]) == 0
+    turns = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [turn["utterance"] for turn in turns] == [1, 2, 3]
+    assert {turn["question"] for turn in turns} == {str(tmp_path / "three.wav")}
+    assert [Path(turn["out"]).name for turn in turns] == [f"answer-{n}.wav" for n in (1, 2, 3)]
+    assert not (tmp_path / "answer.wav").exists()
+    assert main([*argv, "--mode", "text"]) == 0
+    assert "you: three.wav, 2 of 3 (1." in capsys.readouterr().out
+    assert main([*argv, "--out", "-"]) == 1
+    assert "one WAV on stdout" in capsys.readouterr().err
+    (tmp_path / "answer-2.wav").unlink()
+    (tmp_path / "answer-2.wav").symlink_to(tmp_path / "three.wav")
+    assert main([*argv, "--out", str(tmp_path / "answer.wav")]) == 1
+    assert "is the same file as" in capsys.readouterr().err
+
+
+def test_speech_longer_than_the_window_is_cut_into_questions_with_a_word(
+    bundle_path: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    spoken = np.concatenate([read_wav(SPOKEN).pcm[:19200]] * 3)
+    with WavWriter(tmp_path / "long.wav", 16000) as writer:
+        writer.write(spoken)
+    argv = ["run", "--bundle", str(bundle_path), "--wav", str(tmp_path / "long.wav"), "--json"]
+    assert main([*argv, "--mode", "text"]) == 0
+    turns = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(turns) == 3
+    assert max(turn["speech_s"] for turn in turns) < 2  # the encoder's window
+    assert sum(turn["speech_s"] for turn in turns) == pytest.approx(3.6, abs=0.5)
+    assert caplog.text.count("speech without a pause for 1.6 s, the longest question") == 2
 
 
 @pytest.mark.parametrize(("flags", "same"), [(["--forget"], True), ([], False)])
@@ -122,7 +171,6 @@ def test_the_same_seed_writes_the_same_file(bundle_path: Path, tmp_path: Path) -
     [
         (["--wav", "absent.wav"], "absent.wav"),
         (["--wav", "{tmp}/silent.wav"], "no speech heard in 1.0 s"),
-        (["--wav", "{tmp}/long.wav"], "split the utterance"),
         ([], "nothing to ask"),
         (["--text", "x", "--seed", "-1"], "seed = -1"),
         (["--text", "x", "--threads", "0"], "threads = 0"),
@@ -137,9 +185,8 @@ def test_an_error_is_one_line_and_exit_code_1(
     message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for name, sound in (("silent", silence(1)), ("long", voice(60))):
-        with WavWriter(tmp_path / f"{name}.wav", 16000) as writer:
-            writer.write(sound)
+    with WavWriter(tmp_path / "silent.wav", 16000) as writer:
+        writer.write(silence(1))
     named = [flag.format(tmp=tmp_path) for flag in flags]
     assert main(["run", "--bundle", str(bundle_path), *named]) == 1
     error = capsys.readouterr().err

@@ -1,0 +1,151 @@
+"""A recording is cut where the live loop cuts it: by the same machine, and proved on the loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from deeptalk_edge.errors import AudioError
+from deeptalk_edge.runtime.audio.detectors import open_detector
+from deeptalk_edge.runtime.audio.end_of_turn import EndOfTurn, FixedHangover, open_end_of_turn
+from deeptalk_edge.runtime.audio.vad import VoiceDetector
+from deeptalk_edge.runtime.audio.virtual_port import VirtualPort, recording
+from deeptalk_edge.runtime.audio.wav import WavWriter, read_wav
+from deeptalk_edge.runtime.loop.fake_talker import FakeAnswer, FakeTalker
+from deeptalk_edge.runtime.loop.settings import LoopSettings
+from deeptalk_edge.runtime.loop.simulation import Simulation
+from deeptalk_edge.runtime.loop.utterances import UtteranceCutter, read_utterances
+from tests.loop.scenes import LoudnessDetector
+
+Array = NDArray[np.float32]
+
+QUESTIONS = sorted(
+    (Path(__file__).resolve().parents[2] / "checkpoints" / "tiny" / "questions").glob("*.wav")
+)
+WINDOW = 10 * 16000 - 1
+
+
+def speech(*spans_s: tuple[float, float], length_s: float) -> Array:
+    """Loud from .. to, quiet else."""
+    pcm = np.full(int(length_s * 16000), 0.001, np.float32)
+    for first_s, last_s in spans_s:
+        pcm[round(first_s * 16000) : round(last_s * 16000)] = 0.1
+    return pcm
+
+
+def cut(pcm: Array, window: int = WINDOW) -> list[tuple[int, int]]:
+    cutter = UtteranceCutter(LoopSettings().within(window), LoudnessDetector(), FixedHangover())
+    return list(cutter.cut(pcm))
+
+
+class Listener(FakeTalker):
+    """Keeps what it is asked; answers at once, and shortly."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda turn: 1)
+        self.max_question_samples = WINDOW
+        self.asked: list[Array] = []
+
+    def begin(self, question: Array | str) -> FakeAnswer:
+        assert not isinstance(question, str)
+        self.asked.append(question)
+        return super().begin(question)
+
+
+def asked_live(
+    pcm: Array, detector: VoiceDetector | None = None, end_of_turn: EndOfTurn | None = None
+) -> list[Array]:
+    """What the live loop asks when it hears the recording and two seconds of silence."""
+    talker = Listener()
+    simulation = Simulation(
+        talker,
+        VirtualPort(recording(pcm)),
+        detector=detector or LoudnessDetector(),
+        settings=LoopSettings(is_speculating=False),
+        end_of_turn=end_of_turn,
+        step_ms=lambda: 0.0,
+        emit=lambda event: None,
+    )
+    simulation.run(len(pcm) / 16000 + 2)
+    return talker.asked
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    st.lists(st.tuples(st.integers(10, 150), st.integers(55, 100)), min_size=1, max_size=4),
+    st.integers(0, 50),
+)
+def test_a_recording_is_cut_where_the_live_loop_cuts(
+    spoken: list[tuple[int, int]], before: int
+) -> None:
+    """Frames of speech and of the pause after it: longer than an answer takes, and the pre-roll."""
+    pieces = [speech(length_s=before / 50)]
+    for voice, pause in spoken:
+        pieces += [speech((0, voice / 50), length_s=(voice + pause) / 50)]
+    pcm = np.concatenate(pieces)
+    spans = cut(pcm)
+    live = asked_live(pcm)
+    assert len(spans) == len(live) == len(spoken)
+    for (start, end), heard in zip(spans, live, strict=True):
+        np.testing.assert_array_equal(pcm[start:end], heard)
+
+
+def test_real_speech_is_cut_where_the_live_loop_cuts() -> None:
+    pause = np.zeros(int(1.3 * 16000), np.float32)
+    questions = [read_wav(path).pcm for path in QUESTIONS[:4]]
+    pcm = np.concatenate([piece for question in questions for piece in (pause, question)])
+    live = asked_live(pcm, open_detector(), open_end_of_turn())
+    cutter = UtteranceCutter(LoopSettings().within(WINDOW), open_detector(), open_end_of_turn())
+    spans = list(cutter.cut(pcm))
+    assert len(spans) == len(live) == 4
+    for (start, end), heard in zip(spans, live, strict=True):
+        np.testing.assert_array_equal(pcm[start:end], heard[: end - start])
+        assert not heard[end - start :].any()  # beyond the recording
+
+
+@pytest.mark.parametrize(("pause_s", "num_utterances"), [(0.44, 1), (0.52, 2)])
+def test_a_pause_shorter_than_the_hangover_cuts_nothing(
+    pause_s: float, num_utterances: int
+) -> None:
+    pcm = speech((1, 2), (2 + pause_s, 3 + pause_s), length_s=5)
+    assert len(cut(pcm)) == num_utterances
+
+
+def test_an_utterance_keeps_its_margins_as_far_as_the_recording_goes() -> None:
+    assert cut(speech((1, 2), length_s=4)) == [(int(0.7 * 16000), int(2.1 * 16000))]
+    assert cut(speech((0, 2), length_s=2)) == [(0, 2 * 16000)]
+    assert cut(speech((0, 2), length_s=2.013)) == [(0, int(2.013 * 16000))]
+
+
+def test_speech_longer_than_the_window_is_cut_alike_in_a_file_and_live(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pcm = speech((1, 24), length_s=26)
+    spans = cut(pcm)
+    assert [end - start <= WINDOW for start, end in spans] == [True] * 3
+    np.testing.assert_array_equal(asked_live(pcm)[0], pcm[slice(*spans[0])])
+    assert spans[0] == (int(0.7 * 16000), int(10.6 * 16000))
+    assert [start for start, _ in spans[1:]] == [end for _, end in spans[:-1]]  # nothing twice
+    assert caplog.text.count("speech without a pause for 9.6 s, the longest question") >= 3
+
+
+def test_a_click_is_no_utterance() -> None:
+    assert cut(speech((1, 1.04), length_s=3)) == []
+
+
+def test_a_file_without_speech_is_refused_by_its_name(tmp_path: Path) -> None:
+    with WavWriter(tmp_path / "silent.wav", 48000) as writer:
+        writer.write(np.zeros(48000, np.float32))
+    with pytest.raises(AudioError, match=r"silent\.wav: no speech heard in 1\.0 s"):
+        read_utterances(tmp_path / "silent.wav", WINDOW)
+
+
+@pytest.mark.parametrize("path", QUESTIONS, ids=lambda path: path.stem)
+def test_a_question_is_one_utterance(path: Path) -> None:
+    (utterance,) = read_utterances(path, WINDOW)
+    assert 0.6 * len(read_wav(path).pcm) < len(utterance) <= len(read_wav(path).pcm)
