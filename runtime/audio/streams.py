@@ -3,6 +3,8 @@
 callbacks   copy between PortAudio's buffer and a ring, count, and note the time. A device's own
             rate is resampled by the reader; for the loudspeaker, where only the callback knows
             what comes next, in the callback
+positions   what is heard counts the resampler's 2 ms; the far end has them, too. The microphone's
+            frames are those 2 ms late
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,12 +21,15 @@ from numpy.typing import NDArray
 from deeptalk_edge.features import RATE_HZ
 from deeptalk_edge.runtime.audio.devices import DeviceFormat
 from deeptalk_edge.runtime.audio.endpoint import FRAME_MS
+from deeptalk_edge.runtime.audio.pcm import Downmix
 from deeptalk_edge.runtime.audio.play_queue import PlayQueue, Taken
 from deeptalk_edge.runtime.audio.ports import FRAME_SAMPLES, PLAY_RATE_HZ
-from deeptalk_edge.runtime.audio.rates import FarResampler, StreamResampler
+from deeptalk_edge.runtime.audio.rates import StreamResampler
 from deeptalk_edge.runtime.audio.ring import SampleRing
 
 Array = NDArray[np.float32]
+Clock = Callable[[], float]
+"""Seconds."""
 
 BLOCK_SAMPLES = PLAY_RATE_HZ * FRAME_MS // 1000
 """Of the loudspeaker: 480."""
@@ -40,17 +45,18 @@ _CONTINUE, _INPUT_OVERFLOW = 0, 2  # of PortAudio
 class Ears:
     """The microphone's stream: its callback, and the reader's side."""
 
-    def __init__(self, fmt: DeviceFormat) -> None:
+    def __init__(self, fmt: DeviceFormat, clock: Clock = time.perf_counter) -> None:
         block = fmt.rate_hz * FRAME_MS // 1000 * fmt.num_channels
-        self.fmt = fmt
+        self.fmt, self._clock = fmt, clock
         self._block = block
         self._ring = SampleRing(int(_RING_S * fmt.rate_hz) * fmt.num_channels, block, np.int16)
+        self._downmix = Downmix("the microphone")
         self._resampler = StreamResampler(fmt.rate_hz, RATE_HZ)
         self._ready = np.empty(0, np.float32)  # at 16 kHz, less than a frame between two reads
         self._arrived = threading.Event()
         self._num_given = 0
         self.num_callbacks = self.num_overruns = 0
-        self.last_s = time.perf_counter() + _START_S
+        self.last_s = self._clock() + _START_S
 
     def callback(
         self, content: Any, num_frames: int, times: Mapping[str, float], status: int
@@ -58,7 +64,7 @@ class Ears:
         self._ring.push(np.frombuffer(content, np.int16))
         self.num_callbacks += 1
         self.num_overruns += bool(status & _INPUT_OVERFLOW)
-        self.last_s = time.perf_counter()
+        self.last_s = self._clock()
         self._arrived.set()
         return None, _CONTINUE
 
@@ -78,15 +84,17 @@ class Ears:
         return self._ring.available // self._block
 
     def frame(self, timeout_s: float) -> Array | None:
-        deadline_s = time.perf_counter() + timeout_s
+        deadline_s = self._clock() + timeout_s
         while len(self._ready) < FRAME_SAMPLES:
             self._arrived.clear()
             block = self._ring.pop(self._block)
             if block is not None:
-                wide = block.reshape(-1, self.fmt.num_channels)
-                mono = wide.mean(axis=1, dtype=np.float32) / 2**15
+                wide = block.reshape(-1, self.fmt.num_channels).astype(np.float32) / np.float32(
+                    2**15
+                )
+                mono = self._downmix.push(wide)
                 self._ready = np.concatenate([self._ready, self._resampler.push(mono)])
-            elif not self._arrived.wait(max(deadline_s - time.perf_counter(), 0.0)):
+            elif not self._arrived.wait(max(deadline_s - self._clock(), 0.0)):
                 return None
         pcm, self._ready = np.split(self._ready, [FRAME_SAMPLES])
         self._num_given += FRAME_SAMPLES
@@ -96,13 +104,15 @@ class Ears:
 class Mouth:
     """The loudspeaker's stream: its callback, what it was handed, and when that is heard."""
 
-    def __init__(self, fmt: DeviceFormat, queue: PlayQueue) -> None:
-        self.fmt, self._queue = fmt, queue
+    def __init__(
+        self, fmt: DeviceFormat, queue: PlayQueue, clock: Clock = time.perf_counter
+    ) -> None:
+        self.fmt, self._queue, self._clock = fmt, queue, clock
         num_frames = fmt.rate_hz * FRAME_MS // 1000
         self._block = np.zeros(BLOCK_SAMPLES, np.float32)
         self._wide = np.zeros((num_frames, fmt.num_channels), np.int16)
         self._far = SampleRing(int(_RING_S * PLAY_RATE_HZ), BLOCK_SAMPLES, np.float32)
-        self._far_resampler = FarResampler()
+        self._far_resampler = StreamResampler(PLAY_RATE_HZ, RATE_HZ)
         self._is_starting = True
         self._arrived = threading.Event()
         self._leads: deque[int] = deque(maxlen=_FAR_WATCH)
@@ -111,22 +121,19 @@ class Mouth:
         # The last 64 blocks: when the first sample is heard, and what is in it.
         self._heard: list[tuple[float, Taken]] = [(0.0, Taken(0, 0))] * 64
         self.num_callbacks = self._num_blocks = 0
-        self.last_s = time.perf_counter() + _START_S
+        self.last_s = self._clock() + _START_S
 
     def callback(
         self, content: Any, num_frames: int, times: Mapping[str, float], status: int
     ) -> tuple[bytes, int]:
-        now_s = time.perf_counter()
+        now_s = self._clock()
         # Some drivers say nothing sensible: then it counts as heard at once.
         ahead_s = min(max(times["output_buffer_dac_time"] - times["current_time"], 0.0), 1.0)
-        if self.fmt.rate_hz == PLAY_RATE_HZ:
-            self._take(now_s + ahead_s)
-            native = self._block
-        else:
-            while len(self._ready) < num_frames:
-                self._take(now_s + ahead_s + len(self._ready) / self.fmt.rate_hz)
-                self._ready = np.concatenate([self._ready, self._resampler.push(self._block)])
-            native, self._ready = np.split(self._ready, [num_frames])
+        while len(self._ready) < num_frames:
+            ready_s = len(self._ready) / self.fmt.rate_hz + self._resampler.waiting_s
+            self._take(now_s + ahead_s + ready_s + self._resampler.late_s)
+            self._ready = np.concatenate([self._ready, self._resampler.push(self._block)])
+        native, self._ready = np.split(self._ready, [num_frames])
         self._wide[:] = (native * 32767).clip(-32768, 32767)[:, None]
         self.num_callbacks += 1
         self.last_s = now_s
@@ -142,7 +149,7 @@ class Mouth:
     def audible(self) -> int:
         """Content samples heard by now."""
         # A device that gives no sign plays nothing.
-        now_s = min(time.perf_counter(), self.last_s + 2 * FRAME_MS / 1000)
+        now_s = min(self._clock(), self.last_s + 2 * FRAME_MS / 1000)
         return max(
             taken.start + min(int((now_s - heard_s) * PLAY_RATE_HZ), taken.size)
             for heard_s, taken in self._heard

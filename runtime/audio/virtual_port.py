@@ -23,7 +23,7 @@ from deeptalk_edge.runtime.audio.ports import (
     MicFrame,
     PortCounters,
 )
-from deeptalk_edge.runtime.audio.rates import FarResampler
+from deeptalk_edge.runtime.audio.rates import StreamResampler
 
 Array = NDArray[np.float32]
 
@@ -82,7 +82,7 @@ class VirtualPort(QueuedPort):
         self._restarts += self._frames > 0
         self._queue.rewind()
         self._start = 0
-        self._far = FarResampler()
+        self._far = StreamResampler(PLAY_RATE_HZ, RATE_HZ)
         self._block = np.zeros(_BLOCK_SAMPLES, np.float32)
         self._handed_before = deque([0] * (self._device_frames + 1), self._device_frames + 1)
         echo_samples = self._echo.delay_ms * RATE_HZ // 1000 if self._echo else 0

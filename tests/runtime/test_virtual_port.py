@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from deeptalk_edge.errors import DeviceLost
-from deeptalk_edge.runtime.audio.rates import FarResampler, StreamResampler
+from deeptalk_edge.runtime.audio.rates import StreamResampler
 from deeptalk_edge.runtime.audio.virtual_port import EchoPath, VirtualPort, recording
 from deeptalk_edge.runtime.audio.wav import WavWriter, read_wav
 from deeptalk_edge.runtime.audio.wav_port import WavPort
@@ -105,24 +106,37 @@ def test_a_realtime_port_gives_nothing_before_its_time(tmp_path: Path) -> None:
     assert port.read(0.1) is not None
 
 
-def test_the_far_end_is_resampled_block_by_block_without_a_seam() -> None:
-    sound = voice(1, 24000)
-    resampler = FarResampler()
-    blocks = [resampler.push(block) for block in sound.reshape(-1, 480)]
-    assert {len(block) for block in blocks} == {320}
-    far = np.concatenate(blocks)
-    whole = FarResampler().push(sound)
-    np.testing.assert_allclose(far, whole, atol=1e-6)
-    # 24 taps at 48 kHz late: half a millisecond, 8 samples.
-    np.testing.assert_allclose(far[108:15000], voice(1)[100:14992], atol=0.02)
+RATES = [8000, 16000, 24000, 44100, 48000, 96000]
 
 
-@pytest.mark.parametrize(("from_hz", "to_hz"), [(48000, 16000), (44100, 16000), (24000, 48000)])
-def test_a_stream_is_resampled_as_a_whole_recording_would_be(from_hz: int, to_hz: int) -> None:
-    sound = voice(1, from_hz)
+@pytest.mark.parametrize("from_hz", RATES)
+@pytest.mark.parametrize("to_hz", RATES)
+def test_every_block_of_a_stream_gives_a_block_at_once_and_2_ms_late(
+    from_hz: int, to_hz: int
+) -> None:
+    def sound(rate_hz: int) -> NDArray[np.float64]:
+        t = np.arange(rate_hz) / rate_hz - (0.002 if rate_hz == to_hz != from_hz else 0)
+        return np.asarray(sum(np.sin(2 * np.pi * hz * t) for hz in (210, 930, 2710)) / 4)
+
     resampler = StreamResampler(from_hz, to_hz)
-    stream = np.concatenate([resampler.push(block) for block in np.split(sound, 50)])
-    assert len(stream) > 0.95 * to_hz
-    expected = voice(1, to_hz)[: len(stream)]
-    middle = slice(to_hz // 10, -to_hz // 10)
-    np.testing.assert_allclose(stream[middle], expected[middle], atol=0.02)
+    blocks = [resampler.push(block.astype(np.float32)) for block in np.split(sound(from_hz), 50)]
+    assert {len(block) for block in blocks} == {to_hz // 50}
+    assert resampler.late_s == (0.002 if from_hz != to_hz else 0)
+    stream = np.concatenate(blocks)
+    np.testing.assert_allclose(stream[to_hz // 50 :], sound(to_hz)[to_hz // 50 :], atol=1e-3)
+
+
+@pytest.mark.parametrize("to_hz", [16000, 44100])
+def test_a_stream_is_the_same_whatever_its_blocks(to_hz: int) -> None:
+    sound = voice(1, 24000)
+    whole = StreamResampler(24000, to_hz).push(sound)
+    resampler, rng = StreamResampler(24000, to_hz), np.random.default_rng(0)
+    cuts = np.sort(rng.integers(0, len(sound), 300))
+    pieces = [resampler.push(piece) for piece in np.split(sound, cuts)]
+    np.testing.assert_allclose(np.concatenate(pieces), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize(("from_hz", "hz"), [(24000, 9000), (48000, 11000), (96000, 40000)])
+def test_what_the_other_rate_cannot_hold_is_gone(from_hz: int, hz: int) -> None:
+    tone = np.sin(2 * np.pi * hz * np.arange(from_hz) / from_hz).astype(np.float32)
+    assert np.abs(StreamResampler(from_hz, 16000).push(tone)[320:]).max() < 10 ** (-65 / 20)
