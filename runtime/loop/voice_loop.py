@@ -328,7 +328,8 @@ class VoiceLoop:
             num_discarded=self._num_discarded,
             underruns_before=self._port.counters().underruns,
         )
-        self._settings.warn_if_cut(self.loop.last_voice - self.loop.opened)
+        spoken_until = self._now if self._settings.push_to_talk else self.loop.last_voice
+        self._settings.warn_if_cut(spoken_until - self.loop.opened)
         self._emit(SpeechEnded((self.loop.last_voice - self.loop.opened) / RATE_HZ))
 
     def _hold(self) -> None:

@@ -18,9 +18,10 @@ from deeptalk_edge.runtime.audio.virtual_port import VirtualPort, recording
 from deeptalk_edge.runtime.audio.wav import WavWriter, read_wav
 from deeptalk_edge.runtime.loop.fake_talker import FakeAnswer, FakeTalker
 from deeptalk_edge.runtime.loop.settings import LoopSettings
+from deeptalk_edge.runtime.loop.signals import Command
 from deeptalk_edge.runtime.loop.simulation import Simulation
 from deeptalk_edge.runtime.loop.utterances import UtteranceCutter, read_utterances
-from tests.loop.scenes import LoudnessDetector
+from tests.loop.scenes import LoudnessDetector, Stage
 
 Array = NDArray[np.float32]
 
@@ -38,8 +39,9 @@ def speech(*spans_s: tuple[float, float], length_s: float) -> Array:
     return pcm
 
 
-def cut(pcm: Array, window: int = WINDOW) -> list[tuple[int, int]]:
-    cutter = UtteranceCutter(LoopSettings().within(window), LoudnessDetector(), FixedHangover())
+def cut(pcm: Array, hangover_ms: int = 500) -> list[tuple[int, int]]:
+    settings, hangover = LoopSettings().within(WINDOW), FixedHangover(hangover_ms)
+    cutter = UtteranceCutter(settings, LoudnessDetector(), hangover)
     return list(cutter.cut(pcm))
 
 
@@ -108,12 +110,12 @@ def test_real_speech_is_cut_where_the_live_loop_cuts() -> None:
         assert not heard[end - start :].any()  # beyond the recording
 
 
-@pytest.mark.parametrize(("pause_s", "num_utterances"), [(0.44, 1), (0.52, 2)])
-def test_a_pause_shorter_than_the_hangover_cuts_nothing(
-    pause_s: float, num_utterances: int
-) -> None:
-    pcm = speech((1, 2), (2 + pause_s, 3 + pause_s), length_s=5)
-    assert len(cut(pcm)) == num_utterances
+@pytest.mark.parametrize("hangover_ms", [200, 500, 1200])
+def test_a_pause_shorter_than_the_hangover_cuts_nothing(hangover_ms: int) -> None:
+    for longer_ms, num_utterances in ((-60, 1), (20, 2)):
+        next_s = 2 + (hangover_ms + longer_ms) / 1000
+        pcm = speech((1, 2), (next_s, next_s + 1), length_s=5)
+        assert len(cut(pcm, hangover_ms)) == num_utterances
 
 
 def test_an_utterance_keeps_its_margins_as_far_as_the_recording_goes() -> None:
@@ -132,6 +134,17 @@ def test_speech_longer_than_the_window_is_cut_alike_in_a_file_and_live(
     assert spans[0] == (int(0.7 * 16000), int(10.6 * 16000))
     assert [start for start, _ in spans[1:]] == [end for _, end in spans[:-1]]  # nothing twice
     assert caplog.text.count("speech without a pause for 9.6 s, the longest question") >= 3
+
+
+def test_a_button_held_beyond_the_window_is_cut_with_a_word(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    stage = Stage((1, 40), settings=LoopSettings(push_to_talk=True))
+    stage.loop.tell(Command.PRESS)
+    stage.run_until(29)
+    assert not caplog.records
+    stage.run_until(31)
+    assert "speech without a pause for 29.6 s, the longest question" in caplog.text
 
 
 def test_a_click_is_no_utterance() -> None:
