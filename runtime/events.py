@@ -108,6 +108,11 @@ class SpeechEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class NothingSaid:
+    """Push-to-talk: the button was released, and no voice was heard; nothing is asked."""
+
+
+@dataclass(frozen=True, slots=True)
 class BargedIn:
     """The user spoke over the answer, and it stopped."""
 
@@ -142,6 +147,7 @@ class SoundRestored:
 LiveEvent: TypeAlias = (
     SpeechStarted
     | SpeechEnded
+    | NothingSaid
     | TextPiece
     | AudioChunk
     | BargedIn

@@ -221,6 +221,8 @@ class _Transcript:
                 pass
             case events.SpeechEnded(seconds):
                 self._say(f"you: {seconds:.1f} s of speech\ndeeptalk: ")
+            case events.NothingSaid():
+                self._say("(nothing was said)\n")
             case events.TextPiece(text):
                 self._say(text)
             case events.BargedIn():

@@ -29,6 +29,7 @@ from deeptalk_edge.runtime.events import (
     AnswerResumed,
     BargedIn,
     LiveEvent,
+    NothingSaid,
     SoundLost,
     SoundRestored,
     SpeechEnded,
@@ -208,6 +209,8 @@ class VoiceLoop:
             self._trace.mark(self.loop.state.value, epoch=self.loop.epoch)
         if self.loop.state is State.USER_SPEAKING and before not in _USERS:
             self._emit(SpeechStarted())
+        if before is State.USER_SPEAKING and self.loop.state is State.LISTENING:
+            self._emit(NothingSaid())
         if self.stop_listener and self.loop.state is State.OVERLAP is not before:
             self._listen_for_stop_word(self.stop_listener)
         for action in actions:
