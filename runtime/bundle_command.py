@@ -115,7 +115,8 @@ def _page(content: dict[str, Any]) -> str:
         (
             "answers",
             f"{generation['mode']}, speaker {generation['speaker']}, at most "
-            f"{generation['max_rows']} rows of {generation['context_rows']}",
+            f"{generation['max_rows']} rows of {generation['context_rows']}, "
+            f"{generation['max_turns'] or 'all'} turns in sight",
         ),
         ("experts", f"{experts['records']} records, {_size(experts['bytes'])}"),
         ("licences", ", ".join(f"{part}: {name}" for part, name in content["licences"].items())),

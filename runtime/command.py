@@ -54,6 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--forget", action="store_true", help="begin a new conversation with each question"
     )
+    parser.add_argument(
+        "--max-turns",
+        metavar="N",
+        help="turns that the model sees at once, the question included: a number, or `all` that "
+        "fit; default: the bundle's",
+    )
     parser.add_argument("--seed", type=int, default=0, help="same seed, same answer (default 0)")
     parser.add_argument(
         "--as-released", action="store_true", help="with the bugs of the published loop"
@@ -137,6 +143,7 @@ def main(args: argparse.Namespace) -> int:
     chosen = {"system": args.system, "speaker": args.speaker}
     settings = dataclasses.replace(
         settings,
+        max_turns=_max_turns(args.max_turns, default=settings.max_turns),
         encoder_window=args.encoder_window,
         backend=args.backend,
         paging=PagingSettings(pool=args.pool, policy=args.paging_policy),
@@ -158,6 +165,19 @@ def main(args: argparse.Namespace) -> int:
     if not args.json:
         print(_table(metrics), file=_transcript(args))
     return 0
+
+
+def _max_turns(flag: str | None, *, default: int | None) -> int | None:
+    from deeptalk_edge.errors import SettingsError
+
+    if flag is None:
+        return default
+    if flag == "all":
+        return None
+    try:
+        return int(flag)
+    except ValueError:
+        raise SettingsError(f"--max-turns {flag}: expected a number, or all") from None
 
 
 def _take_turn(

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from deeptalk_edge.errors import AudioError, SettingsError, UsageError
+from deeptalk_edge.errors import AudioError, EdgeError, SettingsError, UsageError
 from deeptalk_edge.features import max_samples
 from deeptalk_edge.files import check_output, side_output
 from deeptalk_edge.lifetime import Lifetime, while_open
+from deeptalk_edge.prompt import folded
 from deeptalk_edge.rows import Ids
 from deeptalk_edge.runtime.answer import Answer
 from deeptalk_edge.runtime.audio.codec import CodecGraph
@@ -89,6 +90,7 @@ class Conversation:
                 reserve_rows=self._encoder_spec.max_frames
                 + self.settings.max_rows
                 + _TEMPLATE_ROWS,
+                max_turns=self.settings.max_turns,
             )
             self._lifetime = Lifetime("the conversation", opened.pop_all().close)
         self._answer: Answer | None = None
@@ -134,8 +136,7 @@ class Conversation:
         another thread, or another process's.
         """
         self._expect_no_answer()
-        _check_question(question)
-        return self._answer_to(question)
+        return self._answer_to(self._checked(question))
 
     def _answer_to(
         self, question: Array | str
@@ -152,6 +153,16 @@ class Conversation:
                 answer.settle()
                 self._end_turn()
         yield TurnDone(answer.text, answer.metrics())
+        self._trim_early()
+
+    def _trim_early(self) -> None:
+        """The answer is complete, and whoever asked goes on: nobody waits."""
+        if not self._lifetime.is_open or (self._answer is not None and not self._answer.is_over):
+            return
+        try:
+            self.trim_history()
+        except EdgeError as error:  # the next question does it again, and fails with it if it must
+            log.warning("between turns: %s", error)
 
     @while_open
     def expect_question(self) -> None:
@@ -166,15 +177,23 @@ class Conversation:
         Raises as `ask` does.
         """
         self._expect_no_answer()
-        _check_question(question)
         self._answer = Answer(
-            question,
+            self._checked(question),
             history=self._history,
             hear=self._encoder.hear,
             open_turn=self._open_turn,
             lifetime=self._lifetime,
         )
         return self._answer
+
+    def _checked(self, question: Array | str) -> Array | str:
+        """The question as the model gets it."""
+        _check_question(question)
+        if isinstance(question, str) and self.settings.fold_typed:
+            question = folded(question)
+        if isinstance(question, str) and not question.strip():
+            raise SettingsError("the question is empty; write one with at least a word in it")
+        return question
 
     def _expect_no_answer(self) -> None:
         self._lifetime.check()
@@ -207,14 +226,28 @@ class Conversation:
 
     @while_open
     def make_room(self) -> int:
-        """Drop the oldest turns if the next one might not fit, and have the system prompt read
-        before the first one; returns how many turns went. It would be done in time anyway: call it
-        while nobody waits."""
+        """`trim_history`, and let the experts that are likely be read. It would be done in time
+        anyway: call it while nobody talks.
+
+        Raises UsageError as `ask` does, BackendError or ExpertUnavailable if the model fails.
+        """
+        self._expect_no_answer()
         self._end_turn()
         try:
             return self._history.make_room()
         finally:
             self._experts.rest()
+
+    @while_open
+    def trim_history(self) -> int:
+        """Drop the oldest turns where the next one is too many or might not fit, and have the
+        system prompt read before the first one; returns how many turns went. It would be done in
+        time anyway: call it while nobody waits for an answer. `ask` does, after the last event.
+
+        Raises UsageError as `ask` does, BackendError or ExpertUnavailable if the model fails.
+        """
+        self._expect_no_answer()
+        return self._history.make_room()
 
     @contextmanager
     def record_routes(self, path: Path) -> Iterator[None]:
