@@ -18,6 +18,7 @@ from deeptalk_edge.runtime.loop import live_command
 
 if TYPE_CHECKING:  # loading these takes longer than `--help` may
     from deeptalk_edge.runtime.conversation import Conversation, Metrics, TurnDone
+    from deeptalk_edge.runtime.events import Setup
 
 _AHEAD_S = 0.5  # sound that --realtime produces ahead of its playing
 
@@ -228,7 +229,8 @@ def _take_turn(
     if player and player.late_s:
         log.warning("turn %d: the sound would have stuttered for %.2f s", turn, player.late_s)
     if args.json:
-        print(json.dumps(_as_json(turn, question, speech_s, out, done, player)), flush=True)
+        line = _as_json(turn, question, speech_s, out, done, talk.setup, player)
+        print(json.dumps(line), flush=True)
     return done.metrics
 
 
@@ -267,16 +269,17 @@ def _as_json(
     speech_s: float | None,
     out: Path | None,
     done: TurnDone,
+    setup: Setup,
     player: _Pace | None,
 ) -> dict[str, Any]:
+    from deeptalk_edge.runtime.measure import record
+
     return {
         "turn": turn,
         "question": str(question),
         "speech_s": speech_s,
-        "text": done.text,
         "out": str(out) if out and done.metrics.audio_s else None,
-        **dataclasses.asdict(done.metrics),
-        "real_time_factor": done.metrics.real_time_factor,
+        **record(done, setup),
         **({"late_s": player.late_s} if player else {}),
     }
 

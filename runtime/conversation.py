@@ -31,7 +31,7 @@ from deeptalk_edge.runtime.audio.codec import CodecGraph
 from deeptalk_edge.runtime.audio.encoder import Encoder
 from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.runtime.engines import kernels_for, open_codec, open_engine
-from deeptalk_edge.runtime.events import AudioChunk, Metrics, TextPiece, TurnDone
+from deeptalk_edge.runtime.events import AudioChunk, Metrics, Setup, TextPiece, TurnDone
 from deeptalk_edge.runtime.experts.from_bundle import recorded_routes
 from deeptalk_edge.runtime.experts.routes import RouteRecorder
 from deeptalk_edge.runtime.golden import check_golden
@@ -92,6 +92,8 @@ class Conversation:
                 + _TEMPLATE_ROWS,
                 max_turns=self.settings.max_turns,
             )
+            self.setup = self._setup()
+            """What runs, and how."""
             self._lifetime = Lifetime("the conversation", opened.pop_all().close)
         self._answer: Answer | None = None
 
@@ -112,6 +114,17 @@ class Conversation:
         self._engine = opened.enter_context(closing(engine))
         check_golden(self.bundle, encoder=encoder, engine=engine, codec=codec)
         self._experts.rest()
+
+    def _setup(self) -> Setup:
+        kernel_path = self._engine.kernel_path
+        return Setup(
+            bundle_sha256=self.bundle.sha256,
+            backend="native" if kernel_path else "ort",
+            kernel_path=kernel_path,
+            threads=self.settings.threads,
+            mode=self.settings.mode,
+            precision=dict(self.bundle.manifest.precision),
+        )
 
     @property
     def rate_hz(self) -> int:

@@ -85,6 +85,7 @@ class SampleClock(Protocol):
 class _Timing:
     """When things happened to one answer, in samples of the microphone."""
 
+    opened: int
     last_voice: int
     committed: int
     was_on_trial: bool
@@ -94,6 +95,10 @@ class _Timing:
     audible: int | None = None
     stop_ms: float | None = None
     heard_samples: int = 0
+
+    @property
+    def speech_s(self) -> float:
+        return (self.last_voice - self.opened) / RATE_HZ
 
 
 class VoiceLoop:
@@ -327,14 +332,15 @@ class VoiceLoop:
         assert self._reply is not None
         now = self._clock.now()
         self._reply.policy, self._reply.is_committed = self.policy, True
-        self._timing[epoch] = _Timing(
+        self._timing[epoch] = timing = _Timing(
+            opened=self.loop.opened,
             last_voice=self.loop.last_voice,
             committed=now,
             was_on_trial=self._begun < self._now,
             num_discarded=self._num_discarded,
             underruns_before=self._port.counters().underruns,
         )
-        self._emit(SpeechEnded((self.loop.last_voice - self.loop.opened) / RATE_HZ))
+        self._emit(SpeechEnded(timing.speech_s))
 
     def _hold(self) -> None:
         reply = self._reply
@@ -368,6 +374,7 @@ class VoiceLoop:
     def _finish_turn(self, settled: Settled) -> None:
         timing = self._timing.pop(settled.epoch)
         voice = VoiceMetrics(
+            speech_s=timing.speech_s,
             hangover_ms=(timing.committed - timing.last_voice) / _SAMPLES_PER_MS,
             was_on_trial=timing.was_on_trial,
             num_discarded=timing.num_discarded,
