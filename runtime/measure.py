@@ -10,11 +10,10 @@ from __future__ import annotations
 import dataclasses
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,17 +40,11 @@ def record(done: TurnDone, setup: Setup) -> dict[str, Any]:
     }
 
 
-class Spread(NamedTuple):
-    """A figure over all answers."""
-
-    median: float
-    p95: float
-
-
 FIGURES = {
     "first_sample_ms": "end of speech to first sample, ms",
     "encoder_ms": "  encoder, ms",
     "prefill_ms": "  prefill, ms",
+    "num_prompt_rows": "  prompt, rows",
     "first_frame_ms": "  first frame at, ms",
     "step_ms": "step, ms",
     "compute_s": "compute of an answer, s",
@@ -62,63 +55,17 @@ FIGURES = {
 of their 95th percentiles."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """What a bundle costs on this machine."""
-
-    bundle: str
-    machine: str
-    setup: Setup
-    num_questions: int
-    num_answers: int
-    """Those that are counted."""
-    load_ms: float
-    """From a directory to a conversation that can be asked: hashes, graphs, golden outputs."""
-    figures: Mapping[str, Spread | None]
-    """By the names of FIGURES; None where no answer has it."""
-    peak_resident_mb: float | None
-    """Of the process, weights mapped from files included."""
-
-    def as_json(self) -> dict[str, Any]:
-        """One object without levels but for `precision`: `step_ms` is the median, `step_ms_p95` its
-        neighbour."""
-        content = dataclasses.asdict(self)
-        figures = content.pop("figures")
-        content |= content.pop("setup")
-        for name, spread in figures.items():
-            content[name], content[f"{name}_p95"] = spread or (None, None)
-        return content
-
-    def page(self) -> str:
-        """The same for a person."""
-        setup = self.setup
-        precision = ", ".join(f"{part} {kind}" for part, kind in setup.precision.items())
-        peak = self.peak_resident_mb
-        lines = [
-            f"bundle      {self.bundle}, SHA-256 {setup.bundle_sha256[:12]}",
-            f"precision   {precision}",
-            f"backend     {_backend(setup)}, {setup.threads} thread(s), {setup.mode}",
-            f"machine     {self.machine}",
-            f"answers     {self.num_answers} to {self.num_questions} question(s)",
-            f"loaded in   {self.load_ms:.0f} ms",
-            f"memory      {'unknown' if peak is None else f'{peak:.0f} MB'} at its peak",
-            f"\n{'':38}{'median':>10}{'95 %':>10}",
-        ]
-        for name, line in FIGURES.items():
-            spread = self.figures[name]
-            shown = ["-", "-"] if spread is None else [f"{value:.3f}" for value in spread]
-            lines.append(f"{line:38}" + "".join(f"{value:>10}" for value in shown))
-        return "\n".join(lines)
-
-
 def measure(
     place: Path,
     questions: Sequence[Array | str],
     *,
     choose: Callable[[Bundle], ConversationSettings] = ConversationSettings.of,
     repeat: int = 5,
-) -> Report:
-    """Ask every question `repeat` times and once before.
+) -> dict[str, Any]:
+    """Ask every question `repeat` times and once before. Returns the setup, `load_ms` (from a
+    directory to a conversation that can be asked), the peak of this process's memory, and of every
+    figure of FIGURES the median and, with `_p95` behind its name, the 95th percentile; both are
+    None where no answer has it.
 
     Raises SettingsError if there is nothing to measure, else what `Bundle.open`, `Conversation` and
     `Conversation.ask` raise.
@@ -134,16 +81,37 @@ def measure(
         for question in questions:
             _answer(talk, question)
         turns = [_answer(talk, question) for _ in range(repeat) for question in questions]
-        return Report(
-            bundle=str(place),
-            machine=_machine(),
-            setup=talk.setup,
-            num_questions=len(questions),
-            num_answers=len(turns),
-            load_ms=load_ms,
-            figures=_figures(turns),
-            peak_resident_mb=host.peak_resident_mb(),
-        )
+        return {
+            "bundle": str(place),
+            **dataclasses.asdict(talk.setup),
+            "machine": _machine(),
+            "num_questions": len(questions),
+            "num_answers": len(turns),
+            "load_ms": load_ms,
+            "peak_resident_mb": host.peak_resident_mb(),
+            **_figures(turns),
+        }
+
+
+def page(report: Mapping[str, Any]) -> str:
+    """What `measure` returns, for a person."""
+    kernels, peak_mb = report["kernel_path"], report["peak_resident_mb"]
+    backend = f"our kernels, {kernels}" if kernels else "ONNX Runtime"
+    lines = [
+        f"bundle      {report['bundle']}, SHA-256 {report['bundle_sha256'][:12]}",
+        "precision   " + ", ".join(f"{part} {kind}" for part, kind in report["precision"].items()),
+        f"backend     {backend}, {report['threads']} thread(s), {report['mode']}",
+        f"machine     {report['machine']}",
+        f"answers     {report['num_answers']} to {report['num_questions']} question(s)",
+        f"loaded in   {report['load_ms']:.0f} ms",
+        f"memory      {'unknown' if peak_mb is None else f'{peak_mb:.0f} MB'} at its peak",
+        f"\n{'':38}{'median':>10}{'95 %':>10}",
+    ]
+    for name, line in FIGURES.items():
+        values = report[name], report[f"{name}_p95"]
+        shown = ("-" if value is None else f"{value:.3f}" for value in values)
+        lines.append(f"{line:38}" + "".join(f"{value:>10}" for value in shown))
+    return "\n".join(lines)
 
 
 def _answer(talk: Conversation, question: Array | str) -> Metrics:
@@ -155,22 +123,19 @@ def _answer(talk: Conversation, question: Array | str) -> Metrics:
     raise AssertionError("`ask` ends with TurnDone or raises")
 
 
-def _figures(turns: Sequence[Metrics]) -> dict[str, Spread | None]:
-    def spread(name: str) -> Spread | None:
-        return _spread(getattr(turn, name) for turn in turns)
+def _figures(turns: Sequence[Metrics]) -> dict[str, float | None]:
+    def over(name: str, percent: float) -> float | None:
+        return _percentile([getattr(turn, name) for turn in turns], percent)
 
-    middle, tail = spread("step_ms_p50"), spread("step_ms_p95")
-    steps = Spread(middle.median, tail.median) if middle and tail else None
-    return {name: steps if name == "step_ms" else spread(name) for name in FIGURES}
+    spreads = {name: (over(name, 50), over(name, 95)) for name in FIGURES if name != "step_ms"}
+    spreads["step_ms"] = over("step_ms_p50", 50), over("step_ms_p95", 50)
+    medians = {name: median for name, (median, _) in spreads.items()}
+    return medians | {f"{name}_p95": p95 for name, (_, p95) in spreads.items()}
 
 
-def _spread(values: Iterable[float | None]) -> Spread | None:
+def _percentile(values: list[float | None], percent: float) -> float | None:
     known = [value for value in values if value is not None]
-    return Spread(*map(float, np.percentile(known, [50, 95]))) if known else None
-
-
-def _backend(setup: Setup) -> str:
-    return f"our kernels, {setup.kernel_path}" if setup.kernel_path else "ONNX Runtime"
+    return float(np.percentile(known, percent)) if known else None
 
 
 def _machine() -> str:

@@ -120,7 +120,7 @@ def _run(args: argparse.Namespace) -> int:
     from deeptalk_edge.runtime.audio.vad import read_utterance
     from deeptalk_edge.runtime.bundle import Bundle
     from deeptalk_edge.runtime.experts.from_bundle import PagingSettings
-    from deeptalk_edge.runtime.measure import measure
+    from deeptalk_edge.runtime.measure import measure, page
     from deeptalk_edge.runtime.settings import ConversationSettings
 
     def choose(bundle: Bundle) -> ConversationSettings:
@@ -133,7 +133,7 @@ def _run(args: argparse.Namespace) -> int:
 
     questions = [*map(read_utterance, args.wav), *args.text]
     report = measure(args.bundle, questions, choose=choose, repeat=args.repeat)
-    print(json.dumps(report.as_json()) if args.json else report.page())
+    print(json.dumps(report) if args.json else page(report))
     return 0
 
 

@@ -15,6 +15,7 @@ from deeptalk_edge.bundle.manifest import MANIFEST
 from deeptalk_edge.cli import main
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.runtime.bundle import Bundle
+from deeptalk_edge.runtime.conversation import Conversation, TurnDone
 from deeptalk_edge.runtime.measure import FIGURES, measure
 from tests.runtime.sounds import voice
 from tests.runtime.test_command import question
@@ -77,10 +78,13 @@ def test_a_measurement_of_nothing_is_refused(
 
 
 def test_each_question_is_measured_in_a_conversation_of_its_own(bundle: Bundle) -> None:
-    alone, among = (measure(bundle.path, [*["Why?"] * n, voice(0.6)], repeat=1) for n in (0, 2))
-    (_, longest) = among.figures["audio_s"] or (0, 0)
-    assert alone.figures["audio_s"] is not None
-    assert longest == pytest.approx(alone.figures["audio_s"].median)
+    report = measure(bundle.path, [voice(0.6)], repeat=3)
+    with Conversation(bundle) as talk:
+        talk.make_room()
+        *_, done = talk.ask(voice(0.6))
+        assert isinstance(done, TurnDone)
+    assert report["num_prompt_rows"] == report["num_prompt_rows_p95"]
+    assert report["num_prompt_rows"] == done.metrics.num_prompt_rows
 
 
 def test_a_measurement_loads_no_training_stack(bundle: Bundle) -> None:
