@@ -255,6 +255,17 @@ def test_push_to_talk_without_speech_asks_nothing(script: tuple[tuple[float, flo
     assert not stage.talker.num_steps
 
 
+def test_a_press_in_silence_asks_nothing_after_one_with_a_question() -> None:
+    stage = Stage((1.2, 1.8), settings=LoopSettings(push_to_talk=True))
+    presses = {1.0: Command.PRESS, 2.0: Command.RELEASE, 6.0: Command.PRESS, 7.0: Command.RELEASE}
+    for second, command in presses.items():
+        stage.run_until(second)
+        stage.loop.tell(command)
+    stage.run_until(8.0)
+    assert len(stage.of(TurnDone)) == len(stage.of(NothingSaid)) == 1
+    assert stage.talker.num_turns == 1
+
+
 def test_a_button_that_is_stuck_in_silence_asks_nothing() -> None:
     settings = LoopSettings(push_to_talk=True, max_utterance_ms=2000)
     stage = Stage((4.0, 5.0), settings=settings)

@@ -265,7 +265,7 @@ def test_who_stops_at_the_last_event_gets_the_same_answers(bundle: Bundle) -> No
     assert said[0] == said[1]
 
 
-def test_no_room_is_made_under_an_answer(bundle: Bundle) -> None:
+def test_no_room_is_made_under_an_answer(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
     with talk(bundle, max_turns=1) as conversation:
         said, sound, _ = take(conversation.ask("Why?"))
         late = conversation.ask("Why?")
@@ -275,6 +275,7 @@ def test_no_room_is_made_under_an_answer(bundle: Bundle) -> None:
         answer.advance()
         answer.advance()
         assert next(late, None) is None  # its end makes no room now
+        assert not caplog.records
         for make_room in (conversation.make_room, conversation.trim_history):
             with pytest.raises(UsageError, match="the answer before is not over"):
                 make_room()
