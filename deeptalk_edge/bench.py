@@ -1,6 +1,8 @@
 """`make bench`: how fast this machine answers with a bundle, and decodes full-size SNAC.
 
-Medians; what is compared runs side by side in one process. The last line of the output is JSON.
+The bundle's figures are those of `deeptalk-edge profile run`, in a process of its own; the others
+are medians, and what is compared runs side by side in one process. The last line of the output is
+JSON.
 """
 
 from __future__ import annotations
@@ -8,13 +10,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,16 @@ from deeptalk_edge.export.codec import export_codec
 from deeptalk_edge.export.native_codec import write_native_codec
 from deeptalk_edge.rows import Ids
 from deeptalk_edge.runtime.audio.codec import CodecGraph
-from deeptalk_edge.runtime.audio.vad import read_utterance
 from deeptalk_edge.runtime.backends.native_codec import NativeCodec
 from deeptalk_edge.runtime.backends.native_library import LIBRARY
 from deeptalk_edge.runtime.backends.ort import OrtGraph
-from deeptalk_edge.runtime.bundle import Bundle
-from deeptalk_edge.runtime.conversation import Conversation, ConversationSettings, TurnDone
+from deeptalk_edge.runtime.measure import page
 from deeptalk_edge.spec import CodecSpec
 from deeptalk_edge.training.snac import Snac
 
 Figures = dict[str, float]
+
+CLI = (sys.executable, "-m", "deeptalk_edge.cli")
 
 SNAC_24KHZ = CodecSpec(
     sampling_rate=24000,
@@ -64,53 +65,37 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeat", type=int, default=5)
     args = parser.parse_args(argv)
+    answers = measure_answers(args.bundle, args.wav, args.threads, args.repeat)
+    print(page(answers), end="\n\n", flush=True)
     figures: dict[str, Figures] = {
-        "answers": measure_answers(args.bundle, args.wav, args.threads, args.repeat),
         "process": measure_process(args.bundle, args.wav[0], args.repeat),
         "full_size_snac": measure_codec(args.threads, 4 * args.repeat),
     }
-    machine = f"{_processor()}, {args.threads} thread(s), Python {platform.python_version()}"
-    print(f"{machine}; medians of {args.repeat} x {len(args.wav)} questions\n")
     for group, values in figures.items():
         print(group.replace("_", " "))
         for name, value in values.items():
-            print(f"  {name:44}{value:10.2f}")
-    print(json.dumps({"machine": machine, **figures}))
+            print(f"  {name:46}{value:10.2f}")
+    print(json.dumps({"answers": answers, **figures}))
     return 0
 
 
-def measure_answers(place: Path, wavs: list[Path], threads: int, repeat: int) -> Figures:
-    """What a listener waits for, over all questions; each one opens a conversation of its own."""
-    bundle = Bundle.open(place)
-    settings = ConversationSettings.of(bundle, threads=threads)
-    turns = []
-    with Conversation(bundle, settings) as talk:
-        for pcm in [read_utterance(wav) for wav in wavs] * (repeat + 1):
-            talk.reset()
-            done = list(talk.ask(pcm))[-1]
-            assert isinstance(done, TurnDone)
-            turns.append(done.metrics)
-    warm = turns[len(wavs) :]  # the first round allocates
-    columns: dict[str, Callable[[Any], float | None]] = {
-        "end of speech to first sample, ms": lambda m: m.first_sample_ms,
-        "encoder, ms": lambda m: m.encoder_ms,
-        "prefill, ms": lambda m: m.prefill_ms,
-        "step, ms": lambda m: m.step_ms_p50,
-        "real-time factor, compute / sound": lambda m: m.real_time_factor,
-    }
-    return {name: statistics.median(map(_known, map(of, warm))) for name, of in columns.items()}
+def measure_answers(place: Path, wavs: list[Path], threads: int, repeat: int) -> dict[str, Any]:
+    """What a device measures with the same command; torch, which is loaded here, is not in it."""
+    command = [*CLI, "profile", "run", "--bundle", str(place), "--wav", *map(str, wavs), "--json"]
+    command += ["--threads", str(threads), "--repeat", str(repeat)]
+    finished = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    report: dict[str, Any] = json.loads(finished.stdout)
+    return report
 
 
 def measure_process(place: Path, wav: Path, repeat: int) -> Figures:
     """What a fresh process costs, its start and its imports included."""
     run = ["run", "--bundle", str(place), "--wav", str(wav), "--json"]
-    cli = [sys.executable, "-m", "deeptalk_edge.cli"]
     bare = _median_ms([sys.executable, "-c", "pass"], repeat)
     return {
         "python alone, ms": bare,
-        "deeptalk-edge --help, ms": _median_ms([*cli, "--help"], repeat),
-        "cold start to the end of an answer, ms": _median_ms([*cli, *run], repeat),
-        "resident memory after an answer, MB": _peak_resident_mb([*cli, *run]),
+        "deeptalk-edge --help, ms": _median_ms([*CLI, "--help"], repeat),
+        "cold start to the end of an answer, ms": _median_ms([*CLI, *run], repeat),
     }
 
 
@@ -163,12 +148,6 @@ class _RandomSnac:
         return np.asarray(self._tensors[name], np.float32)
 
 
-def _known(value: float | None) -> float:
-    if value is None:
-        raise ValueError("an answer without sound cannot be measured; ask another question")
-    return value
-
-
 def _median_ms(command: list[str], repeat: int) -> float:
     times = []
     for _ in range(repeat):
@@ -176,26 +155,6 @@ def _median_ms(command: list[str], repeat: int) -> float:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         times.append((time.perf_counter() - start_s) * 1000)
     return statistics.median(times)
-
-
-def _peak_resident_mb(command: list[str]) -> float:
-    """Peak resident memory of one run of a command, weights mapped from files included."""
-    code = (
-        "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, "
-        "stdout=subprocess.DEVNULL); "
-        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
-    )
-    finished = subprocess.run(
-        [sys.executable, "-c", code, *command], check=True, capture_output=True, text=True
-    )
-    return int(finished.stdout) / 1024
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import itertools
 import json
-import re
 import shutil
 import statistics
 import sys
@@ -21,6 +20,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, get_args
 
+from deeptalk_edge import host
 from deeptalk_edge.bundle.manifest import MANIFEST
 from deeptalk_edge.devices.profile import load_profile
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
@@ -130,16 +130,8 @@ def measure(
         "step_ms": median("step_ms_p50"),
         "step_ms_p95": median("step_ms_p95"),
         "real_time_factor": median("real_time_factor"),
-        "memory_gb": _peak_bytes() / 1e9,
+        "memory_gb": (host.peak_resident_mb() or 0.0) / 1e3,
     }
-
-
-def _peak_bytes() -> int:
-    """Of this process alone: what getrusage says begins with its parent's."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
-    assert found is not None
-    return int(found[1]) * 1024
 
 
 def _ask(talk: Conversation, wav: Path, pause_s: float) -> Metrics:

@@ -27,7 +27,10 @@ _VERBS = {
     "export": ("deeptalk_edge.export.command", "checkpoint to bundle"),
     "run": ("deeptalk_edge.runtime.command", "ask a bundle and hear its answer"),
     "bundle": ("deeptalk_edge.runtime.bundle_command", "inspect, verify or sign a bundle"),
-    "profile": ("deeptalk_edge.runtime.profile_command", "what recorded routes say of paging"),
+    "profile": (
+        "deeptalk_edge.runtime.profile_command",
+        "measure a bundle; what recorded routes say of paging",
+    ),
     "devices": ("deeptalk_edge.runtime.devices_command", "list microphones and loudspeakers"),
 }
 

@@ -1,4 +1,4 @@
-"""What this machine is asked for: advice to the kernel, and threads.
+"""What this machine is asked for: advice to the kernel, threads, and what it says of itself.
 
 advice    is advice: a kernel that refuses it computes the same, slower or with more memory
 threads   a machine that refuses one is an error that names the way out
@@ -9,9 +9,12 @@ from __future__ import annotations
 import logging
 import mmap
 import os
+import platform
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from deeptalk_edge.errors import BackendError
 
@@ -56,6 +59,27 @@ def start_thread(thread: threading.Thread) -> None:
         raise BackendError(
             f"the system refuses to start the thread {thread.name} ({error}); {MORE_THREADS}"
         ) from error
+
+
+def processor() -> str:
+    """Its name, or its architecture where the kernel has no name for it."""
+    try:
+        cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        cpuinfo = ""
+    found = re.search(r"^model name\s*: (.+)$", cpuinfo, re.MULTILINE)
+    return found[1].strip() if found else platform.machine()
+
+
+def peak_resident_mb() -> float | None:
+    """The most memory that this process has had, weights mapped from files included; None if the
+    kernel does not say. Not from getrusage, whose peak begins with the parent's."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    return int(found[1]) * 1024 / 1e6 if found else None
 
 
 @contextmanager

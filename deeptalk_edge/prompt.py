@@ -11,6 +11,7 @@ Source: DeepTalk `src/utils/conversation.py: conv_deepseek`, `data_util.py: toke
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -83,6 +84,16 @@ class Template:
             rows=np.concatenate([left, heard, right]),
             audio_mask=np.pad(mask, (len(left), len(right))),
         )
+
+
+def folded(text: str) -> str:
+    """Lower case, words one space apart, no punctuation but apostrophes within words."""
+    text = (
+        unicodedata.normalize("NFKC", text).lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    )
+    is_kept = (c == "'" or not unicodedata.category(c).startswith("P") for c in text)
+    words = "".join(c if kept else " " for c, kept in zip(text, is_kept, strict=True)).split()
+    return " ".join(word for each in words if (word := each.strip("'")))
 
 
 def speak_as(vocabulary: VocabularySpec, rows: Ids, speaker: str) -> Ids:

@@ -11,7 +11,6 @@ import argparse
 import gc
 import json
 import random
-import resource
 import statistics
 import sys
 import time
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deeptalk_edge import host
 from deeptalk_edge.runtime.audio.ports import FRAME_SAMPLES
 from deeptalk_edge.runtime.audio.virtual_port import VirtualPort
 from deeptalk_edge.runtime.events import (
@@ -265,7 +265,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     report = Soak(seed=args.seed).run(hours=args.hours, turns=args.turns)
     figures: dict[str, Any] = asdict(report)
-    figures["peak_resident_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    figures["peak_resident_mb"] = host.peak_resident_mb()
     print(json.dumps(figures))
     for fault in report.faults():
         print(f"soak: {fault}", file=sys.stderr)

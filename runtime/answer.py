@@ -45,7 +45,6 @@ class Answer:
         self._question, self._history = question, history
         self._hear, self._open_turn = hear, open_turn
         self._meter = Meter()
-        self._meter.pause()
         self._user: Heard | Typed
         self._features: Array
         self._num_prompt_rows = 0

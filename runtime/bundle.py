@@ -16,7 +16,7 @@ from typing import Any
 
 from deeptalk_edge.bundle.manifest import FORMAT, MANIFEST, Backend, Manifest, read_manifest
 from deeptalk_edge.errors import ArtifactError, ExpertUnavailable
-from deeptalk_edge.files import check_file
+from deeptalk_edge.files import check_file, sha256_of
 from deeptalk_edge.signature import PublicKey, signature_place, verify_file
 
 
@@ -68,6 +68,11 @@ class Bundle:
             check_file(path / name, size_bytes=entry.bytes, sha256=sha256)
         return cls(path, manifest)
 
+    @property
+    def sha256(self) -> str:
+        """Of the manifest, which has the hash of every other file: what `sha256sum` says of it."""
+        return sha256_of(self.path / MANIFEST)
+
     def file(self, name: str) -> Path:
         """The place of a file that the manifest names."""
         return self.path / name
@@ -105,6 +110,7 @@ class Bundle:
         manifest = self.manifest
         return {
             "path": str(self.path),
+            "sha256": self.sha256,
             "format": FORMAT,
             "producer": manifest.producer,
             "checkpoint": dataclasses.asdict(manifest.checkpoint),

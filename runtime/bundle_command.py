@@ -93,6 +93,7 @@ def _page(content: dict[str, Any]) -> str:
     generation, experts = content["generation"], content["experts"]
     lines = [
         ("checkpoint", f"{content['checkpoint']['name']} ({content['checkpoint']['sha256'][:12]})"),
+        ("manifest", f"SHA-256 {content['sha256']}"),
         ("made by", f"{content['producer']}, bundle format {content['format']}"),
         ("made for", f"{content['target']['backend']} on {content['target']['device']}"),
         ("precision", ", ".join(f"{part} {kind}" for part, kind in content["precision"].items())),
@@ -115,7 +116,8 @@ def _page(content: dict[str, Any]) -> str:
         (
             "answers",
             f"{generation['mode']}, speaker {generation['speaker']}, at most "
-            f"{generation['max_rows']} rows of {generation['context_rows']}",
+            f"{generation['max_rows']} rows of {generation['context_rows']}, "
+            f"{generation['max_turns'] or 'all'} turns in sight",
         ),
         ("experts", f"{experts['records']} records, {_size(experts['bytes'])}"),
         ("licences", ", ".join(f"{part}: {name}" for part, name in content["licences"].items())),

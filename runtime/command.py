@@ -18,6 +18,7 @@ from deeptalk_edge.runtime.loop import live_command
 
 if TYPE_CHECKING:  # loading these takes longer than `--help` may
     from deeptalk_edge.runtime.conversation import Conversation, Metrics, TurnDone
+    from deeptalk_edge.runtime.events import Setup
     from deeptalk_edge.runtime.questions import Question
 
 _AHEAD_S = 0.5  # sound that --realtime produces ahead of its playing
@@ -59,6 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--forget", action="store_true", help="begin a new conversation with each question"
+    )
+    parser.add_argument(
+        "--max-turns",
+        metavar="N",
+        help="turns that the model sees at once, the question included: a number, or `all` that "
+        "fit; default: the bundle's",
     )
     parser.add_argument("--seed", type=int, default=0, help="same seed, same answer (default 0)")
     parser.add_argument(
@@ -154,6 +161,7 @@ def main(args: argparse.Namespace) -> int:
     chosen = {"system": args.system, "speaker": args.speaker}
     settings = dataclasses.replace(
         settings,
+        max_turns=_max_turns(args.max_turns, default=settings.max_turns),
         encoder_window=args.encoder_window,
         backend=args.backend,
         paging=PagingSettings(pool=args.pool, policy=args.paging_policy),
@@ -175,6 +183,19 @@ def main(args: argparse.Namespace) -> int:
     if not args.json:
         print(_table(metrics), file=_transcript(args))
     return 0
+
+
+def _max_turns(flag: str | None, *, default: int | None) -> int | None:
+    from deeptalk_edge.errors import SettingsError
+
+    if flag is None:
+        return default
+    if flag == "all":
+        return None
+    try:
+        return int(flag)
+    except ValueError:
+        raise SettingsError(f"--max-turns {flag}: expected a number, or all") from None
 
 
 def _take_turn(
@@ -224,7 +245,8 @@ def _take_turn(
     if player and player.late_s:
         log.warning("turn %d: the sound would have stuttered for %.2f s", turn, player.late_s)
     if args.json:
-        print(json.dumps(_as_json(turn, question, out, done, player)), flush=True)
+        line = _as_json(turn, question, out, done, talk.setup, player)
+        print(json.dumps(line), flush=True)
     return done.metrics
 
 
@@ -250,17 +272,18 @@ def _as_json(
     question: Question,
     out: Path | None,
     done: TurnDone,
+    setup: Setup,
     player: _Pace | None,
 ) -> dict[str, Any]:
+    from deeptalk_edge.runtime.measure import record
+
     return {
         "turn": turn,
         "question": question.source,
         "utterance": question.utterance,
         "speech_s": question.speech_s,
-        "text": done.text,
         "out": str(out) if out and done.metrics.audio_s else None,
-        **dataclasses.asdict(done.metrics),
-        "real_time_factor": done.metrics.real_time_factor,
+        **record(done, setup),
         **({"late_s": player.late_s} if player else {}),
     }
 

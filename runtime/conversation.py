@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from deeptalk_edge.errors import SettingsError, UsageError
+from deeptalk_edge.errors import EdgeError, SettingsError, UsageError
 from deeptalk_edge.features import max_samples
 from deeptalk_edge.files import check_output, side_output
 from deeptalk_edge.lifetime import Lifetime, while_open
+from deeptalk_edge.prompt import folded
 from deeptalk_edge.rows import Ids
 from deeptalk_edge.runtime.answer import Answer
 from deeptalk_edge.runtime.audio.codec import CodecGraph
@@ -31,7 +32,7 @@ from deeptalk_edge.runtime.audio.encoder import Encoder
 from deeptalk_edge.runtime.audio.pcm import Pcm, as_pcm
 from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.runtime.engines import kernels_for, open_codec, open_engine
-from deeptalk_edge.runtime.events import AudioChunk, Metrics, TextPiece, TurnDone
+from deeptalk_edge.runtime.events import AudioChunk, Metrics, Setup, TextPiece, TurnDone
 from deeptalk_edge.runtime.experts.from_bundle import recorded_routes
 from deeptalk_edge.runtime.experts.routes import RouteRecorder
 from deeptalk_edge.runtime.golden import check_golden
@@ -90,7 +91,10 @@ class Conversation:
                 reserve_rows=self._encoder_spec.max_frames
                 + self.settings.max_rows
                 + _TEMPLATE_ROWS,
+                max_turns=self.settings.max_turns,
             )
+            self.setup = self._setup()
+            """What runs, and how."""
             self._lifetime = Lifetime("the conversation", opened.pop_all().close)
         self._answer: Answer | None = None
 
@@ -111,6 +115,17 @@ class Conversation:
         self._engine = opened.enter_context(closing(engine))
         check_golden(self.bundle, encoder=encoder, engine=engine, codec=codec)
         self._experts.rest()
+
+    def _setup(self) -> Setup:
+        kernel_path = self._engine.kernel_path
+        return Setup(
+            bundle_sha256=self.bundle.sha256,
+            backend="native" if kernel_path else "ort",
+            kernel_path=kernel_path,
+            threads=self.settings.threads,
+            mode=self.settings.mode,
+            precision=dict(self.bundle.manifest.precision),
+        )
 
     @property
     def rate_hz(self) -> int:
@@ -133,7 +148,7 @@ class Conversation:
         another thread, or another process's.
         """
         self._expect_no_answer()
-        return self._answer_to(_checked(question))
+        return self._answer_to(self._checked(question))
 
     def _answer_to(
         self, question: Array | str
@@ -150,6 +165,16 @@ class Conversation:
                 answer.settle()
                 self._end_turn()
         yield TurnDone(answer.text, answer.metrics())
+        self._trim_early()
+
+    def _trim_early(self) -> None:
+        """The answer is complete, and whoever asked goes on: nobody waits."""
+        if not self._lifetime.is_open or (self._answer is not None and not self._answer.is_over):
+            return
+        try:
+            self.trim_history()
+        except EdgeError as error:  # the next question does it again, and fails with it if it must
+            log.warning("between turns: %s", error)
 
     @while_open
     def expect_question(self) -> None:
@@ -164,7 +189,7 @@ class Conversation:
         Raises as `ask` does.
         """
         self._expect_no_answer()
-        return self._begin(_checked(question))
+        return self._begin(self._checked(question))
 
     def _begin(self, question: Array | str) -> Answer:
         self._expect_no_answer()
@@ -176,6 +201,23 @@ class Conversation:
             lifetime=self._lifetime,
         )
         return self._answer
+
+    def _checked(self, question: Pcm | str) -> Array | str:
+        """The question as the model gets it: PCM as the encoder takes it, text folded if the
+        settings say so.
+
+        Raises AudioError or SettingsError if it is neither.
+        """
+        if not isinstance(question, str):
+            return as_pcm(question)
+        try:
+            question.encode()
+        except UnicodeEncodeError as error:
+            raise SettingsError(f"the question is no text that UTF-8 can hold ({error})") from None
+        text = folded(question) if self.settings.fold_typed else question
+        if not text.strip():
+            raise SettingsError("the question is empty; write one with at least a word in it")
+        return text
 
     def _expect_no_answer(self) -> None:
         self._lifetime.check()
@@ -208,14 +250,28 @@ class Conversation:
 
     @while_open
     def make_room(self) -> int:
-        """Drop the oldest turns if the next one might not fit, and have the system prompt read
-        before the first one; returns how many turns went. It would be done in time anyway: call it
-        while nobody waits."""
+        """`trim_history`, and let the experts that are likely be read. It would be done in time
+        anyway: call it while nobody talks.
+
+        Raises UsageError as `ask` does, BackendError or ExpertUnavailable if the model fails.
+        """
+        self._expect_no_answer()
         self._end_turn()
         try:
             return self._history.make_room()
         finally:
             self._experts.rest()
+
+    @while_open
+    def trim_history(self) -> int:
+        """Drop the oldest turns where the next one is too many or might not fit, and have the
+        system prompt read before the first one; returns how many turns went. It would be done in
+        time anyway: call it while nobody waits for an answer. `ask` does, after the last event.
+
+        Raises UsageError as `ask` does, BackendError or ExpertUnavailable if the model fails.
+        """
+        self._expect_no_answer()
+        return self._history.make_room()
 
     @contextmanager
     def record_routes(self, path: Path) -> Iterator[None]:
@@ -284,17 +340,3 @@ class Conversation:
             text=self._tokenizer.stream(),
             meter=meter,
         )
-
-
-def _checked(question: object) -> Array | str:
-    """Text as it is, PCM as the encoder takes it.
-
-    Raises AudioError or SettingsError if it is neither.
-    """
-    if not isinstance(question, str):
-        return as_pcm(question)
-    try:
-        question.encode()
-    except UnicodeEncodeError as error:
-        raise SettingsError(f"the question is no text that UTF-8 can hold ({error})") from None
-    return question

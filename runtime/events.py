@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -46,7 +47,11 @@ class Metrics:
     """Sampling and decoding of one row; None for an answer of one row."""
     step_ms_p95: float | None
     compute_s: float
+    """Wall time within this answer's steps, up to its last sample or to where it was cut: log-mel,
+    encoder, prefill, rows and codec. Not in it: the caller's time between two steps, playback,
+    attempts that were discarded, and what is done while nobody waits."""
     audio_s: float
+    """Sound that was made, heard or not."""
     text_log_p: float | None
     """How sure the model was of its first words, as a mean log-probability; None if it said too
     little."""
@@ -62,10 +67,28 @@ class Metrics:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What ran, and how: no figure means anything without it."""
+
+    bundle_sha256: str
+    """Of the manifest, which has the hash of every other file."""
+    backend: Literal["native", "ort"]
+    """Of the decoder."""
+    kernel_path: str | None
+    """The instruction set of our own kernels; None on ONNX Runtime."""
+    threads: int
+    mode: str
+    precision: Mapping[str, str]
+    """Of each part of the model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VoiceMetrics:
     """What a turn by voice felt like. Times run from the last voiced sample as the microphone gave
     it; what the device takes to deliver a sample is not known to us and not counted."""
 
+    speech_s: float
+    """Length of the utterance, pauses included: from its first voiced sample to its last."""
     hangover_ms: float
     """Silence until the turn counted as over."""
     was_on_trial: bool
@@ -108,6 +131,11 @@ class SpeechEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class NothingSaid:
+    """Push-to-talk: the button was released, and no voice was heard; nothing is asked."""
+
+
+@dataclass(frozen=True, slots=True)
 class BargedIn:
     """The user spoke over the answer, and it stopped."""
 
@@ -142,6 +170,7 @@ class SoundRestored:
 LiveEvent: TypeAlias = (
     SpeechStarted
     | SpeechEnded
+    | NothingSaid
     | TextPiece
     | AudioChunk
     | BargedIn

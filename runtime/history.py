@@ -4,8 +4,9 @@ cache    prompts and answer texts, never speech codes; batch-parallel has it rea
          owes the answer's text and feeds it with the next prompt
 opening  what stands before the first spoken question is fed on its own, so that no answer depends
          on when; a typed question may merge with it and is fed with it
-room     a full context drops its oldest whole turns and feeds the rest again. That is decided by
-         the rows alone, never by timing
+room     the oldest whole turns go, and the rest is fed again, where there are more turns than
+         the model may see at once, or the context is full. That is decided by turns and rows
+         alone, never by timing
 idle     `make_room` does both while nobody waits
 """
 
@@ -52,11 +53,20 @@ class History:
     """The turns of one conversation and their cache. One owner; not thread-safe."""
 
     def __init__(
-        self, engine: Engine, template: Template, *, system: str, width: int, reserve_rows: int
+        self,
+        engine: Engine,
+        template: Template,
+        *,
+        system: str,
+        width: int,
+        reserve_rows: int,
+        max_turns: int | None = None,
     ) -> None:
-        """`width` is the model's, C; `reserve_rows` is what a further turn may take."""
+        """`width` is the model's, C; `reserve_rows` is what a further turn may take; `max_turns`
+        is what the model may see at once, the question at hand included."""
         self._engine, self._template, self._system = engine, template, system
         self._reserve_rows = min(reserve_rows, engine.capacity // 2)
+        self._max_turns = max_turns
         self._past: deque[PastTurn] = deque()
         self._nothing = text_rows(template.vocabulary, [])
         self.no_features = np.empty((0, width), np.float32)
@@ -105,25 +115,27 @@ class History:
         self._engine.trim(position)
 
     def make_room(self) -> int:
-        """Do beforehand what the next question would do: drop the oldest turns if a further one
-        might not fit, feed the opening if there is no turn; returns how many turns went."""
+        """Do beforehand what the next question would do: drop the oldest turns where a further one
+        is too many or might not fit, feed the opening if there is no turn; returns how many turns
+        went."""
         num_dropped = self._drop_oldest()
         if not self._past:
             self._open()
         return num_dropped
 
     def _drop_oldest(self) -> int:
-        """If a further turn might not fit, drop the oldest until half of the context is free;
-        returns how many went."""
-        if self._num_rows + self._reserve_rows <= self._engine.capacity:
-            return 0
-        sizes = [self._size(turn) for turn in self._past]
-        opening = len(self._segment(Typed(text=""), is_first=True).rows)
-        num_dropped, num_rows = 0, opening + sum(sizes)
-        while num_dropped < len(sizes) and num_rows > self._engine.capacity // 2:
-            num_rows -= sizes[num_dropped]
-            num_dropped += 1
-        self._drop(num_dropped)
+        """Drop turns beyond `max_turns`; if a further turn might still not fit, the oldest until
+        half of the context is free. Returns how many went."""
+        num_dropped = 0
+        if self._max_turns is not None:
+            num_dropped = max(len(self._past) + 1 - self._max_turns, 0)
+        num_rows = self._num_rows - sum(self._size(self._past[i]) for i in range(num_dropped))
+        if num_rows + self._reserve_rows > self._engine.capacity:
+            while num_dropped < len(self._past) and num_rows > self._engine.capacity // 2:
+                num_rows -= self._size(self._past[num_dropped])
+                num_dropped += 1
+        if num_dropped:
+            self._drop(num_dropped)
         return num_dropped
 
     def reset(self) -> None:

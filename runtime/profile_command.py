@@ -1,5 +1,7 @@
-"""`deeptalk-edge profile`: what recorded routes say of paging.
+"""`deeptalk-edge profile`: what a bundle costs on this machine, and what recorded routes say of
+paging.
 
+run      medians and 95th percentiles over many answers
 routes   how local they are
 replay   what pools and policies would hit, miss and read; with a device, simulated times
 """
@@ -7,6 +9,7 @@ replay   what pools and policies would hit, miss and read; with a device, simula
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +19,7 @@ from typing import Any
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the actions of `profile` and their flags."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    _add_run_arguments(actions.add_parser("run", help="measure how a bundle answers here"))
     routes = actions.add_parser("routes", help="show how local recorded routes are")
     replay = actions.add_parser("replay", help="replay recorded routes through the paging policies")
     for action in (routes, replay):
@@ -46,11 +50,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_run_arguments(run: argparse.ArgumentParser) -> None:
+    run.add_argument(
+        "--bundle", type=Path, required=True, help="directory made by `deeptalk-edge export`"
+    )
+    run.add_argument(
+        "--wav", type=Path, nargs="+", default=[], metavar="WAV", help="spoken questions"
+    )
+    run.add_argument("--text", action="append", default=[], help="a written question")
+    run.add_argument("--repeat", type=int, default=5, help="times each is asked (default 5)")
+    run.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    run.add_argument("--mode", choices=("batch-parallel", "single", "text"))
+    run.add_argument("--backend", choices=("auto", "native", "ort"), default="auto")
+    run.add_argument("--encoder-window", choices=("whole", "near"), default="whole")
+    run.add_argument("--pool", metavar="N", help="experts in memory, or their share such as 42%%")
+    run.add_argument("--json", action="store_true", help="a JSON object on stdout")
+
+
 def main(args: argparse.Namespace) -> int:
     """Run one action; returns the exit code.
 
-    Raises ArtifactError if a file is no recording, SettingsError if a flag names nothing.
+    Raises ArtifactError if a file is no recording of routes, SettingsError if a flag names nothing;
+    `run` raises AudioError if a file is no question, else what `measure` raises.
     """
+    if args.action == "run":
+        return _run(args)
     from deeptalk_edge.runtime.experts.study import open_routes
 
     if args.action == "replay" and args.device == "list":
@@ -89,6 +113,27 @@ def main(args: argparse.Namespace) -> int:
         print(json.dumps({"routes": routes.source, "device": args.device, "rows": rows}))
     else:
         print(_table(routes.source, rows, args.device))
+    return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    from deeptalk_edge.runtime.audio.vad import read_utterance
+    from deeptalk_edge.runtime.bundle import Bundle
+    from deeptalk_edge.runtime.experts.from_bundle import PagingSettings
+    from deeptalk_edge.runtime.measure import measure, page
+    from deeptalk_edge.runtime.settings import ConversationSettings
+
+    def choose(bundle: Bundle) -> ConversationSettings:
+        return dataclasses.replace(
+            ConversationSettings.of(bundle, mode=args.mode, threads=args.threads),
+            backend=args.backend,
+            encoder_window=args.encoder_window,
+            paging=PagingSettings(pool=args.pool),
+        )
+
+    questions = [*map(read_utterance, args.wav), *args.text]
+    report = measure(args.bundle, questions, choose=choose, repeat=args.repeat)
+    print(json.dumps(report) if args.json else page(report))
     return 0
 
 

@@ -30,6 +30,11 @@ class ConversationSettings:
     """Rows of one answer at most."""
     context_rows: int
     """Rows of the whole conversation at most; the cache is allocated for them."""
+    max_turns: int | None = None
+    """Turns that the model sees at once, the question at hand included: 1 asks each question by
+    itself. None: as many as the context holds."""
+    fold_typed: bool = False
+    """Typed questions reach the model in lower case and without punctuation."""
     ends_with_speech: bool = False
     """End an answer with its speech even if its text goes on, as the released loop does."""
     encoder_window: EncoderWindow = "whole"
@@ -40,9 +45,10 @@ class ConversationSettings:
     paging: PagingSettings = field(default_factory=PagingSettings)
 
     def __post_init__(self) -> None:
-        for name in ("max_rows", "context_rows", "threads"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name} = {getattr(self, name)}: expected 1 or more")
+        for name in ("max_rows", "context_rows", "max_turns", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SettingsError(f"{name} = {value}: expected 1 or more")
         if self.threads > MOST_THREADS:
             raise SettingsError(f"threads = {self.threads}: expected at most {MOST_THREADS}")
 
@@ -73,6 +79,8 @@ class ConversationSettings:
             sampler=sampler,
             max_rows=own.max_rows,
             context_rows=own.context_rows,
+            max_turns=own.max_turns,
+            fold_typed=own.fold_typed,
             ends_with_speech=as_released,
             threads=threads,
         )

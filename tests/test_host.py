@@ -5,12 +5,23 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
 
 from deeptalk_edge import host
 from deeptalk_edge.errors import BackendError
+
+
+def test_the_peak_of_memory_is_this_processes_own() -> None:
+    code = "from deeptalk_edge.host import peak_resident_mb; print(peak_resident_mb())"
+    held = bytearray(b"x" * 200_000_000)
+    own = host.peak_resident_mb()
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert own is not None
+    assert own > len(held) / 1e6 > float(child.stdout) > 1
 
 
 class Stubborn(mmap.mmap):

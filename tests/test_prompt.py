@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from deeptalk_edge.errors import ArtifactError
-from deeptalk_edge.prompt import Heard, Segment, Template, Typed, speak_as
+from deeptalk_edge.prompt import Heard, Segment, Template, Typed, folded, speak_as
 from deeptalk_edge.rows import codec_columns
 from tests.specs import VOCABULARY
 
@@ -88,3 +88,23 @@ def test_an_unknown_speaker_is_refused_with_the_known_names() -> None:
     rows = TEMPLATE.next_turn(Typed(text="nod")).rows
     with pytest.raises(ArtifactError, match=r"'Bob': this checkpoint knows EOA, .*M29, F10"):
         speak_as(VOCABULARY, rows, "Bob")
+
+
+@pytest.mark.parametrize(
+    ("typed", "wanted"),
+    [
+        ("One ticket to London, please!", "one ticket to london please"),
+        ("  where's\tthe\nTicket-Office?? ", "where's the ticket office"),
+        ("Where\N{RIGHT SINGLE QUOTATION MARK}s 'it'", "where's it"),
+        (
+            "\N{INVERTED QUESTION MARK}D\N{LATIN SMALL LETTER O WITH ACUTE}nde?",
+            "d\N{LATIN SMALL LETTER O WITH ACUTE}nde",
+        ),
+        ("\N{FULLWIDTH LATIN CAPITAL LETTER A}\N{IDEOGRAPHIC FULL STOP}", "a"),
+        ("£5 + 7", "£5 + 7"),
+        ("?!... ' --", ""),
+    ],
+)
+def test_a_folded_question_is_its_words_in_lower_case(typed: str, wanted: str) -> None:
+    assert folded(typed) == wanted
+    assert folded(wanted) == wanted

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from deeptalk_edge import host
 from deeptalk_edge.bench_cpu.contest import Call, Contender, Timing, Work, take_turns
 from deeptalk_edge.bench_cpu.gguf_file import write_gguf
 from deeptalk_edge.bench_cpu.llama import MODULES, Q4_0, LlamaDecoder, see_packages, takes
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("build/bench_cpu"))
     args = parser.parse_args(argv)
     args.work.mkdir(parents=True, exist_ok=True)
-    machine = f"{_processor()}, load {os.getloadavg()[0]:.1f}"
+    machine = f"{host.processor()}, load {os.getloadavg()[0]:.1f}"
     weights = f"int4 in groups of {args.group}" if args.group else "int8"
     tunables = os.environ.get("GLIBC_TUNABLES", "none")
     path = args.path or NativeLibrary().path_names[0]
@@ -274,13 +274,6 @@ class _Bench:
 
     def _seconds(self, timing: Timing) -> float:
         return timing.wall_s if self._args.clock == "wall" else timing.cpu_s
-
-
-def _processor() -> str:
-    for field in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if field.startswith("model name"):
-            return field.partition(":")[2].strip()
-    return platform.machine()
 
 
 if __name__ == "__main__":

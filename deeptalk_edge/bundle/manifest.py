@@ -55,6 +55,7 @@ FileName: TypeAlias = Annotated[
 Line: TypeAlias = Annotated[str, Text("[^\\ud800-\\udfff]{0,100000}", "text that can be encoded")]
 Shape: TypeAlias = Annotated[tuple[Annotated[int, Between(0, 1 << 31)], ...], Items(0, 8)]
 TopK: TypeAlias = Annotated[int, Between(1, 1 << 20)]
+Turns: TypeAlias = Annotated[int, Between(1, 1 << 20)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +123,10 @@ class Generation:
     """Rows of one answer at most; a row of speech is one codec frame."""
     context_rows: Positions
     """Rows that the cache holds, over all turns."""
+    max_turns: Turns | None = None
+    """Turns that the model sees at once, the question at hand included; None: as many as fit."""
+    fold_typed: bool = False
+    """Typed questions reach the model in lower case and without punctuation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

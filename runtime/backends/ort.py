@@ -231,6 +231,10 @@ class OrtEngine(CachedEngine[KvCache]):
         self._tails = {items: self._tail(items, bundle) for items in (1, 2)}
         self._steps = {items: self._pass(items, 1) for items in (1, 2)}
 
+    @property
+    def kernel_path(self) -> None:
+        """None of our own kernels is at work."""
+
     @while_open
     def prefill(self, rows: Ids, features: Array, audio_mask: NDArray[np.bool_]) -> None:
         self._check_prompt(features, audio_mask)

@@ -37,6 +37,10 @@ class Engine(Protocol):
     """
 
     @property
+    def kernel_path(self) -> str | None:
+        """The instruction set of our own kernels; None on ONNX Runtime."""
+
+    @property
     def num_rows(self) -> int:
         """Rows fed so far."""
 

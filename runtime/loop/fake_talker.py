@@ -59,6 +59,9 @@ class FakeTalker:
         pass
 
     def make_room(self) -> int:
+        return self.trim_history()
+
+    def trim_history(self) -> int:
         del self.history[:-100]
         return 0
 
@@ -80,6 +83,7 @@ class FakeAnswer:
     def __init__(self, talker: FakeTalker, turn: int, num_frames: int) -> None:
         self._talker, self._turn, self._num_frames = talker, turn, num_frames
         self._made_frames = 0
+        self._compute_ms = 0.0
         self._is_over = False
         self._steps = self._write()
 
@@ -113,20 +117,24 @@ class FakeAnswer:
             first_sample_ms=_ENCODE_MS + _PREFILL_MS + _DELAY_ROWS * _ROW_MS,
             step_ms_p50=_ROW_MS,
             step_ms_p95=_ROW_MS,
-            compute_s=0.0,
+            compute_s=self._compute_ms / 1000,
             audio_s=self._made_frames * FRAME_SAMPLES / self._talker.rate_hz,
             text_log_p=self.text_log_p,
             stopped="end",
             num_clamped=0,
         )
 
+    def _spend(self, ms: float) -> None:
+        self._talker.spend(ms)
+        self._compute_ms += ms
+
     def _write(self) -> Generator[Pieces, None, None]:
         for ms in (_ENCODE_MS, _PREFILL_MS, *[_ROW_MS] * _DELAY_ROWS):
-            self._talker.spend(ms)
+            self._spend(ms)
             yield ()
         sound = np.full(FRAME_SAMPLES, level_of(self._turn), np.float32)
         for frame in range(self._num_frames):
-            self._talker.spend(_ROW_MS)
+            self._spend(_ROW_MS)
             self._talker.made_samples += FRAME_SAMPLES
             self._made_frames += 1
             if frame % WORD_FRAMES:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import logging
 import sys
@@ -17,7 +16,7 @@ if TYPE_CHECKING:  # loading these takes longer than `--help` may
     from deeptalk_edge.runtime.audio.ports import SoundPort
     from deeptalk_edge.runtime.audio.wav_port import WavPort
     from deeptalk_edge.runtime.conversation import Conversation
-    from deeptalk_edge.runtime.events import LiveEvent, TurnDone
+    from deeptalk_edge.runtime.events import LiveEvent, Setup, TurnDone
     from deeptalk_edge.runtime.loop.live import Hearing, LiveConversation
     from deeptalk_edge.trace import Trace
 
@@ -120,7 +119,7 @@ def main(args: argparse.Namespace, talk: Conversation) -> int:
             live.run_beside("recording", partial(_stop_behind, recording, live))
         if args.push_to_talk:
             live.run_beside("keys", partial(_press_with_enter, live))
-        show = _Transcript(is_json=args.json)
+        show = _Transcript(talk.setup, is_json=args.json)
         try:
             for event in live:
                 show(event)
@@ -186,7 +185,8 @@ def _press_with_enter(live: LiveConversation) -> None:
 class _Transcript:
     """Shows what happens: a line a turn, or one JSON object a turn."""
 
-    def __init__(self, *, is_json: bool) -> None:
+    def __init__(self, setup: Setup, *, is_json: bool) -> None:
+        self._setup = setup
         self._is_json, self._num_turns = is_json, 0
         self._is_mid_line = False
 
@@ -221,6 +221,8 @@ class _Transcript:
                 pass
             case events.SpeechEnded(seconds):
                 self._say(f"you: {seconds:.1f} s of speech\ndeeptalk: ")
+            case events.NothingSaid():
+                self._say("(nothing was said)\n")
             case events.TextPiece(text):
                 self._say(text)
             case events.BargedIn():
@@ -231,11 +233,12 @@ class _Transcript:
                 print("the sound devices are back", file=sys.stderr)
 
     def _done(self, done: TurnDone) -> None:
+        from deeptalk_edge.runtime.measure import record
+
         voice = done.voice
         assert voice is not None  # it was asked by voice
         if self._is_json:
-            turn = {"turn": self._num_turns, "text": done.text}
-            turn |= dataclasses.asdict(done.metrics) | dataclasses.asdict(voice)
+            turn = {"turn": self._num_turns, **record(done, self._setup)}
             self._say(json.dumps(turn) + "\n")
         elif voice.audible_ms is None:
             self._say("\n  (nothing was heard)\n")

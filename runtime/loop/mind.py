@@ -68,6 +68,9 @@ class Talker(Protocol):
         """An answer to advance."""
 
     def make_room(self) -> int:
+        """Nobody talks: `trim_history`, and read experts that are likely."""
+
+    def trim_history(self) -> int:
         """Drop old turns, and read the system prompt."""
 
     def reset(self) -> None:
@@ -239,15 +242,16 @@ class Mind:
                 answer, self._answer = self._answer, None
                 text = answer.settle(order.heard_samples)
                 self._deliver(Settled(order.epoch, text, answer.metrics()))
+                self._between_turns(self._talk.trim_history)  # now: the user may speak already
             case MakeRoom():
-                self._make_room()
+                self._between_turns(self._talk.make_room)
             case StartAnew():
                 self._talk.reset()
 
-    def _make_room(self) -> None:
+    def _between_turns(self, make_room: Callable[[], int]) -> None:
         """Nobody waits for it: the next question does it again, and fails with it if it must."""
         try:
             with self._trace.span("make room"):
-                self._talk.make_room()
+                make_room()
         except EdgeError as error:
             log.warning("between turns: %s", error)

@@ -82,7 +82,7 @@ class Loop:
     run: int = 0
     """Samples of voice in a row, up to now."""
     voice: int = 0
-    """Samples of voice since somebody began to speak over an answer."""
+    """Samples of voice since somebody began to speak over an answer, or pressed the button."""
     last_voice: int = 0
     """The end of the last frame of voice that counts."""
     hangover: int = 0
@@ -154,7 +154,7 @@ def _obey(loop: Loop, command: Command, now: int, settings: LoopSettings) -> Ste
             after, actions = _void(loop)
             return _open(after, now, now, settings, actions)
         case Command.RELEASE if settings.push_to_talk and state is State.USER_SPEAKING:
-            return _begin(loop, now, now)
+            return _release(loop, now)
     return loop, ()
 
 
@@ -280,7 +280,17 @@ _OPEN_MICROPHONE = {
     State.HUSHED: _hear_hushed,
     State.RECOVERING: _ignore,
 }
-_PRESSED = dict.fromkeys(_OPEN_MICROPHONE, _ignore)
+
+
+def _hear_pressed(loop: Loop, voiced: bool, now: int, settings: LoopSettings) -> Step:
+    """USER_SPEAKING, the button down: nothing but the button ends it; voice makes it a question."""
+    if not voiced or loop.run < _samples(settings.start_ms):
+        return loop, ()
+    opened = loop.opened if loop.voice else now - loop.run
+    return replace(loop, voice=loop.voice + FRAME, opened=opened, last_voice=now), ()
+
+
+_PRESSED = {**dict.fromkeys(_OPEN_MICROPHONE, _ignore), State.USER_SPEAKING: _hear_pressed}
 
 
 def _time_out(loop: Loop, now: int, settings: LoopSettings) -> Step:
@@ -292,7 +302,7 @@ def _time_out(loop: Loop, now: int, settings: LoopSettings) -> Step:
             if forget and not loop.is_fresh:
                 return replace(loop, is_fresh=True), (Forget(),)
         case State.USER_SPEAKING if spent >= _samples(settings.max_utterance_ms):
-            return _begin(loop, now, now)  # push-to-talk: the button is stuck
+            return _release(loop, now)  # push-to-talk: the button is stuck
         case State.THINKING if spent >= _samples(settings.thinking_ms):
             return _fail(loop, now)
         case State.SPEAKING if spent >= _samples(settings.speaking_ms):
@@ -316,7 +326,7 @@ def _open(
     loop: Loop, start: int, now: int, settings: LoopSettings, before: tuple[Action, ...]
 ) -> Step:
     """The user has the floor since `start`."""
-    loop = replace(loop, opened=start, last_voice=now, is_fresh=False)
+    loop = replace(loop, opened=start, last_voice=now, voice=0, is_fresh=False)
     return _enter(loop, State.USER_SPEAKING, now), (*before, _opening(loop, settings))
 
 
@@ -329,6 +339,13 @@ def _begin(loop: Loop, end: int, now: int) -> Step:
     begin = () if loop.is_answering else (BeginAnswer(loop.epoch, end),)
     loop = replace(loop, is_answering=True, interruptible=True)
     return _enter(loop, State.THINKING, now), (*begin, CommitAnswer(loop.epoch))
+
+
+def _release(loop: Loop, now: int) -> Step:
+    """Push-to-talk: the button is up, or was down for too long."""
+    if loop.voice:
+        return _begin(loop, now, now)
+    return _with(DropUtterance(), _rest(loop, now))
 
 
 def _end_answer(loop: Loop, now: int) -> Step:

@@ -29,6 +29,7 @@ from deeptalk_edge.runtime.events import (
     AnswerResumed,
     BargedIn,
     LiveEvent,
+    NothingSaid,
     SoundLost,
     SoundRestored,
     SpeechEnded,
@@ -84,6 +85,7 @@ class SampleClock(Protocol):
 class _Timing:
     """When things happened to one answer, in samples of the microphone."""
 
+    opened: int
     last_voice: int
     committed: int
     was_on_trial: bool
@@ -93,6 +95,10 @@ class _Timing:
     audible: int | None = None
     stop_ms: float | None = None
     heard_samples: int = 0
+
+    @property
+    def speech_s(self) -> float:
+        return (self.last_voice - self.opened) / RATE_HZ
 
 
 class VoiceLoop:
@@ -205,6 +211,8 @@ class VoiceLoop:
             self._trace.mark(self.loop.state.value, epoch=self.loop.epoch)
         if self.loop.state is State.USER_SPEAKING and before not in _USERS:
             self._emit(SpeechStarted())
+        if before is State.USER_SPEAKING and self.loop.state is State.LISTENING:
+            self._emit(NothingSaid())
         if self.stop_listener and self.loop.state is State.OVERLAP is not before:
             self._listen_for_stop_word(self.stop_listener)
         for action in actions:
@@ -321,7 +329,8 @@ class VoiceLoop:
         assert self._reply is not None
         now = self._clock.now()
         self._reply.policy, self._reply.is_committed = self.policy, True
-        self._timing[epoch] = _Timing(
+        self._timing[epoch] = timing = _Timing(
+            opened=self.loop.opened,
             last_voice=self.loop.last_voice,
             committed=now,
             was_on_trial=self._begun < self._now,
@@ -330,7 +339,7 @@ class VoiceLoop:
         )
         spoken_until = self._now if self._settings.push_to_talk else self.loop.last_voice
         self._settings.warn_if_cut(spoken_until - self.loop.opened)
-        self._emit(SpeechEnded((self.loop.last_voice - self.loop.opened) / RATE_HZ))
+        self._emit(SpeechEnded(timing.speech_s))
 
     def _hold(self) -> None:
         reply = self._reply
@@ -364,6 +373,7 @@ class VoiceLoop:
     def _finish_turn(self, settled: Settled) -> None:
         timing = self._timing.pop(settled.epoch)
         voice = VoiceMetrics(
+            speech_s=timing.speech_s,
             hangover_ms=(timing.committed - timing.last_voice) / _SAMPLES_PER_MS,
             was_on_trial=timing.was_on_trial,
             num_discarded=timing.num_discarded,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,6 +51,16 @@ def test_spelling_is_no_damage_and_older_bundles_have_no_checksum(place: Path) -
     del content["checksum"]
     (place / MANIFEST).write_text(json.dumps(content))
     assert read_manifest(place / MANIFEST) == manifest
+
+
+def test_a_bundle_from_before_there_was_a_limit_on_turns_has_none(place: Path) -> None:
+    def forget(content: dict[str, Any]) -> None:
+        del content["generation"]["max_turns"], content["generation"]["fold_typed"]
+
+    edit_manifest(place, forget)
+    generation = read_manifest(place / MANIFEST).generation
+    assert generation.max_turns is None
+    assert not generation.fold_typed
 
 
 @pytest.mark.parametrize("checksum", [None, "", 0, "0" * 64])

@@ -18,6 +18,7 @@ def _write(checkpoint: Path, fields: dict[str, object]) -> None:
 
 def test_generation_follows_the_checkpoint(tmp_path: Path) -> None:
     chosen = {"system": "Be brief.", "speaker": "M29", "mode": "single", "audio_top_k": 7}
+    chosen |= {"max_turns": 3, "fold_typed": True}
     _write(tmp_path, {"temperature": 0.3, "deeptalk": chosen})
     generation = read_generation(tmp_path, PLAIN)
     assert {key: getattr(generation, key) for key in chosen} == chosen
@@ -25,7 +26,10 @@ def test_generation_follows_the_checkpoint(tmp_path: Path) -> None:
 
 
 def test_without_a_word_generation_is_the_official_scripts(tmp_path: Path) -> None:
-    assert read_generation(tmp_path, PLAIN).speaker == "ANS_A"
+    generation = read_generation(tmp_path, PLAIN)
+    assert generation.speaker == "ANS_A"
+    assert generation.max_turns is None
+    assert not generation.fold_typed
 
 
 @pytest.mark.parametrize(
@@ -35,6 +39,8 @@ def test_without_a_word_generation_is_the_official_scripts(tmp_path: Path) -> No
         {"speaker": "nobody"},
         {"text_top_k": "one"},
         {"max_rows": True},
+        {"max_turns": 0},
+        {"fold_typed": 1},
         {"top": 1},
     ],
 )

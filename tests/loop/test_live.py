@@ -108,6 +108,10 @@ def test_the_command_talks_through_wav_files(
     assert turn["turn"] == 1
     assert turn["audible_ms"] >= turn["queued_ms"] > 0
     assert turn["encoder_ms"] > 0
+    assert 0.5 < turn["speech_s"] < 1.3
+    assert turn["real_time_factor"] == turn["compute_s"] / turn["audio_s"]
+    assert (turn["backend"], turn["threads"]) == ("ort", 1)
+    assert turn["bundle_sha256"] == Bundle.open(bundle_path).sha256
     assert turn["underruns"] == 0
     assert read_wav(tmp_path / "out.wav").seconds > 2
     assert json.loads((tmp_path / "trace.json").read_text())["otherData"]["dropped_events"] == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from deeptalk_edge.prompt import Heard
 from deeptalk_edge.runtime.backends.ort import OrtEngine
 from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.runtime.conversation import Conversation
-from deeptalk_edge.runtime.events import TurnDone
+from deeptalk_edge.runtime.events import BargedIn, TurnDone
 from deeptalk_edge.runtime.loop.settings import LoopSettings
 from tests.loop.scenes import Stage
 from tests.runtime.sounds import voice
@@ -119,6 +120,25 @@ def test_the_loop_reads_the_opening_at_the_start_and_behind_a_customer_who_has_l
     stage.talker.reset = note("reset")  # type: ignore[method-assign]
     stage.run_until(9)
     assert done == [("opening", 0), ("opening", 5), ("reset", 8), ("opening", 8)]
+
+
+def test_old_turns_go_as_soon_as_a_turn_is_history_even_if_the_user_speaks_already() -> None:
+    stage = Stage((1.0, 2.0), (4.0, 6.0))  # the second one over the answer
+    done: list[str] = []
+
+    def note(name: str, act: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any) -> Any:
+            done.append(name)
+            return act(*args)
+
+        return noted
+
+    stage.talker.begin = note("begin", stage.talker.begin)  # type: ignore[method-assign]
+    stage.talker.trim_history = note("trim", stage.talker.trim_history)  # type: ignore[method-assign]
+    stage.talker.make_room = lambda: 0  # type: ignore[method-assign]
+    stage.run_until(12)
+    assert len(stage.of(BargedIn)) == 1
+    assert done == ["begin", "trim", "begin", "trim"]
 
 
 def test_an_opening_that_fails_while_nobody_waits_ends_no_conversation(

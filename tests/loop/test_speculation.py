@@ -58,9 +58,9 @@ def talk(
     step_ms: float = 5.0,
     end_of_turn: EndOfTurn | None = None,
 ) -> tuple[list[LiveEvent], Conversation]:
-    """All that happens while this is heard."""
+    """All that happens while this is heard, with every turn in sight."""
     events: list[LiveEvent] = []
-    conversation = Conversation(bundle)
+    conversation = Conversation(bundle, replace(ConversationSettings.of(bundle), max_turns=None))
     simulation = Simulation(
         conversation,
         VirtualPort(recording(microphone)),

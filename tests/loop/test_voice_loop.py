@@ -14,6 +14,7 @@ from deeptalk_edge.runtime.events import (
     AnswerResumed,
     AudioChunk,
     BargedIn,
+    NothingSaid,
     SoundLost,
     SoundRestored,
     SpeechEnded,
@@ -237,6 +238,55 @@ def test_push_to_talk_hears_what_lies_between_press_and_release() -> None:
     stage.run_until(5.0)
     assert stage.state() is State.USER_SPEAKING
     assert len(stage.of(TurnDone)) == 1
+
+
+@pytest.mark.parametrize(
+    "script", [(), ((1.5, 1.54),), ((0.5, 0.9), (2.1, 2.5))], ids=["silence", "a click", "outside"]
+)
+def test_push_to_talk_without_speech_asks_nothing(script: tuple[tuple[float, float], ...]) -> None:
+    stage = Stage(*script, settings=LoopSettings(push_to_talk=True))
+    for second, command in ((1.0, Command.PRESS), (2.0, Command.RELEASE)):
+        stage.run_until(second)
+        stage.loop.tell(command)
+    stage.run_until(4.0)
+    assert stage.state() is State.LISTENING
+    assert len(stage.of(NothingSaid)) == 1
+    assert not stage.of(SpeechEnded)
+    assert not stage.talker.num_steps
+
+
+def test_a_press_in_silence_asks_nothing_after_one_with_a_question() -> None:
+    stage = Stage((1.2, 1.8), settings=LoopSettings(push_to_talk=True))
+    presses = {1.0: Command.PRESS, 2.0: Command.RELEASE, 6.0: Command.PRESS, 7.0: Command.RELEASE}
+    for second, command in presses.items():
+        stage.run_until(second)
+        stage.loop.tell(command)
+    stage.run_until(8.0)
+    assert len(stage.of(TurnDone)) == len(stage.of(NothingSaid)) == 1
+    assert stage.talker.num_turns == 1
+
+
+def test_a_button_that_is_stuck_in_silence_asks_nothing() -> None:
+    settings = LoopSettings(push_to_talk=True, max_utterance_ms=2000)
+    stage = Stage((4.0, 5.0), settings=settings)
+    stage.loop.tell(Command.PRESS)
+    stage.run_until(3.0)
+    assert stage.state() is State.LISTENING
+    assert not stage.talker.num_steps
+    stage.loop.tell(Command.PRESS)
+    stage.run_until(5.5)
+    assert stage.of(SpeechEnded)[0].seconds == pytest.approx(1.0)
+
+
+def test_push_to_talk_measures_from_the_last_voice_not_from_the_button() -> None:
+    stage = Stage((1.5, 2.5), settings=LoopSettings(push_to_talk=True))
+    for second, command in ((1.0, Command.PRESS), (3.0, Command.RELEASE)):
+        stage.run_until(second)
+        stage.loop.tell(command)
+    stage.run_until(6.0)
+    assert stage.of(SpeechEnded)[0].seconds == pytest.approx(1.0)
+    voice = stage.of(TurnDone)[0].voice
+    assert voice.hangover_ms == pytest.approx(500, abs=20)
 
 
 def test_an_integrator_can_interrupt() -> None:

@@ -122,6 +122,21 @@ def test_only_a_forgetful_run_begins_anew_with_each_question(
     assert (first["num_prompt_rows"] == second["num_prompt_rows"]) is same
 
 
+def test_the_model_sees_as_many_turns_as_the_bundle_or_the_user_says(
+    own_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit_manifest(own_copy, lambda m: m["generation"].update(max_turns=2))
+    argv = ["run", "--bundle", str(own_copy), *["--text", "Why?"] * 4, "--json"]
+    seen = {}
+    for flags in ([], ["--max-turns", "1"], ["--max-turns", "all"]):
+        assert main([*argv, *flags]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        seen[" ".join(flags)] = [json.loads(line)["num_prompt_rows"] for line in lines]
+    first = seen[""][0]
+    assert seen["--max-turns 1"] == [first] * 4  # each one by itself
+    assert seen[""][2] == seen[""][3] < seen["--max-turns all"][1] < first
+
+
 def test_another_system_prompt_is_another_prompt(
     bundle_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -174,6 +189,9 @@ def test_the_same_seed_writes_the_same_file(bundle_path: Path, tmp_path: Path) -
         ([], "nothing to ask"),
         (["--text", "x", "--seed", "-1"], "seed = -1"),
         (["--text", "x", "--threads", "0"], "threads = 0"),
+        (["--text", "x", "--max-turns", "0"], "max_turns = 0"),
+        (["--text", "x", "--max-turns", "x"], "--max-turns x: expected a number, or all"),
+        (["--text", ""], "the question is empty"),
         (["--text", "x", "--speaker", "M29"], "this checkpoint knows"),
         (["--text", "x", "--out", "{tmp}/absent/a.wav"], "cannot be written"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -343,10 +344,12 @@ def test_a_limit_on_rows_is_kept_and_reported(bundle: Bundle) -> None:
 
 def test_a_full_context_ends_the_answer_and_the_next_question_begins_anew(bundle: Bundle) -> None:
     with talk(bundle, context_rows=60, max_rows=1000) as conversation:
-        done = take(conversation.ask("Why?"))[2]
-        assert done.metrics.stopped == "context"
-        assert conversation._engine.num_rows == 60
-        assert take(conversation.ask("Why?"))[2].text == done.text
+        for event in conversation.ask("Why?"):
+            if isinstance(event, TurnDone):
+                assert event.metrics.stopped == "context"
+                assert conversation._engine.num_rows == 60
+                said = event.text
+        assert take(conversation.ask("Why?"))[2].text == said
 
 
 def test_a_prompt_without_room_for_an_answer_is_refused(bundle: Bundle) -> None:
@@ -415,14 +418,67 @@ def test_time_that_the_listener_takes_is_not_counted(
     clock = iter(range(10**6))
     monkeypatch.setattr("time.perf_counter", lambda: float(next(clock)))
     meter = turn.Meter()
-    meter.pause()
-    for _ in range(100):
-        next(clock)
+    for _ in range(3):
+        meter.resume()
+        meter.pause()
+        for _ in range(100):
+            next(clock)
+    assert meter.elapsed_ms() == meter.elapsed_ms() == 3000
     meter.resume()
-    assert meter.elapsed_ms() == 2000
+    assert meter.elapsed_ms() == 4000
 
 
-@pytest.mark.parametrize("wrong", [{"max_rows": 0}, {"context_rows": 0}, {"threads": 0}])
+@pytest.mark.parametrize("question", ["Why?", voice(0.6)], ids=["typed", "heard"])
+@pytest.mark.parametrize("num_steps", [5, 500], ids=["cut", "to its end"])
+def test_compute_s_is_the_time_within_the_answers_steps_and_nothing_else(
+    bundle: Bundle, question: Any, num_steps: int
+) -> None:
+    with talk(bundle) as conversation:
+        answer, around_s = conversation.begin(question), 0.0
+        for _ in range(num_steps):
+            start_s = time.perf_counter()
+            is_over = answer.advance() is None
+            around_s += time.perf_counter() - start_s
+            if is_over:
+                break
+        answer.settle()
+        conversation.make_room()
+        metrics = answer.metrics()
+        assert answer.metrics() == metrics
+        assert answer._turn is not None
+        parts_ms = [metrics.encoder_ms or 0.0, metrics.prefill_ms, *answer._turn.step_ms]
+    assert sum(parts_ms) <= metrics.compute_s * 1000 <= around_s * 1000
+    assert (metrics.first_sample_ms or 0.0) <= metrics.compute_s * 1000
+
+
+@pytest.mark.parametrize(
+    ("fold_typed", "fed"), [(False, "Why, then? "), (True, "why then")], ids=["as it is", "folded"]
+)
+def test_a_typed_question_is_folded_where_the_settings_say_so(
+    bundle: Bundle, fold_typed: bool, fed: str
+) -> None:
+    with talk(bundle, fold_typed=fold_typed) as conversation:
+        take(conversation.ask("Why, then? "))
+        assert conversation._history._past[0].user == Typed(text=fed)
+
+
+@pytest.mark.parametrize(
+    ("fold_typed", "question"), [(False, ""), (False, " \n\t"), (True, ""), (True, "?!")]
+)
+def test_an_empty_question_is_refused_and_changes_nothing(
+    bundle: Bundle, fold_typed: bool, question: str
+) -> None:
+    with talk(bundle, fold_typed=fold_typed) as conversation:
+        for ask in (conversation.ask, conversation.begin):
+            with pytest.raises(SettingsError, match="the question is empty"):
+                ask(question)
+        assert conversation._engine.num_rows == 0
+        assert take(conversation.ask("Why?"))[2].metrics.num_rows == 24
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_rows": 0}, {"context_rows": 0}, {"threads": 0}, {"max_turns": 0}]
+)
 def test_settings_that_mean_nothing_are_refused(bundle: Bundle, wrong: dict[str, int]) -> None:
     with pytest.raises(SettingsError):
         dataclasses.replace(ConversationSettings.of(bundle), **wrong)  # type: ignore[arg-type]

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deeptalk_edge.errors import DoesNotFit
+from deeptalk_edge.errors import DoesNotFit, UsageError
 from deeptalk_edge.rows import Ids, text_rows
 from deeptalk_edge.runtime.answer import Answer
 from deeptalk_edge.runtime.backends.ort import OrtEngine
 from deeptalk_edge.runtime.bundle import Bundle
-from deeptalk_edge.runtime.conversation import AudioChunk, Conversation
+from deeptalk_edge.runtime.conversation import AudioChunk, Conversation, TextPiece, TurnDone
 from deeptalk_edge.runtime.experts.policy import Phase
+from tests.loop.test_opening import fed
 from tests.runtime.models import SPEC
 from tests.runtime.sounds import voice
 from tests.runtime.test_conversation import (
@@ -28,7 +29,7 @@ from tests.runtime.test_conversation import (
     talk,
 )
 
-__all__ = ["Script", "frames", "script"]  # fixtures and what they hand out
+__all__ = ["Script", "fed", "frames", "script"]  # fixtures and what they hand out
 
 VOCABULARY = SPEC.vocabulary
 FRAME = 2048  # samples
@@ -157,16 +158,17 @@ def test_a_full_context_keeps_the_newest_whole_turns(
     with talk(bundle, mode=mode, context_rows=250) as conversation:
         history = conversation._history
         history._reserve_rows = 120
-        num_dropped = []
         for turn in range(6):
+            events = conversation.ask(f"Question {turn}?")
+            while not isinstance(next(events), TurnDone):
+                pass
             if is_idle:
-                num_dropped.append(conversation.make_room())
-            take(conversation.ask(f"Question {turn}?"))
+                assert next(events, None) is None
+                assert conversation.make_room() == 0
+        conversation.trim_history()
         left = len(history._past)
         assert 2 < left < 6
         assert history.num_turns == 6
-        if is_idle:
-            assert sum(num_dropped) == 6 - left
         rows, engine = cached_rows(conversation), conversation._engine
         history._drop(0)  # feeds all that is left anew
         assert cached_rows(conversation) == rows
@@ -191,8 +193,96 @@ def test_room_is_made_for_a_question_of_unusual_length(bundle: Bundle, script: A
     script(("abc", 2), ("on", 2))
     with talk(bundle, context_rows=200) as conversation:
         take(conversation.ask("Why?"))
-        assert take(conversation.ask("x" * 130))[0] == "on"
+        answer = conversation.begin("x" * 130)
+        advance_until(answer, 10**9)
+        assert answer.settle() == "on"
         assert len(conversation._history._past) == 1
+
+
+MIXED: list[Any] = ["Why?", voice(0.5), voice(0.8), "And then?", voice(0.3)]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("max_turns", [1, 3])
+def test_the_newest_turns_that_the_model_may_see_are_as_if_there_had_been_no_others(
+    bundle: Bundle, mode: Any, max_turns: int
+) -> None:
+    settings = {"mode": mode, "max_turns": max_turns, "max_rows": 12, "context_rows": 900}
+    with talk(bundle, **settings) as kept, talk(bundle, **settings) as fresh:
+        for number, question in enumerate(MIXED, 1):
+            take(kept.ask(question))
+            past = list(kept._history._past)
+            assert len(past) == min(number, max_turns - 1)
+            fresh.reset()
+            fresh._history._past.extend(past)
+            if past:
+                fresh._history._drop(0)  # feeds what is there
+            else:
+                fresh.make_room()
+            assert cached_rows(kept) == cached_rows(fresh)
+            num_rows = min(t._engine.num_rows for t in (kept, fresh))  # the rest is owed
+            for layer in range(SPEC.decoder.num_layers):
+                ours, theirs = (t._engine._cache.past(layer) for t in (kept, fresh))  # type: ignore[attr-defined]
+                np.testing.assert_allclose(ours[:num_rows], theirs[:num_rows], atol=1e-4)
+            fresh._history.num_turns = number  # seeds the sampler
+            said, sound, _ = take(fresh.ask("So?"))
+            answer = kept.begin("So?")
+            made = [piece for pieces in iter(answer.advance, None) for piece in pieces]
+            answer.discard()
+            assert said == "".join(p.text for p in made if isinstance(p, TextPiece))
+            pcm = [p.pcm for p in made if isinstance(p, AudioChunk)]
+            np.testing.assert_array_equal(sound, np.concatenate([sound[:0], *pcm]))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_old_turns_go_before_the_next_question_comes(
+    bundle: Bundle, fed: list[int], mode: Any
+) -> None:
+    with talk(bundle, mode=mode, max_turns=2, max_rows=12) as conversation:
+        conversation.make_room()
+        prompt_rows = []
+        for _ in range(4):
+            fed.clear()
+            for event in conversation.ask(voice(0.5)):
+                if isinstance(event, TurnDone):
+                    assert len(fed) == 1  # the question: nothing was fed again before its answer
+                    prompt_rows.append(event.metrics.num_prompt_rows)
+        assert prompt_rows[2] == prompt_rows[3] <= prompt_rows[1]  # what the cache lacks, and it
+
+
+def test_who_stops_at_the_last_event_gets_the_same_answers(bundle: Bundle) -> None:
+    said: list[list[str]] = []
+    for is_exhausted in (True, False):
+        with talk(bundle, max_turns=2, max_rows=12) as conversation:
+            said.append([])
+            for question in MIXED:
+                events = conversation.ask(question)
+                while not isinstance(event := next(events), TurnDone):
+                    pass
+                said[-1].append(event.text)
+                if is_exhausted:
+                    assert next(events, None) is None
+    assert said[0] == said[1]
+
+
+def test_no_room_is_made_under_an_answer(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    with talk(bundle, max_turns=1) as conversation:
+        said, sound, _ = take(conversation.ask("Why?"))
+        late = conversation.ask("Why?")
+        while not isinstance(next(late), TurnDone):
+            pass
+        answer = conversation.begin("Why?")
+        answer.advance()
+        answer.advance()
+        assert next(late, None) is None  # its end makes no room now
+        assert not caplog.records
+        for make_room in (conversation.make_room, conversation.trim_history):
+            with pytest.raises(UsageError, match="the answer before is not over"):
+                make_room()
+        made = [piece for pieces in iter(answer.advance, None) for piece in pieces]
+        assert answer.text == said
+        pcm = [piece.pcm for piece in made if isinstance(piece, AudioChunk)]
+        np.testing.assert_array_equal(np.concatenate(pcm), sound)
 
 
 def test_while_nobody_talks_the_experts_know_it(bundle: Bundle) -> None:

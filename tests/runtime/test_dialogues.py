@@ -193,3 +193,14 @@ def test_a_dropped_turn_leaves_a_full_forward_of_the_others(
     dropped = assert_every_row_is_the_references(Reference(bundle, DIALOGUES[dialogue]), answers)
     assert 0 < dropped[-1] < 3
     assert sorted(dropped) == dropped
+
+
+@pytest.mark.parametrize("mode", ["batch-parallel", "single"])
+@pytest.mark.parametrize("dialogue", DIALOGUES)
+def test_a_window_of_turns_leaves_a_full_forward_of_those_in_it(
+    bundle: Bundle, script: Callable[..., None], answers: list[Steps], dialogue: str, mode: str
+) -> None:
+    script(*ANSWERS)
+    hold(bundle, DIALOGUES[dialogue], answers, mode=mode, max_turns=2)
+    dropped = assert_every_row_is_the_references(Reference(bundle, DIALOGUES[dialogue]), answers)
+    assert dropped == [0, 0, 1, 2]

@@ -24,6 +24,8 @@ def modules_after(code: str) -> set[str]:
         "bundle_command",
         "devices_command",
         "engines",
+        "measure",
+        "profile_command",
         "audio.pyaudio_port",
     ],
 )

@@ -101,6 +101,43 @@ def test_both_backends_say_the_same(
     assert sum(mine == other for mine, other in zip(native, ort, strict=True)) >= least
 
 
+@pytest.mark.parametrize(
+    "questions",
+    [QUESTIONS[:8], pytest.param(QUESTIONS, marks=pytest.mark.slow)],
+    ids=["8", "all"],
+)
+@pytest.mark.usefixtures("kernels")
+def test_a_long_conversation_does_not_decay(
+    native_bundle: Bundle, questions: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With all turns in sight 3 of 24 are right, with one earlier turn 14."""
+    argv = ["run", "--bundle", str(native_bundle.path), "--json", "--wav", *map(str, questions)]
+    assert main(argv) == 0
+    said = [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()]
+    wanted = [question.with_suffix(".txt").read_text().splitlines()[1] for question in questions]
+    assert sum(map(str.__eq__, said, wanted)) >= len(questions) - 1
+
+
+@pytest.mark.usefixtures("kernels")
+def test_typed_as_people_type_the_shipped_questions_are_understood(native_bundle: Bundle) -> None:
+    num_right = 0
+    with Conversation(native_bundle, ConversationSettings.of(native_bundle, mode="text")) as talk:
+        for question in QUESTIONS[::3]:
+            asked, wanted = question.with_suffix(".txt").read_text().splitlines()
+            *_, done = talk.ask(f" {asked.capitalize()}, please?!")
+            num_right += isinstance(done, TurnDone) and done.text == wanted
+    assert num_right >= 7
+
+
+@pytest.mark.usefixtures("kernels")
+def test_a_conversation_says_which_backend_it_has(native_bundle: Bundle) -> None:
+    with Conversation(native_bundle, chosen(native_bundle, "native")) as talk:
+        assert talk.setup.backend == "native"
+        assert talk.setup.kernel_path == talk._engine.kernel_path is not None
+    with Conversation(native_bundle, chosen(native_bundle, "ort")) as talk:
+        assert (talk.setup.backend, talk.setup.kernel_path) == ("ort", None)
+
+
 @asked
 @pytest.mark.usefixtures("kernels")
 def test_experts_in_int4_answer_as_well(tmp_path: Path, questions: list[Path], least: int) -> None:

@@ -21,6 +21,9 @@ from deeptalk_edge.training.tiny.shape import SPEAKER, SYSTEM_PROMPT
 AUDIO_EXPERTS_FILE = "audio_experts.json"
 MAX_ROWS = 140
 """Of one answer; the kiosk's longest takes 78."""
+MAX_TURNS = 1
+"""No question of the corpus refers to an earlier one, and an earlier turn in sight costs answers:
+of the 24 shipped questions, 23 are right by themselves and 14 behind another one."""
 
 
 def publish(
@@ -78,5 +81,7 @@ def generation_config(model: DeepTalk) -> dict[str, object]:
             "repetition_penalty": 1.0,
             "max_rows": MAX_ROWS,
             "context_rows": model.spec.decoder.max_positions,
+            "max_turns": MAX_TURNS,
+            "fold_typed": True,  # every question of the corpus is in lower case
         },
     }
