@@ -110,8 +110,8 @@ def _venv_of_the_oldest(place: Path) -> Path:
     oldest = [line.replace(">=", "==") for line in needed]
     subprocess.run([sys.executable, "-m", "venv", place], check=True)
     python = place / "bin/python"
-    install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check"]
-    subprocess.run([*install, "--only-binary=:all:", *oldest], check=True)
+    flags = ["-q", "--disable-pip-version-check", "--only-binary=:all:"]
+    subprocess.run([str(python), "-m", "pip", "install", *flags, *oldest], check=True)
     return python
 
 
@@ -128,7 +128,8 @@ def _use_everything(watch: Watch, place: Path, python: Path | str = sys.executab
     run = (*cli, "run", "--bundle", bundle, "--backend", "ort")
     watch.run(*cli, "export", CHECKPOINT, "-o", bundle, python=python)
     watch.run(*run, "--wav", QUESTION, "--out", place / "answer.wav", python=python)
-    return watch.run(*run, "--mic", "--input-device", spoken, python=python)
+    talk = ("--mic", "--input-device", spoken)
+    return watch.run(*run, *talk, python=python)
 
 
 def test_export_run_and_mic_call_nobody_and_leave_nothing(watch: Watch, tmp_path: Path) -> None:
