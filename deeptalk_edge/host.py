@@ -53,6 +53,11 @@ def yield_to_other_threads(steps: int) -> None:
         os.setpriority(os.PRIO_PROCESS, thread, niceness + steps)
 
 
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def start_thread(thread: threading.Thread) -> None:
     """Raises BackendError if the system refuses."""
     try:

@@ -110,6 +110,7 @@ def main(args: argparse.Namespace) -> int:
     was said so far is saved.
     """
     from deeptalk_edge.errors import SettingsError
+    from deeptalk_edge.noise_tape import check_seed
     from deeptalk_edge.runtime.bundle import Bundle
     from deeptalk_edge.runtime.conversation import Conversation, ConversationSettings
     from deeptalk_edge.runtime.experts.from_bundle import PagingSettings
@@ -123,6 +124,8 @@ def main(args: argparse.Namespace) -> int:
             "nothing to ask: name a recording with --wav, a question with --text, or talk with "
             "--mic"
         )
+    check_seed(args.seed)
+    _check_threads(args.threads)
     check_files(args)
     start_s = time.perf_counter()
     key = PublicKey.read(args.require_signature) if args.require_signature else None
@@ -158,6 +161,18 @@ def main(args: argparse.Namespace) -> int:
     if not args.json:
         print(_table(metrics), file=_transcript(args))
     return 0
+
+
+def _check_threads(threads: int) -> None:
+    """Raises SettingsError if it is no number of threads; more than cores are only slower."""
+    from deeptalk_edge.host import num_cores
+    from deeptalk_edge.runtime.settings import check_threads
+
+    check_threads(threads)
+    if threads > num_cores():
+        log.warning(
+            "%d threads share %d cores, which is slower than a thread a core", threads, num_cores()
+        )
 
 
 def _take_turn(

@@ -60,6 +60,30 @@ def test_an_ambiguous_name_is_refused() -> None:
         choose_device(ALL, "", "output")
 
 
+ARRAY, OTHER = (replace(HEADSET, name=name) for name in ("USB Array", "USB Headset"))
+ARRAYS = [ARRAY, OTHER, replace(ARRAY, index=9)]
+
+
+@pytest.mark.parametrize(
+    ("name", "fitting"),
+    [
+        ("usb", "'USB Array #1', 'USB Headset', 'USB Array #2'"),
+        ("USB array", "'USB Array #1', 'US"),
+    ],
+)
+def test_of_three_that_fit_no_two_names_decide(name: str, fitting: str) -> None:
+    with pytest.raises(DeviceLost, match=f"several fit: {fitting}"):
+        choose_device(ARRAYS, name, "input")
+
+
+def test_devices_of_one_name_are_told_apart_by_their_number() -> None:
+    assert choose_device(ARRAYS, "usb array #2", "input") is ARRAYS[2]
+    assert choose_device(ARRAYS, "array #1", "input") is ARRAYS[0]
+    taken = [*ARRAYS, replace(ARRAY, index=11, name="USB Array #2")]
+    with pytest.raises(DeviceLost, match="several fit"):
+        choose_device(taken, "USB Array #2", "input")
+
+
 def test_an_absent_device_is_answered_with_those_that_there_are() -> None:
     with pytest.raises(DeviceLost, match=r"output device 'HDMI' is not there; there are: 'USB Au"):
         choose_device(ALL, "HDMI", "output")
