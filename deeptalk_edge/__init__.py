@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 __all__ = ["Bundle", "Conversation"]
 __version__ = "0.1.0"
 
-# Nothing calls home. From 1.30 or so on, ONNX Runtime keeps a device id under the home directory
-# and sends events, unless this is set before its first import; its own disable_telemetry_events()
+# Nothing calls home. Recent versions of ONNX Runtime keep a device id under the home directory and
+# send events, unless this is set before its first import; its own disable_telemetry_events()
 # comes too late. Every module of ours is imported after this one. A user's own value is kept.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 

@@ -99,7 +99,7 @@ def train(
         desc=name,
         unit="step",
         mininterval=5,
-        disable=not is_first(),
+        disable=None if is_first() else True,  # None: where stderr is no terminal
     )
     for step in progress:
         for group in optimiser.param_groups:

@@ -7,6 +7,9 @@ remembered, as it moves when a device is plugged in.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +21,14 @@ if TYPE_CHECKING:
     import pyaudio
 
 Direction = Literal["input", "output"]
+
+# What each sound library is told where to complain.
+_COMPLAINTS = {
+    "libasound.so.2": ("snd_lib_error_set_handler",),
+    "libjack.so.0": ("jack_set_error_function", "jack_set_info_function"),
+}
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,10 +71,25 @@ def open_pyaudio() -> pyaudio.PyAudio:
             f"live sound needs PyAudio ({error}); apt install portaudio19-dev gcc python3-dev, "
             "then pip install 'deeptalk-edge[sound]'"
         ) from error
+    _quieten(is_quiet=not log.isEnabledFor(logging.INFO))
     try:
         return pyaudio.PyAudio()
     except OSError as error:
         raise DeviceLost(f"PortAudio does not start ({error}); check the sound service") from error
+
+
+def _quieten(*, is_quiet: bool) -> None:
+    """ALSA and JACK write to stderr about each device that is not there: that is for `-v` alone.
+
+    They get a C function that ignores what it is given: one of Python's could be called when the
+    interpreter has ended.
+    """
+    ignore = ctypes.cast(ctypes.CDLL(None).getpid, ctypes.c_void_p) if is_quiet else None
+    for library, setters in _COMPLAINTS.items():
+        with contextlib.suppress(OSError, AttributeError):  # PortAudio was built without it
+            loaded = ctypes.CDLL(library)
+            for setter in setters:
+                getattr(loaded, setter)(ignore)
 
 
 def list_devices(audio: pyaudio.PyAudio) -> list[Device]:

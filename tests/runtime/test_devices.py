@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -129,3 +133,21 @@ def test_a_port_that_was_never_opened_says_so_and_closes_quietly() -> None:
     port.write(voice(0.1, 24000))
     assert (port.audible(), port.handed) == (0, 0)
     port.close()
+
+
+def test_what_alsa_and_jack_complain_of_is_for_v_alone(tmp_path: Path) -> None:
+    pytest.importorskip("pyaudio")
+    config = tmp_path / "asound.conf"
+    config.write_text("pcm.absent { type absent }\n")
+    shown = {}
+    for flags in ((), ("-v",)):
+        done = subprocess.run(
+            [sys.executable, "-m", "deeptalk_edge.cli", "devices", "audio", *flags],
+            env={**os.environ, "ALSA_CONFIG_PATH": str(config), "JACK_NO_START_SERVER": "1"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        shown[flags] = done.stderr
+    assert shown[()] == ""
+    assert "ALSA lib" in shown["-v",]
