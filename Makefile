@@ -13,18 +13,21 @@ MODEL  := checkpoints/tiny
 ROUTES ?= tests/experts/tiny_routes.npz
 PEER   ?= onnxruntime llama.cpp ik_llama.cpp
 
-.PHONY: help demo test test-slow check bench bench-paging bench-loop bench-vad bench-turn soak routes parity export-full export-memory gpu-check gpu-plans plugin native wheels sanitize bench-cpu bench-full tiny clean
+export WAV ?=
+
+.PHONY: help demo test test-slow check bench bench-paging bench-loop bench-vad bench-turn soak routes parity export-full export-memory gpu-check gpu-plans plugin native wheels sanitize bench-cpu bench-full tiny clean sound
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | column -t -s $$'\t'
 
 demo: $(VENV)/.device $(KERNEL_BUNDLE)/manifest.json  ## a spoken question in, a spoken answer out; WAV=my.wav for yours
-	@$(BIN)/python examples/demo.py --bundle $(KERNEL_BUNDLE) --out demo $(if $(WAV),--wav $(WAV))
+	@if [ -e "$$WAV" ]; then set -- --wav "$$WAV"; elif [ -n "$$WAV" ]; then set -- --wav $$WAV; fi; \
+	    $(BIN)/python examples/demo.py --bundle $(KERNEL_BUNDLE) --out demo "$$@"
 
-test: $(VENV)/.dev  ## run the tests
+test: $(VENV)/.dev sound  ## run the tests
 	$(BIN)/python -m pytest
 
-test-slow: $(VENV)/.dev  ## run the tests that take minutes
+test-slow: $(VENV)/.dev sound  ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
 check: $(VENV)/.dev  ## lint, types and import contracts
@@ -39,7 +42,7 @@ bench: $(VENV)/.dev $(BUNDLE)/manifest.json  ## measure the tiny bundle and the 
 bench-vad: $(VENV)/.dev  ## what each voice detector makes of speech in noise
 	$(BIN)/python -m deeptalk_edge.bench_vad --wav $(MODEL)/questions/*.wav
 
-bench-loop: $(VENV)/.dev $(BUNDLE)/manifest.json  ## how long a listener waits, live through the virtual sound card
+bench-loop: $(VENV)/.dev $(BUNDLE)/manifest.json sound  ## how long a listener waits, live through the virtual sound card (portaudio19-dev, pulseaudio, pulseaudio-utils, libasound2-plugins)
 	CARD_MAX_S=900 tests/sound/virtual_card.sh exec $(BIN)/python -m deeptalk_edge.bench_loop --port card \
 	    --bundle $(BUNDLE) --wav $(MODEL)/questions/*.wav
 
@@ -78,17 +81,24 @@ gpu-check:  ## check the expert pools, check and time the MoE kernels on this ma
 	$(PYTHON) -m native.gpu_check.paged
 	$(PYTHON) -m native.gpu_check.check
 
-gpu-plans: $(VENV)/.dev  ## small TensorRT-RTX plans for the GPU check's second step (needs nvcc)
+gpu-plans: $(VENV)/.dev | need-nvcc need-cmake  ## small TensorRT-RTX plans for the GPU check's second step (needs nvcc)
 	cmake -S native/tensorrt_plugin -B build/plugin
 	cmake --build build/plugin
 	$(BIN)/python -m native.gpu_check.plans build/plugin/libdt_moe_plugin.so $(MODEL) build/gpu_plans
 
-plugin:  ## the TensorRT plugin for x86-64 and aarch64 (needs nvcc, g++-aarch64-linux-gnu)
+plugin: | need-nvcc need-cmake need-aarch64-linux-gnu-g++  ## the TensorRT plugin for x86-64 and aarch64 (needs nvcc, g++-aarch64-linux-gnu)
 	cmake -S native/tensorrt_plugin -B build/plugin
 	cmake --build build/plugin
 	cmake -S native/tensorrt_plugin -B build/plugin-aarch64 \
 	    -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/native/tensorrt_plugin/aarch64.cmake
 	cmake --build build/plugin-aarch64
+
+need-nvcc need-cmake need-aarch64-linux-gnu-g++: need-%:
+	@command -v $* >/dev/null || { echo "$* is not on the PATH; install $(PACKAGE_$*)" >&2; exit 1; }
+
+PACKAGE_nvcc := the CUDA toolkit (13 or later), and add its bin/ to the PATH
+PACKAGE_cmake := cmake
+PACKAGE_aarch64-linux-gnu-g++ := g++-aarch64-linux-gnu
 
 native: | $(VENV)/bin/python  ## build the native CPU library again, in place
 	$(BIN)/python native/cpu/build.py deeptalk_edge/libdeeptalk_cpu.so
@@ -143,8 +153,13 @@ $(VENV)/.device: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(PIP) torch==2.13.0
 	$(PIP) -e '.[dev]'
-	@$(PIP) -e '.[sound]' || echo "PyAudio needs portaudio19-dev and gcc: without it the sound tests are skipped" >&2
 	@touch $@ $(VENV)/.device
+
+# PyAudio has no wheel for Linux: it is built as soon as PortAudio's header and a compiler are there.
+HAS_PORTAUDIO := echo '\#include <portaudio.h>' | cc -E - -o /dev/null
+sound: $(VENV)/.dev
+	@$(BIN)/python -c "import pyaudio" 2>/dev/null || { $(HAS_PORTAUDIO) 2>/dev/null && $(PIP) -e '.[sound]'; } || \
+	    echo "no PyAudio, the sound tests are skipped: apt install portaudio19-dev gcc python3-dev, then again" >&2
 
 # Peers of bench-cpu, apart from our own packages; llama.cpp is compiled for this processor (minutes),
 # so never taken from pip's cache; but for AMX, with whose buffers 0.3.36 aborts ("cur_backend_id != -1").

@@ -5,6 +5,7 @@ from deeptalk_edge import Bundle, Conversation
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,6 +14,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Bundle", "Conversation"]
 __version__ = "0.1.0"
+
+# Nothing calls home. Recent versions of ONNX Runtime keep a device id under the home directory and
+# send events, unless this is set before its first import; its own disable_telemetry_events()
+# comes too late. Every module of ours is imported after this one. A user's own value is kept.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def __getattr__(name: str) -> Any:

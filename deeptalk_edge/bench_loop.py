@@ -23,7 +23,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -65,6 +66,9 @@ class Room(Protocol):
     @property
     def port(self) -> SoundPort:
         """What the loop listens to and speaks through."""
+
+    def close(self) -> None:
+        """Nothing is played or heard any more."""
 
     def ask(self, pcm: Array) -> float:
         """Play 16 kHz PCM (N,) to the microphone; returns when it began, in seconds of `heard`."""
@@ -148,6 +152,12 @@ class CardRoom:
     def heard(self, behind_s: float) -> float | None:
         return self._speaker.first_sound(behind_s)
 
+    def close(self) -> None:
+        """Before the card goes: who still listened then would say that the connection ended."""
+        self.port.close()
+        for monitor in (self._air, self._speaker):
+            monitor.close()
+
 
 class Monitor:
     """Records a monitor of the card; its samples are dated by the earliest arrival."""
@@ -214,11 +224,8 @@ class Turn:
     """The rows of the first codec frame."""
     first_sample_ms: float
     """The rows that the codec looks ahead, and the codec."""
-
-    @property
-    def is_early(self) -> bool:
-        """The end-of-turn cue called the question complete before the longer wait was over."""
-        return self.hangover_ms < _UNSURE_MS - FRAME_MS
+    is_early: bool
+    """The end-of-turn cue called the question complete before the longer wait was over."""
 
 
 def last_voiced(pcm: Array) -> int:
@@ -254,7 +261,7 @@ def measure(
             live.interrupt()
             done = _wait_for(events, TurnDone)
             if heard_s is not None:
-                turns.append(_shares(1000 * (heard_s - end_s), done))
+                turns.append(shares_of(1000 * (heard_s - end_s), done))
             time.sleep(_PAUSE_S)
     return turns
 
@@ -263,7 +270,7 @@ def _wait_for(events: Iterator[LiveEvent], *kinds: type[Any]) -> Any:
     return next(event for event in events if isinstance(event, kinds))
 
 
-def _shares(wait_ms: float, done: TurnDone) -> Turn:
+def shares_of(wait_ms: float, done: TurnDone) -> Turn:
     voice, metrics = done.voice, done.metrics
     assert voice is not None
     assert voice.queued_ms is not None
@@ -271,17 +278,36 @@ def _shares(wait_ms: float, done: TurnDone) -> Turn:
     assert metrics.first_frame_ms is not None
     assert metrics.first_sample_ms is not None
     assert metrics.encoder_ms is not None
+    # The loop counts from where its detector heard the end, which may be before the last voiced
+    # sample; and an answer on trial may be there before the turn counts as over.
+    detected_ms = wait_ms - voice.audible_ms
+    over_ms, queued_ms = detected_ms + voice.hangover_ms, detected_ms + voice.queued_ms
+    detection, hangover, model, sound = _stages([detected_ms, over_ms, queued_ms, wait_ms])
+    prompt_ms = metrics.encoder_ms + metrics.prefill_ms
+    ends = [metrics.encoder_ms, prompt_ms, metrics.first_frame_ms, metrics.first_sample_ms]
+    encoder, prefill, first_frame, first_sample = _stages(ends)
     return Turn(
         wait_ms=wait_ms,
-        detection_ms=wait_ms - voice.audible_ms,
-        hangover_ms=voice.hangover_ms,
-        model_ms=voice.queued_ms - voice.hangover_ms,
-        sound_ms=voice.audible_ms - voice.queued_ms,
-        encoder_ms=metrics.encoder_ms,
-        prefill_ms=metrics.prefill_ms,
-        first_frame_ms=metrics.first_frame_ms - metrics.encoder_ms - metrics.prefill_ms,
-        first_sample_ms=metrics.first_sample_ms - metrics.first_frame_ms,
+        detection_ms=detection,
+        hangover_ms=hangover,
+        model_ms=model,
+        sound_ms=sound,
+        encoder_ms=encoder,
+        prefill_ms=prefill,
+        first_frame_ms=first_frame,
+        first_sample_ms=first_sample,
+        is_early=voice.hangover_ms < _UNSURE_MS - FRAME_MS,
     )
+
+
+def _stages(ends: Sequence[float]) -> list[float]:
+    """How long each stage took, of those whose ends are given: one that ended before the one before
+    it took no time, and all of them last until the last end."""
+    stages, reached = [], 0.0
+    for end in ends:
+        stages.append(max(min(end, ends[-1]) - reached, 0.0))
+        reached += stages[-1]
+    return stages
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -295,14 +321,16 @@ def main(argv: list[str] | None = None) -> int:
     recordings = [resample(read_wav(wav), RATE_HZ).pcm for wav in args.wav]
     num_turns = args.turns or len(recordings)
     bundle = Bundle.open(args.bundle)
-    room: Room = CardRoom() if args.port == "card" else ModelledRoom()
     turns: dict[Way, list[Turn]] = {
         (speculation, hangover): []
         for speculation in (True, False)
         for hangover in ("adaptive", "fixed")
     }
     questions = {way: itertools.cycle(recordings) for way in turns}
-    with Conversation(bundle, ConversationSettings.of(bundle)) as talk:
+    with (
+        closing(CardRoom() if args.port == "card" else ModelledRoom()) as room,
+        Conversation(bundle, ConversationSettings.of(bundle)) as talk,
+    ):
         while any(len(done) < num_turns for done in turns.values()):
             for way, done in turns.items():
                 done += measure(talk, room, questions[way], min(6, num_turns - len(done)), way)

@@ -11,7 +11,17 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.spec import CodecSpec
+
+SEED_LIMIT = 1 << 64
+"""A seed is 64 bits, of whatever it is the seed: noise, ids or training."""
+
+
+def check_seed(seed: int) -> None:
+    """Raises SettingsError if this is no seed."""
+    if not 0 <= seed < SEED_LIMIT:
+        raise SettingsError(f"seed = {seed}: expected 0 to {SEED_LIMIT - 1} (64 bits)")
 
 
 def noise_tape(

@@ -19,12 +19,13 @@ import base64
 import binascii
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from deeptalk_edge.errors import ArtifactError, SettingsError
 from deeptalk_edge.files import (
@@ -42,6 +43,7 @@ _KEY = b"Ed"
 _HASHED = b"ED"
 _NO_PASSWORD = b"\0\0"
 _CHECKSUM = b"B2"
+_MARK = re.compile(r"\(file [0-9a-f]{12}\)")
 _MAX_KEY_BYTES, _MAX_SIGNATURE_BYTES = 1 << 12, 1 << 16
 
 
@@ -62,6 +64,16 @@ class PublicKey:
         if parts[:2] != _KEY:
             raise SettingsError(f"{path}: not a minisign public key; name the .pub file")
         return cls(key_id=parts[2:10], ed25519=parts[10:])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignatureNote:
+    """What lies beside a file as its signature; nobody has checked it with a key."""
+
+    state: Literal["absent", "unreadable", "stale", "unchecked"]
+    """`stale`: it says itself that it was made for other content."""
+    key_id: str | None = None
+    comment: str | None = None
 
 
 def signature_place(path: Path) -> Path:
@@ -139,10 +151,35 @@ def verify_file(path: Path, public: PublicKey) -> str:
         key.verify(both, signature + comment.encode())
     except InvalidSignature:
         raise ArtifactError(
-            f"{path}: altered since it was signed with key {_spell(key_id)}; get the bundle from "
-            "its maker again"
+            f"{path}: altered since it was signed with key {_spell(key_id)}, or the signature is "
+            "of an earlier one; get the bundle from its maker again"
         ) from None
     return comment
+
+
+def content_mark(path: Path) -> str:
+    """What to put into a comment: a signature that goes stale then shows it without a key.
+
+    Raises ArtifactError if the file cannot be read.
+    """
+    return f"(file {_hash_of(path).hex()[:12]})"
+
+
+def note_signature(path: Path) -> SignatureNote:
+    """What can be said of a file's signature without a key.
+
+    Raises ArtifactError if the file cannot be read.
+    """
+    if not os.path.lexists(signature_place(path)):
+        return SignatureNote(state="absent")
+    try:
+        key_id, _, comment, _ = _read_signature(path)
+    except ArtifactError:
+        return SignatureNote(state="unreadable")
+    made_for = _MARK.search(comment)
+    is_stale = made_for is not None and made_for[0] != content_mark(path)
+    state: Literal["stale", "unchecked"] = "stale" if is_stale else "unchecked"
+    return SignatureNote(state=state, key_id=_spell(key_id), comment=comment)
 
 
 def _read_signature(path: Path) -> tuple[bytes, bytes, str, bytes]:

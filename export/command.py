@@ -97,7 +97,9 @@ def _export(args: argparse.Namespace, profile: DeviceProfile) -> int:
         replace=args.force,
     )
     began = time.monotonic()
-    with tqdm(file=sys.stderr, leave=False, bar_format="{l_bar}{bar}| {elapsed}") as bar:
+    # disable=None: no bar where stderr is no terminal
+    form = {"leave": False, "disable": None, "bar_format": "{l_bar}{bar}| {elapsed}"}
+    with tqdm(file=sys.stderr, **form) as bar:
 
         def show(step: str, done: int, total: int) -> None:
             bar.total, bar.n = total, done

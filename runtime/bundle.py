@@ -8,16 +8,25 @@ memory: its size is checked here, its records when they are first read, or all a
 from __future__ import annotations
 
 import dataclasses
+import os
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deeptalk_edge.bundle.manifest import FORMAT, MANIFEST, Backend, Manifest, read_manifest
+from deeptalk_edge.bundle.manifest import (
+    FORMAT,
+    MANIFEST,
+    NATIVE_CODEC,
+    NATIVE_WEIGHTS,
+    Backend,
+    Manifest,
+    read_manifest,
+)
 from deeptalk_edge.errors import ArtifactError, ExpertUnavailable
 from deeptalk_edge.files import check_file, sha256_of
-from deeptalk_edge.signature import PublicKey, signature_place, verify_file
+from deeptalk_edge.signature import PublicKey, note_signature, signature_place, verify_file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,14 +61,14 @@ class Bundle:
         means harm.
 
         Raises ArtifactError, naming the file, if this is not a bundle, is one of a newer format,
-        is not signed, does not fit `machine`, or a file is missing, truncated or altered.
+        is not signed, does not fit `machine`, or a file is missing, truncated, altered or out of
+        ONNX Runtime's reach.
         """
         path = Path(path)
-        if public_key is not None and path.is_dir():
-            verify_file(path / MANIFEST, public_key)
-        manifest = _read_manifest(path)
         if public_key is not None:
-            _check_nothing_else(path, manifest)
+            check_signature(path, public_key)
+        manifest = _read_manifest(path)
+        _check_links(path, manifest)
         if machine is not None:
             _check_machine(path, manifest, machine)
         later = {manifest.experts.file, *manifest.spare_files} if public_key is None else set()
@@ -129,7 +138,29 @@ class Bundle:
             "files": {name: entry.bytes for name, entry in manifest.files.items()},
             "bytes": sum(entry.bytes for entry in manifest.files.values()),
             "licences": dict(manifest.licences),
+            "signature": dataclasses.asdict(note_signature(self.path / MANIFEST)),
         }
+
+
+def check_signature(path: Path, public_key: PublicKey) -> str:
+    """Check that a bundle's manifest is signed and that no file lies beside those that it names;
+    returns the comment that was signed. Nothing unsigned is parsed.
+
+    Raises ArtifactError saying what is missing, altered or too much.
+    """
+    if not path.is_dir():
+        _read_manifest(path)  # which says what is there instead
+    comment = verify_file(path / MANIFEST, public_key)
+    check_nothing_else(path, _read_manifest(path))
+    return comment
+
+
+def check_nothing_else(path: Path, manifest: Manifest) -> None:
+    """Raises ArtifactError if a file lies in a bundle that its manifest does not name: no signature
+    covers it."""
+    signed = {MANIFEST, signature_place(path / MANIFEST).name, *manifest.files}
+    if unsigned := sorted({entry.name for entry in path.iterdir()} - signed):
+        raise ArtifactError(f"{path / unsigned[0]}: not part of what was signed; remove it")
 
 
 def _read_manifest(path: Path) -> Manifest:
@@ -145,10 +176,20 @@ def _read_manifest(path: Path) -> Manifest:
     return read_manifest(place)
 
 
-def _check_nothing_else(path: Path, manifest: Manifest) -> None:
-    signed = {MANIFEST, signature_place(path / MANIFEST).name, *manifest.files}
-    if unsigned := sorted({entry.name for entry in path.iterdir()} - signed):
-        raise ArtifactError(f"{path / unsigned[0]}: not part of what was signed; remove it")
+def _check_links(path: Path, manifest: Manifest) -> None:
+    """Refuse what recent versions of ONNX Runtime refuse: external data outside of the directory of
+    its graph. What we read ourselves may be a link to another disk."""
+    if manifest.graphs is None:  # engines have their own readers
+        return
+    ours = {manifest.experts.file, NATIVE_WEIGHTS, NATIVE_CODEC}
+    directory = Path(os.path.realpath(path))
+    for name in sorted(manifest.files.keys() - ours):
+        target = Path(os.path.realpath(path / name))
+        if name.endswith(".bin") and target.parent != directory:
+            raise ArtifactError(
+                f"{path / name}: a link out of the bundle, to {target}, which ONNX Runtime does "
+                "not follow; put the file itself there (cp -rL copies a bundle so)"
+            )
 
 
 def _check_machine(path: Path, manifest: Manifest, machine: Machine) -> None:

@@ -45,37 +45,57 @@ def _inspect(args: argparse.Namespace) -> None:
 
 
 def _verify(args: argparse.Namespace) -> None:
+    import dataclasses
+
     from deeptalk_edge.bundle.manifest import MANIFEST
-    from deeptalk_edge.runtime.bundle import Bundle
-    from deeptalk_edge.signature import PublicKey, verify_file
+    from deeptalk_edge.runtime.bundle import Bundle, check_signature
+    from deeptalk_edge.signature import PublicKey, note_signature
 
     # The signature first: until it holds, the manifest is anyone's.
-    signed = verify_file(args.bundle / MANIFEST, PublicKey.read(args.key)) if args.key else None
+    signed = check_signature(args.bundle, PublicKey.read(args.key)) if args.key else None
     bundle = Bundle.open(args.bundle)
     num_bytes = bundle.verify()
     num_records, num_files = len(bundle.manifest.experts.records), len(bundle.manifest.files)
+    signature = dataclasses.asdict(note_signature(args.bundle / MANIFEST))
+    if signed is not None:
+        signature["state"] = "valid"
     if args.json:
         report = {"path": str(args.bundle), "bytes": num_bytes, "expert_records": num_records}
         checked = {"is_whole": True} if signed is None else {"is_whole": True, "signed": signed}
-        print(json.dumps(report | checked))
+        print(json.dumps(report | checked | {"signature": signature}))
         return
     print(
         f"{args.bundle}: whole; {_size(num_bytes)} in {num_files} files, "
-        f"{num_records} expert records" + (f"; signed: {signed}" if signed is not None else "")
+        f"{num_records} expert records; {_signature(signature)}"
     )
+
+
+def _signature(note: dict[str, Any]) -> str:
+    """What is known of a signature, for a person."""
+    by = f"by key {note['key_id']}: {note['comment']}"
+    return {
+        "absent": "not signed",
+        "unreadable": "signature not readable; sign it again",
+        "stale": f"signature is stale, made for another manifest {by}; sign it again",
+        "unchecked": f"signed {by}; not checked, name the key with `bundle verify --key`",
+        "valid": f"signed {by}",
+    }[note["state"]]
 
 
 def _sign(args: argparse.Namespace) -> None:
     from deeptalk_edge.bundle.manifest import MANIFEST
-    from deeptalk_edge.runtime.bundle import Bundle
-    from deeptalk_edge.signature import check_signable, sign_file
+    from deeptalk_edge.runtime.bundle import Bundle, check_nothing_else
+    from deeptalk_edge.signature import check_signable, content_mark, sign_file
 
     bundle = Bundle.open(args.bundle)
+    check_nothing_else(args.bundle, bundle.manifest)
     check_signable(args.bundle / MANIFEST, args.key)
     bundle.verify()
     origin, target = bundle.manifest.checkpoint, bundle.manifest.target
-    comment = f"{origin.name} {origin.sha256[:12]} for {target.backend} on {target.device}"
-    print(sign_file(args.bundle / MANIFEST, args.key, comment))
+    manifest = args.bundle / MANIFEST
+    what = f"{origin.name} {origin.sha256[:12]} {content_mark(manifest)}"
+    comment = f"{what} for {target.backend} on {target.device}"
+    print(sign_file(manifest, args.key, comment))
 
 
 def _make_keys(args: argparse.Namespace) -> None:
@@ -120,6 +140,7 @@ def _page(content: dict[str, Any]) -> str:
             f"{generation['max_turns'] or 'all'} turns in sight",
         ),
         ("experts", f"{experts['records']} records, {_size(experts['bytes'])}"),
+        ("signature", _signature(content["signature"])),
         ("licences", ", ".join(f"{part}: {name}" for part, name in content["licences"].items())),
         ("size", f"{_size(content['bytes'])} in {len(content['files'])} files"),
     ]

@@ -124,6 +124,7 @@ def main(args: argparse.Namespace) -> int:
     """
     from deeptalk_edge.errors import SettingsError
     from deeptalk_edge.features import max_samples
+    from deeptalk_edge.noise_tape import check_seed
     from deeptalk_edge.runtime.audio.end_of_turn import open_end_of_turn
     from deeptalk_edge.runtime.bundle import Bundle
     from deeptalk_edge.runtime.conversation import Conversation, ConversationSettings
@@ -139,6 +140,8 @@ def main(args: argparse.Namespace) -> int:
             "nothing to ask: name a recording with --wav, a question with --text, or talk with "
             "--mic"
         )
+    check_seed(args.seed)
+    _check_threads(args.threads)
     check_files(args, num_named)
     start_s = time.perf_counter()
     key = PublicKey.read(args.require_signature) if args.require_signature else None
@@ -196,6 +199,18 @@ def _max_turns(flag: str | None, *, default: int | None) -> int | None:
         return int(flag)
     except ValueError:
         raise SettingsError(f"--max-turns {flag}: expected a number, or all") from None
+
+
+def _check_threads(threads: int) -> None:
+    """Raises SettingsError if it is no number of threads; more than cores are only slower."""
+    from deeptalk_edge.host import num_cores
+    from deeptalk_edge.runtime.settings import check_threads
+
+    check_threads(threads)
+    if threads > num_cores():
+        log.warning(
+            "%d threads share %d cores, which is slower than a thread a core", threads, num_cores()
+        )
 
 
 def _take_turn(

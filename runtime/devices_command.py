@@ -77,21 +77,21 @@ def _table(devices: list[Device]) -> str:
 
 
 def _meter(name: str | None, seconds: float) -> None:
-    """A bar on stderr, ten times a second, and the summary on its last line."""
+    """A bar ten times a second, if stderr is a terminal; the summary takes its place at the end."""
     from deeptalk_edge.runtime.audio.endpoint import FRAME_MS
     from deeptalk_edge.runtime.audio.level import level_dbfs, peak_dbfs
     from deeptalk_edge.runtime.audio.pyaudio_port import DeviceSettings, PyAudioPort
 
     port = PyAudioPort(DeviceSettings(input_name=name))
     port.open()
-    loudest_dbfs = -float("inf")
+    loudest_dbfs, is_shown = -float("inf"), sys.stderr.isatty()
     try:
         for count in range(int(seconds * 1000 / FRAME_MS)):
             frame = port.read(1.0)
             if frame is None:
                 continue
             loudest_dbfs = max(loudest_dbfs, peak_dbfs(frame.pcm))
-            if count % 5 == 0:
+            if is_shown and count % 5 == 0:
                 level = level_dbfs(frame.pcm)
                 filled = round(
                     _METER_CHARACTERS * (1 - max(level, _QUIETEST_DBFS) / _QUIETEST_DBFS)
@@ -100,4 +100,5 @@ def _meter(name: str | None, seconds: float) -> None:
                 print(f"\r{bar} {level:6.1f} dBFS ", end="", file=sys.stderr, flush=True)
     finally:
         port.close()
-    print(f"\rpeak {loudest_dbfs:.1f} dBFS in {seconds:g} s{'':40}", file=sys.stderr)
+    summary = f"peak {loudest_dbfs:.1f} dBFS in {seconds:g} s"
+    print(f"\r{summary}{'':40}" if is_shown else summary, file=sys.stderr)

@@ -15,6 +15,7 @@ EngineChoice = Literal["auto", "native", "ort"]
 MOST_THREADS = 1024
 """More are a slip; a system that gives them is busy starting them for minutes."""
 
+
 AnswerMode = Literal["batch-parallel", "single", "text"]
 
 
@@ -45,12 +46,11 @@ class ConversationSettings:
     paging: PagingSettings = field(default_factory=PagingSettings)
 
     def __post_init__(self) -> None:
-        for name in ("max_rows", "context_rows", "max_turns", "threads"):
+        for name in ("max_rows", "context_rows", "max_turns"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SettingsError(f"{name} = {value}: expected 1 or more")
-        if self.threads > MOST_THREADS:
-            raise SettingsError(f"threads = {self.threads}: expected at most {MOST_THREADS}")
+        check_threads(self.threads)
 
     @classmethod
     def of(
@@ -84,3 +84,9 @@ class ConversationSettings:
             ends_with_speech=as_released,
             threads=threads,
         )
+
+
+def check_threads(threads: int) -> None:
+    """Raises SettingsError if there are none, or too many."""
+    if not 1 <= threads <= MOST_THREADS:
+        raise SettingsError(f"threads = {threads}: expected 1 to {MOST_THREADS}")

@@ -141,6 +141,7 @@ KNOWN = [
     [*ASK, "--out", "bundle/experts.bin"],
     [*ASK, "--record-routes", "absent/file.wav"],
     [*ASK, "--system", "\udcff"],
+    [*ASK, "--seed", str(2**64)],
     ["run", "--bundle", "bundle", "--wav", "zero.wav"],
     ["run", "--bundle", "bundle", "--wav", "fifo.wav"],
     ["run", "--bundle", NOT_UTF8, "--text", "Why?"],

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from deeptalk_edge.errors import ArtifactError
+from deeptalk_edge.noise_tape import SEED_LIMIT, check_seed
 from deeptalk_edge.training.ranks import add_up_gradients, is_first, share
 
 Batch = TypeVar("Batch")
@@ -52,6 +53,7 @@ class LoopSettings:
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise ValueError(f"num_steps = {self.num_steps}: a stage has at least one step")
+        check_seed(self.seed)
 
     def rate_at(self, step: int) -> float:
         """The learning rate of a step: linear warm-up, then half a cosine."""
@@ -97,12 +99,12 @@ def train(
         desc=name,
         unit="step",
         mininterval=5,
-        disable=not is_first(),
+        disable=None if is_first() else True,  # None: where stderr is no terminal
     )
     for step in progress:
         for group in optimiser.param_groups:
             group["lr"] = settings.rate_at(step)
-        torch.manual_seed(settings.seed * _SEED_STRIDE + step)
+        torch.manual_seed((settings.seed * _SEED_STRIDE + step) % SEED_LIMIT)
         optimiser.zero_grad()
         losses = _descend(share(batches_at(step)), losses_of)
         add_up_gradients(parameters)

@@ -209,7 +209,9 @@ class Manifest:
         if self.graphs is None:
             raise BackendError(
                 f"this bundle is for {self.target.backend} on {self.target.device}; ONNX Runtime "
-                "cannot run it, export the checkpoint with --backend ort"
+                "cannot run it, and nothing of ours runs engines yet: today they can be built, "
+                "inspected, verified and signed. To talk, export the checkpoint with "
+                "--device cpu-int8 for this CPU, or with --device cpu for ONNX Runtime alone"
             )
         return self.graphs
 

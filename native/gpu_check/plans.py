@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
@@ -72,6 +71,8 @@ def write_steps(checkpoint: Checkpoint, place: Path, settings: EngineSettings) -
     for layer, arena in arenas.items():
         values[f"slot_table_{layer}"] = arena.slot_table
         values[f"slot_arena_{layer}"] = arena.records.view(np.int32)
+    import onnxruntime  # after deeptalk_edge, which keeps it from calling home
+
     session = onnxruntime.InferenceSession(place / "step_native.onnx")
     native: dict[str, Array] = {}
     for node in session.get_inputs():

@@ -1,11 +1,16 @@
 """Sound devices by name: which there are, which one is meant, and how to open it.
 
-A name is matched whole first, then as a part, letter case ignored; an index is never remembered,
-as it moves when a device is plugged in.
+A name is matched whole first, then as a part, letter case ignored; what fits several devices is
+refused. Those called the same are numbered, `NAME #2`, in PortAudio's order. An index is never
+remembered, as it moves when a device is plugged in.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -16,6 +21,14 @@ if TYPE_CHECKING:
     import pyaudio
 
 Direction = Literal["input", "output"]
+
+# What each sound library is told where to complain.
+_COMPLAINTS = {
+    "libasound.so.2": ("snd_lib_error_set_handler",),
+    "libjack.so.0": ("jack_set_error_function", "jack_set_info_function"),
+}
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +71,25 @@ def open_pyaudio() -> pyaudio.PyAudio:
             f"live sound needs PyAudio ({error}); apt install portaudio19-dev gcc python3-dev, "
             "then pip install 'deeptalk-edge[sound]'"
         ) from error
+    _quieten(is_quiet=not log.isEnabledFor(logging.INFO))
     try:
         return pyaudio.PyAudio()
     except OSError as error:
         raise DeviceLost(f"PortAudio does not start ({error}); check the sound service") from error
+
+
+def _quieten(*, is_quiet: bool) -> None:
+    """ALSA and JACK write to stderr about each device that is not there: that is for `-v` alone.
+
+    They get a C function that ignores what it is given: one of Python's could be called when the
+    interpreter has ended.
+    """
+    ignore = ctypes.cast(ctypes.CDLL(None).getpid, ctypes.c_void_p) if is_quiet else None
+    for library, setters in _COMPLAINTS.items():
+        with contextlib.suppress(OSError, AttributeError):  # PortAudio was built without it
+            loaded = ctypes.CDLL(library)
+            for setter in setters:
+                getattr(loaded, setter)(ignore)
 
 
 def list_devices(audio: pyaudio.PyAudio) -> list[Device]:
@@ -84,21 +112,32 @@ def list_devices(audio: pyaudio.PyAudio) -> list[Device]:
     return found
 
 
+def names_of(devices: Sequence[Device]) -> list[str]:
+    """What each device is called; those of one name have a number behind it."""
+    total, seen, names = Counter(device.name for device in devices), Counter[str](), []
+    for device in devices:
+        seen[device.name] += 1
+        number = f" #{seen[device.name]}" if total[device.name] > 1 else ""
+        names.append(device.name + number)
+    return names
+
+
 def choose_device(devices: Sequence[Device], name: str | None, direction: Direction) -> Device:
     """The device of this name, or the default where there is no name.
 
     Raises DeviceLost, naming those that there are, if none or more than one fits.
     """
     able = [device for device in devices if device.channels(direction)]
+    called = list(zip(names_of(able), able, strict=True))
     if name is None:
-        fits = [device for device in able if device.is_default(direction)]
+        fits = [each for each in called if each[1].is_default(direction)]
     else:
         low = name.casefold()
-        fits = [device for device in able if device.name.casefold() == low]
-        fits = fits or [device for device in able if low in device.name.casefold()]
-    if len(fits) == 1 or (fits and fits[0].name == fits[-1].name):
-        return fits[0]
-    names = ", ".join(repr(device.name) for device in fits or able) or "none"
+        fits = [each for each in called if low in (each[0].casefold(), each[1].name.casefold())]
+        fits = fits or [each for each in called if low in each[0].casefold()]
+    if len(fits) == 1:
+        return fits[0][1]
+    names = ", ".join(repr(known) for known, _ in fits or called) or "none"
     wanted = f"the default {direction} device" if name is None else f"{direction} device {name!r}"
     if fits:
         raise DeviceLost(f"{wanted}: several fit: {names}; give more of the name")

@@ -17,6 +17,8 @@ from deeptalk_edge.runtime.experts.pool import POISON, CpuPool, Landing
 class MappedPool(CpuPool):
     """The CPU's arena, pinned and mapped: one copy for both."""
 
+    can_shrink = False
+
     def __init__(self, runtime: CudaRuntime, *, num_slots: int, slot_bytes: int) -> None:
         super().__init__(num_slots=num_slots, slot_bytes=slot_bytes)
         self._runtime, self._host = runtime, self._base
@@ -33,6 +35,8 @@ class MappedPool(CpuPool):
 
 class CopiedPool:
     """Slots in GPU memory."""
+
+    can_shrink = False
 
     def __init__(
         self,

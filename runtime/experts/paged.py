@@ -7,6 +7,7 @@ ONNX Runtime's side of it.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
 from itertools import chain
@@ -162,10 +163,10 @@ class PagedExperts:
         self._pager.rest()
 
     def end_turn(self) -> dict[str, Any]:
-        """Between turns: give memory back if the system needs it; returns the turn's counts, and
-        what was degraded since the beginning."""
+        """Between turns: give memory back, or take it again, as the system has it; returns the
+        turn's counts, and what was degraded since the beginning."""
         self._lifetime.check()
-        counts = self._pager.end_turn(read_memory())
+        counts = self._pager.end_turn(read_memory(), time.monotonic())
         if self._degrade:
             counts["degraded"] = self._degrade.report()
         return counts

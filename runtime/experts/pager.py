@@ -41,7 +41,7 @@ from deeptalk_edge.runtime.experts.pool import Fence, Pool
 from deeptalk_edge.runtime.experts.reader import Read, RecordReader
 from deeptalk_edge.runtime.experts.record_file import PAGE_BYTES, RecordSource
 from deeptalk_edge.runtime.experts.residency import Load, Residency, waves_of
-from deeptalk_edge.runtime.experts.sizing import SEGMENT_SLOTS, MemoryReading
+from deeptalk_edge.runtime.experts.sizing import MemoryReading, MemoryWatch
 from deeptalk_edge.runtime.experts.telemetry import Telemetry, report, since
 
 log = logging.getLogger(__name__)
@@ -88,6 +88,7 @@ class ExpertPager:
             num_layers=len(rows), num_experts=num_experts, num_slots=pool.num_slots, policy=policy
         )
         self.telemetry = Telemetry()
+        self._memory_watch = MemoryWatch(pool.slot_bytes)
         self._addresses = np.zeros((len(rows), num_experts), np.uint64)
         self._addresses_of: dict[int, NDArray[np.uint64]] = {
             layer: self._addresses[row] for layer, row in rows.items()
@@ -203,21 +204,26 @@ class ExpertPager:
             while not (self._idle_link.is_done and self._reader.is_idle):
                 self._wait()
 
-    def end_turn(self, memory: MemoryReading) -> dict[str, Any]:
-        """Between turns: give memory back if the system needs it; returns the turn's counts."""
-        given_back = self.shrink(SEGMENT_SLOTS) if memory.is_pressed else 0
+    def end_turn(self, memory: MemoryReading, now_s: float) -> dict[str, Any]:
+        """Between turns: give memory back if the system has lacked it for a while, or take some
+        again; returns the turn's counts. `now_s` is of a clock that never goes back."""
+        with self._asking():
+            change = self._memory_watch.change(memory, now_s)
+        given_back, taken = self.shrink(max(-change, 0)), self.grow(max(change, 0))
         if given_back:
-            log.warning("memory is short: %d slots given back for good", given_back)
+            log.warning("memory is short: %d experts less are kept in memory", given_back)
+        if taken:
+            log.info("memory is there again: %d experts more are kept in memory", taken)
         now = self.report()
         counts, self._reported = since(now, self._reported), now
         self.rest()
-        return counts | {"slots_given_back": given_back}
+        return counts | {"slots_given_back": given_back, "slots_taken_again": taken}
 
     def shrink(self, num_slots: int) -> int:
-        """Give up to so many slots back for good; returns how many. Between turns; none while
-        another session runs on every expert."""
+        """Give up to so many slots back; returns how many. Between turns; none while another
+        session runs on every expert, or where the pool could not give their memory back."""
         with self._asking():
-            if self._num_whole:
+            if self._num_whole or not self.pool.can_shrink:
                 return 0
             spare = max(self.residency.table.num_slots - self.settings.least_slots, 0)
             slots = self.residency.retire(min(num_slots, spare))
@@ -225,6 +231,15 @@ class ExpertPager:
                 self._addresses[self._addresses == self.pool.address(slot)] = 0
                 self.pool.discard(slot)
         return len(slots)
+
+    def grow(self, num_slots: int) -> int:
+        """Take up to so many slots again that were given back; returns how many."""
+        with self._asking():
+            table = self.residency.table
+            taken = [slot for _ in range(num_slots) if (slot := table.reinstate()) is not None]
+            if taken:
+                self._slots_change()
+        return len(taken)
 
     def addresses(self, layer: int) -> NDArray[np.uint64]:
         """(E,) where each expert of a layer lies, 0 if absent. A live view: lease, then read."""

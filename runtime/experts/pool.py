@@ -43,6 +43,8 @@ class Pool(Protocol):
 
     num_slots: int
     slot_bytes: int
+    can_shrink: bool
+    """Whether `discard` gives memory back while the pool is in use."""
 
     def landing(self, slot: int, key: int) -> Landing:
         """Page-aligned host memory for the record `key` that moves into the slot."""
@@ -68,6 +70,8 @@ class Pool(Protocol):
 
 class CpuPool:
     """One anonymous arena on huge pages; records are read straight into their slots."""
+
+    can_shrink = True
 
     def __init__(self, *, num_slots: int, slot_bytes: int) -> None:
         """Reserve the arena; memory is taken when a slot is first filled."""

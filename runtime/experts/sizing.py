@@ -1,67 +1,65 @@
-"""How large the pool may be: decided once, from what is free after everything else is loaded.
+"""How large the pool may be: at first from what is free after everything else is loaded.
 
-No control loop grows or shrinks it while somebody speaks. Between turns, and only under pressure,
-it may give a segment back; that stays given back for the session.
+No control loop grows or shrinks it while somebody speaks. Between turns it gives a segment back if
+memory has been short for `SHORT_S`, and takes one again, of those that it gave back, if there has
+been plenty for `PLENTY_S`: a moment's pressure costs no experts, and none is lost for good.
 """
 
 from __future__ import annotations
 
 import logging
-import re
-from dataclasses import dataclass
-from pathlib import Path
 
 from deeptalk_edge.errors import DoesNotFit, SettingsError
+from deeptalk_edge.host import MemoryReading as MemoryReading
+from deeptalk_edge.host import read_memory as read_memory
 
 RESERVE_BYTES = 500_000_000
 """Left to the system and to what grows later."""
 
 SEGMENT_SLOTS = 64
-"""Given back at once under pressure."""
+"""Given back or taken again at once."""
 
-_PRESSURE_BYTES = 300_000_000
-_PRESSURE_PERCENT = 5.0
+SHORT_S, PLENTY_S = 30.0, 60.0
+"""How long memory is short before a segment goes, and how long there is plenty before one comes."""
+
+_SHORT_BYTES = 300_000_000
+_AMPLE_BYTES = 1_000_000_000
+_STALLED_PERCENT = 5.0
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryReading:
-    """What the system says of its memory."""
+class MemoryWatch:
+    """Whether a running pool should shrink or grow, from readings between turns. No clock of its
+    own."""
 
-    available_bytes: int
-    """Of the machine, or what is left of the control group's limit if that is less."""
-    stalled_percent: float | None
-    """Share of the last 10 s in which some task waited for memory, if the kernel counts it."""
+    def __init__(self, slot_bytes: int) -> None:
+        self._segment_bytes = SEGMENT_SLOTS * slot_bytes
+        self._trend, self._since_s = 0, 0.0
 
-    @property
-    def is_pressed(self) -> bool:
-        stalled = self.stalled_percent is not None and self.stalled_percent > _PRESSURE_PERCENT
-        return stalled or self.available_bytes < _PRESSURE_BYTES
+    def change(self, memory: MemoryReading, now_s: float) -> int:
+        """Slots to give back, negative, or to take again; 0 leaves the pool as it is."""
+        trend = -1 if is_short(memory) else int(self._is_plenty(memory))
+        if trend != self._trend:
+            self._trend, self._since_s = trend, now_s
+        if not trend or now_s - self._since_s < (SHORT_S if trend < 0 else PLENTY_S):
+            return 0
+        self._since_s = now_s  # one segment, then it is watched afresh
+        return trend * SEGMENT_SLOTS
+
+    def _is_plenty(self, memory: MemoryReading) -> bool:
+        """Whether a segment more leaves the reserve."""
+        is_calm = (memory.stalled_percent or 0.0) <= _STALLED_PERCENT
+        return is_calm and memory.available_bytes - self._segment_bytes >= RESERVE_BYTES
 
 
-def read_memory(root: Path = Path("/")) -> MemoryReading:
-    """Read /proc and the control group below `root`.
-
-    Raises DoesNotFit if the system does not say what is available.
-    """
-    meminfo = (root / "proc/meminfo").read_text(encoding="utf-8")
-    found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo, re.MULTILINE)
-    if found is None:
-        raise DoesNotFit(f"{root / 'proc/meminfo'}: no MemAvailable; name the pool's size instead")
-    available = int(found[1]) * 1024
-    groups = root / "sys/fs/cgroup"
-    for limit, used in (
-        (groups / "memory.max", groups / "memory.current"),
-        (groups / "memory/memory.limit_in_bytes", groups / "memory/memory.usage_in_bytes"),
-    ):
-        if limit.is_file() and (most := limit.read_text().strip()).isdigit():
-            available = min(available, int(most) - int(used.read_text()))
-    pressure = root / "proc/pressure/memory"
-    stalled = None
-    if pressure.is_file() and (some := re.search(r"some avg10=([\d.]+)", pressure.read_text())):
-        stalled = float(some[1])
-    return MemoryReading(available, stalled)
+def is_short(memory: MemoryReading) -> bool:
+    """Whether the system lacks memory that a pool could give back. Tasks that wait where much is
+    available wait for the page cache, or in another control group: that is not ours to mend."""
+    if memory.available_bytes < _SHORT_BYTES:
+        return True
+    is_stalled = (memory.stalled_percent or 0.0) > _STALLED_PERCENT
+    return is_stalled and memory.available_bytes < _AMPLE_BYTES
 
 
 def least_slots(top_k: int) -> int:

@@ -44,8 +44,9 @@ class SlotTable:
         self._states = [SlotState.FREE] * num_slots
         self._holders = [0] * num_slots
         self._free = list(reversed(range(num_slots)))
+        self._retired: list[int] = []
         self.num_slots = num_slots
-        """Slots in use; fewer once some were retired."""
+        """Slots in use; fewer while some are retired."""
 
     @property
     def num_free(self) -> int:
@@ -114,9 +115,19 @@ class SlotTable:
         self._vacate(slot)
 
     def retire(self) -> int:
-        """Take a FREE slot out of use for good; returns it."""
+        """Take a FREE slot out of use; returns it."""
         slot = self._free.pop()
         self.num_slots -= 1
+        self._retired.append(slot)
+        return slot
+
+    def reinstate(self) -> int | None:
+        """Take a retired slot into use again; returns it, None if there is none."""
+        if not self._retired:
+            return None
+        slot = self._retired.pop()
+        self.num_slots += 1
+        self._free.append(slot)
         return slot
 
     def _vacate(self, slot: int) -> None:

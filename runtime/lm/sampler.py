@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeptalk_edge.errors import BackendError, SettingsError
+from deeptalk_edge.noise_tape import check_seed
 from deeptalk_edge.rows import Ids
 from deeptalk_edge.spec import VocabularySpec
 
@@ -47,8 +48,7 @@ class SamplerSettings:
     penalty: Penalty = Penalty.ONCE
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise SettingsError(f"seed = {self.seed}: expected 0 or more")
+        check_seed(self.seed)
         if self.text_top_k < 1 or self.audio_top_k < 1:
             raise SettingsError("top_k: expected 1 (greedy) or more")
         if not self.temperature > 0:

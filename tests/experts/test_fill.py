@@ -89,7 +89,7 @@ def test_a_turn_that_ends_fills_again(path: Path, records: list[ExpertRecord]) -
     with open_pager(path, records, num_slots=NUM_RECORDS, fills=True) as pager:
         pager.enter(Phase.THINKING)
         pager.acquire(1, [0]).release()
-        pager.end_turn(MemoryReading(10**9, 0.0))
+        pager.end_turn(MemoryReading(10**9, 0.0), 0.0)
         pager.drain()
         assert pager.has_all
 

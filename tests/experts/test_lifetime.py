@@ -29,7 +29,7 @@ USES: dict[str, Callable[[ExpertPager], object]] = {
     "enter": lambda pager: pager.enter(Phase.SPEAKING),
     "rest": ExpertPager.rest,
     "drain": ExpertPager.drain,
-    "end_turn": lambda pager: pager.end_turn(MemoryReading(10**9, 0.0)),
+    "end_turn": lambda pager: pager.end_turn(MemoryReading(10**9, 0.0), 0.0),
     "shrink": lambda pager: pager.shrink(1),
     "addresses": lambda pager: pager.addresses(1),
     "address": lambda pager: pager.address(0),

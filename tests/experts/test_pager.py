@@ -275,21 +275,41 @@ def test_a_pool_shrinks_between_turns_and_no_further_than_allowed(
         assert pager.shrink(64) == 0
 
 
-def test_a_turn_reports_its_own_counts_and_gives_memory_back_only_under_pressure(
+def test_a_turn_reports_its_own_counts(path: Path, records: list[ExpertRecord]) -> None:
+    memory = MemoryReading(4 * 10**8, 0.0)
+    with open_pager(path, records, num_slots=8) as pager:
+        pager.acquire(1, [0, 1]).release()
+        first = pager.end_turn(memory, 0.0)
+        assert (first["misses"], first["slots"], first["slots_given_back"]) == (2, 8, 0)
+        assert first["misses_by_layer"] == [2, 0, 0, 0]
+        pager.acquire(1, [1, 2]).release()
+        second = pager.end_turn(memory, 1.0)
+        assert (second["hits"], second["misses"]) == (1, 1)
+        assert second["moved_bytes"]["demand"] == records[0].bytes
+        json.dumps(second)
+
+
+def test_a_pool_shrinks_under_lasting_pressure_and_comes_back_behind_it(
     path: Path, records: list[ExpertRecord]
 ) -> None:
     plenty, little = MemoryReading(10**9, 0.0), MemoryReading(10**8, 0.0)
     with open_pager(path, records, num_slots=8, least_slots=6) as pager:
-        pager.acquire(1, [0, 1]).release()
-        first = pager.end_turn(plenty)
-        assert (first["misses"], first["slots"], first["slots_given_back"]) == (2, 8, 0)
-        assert first["misses_by_layer"] == [2, 0, 0, 0]
-        pager.acquire(1, [1, 2]).release()
-        second = pager.end_turn(little)
-        assert (second["hits"], second["misses"]) == (1, 1)
-        assert second["moved_bytes"]["demand"] == records[0].bytes
-        assert (second["slots"], second["slots_given_back"]) == (6, 2)
-        json.dumps(second)
+        pager.acquire(1, range(8)).release()
+        turns = [(little, 0), (plenty, 10), (little, 20), (little, 50), (plenty, 60), (plenty, 120)]
+        counts = [pager.end_turn(memory, now_s) for memory, now_s in turns]
+        assert [turn["slots_given_back"] for turn in counts] == [0, 0, 0, 2, 0, 0]
+        assert [turn["slots_taken_again"] for turn in counts] == [0, 0, 0, 0, 0, 2]
+        assert [turn["slots"] for turn in counts] == [8, 8, 8, 6, 6, 8]
+        with pager.acquire(2, range(8)) as lease:
+            assert_right(pager, lease)
+
+
+def test_a_pool_whose_memory_cannot_go_back_keeps_its_slots(
+    path: Path, records: list[ExpertRecord]
+) -> None:
+    with open_pager(path, records, num_slots=8, least_slots=3) as pager:
+        pager.pool.can_shrink = False
+        assert pager.shrink(64) == 0
 
 
 @pytest.mark.parametrize(

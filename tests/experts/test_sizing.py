@@ -1,19 +1,22 @@
-"""The pool is sized once, from what is left, and never below what runs."""
+"""The pool is sized from what is left, never below what runs, and follows lasting changes."""
 
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import pytest
 
 from deeptalk_edge.errors import DoesNotFit
 from deeptalk_edge.runtime.experts.sizing import (
+    PLENTY_S,
     RESERVE_BYTES,
+    SEGMENT_SLOTS,
+    SHORT_S,
     MemoryReading,
+    MemoryWatch,
+    is_short,
     least_slots,
     pool_slots,
-    read_memory,
 )
 
 SLOT_BYTES = 4_595_712
@@ -27,14 +30,6 @@ def slots(available_bytes: int) -> int:
         top_k=6,
         available_bytes=available_bytes,
     )
-
-
-def machine(root: Path, available_kb: int, **files: str) -> Path:
-    for name, content in {"proc/meminfo": f"MemAvailable:   {available_kb} kB\n", **files}.items():
-        place = root / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(content)
-    return root
 
 
 def test_everything_that_fits_is_kept() -> None:
@@ -59,30 +54,47 @@ def test_less_than_a_step_is_warned_of(caplog: pytest.LogCaptureFixture) -> None
     assert "room for 155 experts, one step uses 156" in caplog.text
 
 
-def test_a_control_group_bounds_what_is_available(tmp_path: Path) -> None:
-    assert read_memory(machine(tmp_path, 4000)).available_bytes == 4_096_000
-    group = {"sys/fs/cgroup/memory.max": "max\n", "sys/fs/cgroup/memory.current": "50\n"}
-    assert read_memory(machine(tmp_path, 4000, **group)).available_bytes == 4_096_000
-    group["sys/fs/cgroup/memory.max"] = "1050\n"
-    assert read_memory(machine(tmp_path, 4000, **group)).available_bytes == 1000
+@pytest.mark.parametrize(
+    ("available_bytes", "stalled_percent", "short"),
+    [
+        (299_999_999, None, True),
+        (300_000_000, None, False),
+        (999_999_999, 5.1, True),
+        (999_999_999, 5.0, False),
+        (1_000_000_000, 80.0, False),
+    ],
+)
+def test_memory_is_short_where_little_is_left_and_waiting_alone_is_not_enough(
+    available_bytes: int, stalled_percent: float | None, short: bool
+) -> None:
+    assert is_short(MemoryReading(available_bytes, stalled_percent)) is short
 
 
-def test_pressure_is_little_memory_or_much_waiting(tmp_path: Path) -> None:
-    pressure = {"proc/pressure/memory": "some avg10=7.50 avg60=0.00 avg300=0.00 total=1\n"}
-    assert read_memory(machine(tmp_path, 4_000_000)).stalled_percent is None
-    reading = read_memory(machine(tmp_path, 4_000_000, **pressure))
-    assert reading.stalled_percent == 7.5
-    assert reading.is_pressed
-    assert MemoryReading(299_999_999, None).is_pressed
-    assert not MemoryReading(300_000_000, 5.0).is_pressed
+SHORT, ENOUGH = MemoryReading(10**8, None), MemoryReading(6 * 10**8, None)
+PLENTY = MemoryReading(RESERVE_BYTES + SEGMENT_SLOTS * SLOT_BYTES, 0.0)
 
 
-def test_a_system_that_does_not_say_is_refused(tmp_path: Path) -> None:
-    machine(tmp_path, 1)
-    (tmp_path / "proc/meminfo").write_text("MemTotal: 5 kB\n")
-    with pytest.raises(DoesNotFit, match="no MemAvailable"):
-        read_memory(tmp_path)
+@pytest.mark.parametrize(
+    ("readings", "changes"),
+    [
+        ([(0, SHORT), (SHORT_S - 1, SHORT), (SHORT_S, SHORT)], [0, 0, -SEGMENT_SLOTS]),
+        ([(0, SHORT), (20, ENOUGH), (40, SHORT), (60, SHORT)], [0, 0, 0, 0]),
+        ([(0, SHORT), (30, SHORT), (59, SHORT), (60, SHORT)], [0, -64, 0, -64]),
+        ([(0, PLENTY), (PLENTY_S - 1, PLENTY), (PLENTY_S, PLENTY)], [0, 0, SEGMENT_SLOTS]),
+        ([(0, SHORT), (30, PLENTY), (60, PLENTY), (90, PLENTY)], [0, 0, 0, 64]),
+        ([(0, ENOUGH), (1000, ENOUGH)], [0, 0]),
+    ],
+)
+def test_a_running_pool_follows_what_lasts_and_nothing_else(
+    readings: list[tuple[float, MemoryReading]], changes: list[int]
+) -> None:
+    watch = MemoryWatch(SLOT_BYTES)
+    assert [watch.change(memory, 1000.0 + at_s) for at_s, memory in readings] == changes
 
 
-def test_this_machine_says_what_it_has() -> None:
-    assert read_memory().available_bytes > 0
+def test_what_is_taken_again_leaves_the_reserve() -> None:
+    watch = MemoryWatch(SLOT_BYTES)
+    less = MemoryReading(PLENTY.available_bytes - 1, 0.0)
+    stalled = MemoryReading(PLENTY.available_bytes + 10**9, 6.0)
+    for memory in (less, stalled):
+        assert [watch.change(memory, now_s) for now_s in (0.0, 1e6)] == [0, 0]

@@ -119,10 +119,13 @@ def test_a_late_release_does_not_touch_the_next_expert() -> None:
     assert table.state(slot) is SlotState.LEASED
 
 
-def test_a_retired_slot_is_never_taken_again() -> None:
+def test_a_retired_slot_is_not_taken_until_it_is_reinstated() -> None:
     table = SlotTable(2)
     retired = table.retire()
     assert table.take(1) != retired
     assert table.num_slots == 1
     with pytest.raises(ValueError, match="none is free"):
         table.take(2)
+    assert table.reinstate() == retired
+    assert (table.take(2), table.num_slots) == (retired, 2)
+    assert table.reinstate() is None

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -23,6 +27,7 @@ def test_export_writes_a_bundle_and_lists_its_files(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoint").place
     finished = _run("export", checkpoint, "-o", tmp_path / "bundle")
     assert finished.returncode == 0, finished.stderr
+    assert finished.stderr == ""  # no bar where nobody sees it move
     files = Bundle.open(tmp_path / "bundle").manifest.files
     lines = finished.stdout.splitlines()
     assert [line.split()[0] for line in lines[:-1]] == list(files)
@@ -86,3 +91,23 @@ def test_export_needs_no_torch(tmp_path: Path) -> None:
     command = [sys.executable, "-c", program, str(checkpoint), str(tmp_path / "bundle")]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
+
+
+def test_the_way_is_shown_on_a_terminal(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "checkpoint").place
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    command = [sys.executable, "-m", "deeptalk_edge.cli", "export", str(checkpoint)]
+    done = subprocess.run(
+        [*command, "-o", str(tmp_path / "bundle")],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=theirs,
+        check=False,
+    )
+    os.set_blocking(ours, False)
+    shown = os.read(ours, 1 << 16)
+    os.close(theirs)
+    os.close(ours)
+    assert done.returncode == 0, shown
+    assert b"encoder" in shown

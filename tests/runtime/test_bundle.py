@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from deeptalk_edge.bundle.manifest import MANIFEST
+from deeptalk_edge.cli import main
 from deeptalk_edge.errors import ArtifactError, EdgeError, ExpertUnavailable
 from deeptalk_edge.runtime.bundle import Bundle
 from tests.manifests import edit_manifest
@@ -120,3 +121,34 @@ def test_a_manifest_that_is_not_json_is_refused(own_copy: Path, content: bytes) 
     (own_copy / MANIFEST).write_bytes(content)
     with pytest.raises(EdgeError, match=r"manifest\.json"):
         Bundle.open(own_copy)
+
+
+def _lead_out(bundle: Path, name: str) -> None:
+    """Replace a file of a bundle by a link to it, on another disk as it were."""
+    elsewhere = bundle.with_name("elsewhere")
+    elsewhere.mkdir(exist_ok=True)
+    (bundle / name).rename(elsewhere / name)
+    (bundle / name).symlink_to(elsewhere / name)
+
+
+@pytest.mark.parametrize("name", ["embedding.bin", "encoder.bin"])
+def test_a_link_that_onnx_runtime_would_not_follow_is_refused_by_all_that_open(
+    own_copy: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _lead_out(own_copy, name)
+    for argv in (["run", "--text", "hello", "--bundle"], ["bundle", "verify"]):
+        assert main([*argv, str(own_copy)]) == 1
+        assert f"{name}: a link out of the bundle" in capsys.readouterr().err
+
+
+def test_links_that_are_followed_are_taken_by_all_that_open(
+    own_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("experts.bin", "head.onnx", "tokenizer.json"):
+        _lead_out(own_copy, name)
+    (own_copy / "encoder.bin").rename(own_copy / "same.bin")
+    (own_copy / "encoder.bin").symlink_to("same.bin")
+    latest = own_copy.with_name("latest")
+    latest.symlink_to(own_copy)
+    assert main(["bundle", "verify", str(latest)]) == 0
+    assert main(["run", "--text", "hello", "--bundle", str(latest)]) == 0

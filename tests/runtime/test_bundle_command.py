@@ -10,6 +10,7 @@ import pytest
 
 from deeptalk_edge.bundle.manifest import MANIFEST
 from deeptalk_edge.cli import main
+from tests.manifests import edit_manifest
 
 
 @pytest.fixture
@@ -72,3 +73,58 @@ def test_a_damaged_bundle_is_not_signed(
     assert main(["bundle", "sign", str(signed), "--key", str(tmp_path / "maker.key")]) == 1
     assert "head.onnx" in capsys.readouterr().err
     assert not (signed / f"{MANIFEST}.minisig").exists()
+
+
+def _shown(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    capsys.readouterr()
+    assert main(["bundle", *argv]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("action", ["verify", "inspect"])
+def test_a_signature_is_said_to_be_unchecked_stale_unreadable_or_absent(
+    action: str, signed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = signed / f"{MANIFEST}.minisig"
+
+    def said() -> tuple[str, str]:
+        report = json.loads(_shown(capsys, action, str(signed), "--json"))
+        return report["signature"]["state"], _shown(capsys, action, str(signed))
+
+    state, text = said()
+    assert state == "unchecked"
+    assert "not checked, name the key with" in text
+    edit_manifest(signed, lambda manifest: manifest["checkpoint"].update(name="another"))
+    state, text = said()
+    assert state == "stale"
+    assert "signature is stale" in text
+    place.write_text("nonsense")
+    state, text = said()
+    assert state == "unreadable"
+    place.unlink()
+    state, text = said()
+    assert state == "absent"
+    assert "not signed" in text
+
+
+def test_a_checked_signature_is_said_to_be_valid(
+    signed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert _verify(signed, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["signature"]["state"] == "valid"
+
+
+def test_verify_is_as_strict_as_run_about_files_that_were_not_signed(
+    signed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (signed / "libextra.so").write_bytes(b"")
+    key = str(signed.with_name("maker.pub"))
+    asked = ["run", "--bundle", str(signed), "--text", "hello", "--require-signature", key]
+    verify = ["bundle", "verify", str(signed), "--key", key]
+    for argv in (verify, asked):
+        assert main(argv) == 1
+        assert "libextra.so: not part of what was signed" in capsys.readouterr().err
+    secret = str(signed.with_name("maker.key"))
+    assert main(["bundle", "sign", str(signed), "--key", secret]) == 1
+    assert "libextra.so" in capsys.readouterr().err

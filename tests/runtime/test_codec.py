@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from deeptalk_edge.noise_tape import gaussian_tape, noise_tape
+from deeptalk_edge.noise_tape import SEED_LIMIT, check_seed, gaussian_tape, noise_tape
 from deeptalk_edge.runtime.audio.codec import StreamingCodec, frames_to_sound
 from deeptalk_edge.runtime.backends.ort import OrtGraph
 from deeptalk_edge.runtime.bundle import Bundle
@@ -84,3 +84,11 @@ def test_a_noise_sample_depends_on_its_place_alone(first: int, skip: int, count:
     tape: NDArray[np.float32] = gaussian_tape(1, 2, first, skip + count)
     np.testing.assert_array_equal(tape[skip:], gaussian_tape(1, 2, first + skip, count))
     assert np.isfinite(tape).all()
+
+
+@pytest.mark.parametrize("seed", [2**63, SEED_LIMIT - 1])
+def test_every_seed_that_settings_take_makes_noise(tape_bundle: Bundle, seed: int) -> None:
+    check_seed(seed)
+    graph = OrtGraph(tape_bundle.file(tape_bundle.manifest.ort_graphs.codec), threads=1)
+    codec = StreamingCodec(graph, tape_bundle.manifest.codec, seed=seed)
+    assert np.isfinite(np.concatenate([codec.push(FRAMES), codec.finish()])).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -188,10 +189,12 @@ def test_the_same_seed_writes_the_same_file(bundle_path: Path, tmp_path: Path) -
         (["--wav", "{tmp}/silent.wav"], "no speech heard in 1.0 s"),
         ([], "nothing to ask"),
         (["--text", "x", "--seed", "-1"], "seed = -1"),
+        (["--text", "x", "--seed", str(2**64)], "expected 0 to 18446744073709551615"),
         (["--text", "x", "--threads", "0"], "threads = 0"),
         (["--text", "x", "--max-turns", "0"], "max_turns = 0"),
         (["--text", "x", "--max-turns", "x"], "--max-turns x: expected a number, or all"),
         (["--text", ""], "the question is empty"),
+        (["--text", "x", "--threads", "1025"], "threads = 1025: expected 1 to 1024"),
         (["--text", "x", "--speaker", "M29"], "this checkpoint knows"),
         (["--text", "x", "--out", "{tmp}/absent/a.wav"], "cannot be written"),
     ],
@@ -401,3 +404,17 @@ def test_ctrl_c_keeps_what_was_said_and_is_exit_code_130(own_copy: Path, tmp_pat
     assert "Traceback" not in rest
     assert 0 < read_wav(out).seconds < 20
     assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_text_that_stdout_cannot_encode_loses_no_turn(encoding: str, bundle_path: Path) -> None:
+    asked = ["--mode", "text", "--text", "Gr\u00fc\u00dfe \u4f60\u597d", "--text", "And then?"]
+    done = subprocess.run(
+        [sys.executable, "-m", "deeptalk_edge.cli", "run", "--bundle", str(bundle_path), *asked],
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"\\u4f60\\u597d" in done.stdout
+    assert done.stdout.count(b"you: ") == 2

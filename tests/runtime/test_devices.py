@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -60,6 +64,30 @@ def test_an_ambiguous_name_is_refused() -> None:
         choose_device(ALL, "", "output")
 
 
+ARRAY, OTHER = (replace(HEADSET, name=name) for name in ("USB Array", "USB Headset"))
+ARRAYS = [ARRAY, OTHER, replace(ARRAY, index=9)]
+
+
+@pytest.mark.parametrize(
+    ("name", "fitting"),
+    [
+        ("usb", "'USB Array #1', 'USB Headset', 'USB Array #2'"),
+        ("USB array", "'USB Array #1', 'US"),
+    ],
+)
+def test_of_three_that_fit_no_two_names_decide(name: str, fitting: str) -> None:
+    with pytest.raises(DeviceLost, match=f"several fit: {fitting}"):
+        choose_device(ARRAYS, name, "input")
+
+
+def test_devices_of_one_name_are_told_apart_by_their_number() -> None:
+    assert choose_device(ARRAYS, "usb array #2", "input") is ARRAYS[2]
+    assert choose_device(ARRAYS, "array #1", "input") is ARRAYS[0]
+    taken = [*ARRAYS, replace(ARRAY, index=11, name="USB Array #2")]
+    with pytest.raises(DeviceLost, match="several fit"):
+        choose_device(taken, "USB Array #2", "input")
+
+
 def test_an_absent_device_is_answered_with_those_that_there_are() -> None:
     with pytest.raises(DeviceLost, match=r"output device 'HDMI' is not there; there are: 'USB Au"):
         choose_device(ALL, "HDMI", "output")
@@ -105,3 +133,21 @@ def test_a_port_that_was_never_opened_says_so_and_closes_quietly() -> None:
     port.write(voice(0.1, 24000))
     assert (port.audible(), port.handed) == (0, 0)
     port.close()
+
+
+def test_what_alsa_and_jack_complain_of_is_for_v_alone(tmp_path: Path) -> None:
+    pytest.importorskip("pyaudio")
+    config = tmp_path / "asound.conf"
+    config.write_text("pcm.absent { type absent }\n")
+    shown = {}
+    for flags in ((), ("-v",)):
+        done = subprocess.run(
+            [sys.executable, "-m", "deeptalk_edge.cli", "devices", "audio", *flags],
+            env={**os.environ, "ALSA_CONFIG_PATH": str(config), "JACK_NO_START_SERVER": "1"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        shown[flags] = done.stderr
+    assert shown[()] == ""
+    assert "ALSA lib" in shown["-v",]

@@ -134,6 +134,7 @@ def test_logits_that_are_not_finite_name_their_stream(broken: float, top_k: int)
     "settings",
     [
         {"seed": -1},
+        {"seed": 2**64},
         {"text_top_k": 0},
         {"audio_top_k": 0},
         {"temperature": 0.0},

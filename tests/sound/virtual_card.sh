@@ -78,11 +78,24 @@ kill_daemon() {
     fi
 }
 
+need_packages() {
+    local package missing=""
+    for package in pulseaudio:pulseaudio pactl:pulseaudio-utils paplay:pulseaudio-utils; do
+        command -v "${package%:*}" >/dev/null || missing="$missing ${package#*:}"
+    done
+    ls /usr/lib/*/alsa-lib/libasound_module_pcm_pulse.so >/dev/null 2>&1 || missing="$missing libasound2-plugins"
+    if [ -n "$missing" ]; then
+        echo "the virtual sound card needs:$(tr ' ' '\n' <<< "$missing" | sort -u | tr '\n' ' '); apt install them" >&2
+        exit 1
+    fi
+}
+
 case "${1:-}" in
     start) : "${CARD_DIR:?set CARD_DIR}"; start ;;
     stop)  : "${CARD_DIR:?set CARD_DIR}"; kill_daemon; rm -rf "$CARD_DIR" ;;
     exec)
         shift
+        need_packages
         CARD_DIR="$(mktemp -d)"
         trap 'kill_daemon; rm -rf "$CARD_DIR"' EXIT
         start

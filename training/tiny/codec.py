@@ -125,7 +125,9 @@ def train_decoder(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
         optimiser, settings.num_steps, settings.learning_rate * settings.final_rate
     )
-    progress = tqdm(range(settings.num_steps), desc="decoder", unit="step", mininterval=5)
+    progress = tqdm(
+        range(settings.num_steps), desc="decoder", unit="step", mininterval=5, disable=None
+    )
     for step in progress:
         found, wanted = decode_segments(codec, tape, settings)
         loss, mel_error = spectral_loss(found, wanted)

@@ -199,7 +199,9 @@ def _codec_texts(seed: int) -> list[str]:
 def _speak_all(lines: list[tuple[str, Voice]], rate_hz: int, name: str, workers: int) -> Clips:
     with ThreadPoolExecutor(workers) as pool:
         spoken: Iterable[Pcm] = pool.map(lambda line: speak(*line, rate_hz=rate_hz), lines)
-        clips = list(tqdm(spoken, desc=name, total=len(lines), unit="clip", mininterval=2))
+        clips = list(
+            tqdm(spoken, desc=name, total=len(lines), unit="clip", mininterval=2, disable=None)
+        )
     offsets = np.cumsum([0, *map(len, clips)], dtype=np.int64)
     return Clips(np.concatenate(clips), offsets, rate_hz)
 

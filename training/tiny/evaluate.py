@@ -88,7 +88,9 @@ def evaluate(
         chosen = corpus.select(split, is_test=is_test)[::every]
         wanted = [normalise(corpus.utterances[i].answer) for i in chosen]
         texts, heard, heard_open = [], [], []
-        for number, i in enumerate(tqdm(chosen, desc=split.value, unit="question", mininterval=5)):
+        for number, i in enumerate(
+            tqdm(chosen, desc=split.value, unit="question", mininterval=5, disable=None)
+        ):
             text, samples = answer(corpus.questions[i])
             texts.append(normalise(text))
             heard.append(closed(samples))

@@ -147,7 +147,7 @@ def remember(
     spans: dict[int, tuple[int, int]] = {}
     first = 0
     starts = range(0, len(utterances), batch_size)
-    for start in tqdm(starts, desc="remember", unit="batch", mininterval=5):
+    for start in tqdm(starts, desc="remember", unit="batch", mininterval=5, disable=None):
         chosen = utterances[start : start + batch_size]
         takes = ear.plan(chosen, rng, strength, full_margins=True)
         with precision(ear.device, bfloat16):

@@ -157,7 +157,9 @@ def train_tokens(
         optimiser, settings.learning_rate, settings.num_steps, pct_start=0.1
     )
     usage = CodeUsage(tokeniser.quantizer)
-    progress = tqdm(range(settings.num_steps), desc="tokens", unit="step", mininterval=2)
+    progress = tqdm(
+        range(settings.num_steps), desc="tokens", unit="step", mininterval=2, disable=None
+    )
     for step in progress:
         if step == settings.quantise_from:
             start = _random_clips(frames, 300, settings.clip_frames)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save
 from tokenizers import Tokenizer
 
 from deeptalk_edge.files import write_file
+from deeptalk_edge.noise_tape import check_seed
 from deeptalk_edge.spec import CodecSpec
 from deeptalk_edge.training.expert_split import save_split
 from deeptalk_edge.training.loop import LoopSettings, Losses, train
@@ -85,6 +86,9 @@ class TrainSettings:
     """How much the remembered questions are varied."""
 
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
 
     def scaled(self, factor: float) -> TrainSettings:
         """The same course in `factor` times as many steps."""

@@ -165,7 +165,7 @@ def build_units(tokeniser: Tokeniser) -> UnitVoice:
     Raises SettingsError if flite is missing.
     """
     need_synthesisers()
-    names = tqdm(unit_names(answers()), desc="units", unit="unit", mininterval=2)
+    names = tqdm(unit_names(answers()), desc="units", unit="unit", mininterval=2, disable=None)
     return UnitVoice({name: _speak_unit(name, tokeniser) for name in names})
 
 
