@@ -25,6 +25,7 @@ def turn(wait_ms: float, *, hangover_ms: float, queued_ms: float, audible_ms: fl
         num_clamped=0,
     )
     voice = VoiceMetrics(
+        speech_s=1.0,
         hangover_ms=hangover_ms,
         was_on_trial=True,
         num_discarded=0,
