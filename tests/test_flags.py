@@ -73,6 +73,7 @@ RUN = st.tuples(
         _flag("--pool", st.sampled_from(["1", "0", "42%", "-1", "x", "1e9"])),
         _flag("--seed", st.sampled_from(["1", "-1", "x", "99999999999999999999"])),
         _flag("--threads", st.sampled_from(["1", "0", "x"])),
+        _flag("--max-turns", st.sampled_from(["1", "0", "all", "x"])),
         _flag("--speaker", st.sampled_from(["", "M29", "\udcff"])),
         _flag("--system", st.sampled_from(["", "Be brief.", "\udcff"])),
         *(_just(word) for word in ("--json", "--forget", "--as-released", "--trace")),
@@ -109,6 +110,13 @@ BUNDLE = st.one_of(
     ).map(lambda parts: ["bundle", parts[0], parts[1], *parts[2]]),
     _FILE.map(lambda name: ["bundle", "keygen", name]),
 )
+
+MEASURE = st.tuples(
+    _flag("--bundle", _BUNDLE),
+    st.one_of(_flag("--wav", _SOUND), _just("--text", "Why?"), _just("--text", "")),
+    _flag("--repeat", st.sampled_from(["1", "0", "x"])),
+    _flags(_flag("--mode", st.sampled_from(["text", "wrong"])), _just("--json")),
+).map(lambda parts: ["profile", "run", *parts[0], *parts[1], *parts[2], *parts[3]])
 
 PROFILE = st.tuples(
     st.sampled_from(["routes", "replay"]),
@@ -157,7 +165,7 @@ KNOWN = [
     ["profile", "routes", "zero.wav"],
 ]
 
-ARGV = st.one_of(RUN, RUN, EXPORT, BUNDLE, PROFILE, DEVICES)
+ARGV = st.one_of(RUN, RUN, EXPORT, BUNDLE, PROFILE, MEASURE, DEVICES)
 
 
 @pytest.fixture(scope="module")
