@@ -56,6 +56,7 @@ STANDS_FOR = {
         "deeptalk-edge bundle keygen me",
         "deeptalk-edge bundle sign BUNDLE --key me.key",
     ],
+    "deeptalk-edge profile run": ["deeptalk-edge profile run --bundle BUNDLE --wav q.wav"],
     "deeptalk-edge profile routes|replay ROUTES": [
         "deeptalk-edge profile routes ROUTES",
         "deeptalk-edge profile replay ROUTES",
@@ -96,6 +97,7 @@ def argv_of(command: str) -> list[str]:
     names = {
         "CHECKPOINT": "checkpoints/tiny",
         "BUNDLE": "bundle",
+        "B": "bundle",
         "ROUTES": "tests/experts/tiny_routes.npz",
     }
     return [names.get(word, word) for word in shlex.split(command)[1:]]
