@@ -87,8 +87,9 @@ class Checkpoint:
         Raises ArtifactError if a file is missing or damaged, a tensor is missing or misfits, or the
         head is not the embedding and config.json does not say so.
         """
+        spec = read_model_spec(directory, encoder)
         weights = Weights.open(directory)
-        spec = _with_head(read_model_spec(directory, encoder), weights, directory)
+        spec = _with_head(spec, weights, directory)
         checkpoint = cls(spec, weights, snac or directory / "snac")
         checkpoint._check(directory)
         return checkpoint

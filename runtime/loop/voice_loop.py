@@ -137,6 +137,7 @@ class VoiceLoop:
         self._reply: Reply | None = None
         self._timing: dict[int, _Timing] = {}  # of answers that are not settled yet
         self._num_discarded = 0
+        self._pressed = 0  # push-to-talk: when the button was
         self._begun = 0  # when the attempt at hand was
         self._stop_word_end = 0  # where nobody listens for a stop word any more
         self._now = 0
@@ -282,6 +283,7 @@ class VoiceLoop:
     def _do(self, action: signals.Action) -> None:
         match action:
             case signals.OpenUtterance(start):
+                self._pressed = self.loop.opened
                 self._ear.open(start)
                 self._mind.post(Expect())
             case signals.DropUtterance():
@@ -337,8 +339,10 @@ class VoiceLoop:
             num_discarded=self._num_discarded,
             underruns_before=self._port.counters().underruns,
         )
-        spoken_until = self._now if self._settings.push_to_talk else self.loop.last_voice
-        self._settings.warn_if_cut(spoken_until - self.loop.opened)
+        if self._settings.push_to_talk:  # the button, not the voice, was too long
+            self._settings.warn_if_cut(self._now - self._pressed)
+        else:
+            self._settings.warn_if_cut(self.loop.last_voice - self.loop.opened)
         self._emit(SpeechEnded(timing.speech_s))
 
     def _hold(self) -> None:
