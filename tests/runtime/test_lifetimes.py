@@ -43,6 +43,21 @@ BACKENDS: tuple[EngineChoice, ...] = ("native", "ort")
 ROWS: Ids = np.zeros((1, 8), np.int64)
 
 
+Readers = Callable[[], list[str]]
+
+
+@pytest.fixture(autouse=True)
+def readers() -> Readers:
+    """The pagers' threads that a test has started and that are alive; others have theirs."""
+    before = set(threading.enumerate())
+
+    def alive() -> list[str]:
+        names = [thread.name for thread in threading.enumerate() if thread not in before]
+        return [name for name in names if name.startswith("expert-reader")]
+
+    return alive
+
+
 @pytest.fixture(params=BACKENDS)
 def settings(
     request: pytest.FixtureRequest, int8_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
@@ -131,7 +146,10 @@ def test_the_figures_of_an_answer_that_was_not_begun_are_refused(talk: Conversat
 
 
 def test_what_another_thread_closes_under_a_step_goes_when_that_ends(
-    int8_bundle: Bundle, talk: Conversation, monkeypatch: pytest.MonkeyPatch
+    int8_bundle: Bundle,
+    talk: Conversation,
+    monkeypatch: pytest.MonkeyPatch,
+    readers: Readers,
 ) -> None:
     inside, go_on = threading.Event(), threading.Event()
     push = StreamingCodec.push
@@ -163,17 +181,13 @@ def test_what_another_thread_closes_under_a_step_goes_when_that_ends(
     assert readers() == []
 
 
-def readers() -> list[str]:
-    names = [thread.name for thread in threading.enumerate()]
-    return [name for name in names if name.startswith("expert-reader")]
-
-
 @pytest.mark.parametrize("broken", ["open_codec", "open_engine", "check_golden", "History"])
 def test_what_fails_to_open_leaves_nothing_open(
     int8_bundle: Bundle,
     settings: ConversationSettings,
     monkeypatch: pytest.MonkeyPatch,
     broken: str,
+    readers: Readers,
 ) -> None:
     closed: list[str] = []
     close = Encoder.close
@@ -265,7 +279,9 @@ def test_a_closed_codec_and_a_closed_encoder_refuse_every_call(
 
 
 def test_a_context_of_the_kernels_that_is_dropped_gives_its_threads_back(
-    int8_bundle: Bundle, settings: ConversationSettings
+    int8_bundle: Bundle,
+    settings: ConversationSettings,
+    readers: Readers,
 ) -> None:
     if settings.backend != "native":
         pytest.skip("ONNX Runtime keeps its threads itself")
