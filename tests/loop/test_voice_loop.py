@@ -46,6 +46,18 @@ def test_a_question_is_answered_and_the_answer_heard_to_its_end() -> None:
     assert stage.of(SpeechEnded)[0].seconds == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("device_ms", [0, 40, 80])
+def test_nobody_is_listened_to_while_the_device_still_plays_the_answers_end(device_ms: int) -> None:
+    stage = Stage((1.0, 2.0), device_ms=device_ms)
+    stage.run_until(4)
+    while stage.state() is State.SPEAKING:
+        stage.run_until(stage.simulation.seconds + 0.02)
+    assert stage.state() is State.LISTENING
+    last_block = int(np.flatnonzero([block.any() for block in stage.played])[-1])
+    blocks_since = len(stage.played) - 1 - last_block
+    assert blocks_since == device_ms // 20
+
+
 @pytest.mark.parametrize(("is_speculating", "queued_ms"), [(True, 500), (False, 640)])
 def test_speculation_hides_the_models_time_in_the_hangover(
     is_speculating: bool, queued_ms: float
