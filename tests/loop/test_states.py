@@ -188,6 +188,12 @@ def test_news_of_another_epoch_changes_nothing(state: State, event: signals.Even
     assert step(loop, event, FRAME, SETTINGS) == (loop, ())
 
 
+@pytest.mark.parametrize("state", list(State))
+def test_a_stop_word_of_another_voice_changes_nothing(state: State) -> None:
+    loop = Loop(state=state, epoch=3, is_answering=True, opened=5 * FRAME)
+    assert step(loop, StopWordHeard(4 * FRAME), 6 * FRAME, SETTINGS) == (loop, ())
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
