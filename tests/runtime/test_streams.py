@@ -235,6 +235,15 @@ def test_the_far_end_starts_with_the_newest_block() -> None:
     assert device.far_block() == 5
 
 
+@pytest.mark.parametrize("num_waiting", [0, 1, 3])
+def test_the_far_end_starts_beside_the_microphones_oldest_block(num_waiting: int) -> None:
+    device = Stairs()
+    for _ in range(5):
+        device.call_back()
+    first = device.mouth.far_frame(num_waiting=num_waiting)
+    assert round(float(first[-1]) * 200) == 4 - num_waiting
+
+
 def test_a_far_end_that_runs_ahead_now_and_then_loses_no_block() -> None:
     device = Stairs()
     device.call_back()
