@@ -177,6 +177,20 @@ def test_a_reply_of_many_small_chunks_goes_on_where_it_was_heard(num_blocks: int
     )
 
 
+def test_a_reply_counts_its_own_samples_alone() -> None:
+    port = VirtualPort(recording(QUESTION), device_ms=0)
+    port.open()
+    for epoch in range(3):
+        reply = Reply(epoch, port)
+        reply.add(AudioChunk(np.ones(960, np.float32)))
+        reply.is_committed = reply.is_written = True
+        reply.send()
+        for block in range(2):
+            assert reply.heard == reply.audible == 480 * block
+            port.read(0.0)
+        assert reply.is_heard
+
+
 @pytest.mark.parametrize("device_ms", [0, 80])
 def test_a_reply_is_heard_when_the_device_has_played_it_not_when_it_took_it(
     device_ms: int,

@@ -68,10 +68,14 @@ def test_turns_draw_apart() -> None:
     assert ids(0) != ids(1)
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
-def test_draws_follow_the_softmax_of_the_logits_over_the_temperature(temperature: float) -> None:
-    text = np.full(V_TEXT, -9, np.float32)
-    text[[3, 5, 8]] = np.log([0.5, 0.3, 0.2])
+@pytest.mark.parametrize(
+    ("temperature", "offset"), [(0.5, 0), (1.0, 0), (2.0, 0), (1.0, 800), (1.0, -800)]
+)
+def test_draws_follow_the_softmax_of_the_logits_over_the_temperature(
+    temperature: float, offset: float
+) -> None:
+    text = np.full(V_TEXT, offset - 9, np.float32)
+    text[[3, 5, 8]] = np.log([0.5, 0.3, 0.2]) + offset
     codes = np.tile(text[:V_CODE], (K, 1))
     chooser = sampler(text_top_k=3, audio_top_k=3, temperature=temperature)
     drawn = [np.append(*chooser.sample(text, codes)) for _ in range(4000)]

@@ -185,6 +185,12 @@ def test_each_block_of_the_microphone_is_one_frame_within_3_ms(rate_hz: int) -> 
     assert late_s == pytest.approx(0.0 if rate_hz == 16000 else 0.002, abs=1e-4)
 
 
+def test_a_device_may_take_two_seconds_to_its_first_callback() -> None:
+    fmt, queue = DeviceFormat(48000, 1), PlayQueue(seconds=1.0, block_samples=BLOCK_SAMPLES)
+    for stream in (Ears(fmt, lambda: 100.0), Mouth(fmt, queue, lambda: 100.0)):
+        assert stream.last_s == 102.0
+
+
 def test_a_stereo_microphone_in_antiphase_is_heard() -> None:
     said = warble(0.4, 48000)
     microphone = Microphone(48000, num_channels=2)
