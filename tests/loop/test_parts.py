@@ -103,11 +103,14 @@ def test_a_recording_that_cannot_be_kept_is_refused(tmp_path: Path) -> None:
         Recorder(tmp_path / "taken")
 
 
-def test_a_mind_stops_when_its_budget_is_spent_and_ignores_orders_for_the_void() -> None:
+@pytest.mark.parametrize("budget", [2049, 4000, 4096])
+def test_a_mind_stops_when_its_budget_is_spent_and_ignores_orders_for_the_void(
+    budget: int,
+) -> None:
     talker, made = FakeTalker(), list[Delivery]()
     mind = Mind(talker, made.append, trace=NO_TRACE)
     mind.post(Begin(5, QUESTION))
-    mind.allow(5, 4000)
+    mind.allow(5, budget)
     while mind.work():
         pass
     assert talker.made_samples == 2 * 2048
