@@ -102,6 +102,18 @@ def test_the_first_row_is_text_alone_whatever_was_sampled() -> None:
     np.testing.assert_array_equal(row, text_rows(VOCABULARY, [4])[0])
 
 
+def test_an_end_of_audio_sampled_in_the_first_row_ends_nothing() -> None:
+    answer = AnswerRows(VOCABULARY)
+    answer.push(4, np.full(K, VOCABULARY.end_audio))
+    for row in range(1, K + 5):
+        assert not answer.is_speech_done
+        fed, frame = answer.push(4, np.full(K, 3))
+        assert (frame is not None) is (row >= K)
+        np.testing.assert_array_equal(
+            fed[:-1], np.where(np.arange(K) < row, codec_columns(VOCABULARY, 3), PAD_A)
+        )
+
+
 def test_the_text_column_shows_eot_once_then_padding() -> None:
     answer = AnswerRows(VOCABULARY)
     sampled = [4, VOCABULARY.eos, 6, 7, VOCABULARY.eos]

@@ -76,6 +76,11 @@ def within_scale(samples: NDArray[np.floating], source: str) -> Array:
     return np.asarray(samples, np.float32)
 
 
+def as_int16(pcm: Array) -> NDArray[np.int16]:
+    """PCM of any shape as 16-bit values; what exceeds full scale is clipped, and never wraps."""
+    return np.rint(np.clip(pcm, -1.0, 1.0) * 32767).astype("<i2")
+
+
 class Downmix:
     """The channels of one stream to mono. Not thread-safe.
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.features import RATE_HZ
+from deeptalk_edge.runtime.audio.pcm import as_int16
 
 Array = NDArray[np.float32]
 
@@ -68,8 +69,7 @@ class SphinxSpotter:
         self._decoder.start_utt()
 
     def hears(self, pcm: Array) -> bool:
-        pcm16 = np.rint(np.clip(pcm, -1.0, 1.0) * 32767).astype("<i2")
-        self._decoder.process_raw(pcm16.tobytes())
+        self._decoder.process_raw(as_int16(pcm).tobytes())
         return self._decoder.hyp() is not None
 
     def _num_phones(self, phrase: str) -> int:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from deeptalk_edge.features import RATE_HZ
 from deeptalk_edge.runtime.audio.devices import DeviceFormat
 from deeptalk_edge.runtime.audio.endpoint import FRAME_MS
-from deeptalk_edge.runtime.audio.pcm import Downmix
+from deeptalk_edge.runtime.audio.pcm import Downmix, as_int16
 from deeptalk_edge.runtime.audio.play_queue import PlayQueue, Taken
 from deeptalk_edge.runtime.audio.ports import FRAME_SAMPLES, PLAY_RATE_HZ
 from deeptalk_edge.runtime.audio.rates import StreamResampler
@@ -134,7 +134,7 @@ class Mouth:
             self._take(now_s + ahead_s + ready_s + self._resampler.late_s)
             self._ready = np.concatenate([self._ready, self._resampler.push(self._block)])
         native, self._ready = np.split(self._ready, [num_frames])
-        self._wide[:] = (native * 32767).clip(-32768, 32767)[:, None]
+        self._wide[:] = as_int16(native)[:, None]
         self.num_callbacks += 1
         self.last_s = now_s
         return self._wide.tobytes(), _CONTINUE

@@ -13,6 +13,7 @@ from deeptalk_edge.errors import AudioError
 from deeptalk_edge.features import RATE_HZ
 from deeptalk_edge.runtime.audio.endpoint import FRAME_MS, EndpointSettings, voiced_span
 from deeptalk_edge.runtime.audio.level import loud_dbfs, raise_quiet
+from deeptalk_edge.runtime.audio.pcm import as_int16
 from deeptalk_edge.runtime.audio.sound_file import read_sound
 from deeptalk_edge.runtime.audio.wav import resample
 
@@ -36,8 +37,7 @@ class WebRtcDetector:
         self._vad = webrtcvad.Vad(aggressiveness)
 
     def is_voiced(self, frame: Array) -> bool:
-        pcm16 = np.rint(np.clip(frame, -1.0, 1.0) * 32767).astype("<i2")
-        return bool(self._vad.is_speech(pcm16.tobytes(), RATE_HZ))
+        return bool(self._vad.is_speech(as_int16(frame).tobytes(), RATE_HZ))
 
 
 def read_utterance(path: Path) -> Array:

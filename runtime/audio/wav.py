@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from deeptalk_edge.errors import AudioError, DoesNotFit
 from deeptalk_edge.files import OutputFile, open_input, refusing
-from deeptalk_edge.runtime.audio.pcm import Downmix, within_scale
+from deeptalk_edge.runtime.audio.pcm import Downmix, as_int16, within_scale
 from deeptalk_edge.runtime.audio.wav_encodings import EXTENSIBLE, PCM, ByteOrder, decode
 
 Array = NDArray[np.float32]
@@ -156,7 +156,7 @@ class WavWriter:
         Raises DoesNotFit if the disk is full or the file would pass what a WAV can hold, AudioError
         if it cannot be written else; what was written before stays.
         """
-        content = np.rint(np.clip(pcm, -1.0, 1.0) * 32767).astype("<i2").tobytes()
+        content = as_int16(pcm).tobytes()
         if 2 * self.num_samples + len(content) > MAX_BYTES:
             raise DoesNotFit(f"{self.path}: a WAV file holds 4 GiB; begin another one")
         with refusing(self.path, AudioError):

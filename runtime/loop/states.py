@@ -113,9 +113,7 @@ def step(loop: Loop, event: Event, now: int, settings: LoopSettings) -> Step:
     if isinstance(event, HangoverCapped):
         return replace(loop, hangover=min(loop.hangover, event.ms * SAMPLES_PER_MS)), ()
     if isinstance(event, StopWordHeard):
-        if loop.opened != event.opened or loop.state not in (*_SOUNDING, *_HELD, *_TAKEN):
-            return loop, ()
-        return _hush(loop, now, settings)
+        return _hush(loop, now, settings) if _is_stopped_by(loop, event) else (loop, ())
     if isinstance(event, Frame):
         return _hear(loop, event.voiced, now, settings)
     if event.epoch != loop.epoch or not loop.is_answering:
@@ -248,6 +246,15 @@ def _hear_interruption(loop: Loop, voiced: bool, now: int, settings: LoopSetting
     if loop.state is State.PAUSED_FALSE and silence >= _samples(settings.resume_answer_ms):
         return _resume(loop, now)
     return loop, ()
+
+
+def _is_stopped_by(loop: Loop, word: StopWordHeard) -> bool:
+    """Whether it was said over the answer at hand, or began the question at hand. An answer that
+    sounds since is another one: the word is recognised too late."""
+    if word.opened != loop.opened:
+        return False
+    is_over_answer = loop.state in (*_SOUNDING, *_HELD) and word.opened >= loop.sounding_since
+    return is_over_answer or loop.state in _TAKEN
 
 
 def _hush(loop: Loop, now: int, settings: LoopSettings) -> Step:

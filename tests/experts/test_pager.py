@@ -103,6 +103,28 @@ def test_a_demand_overtakes_hints(path: Path, records: list[ExpertRecord]) -> No
     assert sorted(order[4:]) == [8, 8, 9, 9, 9, 10, 10, 10]
 
 
+def test_a_hint_that_is_demanded_overtakes_the_hints_before_it(
+    path: Path, records: list[ExpertRecord]
+) -> None:
+    order: list[int] = []
+    gate = Gate(8)
+
+    def fault(offset: int, buffer: memoryview) -> None:
+        order.append(offset // SLOT_BYTES)
+        gate(offset, buffer)
+
+    with open_pager(path, records, fault=fault, readers=1) as pager:
+        pager.hint(2, [0, 1])
+        assert gate.held.wait(20)
+        pager.hint(4, [7])
+        threading.Timer(0.05, gate.opened.set).start()
+        with pager.acquire(4, [7]) as lease:
+            assert_right(pager, lease)
+        pager.drain()
+        assert pager.report()["guesses_late"] == 1
+    assert order == [8, 31, 31, 31, 8, 8, 9, 9, 9]
+
+
 def test_listening_sweeps_what_the_question_before_used(
     path: Path, records: list[ExpertRecord]
 ) -> None:

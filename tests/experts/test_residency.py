@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from deeptalk_edge.runtime.experts.policy import Decayed, Lru, Phase, Pinned, Policy
 from deeptalk_edge.runtime.experts.residency import Cause, Load, Residency, waves_of
 
@@ -79,6 +81,19 @@ def test_what_is_hinted_stays_until_its_layer_is_routed() -> None:
     ask(residency, 1)
     assert 4 not in residency.table.slot_of
     assert residency.num_used == 0
+
+
+@pytest.mark.parametrize(("phase", "stays"), [(Phase.THINKING, True), (Phase.SPEAKING, False)])
+def test_what_listening_expects_stays_for_the_question_and_no_longer(
+    phase: Phase, stays: bool
+) -> None:
+    residency = pool_of(3)
+    residency.begin(Phase.LISTENING)
+    settle(residency, residency.hint([4]))
+    residency.begin(phase)
+    for key in (0, 1, 2):
+        ask(residency, key)
+    assert (4 in residency.table.slot_of) is stays
 
 
 def test_a_demand_takes_even_what_is_hinted_if_nothing_else_is_left() -> None:

@@ -37,6 +37,7 @@ class Stage:
         num_frames: Callable[[int], int] = lambda turn: 24,
         step_ms: Callable[[], float] | None = None,
         spotter: WordSpotter | None = None,
+        device_ms: int = 40,
     ) -> None:
         """`script` holds the spans of speech, (from, to) in seconds."""
         self.script = list(script)
@@ -44,7 +45,7 @@ class Stage:
         self.played: list[Array] = []
         """Blocks of 20 ms, as the loudspeaker got them."""
         self.talker = FakeTalker(num_frames)
-        self.port = VirtualPort(self._hear, on_played=self.played.append)
+        self.port = VirtualPort(self._hear, device_ms=device_ms, on_played=self.played.append)
         self.simulation = Simulation(
             self.talker,
             self.port,

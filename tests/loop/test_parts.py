@@ -103,11 +103,14 @@ def test_a_recording_that_cannot_be_kept_is_refused(tmp_path: Path) -> None:
         Recorder(tmp_path / "taken")
 
 
-def test_a_mind_stops_when_its_budget_is_spent_and_ignores_orders_for_the_void() -> None:
+@pytest.mark.parametrize("budget", [2049, 4000, 4096])
+def test_a_mind_stops_when_its_budget_is_spent_and_ignores_orders_for_the_void(
+    budget: int,
+) -> None:
     talker, made = FakeTalker(), list[Delivery]()
     mind = Mind(talker, made.append, trace=NO_TRACE)
     mind.post(Begin(5, QUESTION))
-    mind.allow(5, 4000)
+    mind.allow(5, budget)
     while mind.work():
         pass
     assert talker.made_samples == 2 * 2048
@@ -148,6 +151,62 @@ def test_a_reply_is_silent_until_it_is_committed_and_goes_on_where_it_was_held()
         port.read(0.0)
     assert reply.heard == 48000
     assert port.counters().underruns == 0
+
+
+@pytest.mark.parametrize("num_blocks", [1, 7, 40])
+def test_a_reply_of_many_small_chunks_goes_on_where_it_was_heard(num_blocks: int) -> None:
+    played: list[np.ndarray[tuple[int], np.dtype[np.float32]]] = []
+    port = VirtualPort(recording(QUESTION), device_ms=0, on_played=played.append)
+    port.open()
+    reply = Reply(0, port)
+    sound = np.linspace(1 / 48000, 1, 48000, dtype=np.float32)
+    for chunk in np.split(sound, 240):  # most of those that were sent are not heard yet
+        reply.add(AudioChunk(chunk))
+    reply.is_committed = reply.is_written = True
+    for _ in range(num_blocks):
+        reply.send()
+        port.read(0.0)
+    held = reply.hold()
+    assert held == num_blocks * 480 + 120
+    port.read(0.0)
+    reply.resume()
+    while not reply.is_heard:
+        reply.send()
+        port.read(0.0)
+    heard = np.concatenate(played)
+    silent = 480 - 120  # between the fade's end and the block that goes on
+    np.testing.assert_array_equal(
+        np.delete(heard, slice(held, held + silent))[held + 120 : 48000], sound[held + 120 :]
+    )
+
+
+def test_a_reply_counts_its_own_samples_alone() -> None:
+    port = VirtualPort(recording(QUESTION), device_ms=0)
+    port.open()
+    for epoch in range(3):
+        reply = Reply(epoch, port)
+        reply.add(AudioChunk(np.ones(960, np.float32)))
+        reply.is_committed = reply.is_written = True
+        reply.send()
+        for block in range(2):
+            assert reply.heard == reply.audible == 480 * block
+            port.read(0.0)
+        assert reply.is_heard
+
+
+@pytest.mark.parametrize("device_ms", [0, 80])
+def test_a_reply_is_heard_when_the_device_has_played_it_not_when_it_took_it(
+    device_ms: int,
+) -> None:
+    port = VirtualPort(recording(QUESTION), device_ms=device_ms)
+    port.open()
+    reply = Reply(0, port)
+    reply.add(AudioChunk(np.ones(960, np.float32)))
+    reply.is_committed = reply.is_written = True
+    reply.send()
+    heard_ms = next(ms for ms in range(20, 1000, 20) if port.read(0.0) and reply.is_heard)
+    assert reply.heard == 960
+    assert heard_ms == 40 + device_ms
 
 
 def test_a_recording_is_two_files_of_one_length(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from deeptalk_edge.errors import AudioError
 from deeptalk_edge.runtime.audio.ports import FRAME_SAMPLES, MicFrame
-from deeptalk_edge.runtime.audio.wav import read_wav
+from deeptalk_edge.runtime.audio.wav import MAX_BYTES, read_wav
 from deeptalk_edge.runtime.loop.recorder import Recorder
 from tests.disks import small_disk
 
@@ -57,6 +57,22 @@ def test_a_full_file_goes_on_in_the_next_and_no_frame_is_lost(tmp_path: Path) ->
     assert [len(part) // FRAME_SAMPLES for part in parts] == [3, 3, 1]
     expected = np.concatenate([_frame(number).pcm for number in range(7)])
     np.testing.assert_allclose(np.concatenate(parts), expected, atol=1e-4)
+
+
+def test_a_session_of_more_than_4_gib_goes_on_in_the_next_pair(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Recorder(tmp_path) as recorder:
+        recorder.push(_frame(0))
+        for writer in recorder._pair:  # a hole in the file stands for 37 hours
+            writer.num_samples = MAX_BYTES // 2 - FRAME_SAMPLES
+        for number in (1, 2):
+            recorder.push(_frame(number))
+    assert not caplog.records
+    for name in ("microphone", "loudspeaker"):
+        with wave.open(str(tmp_path / f"{name}.wav")) as file:
+            assert file.getnframes() == MAX_BYTES // 2
+        assert len(read_wav(tmp_path / f"{name}-2.wav").pcm) == FRAME_SAMPLES
 
 
 def test_a_session_without_a_frame_leaves_no_file(tmp_path: Path) -> None:

@@ -188,6 +188,19 @@ def test_news_of_another_epoch_changes_nothing(state: State, event: signals.Even
     assert step(loop, event, FRAME, SETTINGS) == (loop, ())
 
 
+def test_who_speaks_when_the_answer_ends_is_heard_from_the_voices_beginning() -> None:
+    loop = Loop(state=State.OVERLAP, epoch=3, is_answering=True, opened=10 * FRAME)
+    after, actions = step(loop, AnswerHeard(3), 14 * FRAME, SETTINGS)
+    assert after.state is State.USER_SPEAKING
+    assert signals.OpenUtterance(9 * FRAME) in actions  # one frame before: detectors wake late
+
+
+@pytest.mark.parametrize("state", list(State))
+def test_a_stop_word_of_another_voice_changes_nothing(state: State) -> None:
+    loop = Loop(state=state, epoch=3, is_answering=True, opened=5 * FRAME)
+    assert step(loop, StopWordHeard(4 * FRAME), 6 * FRAME, SETTINGS) == (loop, ())
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

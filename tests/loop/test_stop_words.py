@@ -30,7 +30,9 @@ from deeptalk_edge.runtime.events import (
 from deeptalk_edge.runtime.loop.fake_talker import FakeTalker
 from deeptalk_edge.runtime.loop.live import Hearing, LiveConversation
 from deeptalk_edge.runtime.loop.settings import LoopSettings
+from deeptalk_edge.runtime.loop.signals import StopWordHeard
 from deeptalk_edge.runtime.loop.states import State
+from deeptalk_edge.runtime.loop.stop_listener import StopListener
 from tests.loop.scenes import LoudnessDetector, Stage
 from tests.runtime.sounds import silence, voice
 
@@ -105,6 +107,17 @@ def test_who_goes_on_behind_a_stop_word_is_answered() -> None:
     assert scene.when(BargedIn) == pytest.approx([3.66])
 
 
+def test_a_stop_word_that_is_recognised_late_does_not_end_the_next_answer() -> None:
+    scene, _ = stage((3.5, 4.5), word_s=9)
+    scene.run_until(4.0)
+    word = StopWordHeard(scene.loop.loop.opened)
+    scene.run_until(5.5)
+    assert scene.state() is State.SPEAKING
+    scene.loop.tell(word)
+    scene.run_until(9)
+    assert [done.text for done in scene.of(TurnDone)][1:] == ["1.0 1.1 1.2 1.3 1.4 1.5"]
+
+
 def test_words_over_an_answer_that_are_no_stop_words_change_nothing() -> None:
     (scene, _), plain = stage((3.5, 3.7), word_s=9), Stage((1.0, 2.0), (3.5, 3.7))
     scene.run_until(7)
@@ -119,6 +132,18 @@ def test_a_spotter_listens_to_the_first_second_of_an_overlap_and_to_nothing_else
     scene.run_until(7.5)
     assert spotter.num_begun == 1
     assert spotter.num_pieces == (300 + 1000) / 20  # the pre-roll, too
+
+
+def test_one_stop_word_of_a_voice_is_enough() -> None:
+    told: list[StopWordHeard] = []
+    listener = StopListener(LoudnessSpotter(0.02), told.append)
+    for voice_start in (320, 9600):
+        listener.begin(voice_start)
+        for _ in range(3):
+            listener.push(np.full(FRAME, 0.1, np.float32))
+    while listener.work():
+        pass
+    assert told == [StopWordHeard(320), StopWordHeard(9600)]
 
 
 def spoken(word: str, place: Path) -> Array:

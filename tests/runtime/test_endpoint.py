@@ -105,6 +105,10 @@ def test_a_minute_of_speech_is_refused_with_the_way_out() -> None:
         log_mel(pcm[start:end], SPEC.encoder)
 
 
+def test_nothing_need_be_kept_around_the_voice() -> None:
+    assert EndpointSettings(pre_roll_ms=0, tail_ms=0).tail_ms == 0
+
+
 @pytest.mark.parametrize("wrong", [{"start_ms": 0}, {"hangover_ms": 10}, {"tail_ms": -1}])
 def test_settings_that_mean_nothing_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(SettingsError):

@@ -43,6 +43,14 @@ def test_quiet_speech_in_a_file_is_cut_and_heard_like_loud_speech(
     assert f"q.wav: the speech is at {dbfs} dBFS" in caplog.text
 
 
+def test_a_click_in_quiet_speech_is_raised_to_full_scale_at_most() -> None:
+    spoken = at(-50, read_wav(SPOKEN).pcm)
+    spoken[8000:8002] = 0.5, -0.5
+    raised = raise_quiet(spoken, "q.wav")
+    assert raised[8000:8002].tolist() == [1.0, -1.0]
+    np.testing.assert_allclose(loud_dbfs(raised), -20, atol=0.5)
+
+
 def test_speech_of_an_ordinary_level_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
     for dbfs in (-37, -20, -3):
         spoken = at(dbfs, read_wav(SPOKEN).pcm)

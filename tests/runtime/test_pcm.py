@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from deeptalk_edge.errors import AudioError
-from deeptalk_edge.runtime.audio.pcm import Downmix, as_pcm, within_scale
+from deeptalk_edge.runtime.audio.pcm import Downmix, as_int16, as_pcm, within_scale
 from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.runtime.conversation import Conversation, TurnDone
 from tests.runtime.sounds import voice
@@ -76,6 +76,12 @@ def test_full_scale_itself_is_left_alone(caplog: pytest.LogCaptureFixture) -> No
     samples = np.tile(np.array([1, -1], np.float32), 200)
     assert as_pcm(samples) is samples
     assert not caplog.records
+
+
+def test_16_bit_values_never_wrap() -> None:
+    pcm = np.array([[0.5, 1.0, 1.001, 3.0], [-0.5, -1.0, -1.001, -3.0]], np.float32)
+    expected = [[16384, 32767, 32767, 32767], [-16384, -32767, -32767, -32767]]
+    np.testing.assert_array_equal(as_int16(pcm), expected)
 
 
 @pytest.mark.parametrize(("dbfs", "warns"), [(-30, False), (-45, True), (-60, True)])

@@ -57,6 +57,15 @@ def test_sound_begins_softly_and_then_is_left_alone() -> None:
     assert (block[FADE:] == 1).all()
 
 
+def test_sound_behind_a_queue_that_ran_dry_begins_softly_again() -> None:
+    queue = queue_of(ones(700))
+    for _ in range(2):
+        take(queue)
+    queue.write(ones(BLOCK))
+    block, _ = take(queue)
+    np.testing.assert_allclose(block[:FADE], np.arange(1, FADE + 1) / FADE, rtol=1e-6)
+
+
 def test_a_full_queue_refuses_and_keeps_what_it_has() -> None:
     queue = queue_of(ones(2000))
     with pytest.raises(DoesNotFit, match="holds 2400 samples and has room for 400, found 401"):

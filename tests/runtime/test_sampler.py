@@ -68,13 +68,21 @@ def test_turns_draw_apart() -> None:
     assert ids(0) != ids(1)
 
 
-def test_draws_follow_the_softmax() -> None:
-    text = np.full(V_TEXT, -9, np.float32)
-    text[[3, 5, 8]] = np.log([0.5, 0.3, 0.2])
-    chooser = sampler(text_top_k=3)
-    drawn = [chooser.sample(text, None)[0] for _ in range(4000)]
-    shares = [drawn.count(i) / len(drawn) for i in (3, 5, 8)]
-    np.testing.assert_allclose(shares, [0.5, 0.3, 0.2], atol=0.03)
+@pytest.mark.parametrize(
+    ("temperature", "offset"), [(0.5, 0), (1.0, 0), (2.0, 0), (1.0, 800), (1.0, -800)]
+)
+def test_draws_follow_the_softmax_of_the_logits_over_the_temperature(
+    temperature: float, offset: float
+) -> None:
+    text = np.full(V_TEXT, offset - 9, np.float32)
+    text[[3, 5, 8]] = np.log([0.5, 0.3, 0.2]) + offset
+    codes = np.tile(text[:V_CODE], (K, 1))
+    chooser = sampler(text_top_k=3, audio_top_k=3, temperature=temperature)
+    drawn = [np.append(*chooser.sample(text, codes)) for _ in range(4000)]
+    likely = np.array([0.5, 0.3, 0.2]) ** (1 / temperature)
+    for ids in np.array(drawn).T:
+        shares = [np.mean(ids == i) for i in (3, 5, 8)]
+        np.testing.assert_allclose(shares, likely / likely.sum(), atol=0.03)
 
 
 def test_the_logits_are_never_written_to() -> None:

@@ -185,6 +185,12 @@ def test_each_block_of_the_microphone_is_one_frame_within_3_ms(rate_hz: int) -> 
     assert late_s == pytest.approx(0.0 if rate_hz == 16000 else 0.002, abs=1e-4)
 
 
+def test_a_device_may_take_two_seconds_to_its_first_callback() -> None:
+    fmt, queue = DeviceFormat(48000, 1), PlayQueue(seconds=1.0, block_samples=BLOCK_SAMPLES)
+    for stream in (Ears(fmt, lambda: 100.0), Mouth(fmt, queue, lambda: 100.0)):
+        assert stream.last_s == 102.0
+
+
 def test_a_stereo_microphone_in_antiphase_is_heard() -> None:
     said = warble(0.4, 48000)
     microphone = Microphone(48000, num_channels=2)
@@ -233,6 +239,15 @@ def test_the_far_end_starts_with_the_newest_block() -> None:
     assert device.far_block() == 4
     device.call_back()
     assert device.far_block() == 5
+
+
+@pytest.mark.parametrize("num_waiting", [0, 1, 3])
+def test_the_far_end_starts_beside_the_microphones_oldest_block(num_waiting: int) -> None:
+    device = Stairs()
+    for _ in range(5):
+        device.call_back()
+    first = device.mouth.far_frame(num_waiting=num_waiting)
+    assert round(float(first[-1]) * 200) == 4 - num_waiting
 
 
 def test_a_far_end_that_runs_ahead_now_and_then_loses_no_block() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from deeptalk_edge.errors import AudioError, DoesNotFit
-from deeptalk_edge.runtime.audio.wav import Sound, WavWriter, read_wav, resample
+from deeptalk_edge.runtime.audio.wav import MAX_BYTES, Sound, WavWriter, read_wav, resample
 from tests.disks import device_node, small_disk
 from tests.runtime.sounds import EXTENSIBLE, FLOAT, PCM, encode, voice, wav_bytes
 
@@ -227,6 +227,17 @@ def test_what_is_written_reads_back_and_full_scale_is_clipped(path: Path) -> Non
         assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (24000, 1, 2)
         assert file.getnframes() == len(sound)
     np.testing.assert_allclose(read_wav(path).pcm, sound.clip(-1, 1), atol=1e-4)
+
+
+def test_a_file_never_passes_what_its_header_can_count(path: Path) -> None:
+    with WavWriter(path, 24000) as writer:
+        writer.num_samples = MAX_BYTES // 2 - 3  # a hole in the file
+        with pytest.raises(DoesNotFit, match="a WAV file holds 4 GiB; begin another one"):
+            writer.write(np.zeros(4, np.float32))
+        writer.write(np.zeros(3, np.float32))
+    with wave.open(str(path)) as file:
+        assert file.getnframes() == MAX_BYTES // 2
+    path.unlink()
 
 
 def test_an_interruption_keeps_what_was_said(path: Path) -> None:

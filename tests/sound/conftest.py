@@ -8,25 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import functools
 import importlib.util
 import os
 import shutil
 import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from deeptalk_edge.errors import DeviceLost
 from deeptalk_edge.runtime.audio.pyaudio_port import DeviceSettings, PyAudioPort
 from deeptalk_edge.runtime.audio.wav import WavWriter
+from tests.sound.trials import repeated
 
 Array = NDArray[np.float32]
 
@@ -49,8 +45,10 @@ class Card:
     def __init__(self, place: Path, tmp_path: Path) -> None:
         self._place, self._tmp_path = place, tmp_path
         self._speaking: list[subprocess.Popen[bytes]] = []
+        self._echo_ms: int | None = None
 
     def start(self, *, echo_ms: int | None = None) -> None:
+        self._echo_ms = echo_ms
         knobs = {"CARD_DIR": str(self._place), "CARD_MAX_S": "120"}
         if echo_ms is not None:
             knobs["ECHO_MS"] = str(echo_ms)
@@ -63,6 +61,11 @@ class Card:
         self._speaking.clear()
         knobs = {"CARD_DIR": str(self._place)}
         subprocess.run([SCRIPT, "stop"], env={**os.environ, **knobs}, check=True, timeout=20)
+
+    def restart(self) -> None:
+        """Begin anew, as it was started."""
+        self.stop()
+        self.start(echo_ms=self._echo_ms)
 
     def kill_daemon(self) -> None:
         os.kill(int((self._place / "pid").read_text()), 15)
@@ -100,49 +103,11 @@ class Listener:
         return pcm / np.float32(2**15)
 
 
-class _Machine:
-    """Notices when this machine stands still: then no sound card keeps its time."""
-
-    def __init__(self) -> None:
-        self.longest_s = 0.0
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-
-    def _watch(self) -> None:
-        last_s = time.perf_counter()
-        while not self._is_over.wait(0.005):
-            now_s = time.perf_counter()
-            self.longest_s = max(self.longest_s, now_s - last_s)
-            last_s = now_s
-
-    def stop(self) -> bool:
-        """Whether it stood still for 20 ms: then the card's daemon did, too."""
-        self._is_over.set()
-        self._thread.join()
-        return self.longest_s > 0.02
-
-
-def on_a_steady_machine(test: Callable[..., None]) -> Callable[..., None]:
-    """A trial that fails while the machine or the card stands still proves nothing: again."""
-
-    @functools.wraps(test)
-    def again(card: Card, **fixtures: Any) -> None:
-        for _ in range(3):
-            machine = _Machine()
-            try:
-                return test(card=card, **fixtures)
-            except Exception as error:
-                if not machine.stop() and not isinstance(error, DeviceLost):
-                    raise
-                print(f"stood still for {machine.longest_s:.3f} s: {error}", file=sys.stderr)
-                card.stop()
-                card.start()
-            finally:
-                machine.stop()
-        return test(card=card, **fixtures)
-
-    return again
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if repeated:
+        terminalreporter.section(f"{len(repeated)} sound trial(s) repeated")
+        for line in repeated:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from deeptalk_edge.cli import main
-from tests.sound.conftest import Card, on_a_steady_machine
+from tests.sound.conftest import Card
 from tests.sound.sounds import warble
+from tests.sound.trials import on_a_steady_machine
 
 
 def test_the_list_names_every_device_and_marks_the_defaults(

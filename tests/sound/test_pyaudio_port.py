@@ -9,8 +9,9 @@ import pytest
 
 from deeptalk_edge.errors import DeviceLost
 from deeptalk_edge.runtime.audio.pyaudio_port import DeviceSettings, PyAudioPort
-from tests.sound.conftest import Card, on_a_steady_machine
+from tests.sound.conftest import Card
 from tests.sound.sounds import assert_intact, find, hear, warble
+from tests.sound.trials import on_a_steady_machine
 
 
 @on_a_steady_machine
@@ -102,8 +103,8 @@ def test_a_device_of_another_rate_is_resampled(card: Card, input_hz: int, output
         port.finish()
         card.say(said)
         mic, _ = hear(port, 3.0)
-        assert_intact(answer[240:], listener.stop(), 24000, 0.8)
-        assert_intact(said, mic, 16000, 0.8)
+        assert_intact(answer[240:], listener.stop(), 24000)
+        assert_intact(said, mic, 16000)
         assert port.handed == len(answer)
     finally:
         port.close()

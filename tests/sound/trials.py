@@ -1,0 +1,77 @@
+"""Trials on a machine that may stand still: which failures count, and how often one is repeated.
+
+A sound card keeps its time only as long as the machine does. A trial that fails while the machine's
+own clock stood still proves nothing: it is repeated, three times at most, and the run's summary
+says so. Any other failure counts at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+MAX_REPEATS = 3
+STILL_S = 0.02
+"""Of the machine: then the card's daemon stood still, too."""
+
+repeated: list[str] = []
+"""What was repeated in this run, and why."""
+
+
+class Restartable(Protocol):
+    def restart(self) -> None:
+        """Begin anew, for another trial."""
+
+
+class Watch(Protocol):
+    def stop(self) -> float:
+        """The longest standstill since the watch was made, in seconds."""
+
+
+class Machine:
+    """Notices how long this machine stands still."""
+
+    def __init__(self) -> None:
+        self._longest_s = 0.0
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        last_s = time.perf_counter()
+        while not self._is_over.wait(0.005):
+            now_s = time.perf_counter()
+            self._longest_s = max(self._longest_s, now_s - last_s)
+            last_s = now_s
+
+    def stop(self) -> float:
+        self._is_over.set()
+        self._thread.join()
+        return self._longest_s
+
+
+def on_a_steady_machine(
+    test: Callable[..., None], watch: Callable[[], Watch] = Machine
+) -> Callable[..., None]:
+    """Repeat a test whose failure a standstill of the machine explains; it has a `card`."""
+
+    @functools.wraps(test)
+    def again(card: Restartable, **fixtures: Any) -> None:
+        for _ in range(MAX_REPEATS):
+            machine = watch()
+            try:
+                return test(card=card, **fixtures)
+            except Exception as error:
+                still_s = machine.stop()
+                if still_s <= STILL_S:
+                    raise
+                repeated.append(f"{test.__name__}: stood still for {still_s:.3f} s; {error!r:.80}")
+                card.restart()
+            finally:
+                machine.stop()
+        return test(card=card, **fixtures)
+
+    return again
