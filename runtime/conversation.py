@@ -29,6 +29,7 @@ from deeptalk_edge.rows import Ids
 from deeptalk_edge.runtime.answer import Answer
 from deeptalk_edge.runtime.audio.codec import CodecGraph
 from deeptalk_edge.runtime.audio.encoder import Encoder
+from deeptalk_edge.runtime.audio.level import warn_if_quiet
 from deeptalk_edge.runtime.audio.pcm import Pcm, as_pcm
 from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.runtime.engines import kernels_for, open_codec, open_engine
@@ -148,7 +149,10 @@ class Conversation:
         another thread, or another process's.
         """
         self._expect_no_answer()
-        return self._answer_to(self._checked(question))
+        checked = self._checked(question)
+        if not isinstance(checked, str):
+            warn_if_quiet(checked)
+        return self._answer_to(checked)
 
     def _answer_to(
         self, question: Array | str

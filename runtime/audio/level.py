@@ -46,6 +46,18 @@ def loud_dbfs(pcm: Array) -> float:
     return float(levels[-min(_LOUD_FRAMES, len(levels))])
 
 
+def warn_if_quiet(utterance: Array) -> None:
+    """Say so if a whole utterance, 16 kHz (N,), is too quiet for the model. The beginning of one
+    has no loud 200 ms yet."""
+    if (level := loud_dbfs(utterance)) < HEARD_DBFS:
+        log.warning(
+            "the speech is at %.0f dBFS: below %.0f the model hears wrongly; amplify it, or move "
+            "closer to the microphone",
+            level,
+            HEARD_DBFS,
+        )
+
+
 def raise_quiet(pcm: Array, source: str) -> Array:
     """A 16 kHz recording (N,), amplified with a warning if its speech is too quiet for the model.
 

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeptalk_edge.errors import AudioError
-from deeptalk_edge.runtime.audio.level import HEARD_DBFS, loud_dbfs
 
 Array = NDArray[np.float32]
 Pcm: TypeAlias = NDArray[np.floating[Any]] | NDArray[np.int16]
@@ -47,14 +46,7 @@ def as_pcm(samples: object) -> Array:
         raise AudioError(f"expected mono PCM with at least one sample, found shape {samples.shape}")
     if samples.dtype.kind == "i":
         samples = samples.astype(np.float32) / 2**15
-    pcm = within_scale(samples, "the PCM")
-    if (level := loud_dbfs(pcm)) < HEARD_DBFS:
-        log.warning(
-            "the PCM's speech is at %.0f dBFS: below %.0f the model hears wrongly; amplify it",
-            level,
-            HEARD_DBFS,
-        )
-    return pcm
+    return within_scale(samples, "the PCM")
 
 
 def within_scale(samples: NDArray[np.floating], source: str) -> Array:

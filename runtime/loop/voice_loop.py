@@ -22,6 +22,7 @@ from deeptalk_edge.errors import DeviceLost
 from deeptalk_edge.features import RATE_HZ
 from deeptalk_edge.runtime.audio.echo import EchoCanceller
 from deeptalk_edge.runtime.audio.end_of_turn import EndOfTurn
+from deeptalk_edge.runtime.audio.level import warn_if_quiet
 from deeptalk_edge.runtime.audio.ports import FRAME_SAMPLES, MicFrame, SoundPort
 from deeptalk_edge.runtime.audio.stop_words import WordSpotter
 from deeptalk_edge.runtime.audio.vad import VoiceDetector
@@ -339,6 +340,7 @@ class VoiceLoop:
             num_discarded=self._num_discarded,
             underruns_before=self._port.counters().underruns,
         )
+        warn_if_quiet(self._utterance(self._now))
         if self._settings.push_to_talk:  # the button, not the voice, was too long
             self._settings.warn_if_cut(self._now - self._pressed)
         else:

@@ -534,3 +534,16 @@ def test_a_damaged_expert_is_unavailable_and_never_guessed(own_copy: Path) -> No
     (own_copy / "experts.bin").write_bytes(content)
     with pytest.raises(ExpertUnavailable, match=r"experts\.bin: layer 1, expert \d is damaged"):
         Conversation(Bundle.open(own_copy))
+
+
+def test_only_a_whole_question_that_is_too_quiet_is_told_so(
+    bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The live loop begins answers to what may be the first syllable."""
+    spoken = voice(0.5)
+    with talk(bundle) as conversation:
+        conversation.begin(spoken[:800] * np.float32(0.01)).discard()
+        take(conversation.ask(spoken))
+        assert "the speech is at" not in caplog.text
+        take(conversation.ask(spoken * np.float32(0.001)))
+    assert "the speech is at" in caplog.text

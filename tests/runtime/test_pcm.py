@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from deeptalk_edge.errors import AudioError
+from deeptalk_edge.runtime.audio.level import warn_if_quiet
 from deeptalk_edge.runtime.audio.pcm import Downmix, as_int16, as_pcm, within_scale
 from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.runtime.conversation import Conversation, TurnDone
@@ -88,8 +89,8 @@ def test_16_bit_values_never_wrap() -> None:
 def test_pcm_too_quiet_for_the_model_is_answered_with_a_word(
     dbfs: int, warns: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    as_pcm(np.full(16000, 10 ** (dbfs / 20), np.float32))
-    assert (f"the PCM's speech is at {dbfs} dBFS" in caplog.text) is warns
+    warn_if_quiet(np.full(16000, 10 ** (dbfs / 20), np.float32))
+    assert (f"the speech is at {dbfs} dBFS" in caplog.text) is warns
 
 
 @pytest.mark.parametrize(
