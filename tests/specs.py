@@ -81,3 +81,18 @@ SPECS = {
         PLAIN, decoder=replace(DECODER, normalise_top_k=True, routed_scale=2.5, top_k=1)
     ),
 }
+
+SNAC_CONFIG = {
+    "sampling_rate": 24000,
+    "encoder_dim": 48,
+    "encoder_rates": [2, 4, 8, 8],
+    "decoder_dim": 1024,
+    "decoder_rates": [8, 8, 4, 2],
+    "attn_window_size": None,
+    "codebook_size": 4096,
+    "codebook_dim": 8,
+    "vq_strides": [4, 2, 1],
+    "noise": True,
+    "depthwise": True,
+}
+"""What the released codec's config.json says."""

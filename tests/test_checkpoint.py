@@ -19,7 +19,7 @@ from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.spec import ModelSpec
 from deeptalk_edge.spec_files import read_model_spec
 from deeptalk_edge.training.checkpoint import config_of, load_model, save_checkpoint
-from tests.specs import PLAIN, SPECS
+from tests.specs import PLAIN, SNAC_CONFIG, SPECS
 from tests.training.models import random_model, random_rows
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -336,21 +336,6 @@ def test_the_authors_encoder_path_is_refused_until_another_is_named(tmp_path: Pa
     _edit_config(checkpoint, mm_audio_encoder="/mnt/data/whisper-medium")
     assert "--encoder" in _refusal(checkpoint)
     assert Checkpoint.open(checkpoint, encoder=elsewhere).spec == PLAIN
-
-
-SNAC_CONFIG = {
-    "sampling_rate": 24000,
-    "encoder_dim": 48,
-    "encoder_rates": [2, 4, 8, 8],
-    "decoder_dim": 1024,
-    "decoder_rates": [8, 8, 4, 2],
-    "attn_window_size": None,
-    "codebook_size": 4096,
-    "codebook_dim": 8,
-    "vq_strides": [4, 2, 1],
-    "noise": True,
-    "depthwise": True,
-}
 
 
 def _write_snac(directory: Path) -> Path:

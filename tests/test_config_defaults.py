@@ -20,7 +20,7 @@ from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.schema import read_json
 from deeptalk_edge.spec_files import read_codec_spec, read_model_spec
 from deeptalk_edge.training.checkpoint import config_of, encoder_config_of
-from tests.specs import PLAIN, YARN
+from tests.specs import PLAIN, SNAC_CONFIG, YARN
 
 REFUSED = "refused"
 DEEPSEEK, YARN_SCALING, WHISPER, SNAC = (
@@ -142,20 +142,6 @@ NO_MATTER = {
     "pad_token_id": "of the embedding's gradient",
 }
 """The other fields of DeepSeek's configuration, and why they say nothing about an answer."""
-
-SNAC_CONFIG = {
-    "sampling_rate": 24000,
-    "encoder_dim": 48,
-    "encoder_rates": [2, 4, 8, 8],
-    "decoder_dim": 1024,
-    "decoder_rates": [8, 8, 4, 2],
-    "attn_window_size": None,
-    "codebook_size": 4096,
-    "codebook_dim": 8,
-    "vq_strides": [4, 2, 1],
-    "noise": True,
-    "depthwise": True,
-}
 
 Edit = Callable[[dict[str, Any]], None]
 
