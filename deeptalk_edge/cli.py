@@ -107,7 +107,7 @@ class _EndingSignals:
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Catch those that nobody handles or ignores; `nohup` goes on ignoring SIGHUP."""
+        """Catch signals that have their default handler; under `nohup` SIGHUP stays ignored."""
         defaults = (signal.SIG_DFL, signal.default_int_handler)
         old = {}
         try:

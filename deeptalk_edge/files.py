@@ -5,7 +5,7 @@ file        absent or regular: written under a hidden name beside its place, the
             device or a FIFO, is written into and keeps its node
 directory   built under a hidden name beside its place, then renamed; it replaces a directory of
             its own kind and nothing else, and a replacement that fails puts the old one back
-input       is never an output as well; a FIFO that nobody uses is an error, not a wait for ever
+input       is never an output as well; a FIFO without another end is an error after a bounded wait
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ def check_inputs_stay(inputs: Iterable[Path], outputs: Iterable[Path]) -> None:
 
 @contextmanager
 def side_output(place: Path) -> Iterator[None]:
-    """For what nobody should be stopped by: a place that cannot be written is a warning."""
+    """Write a side output: a place that cannot be written is a warning, not an error."""
     try:
         yield
     except (OSError, SettingsError, DoesNotFit) as error:
@@ -250,7 +250,7 @@ def is_full(error: OSError) -> bool:
 
 
 def hidden_beside(place: Path, what: str) -> Path:
-    """A name beside `place` that nobody has: `.NAME.what-RANDOM`."""
+    """An unused hidden name beside `place`: `.NAME.what-RANDOM`."""
     name = os.fsdecode(os.fsencode(place.name)[:_NAME_BYTES])
     return place.with_name(f".{name}.{what}-{secrets.token_hex(4)}")
 

@@ -217,14 +217,14 @@ class Manifest:
 
     @property
     def spare_files(self) -> frozenset[str]:
-        """The decoder's graphs and their weights in a bundle for the CPU's kernels: nobody reads
-        them but where ONNX Runtime stands in."""
+        """The decoder's graphs and their weights in a bundle for the CPU's kernels: they are read
+        only where ONNX Runtime runs it instead."""
         graphs = self.graphs
         if graphs is None or self.target.backend != "native":
             return frozenset()
         names = {graphs.embed, graphs.head, graphs.expert, *graphs.segments, "embedding.bin"}
-        weighty = (graphs.head, *graphs.segments)  # a tied head has no weights of its own
-        names |= {Path(name).with_suffix(".bin").name for name in weighty}
+        with_weights = (graphs.head, *graphs.segments)  # a tied head has no file of its own
+        names |= {Path(name).with_suffix(".bin").name for name in with_weights}
         return frozenset(names & self.files.keys())
 
     @property
@@ -343,7 +343,7 @@ def _is_plain(name: str) -> bool:
 
 
 def _needed_files(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """The field that asks for a file, and the file."""
+    """Each file that must be listed, after the field that names it."""
     yield "experts.file", manifest.experts.file
     yield from (("files", name) for name in (TOKENIZER, GOLDEN))
     if manifest.graphs is not None:
@@ -361,7 +361,7 @@ def _needed_files(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 
 def _check_records(manifest: Manifest) -> None:
-    """One whole record for each expert, on pages of its own, within the file."""
+    """Each expert has one record, on its own pages, that ends within the file."""
     decoder, records = manifest.model.decoder, manifest.experts.records
     num_bytes = manifest.record_format.content_bytes
     file_bytes = manifest.files[manifest.experts.file].bytes

@@ -38,7 +38,7 @@ _SAMPLED = 2  # of a list's entries
 _REMOVED = object()
 
 Change = Callable[[Path], object]
-Path_ = tuple[Any, ...]
+Keys = tuple[Any, ...]
 """Keys and indices that lead to a field."""
 
 
@@ -102,7 +102,7 @@ def _fields(bundle: Path, file: str, write: Callable[[Path, Any], None]) -> Iter
     yield Mutation(f"{file}: a new field", _of_field(content, ("surprise",), 1, write))
 
 
-def _paths(content: Any, path: Path_ = ()) -> Iterator[Path_]:
+def _paths(content: Any, path: Keys = ()) -> Iterator[Keys]:
     if path:
         yield path
     if isinstance(content, dict):
@@ -113,13 +113,13 @@ def _paths(content: Any, path: Path_ = ()) -> Iterator[Path_]:
             yield from _paths(content[index], (*path, index))
 
 
-def _get(content: Any, path: Path_) -> Any:
+def _get(content: Any, path: Keys) -> Any:
     for key in path:
         content = content[key]
     return content
 
 
-def _of_field(content: Any, path: Path_, value: Any, write: Callable[[Path, Any], None]) -> Change:
+def _of_field(content: Any, path: Keys, value: Any, write: Callable[[Path, Any], None]) -> Change:
     def apply(place: Path) -> None:
         changed = copy.deepcopy(content)
         owner = _get(changed, path[:-1])
