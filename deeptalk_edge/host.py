@@ -72,22 +72,14 @@ def start_thread(thread: threading.Thread) -> None:
 
 def processor() -> str:
     """Its name, or its architecture where the kernel has no name for it."""
-    try:
-        cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        cpuinfo = ""
-    found = re.search(r"^model name\s*: (.+)$", cpuinfo, re.MULTILINE)
+    found = re.search(r"^model name\s*: (.+)$", _read(Path("/proc/cpuinfo")), re.MULTILINE)
     return found[1].strip() if found else platform.machine()
 
 
 def peak_resident_mb() -> float | None:
     """The most memory that this process has had, weights mapped from files included; None if the
     kernel does not say. Not from getrusage, whose peak begins with the parent's."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    found = re.search(r"^VmHWM:\s+(\d+) kB", _read(Path("/proc/self/status")), re.MULTILINE)
     return int(found[1]) * 1024 / 1e6 if found else None
 
 

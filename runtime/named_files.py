@@ -12,6 +12,7 @@ from pathlib import Path
 
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.files import STDOUT, check_directory, check_inputs_stay, check_output
+from deeptalk_edge.runtime.loop.live_command import is_wav_file
 from deeptalk_edge.runtime.loop.recorder import is_recording
 
 
@@ -65,10 +66,5 @@ def _outputs(args: argparse.Namespace, num_turns: int) -> Iterator[Path]:
             raise SettingsError(f"--{name} -: stdout is the conversation's; name a file, or ./-")
         if place:
             yield place
-    if _is_file(args.output_device) or _is_file(args.input_device):
+    if is_wav_file(args.output_device) or is_wav_file(args.input_device):
         yield from (Path(name) for name in (args.output_device,) if name)
-
-
-def _is_file(device: str | None) -> bool:
-    """Whether the name of a sound device is that of a WAV file."""
-    return device is not None and device.lower().endswith(".wav")

@@ -10,7 +10,7 @@ import time
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 if TYPE_CHECKING:  # loading these takes longer than `--help` may
     from deeptalk_edge.runtime.audio.ports import SoundPort
@@ -128,6 +128,11 @@ def main(args: argparse.Namespace, talk: Conversation) -> int:
     return 0
 
 
+def is_wav_file(device: str | None) -> TypeGuard[str]:
+    """Whether the name of a sound device is that of a WAV file."""
+    return device is not None and device.lower().endswith(".wav")
+
+
 def _save_trace(trace: Trace, place: Path) -> None:
     from deeptalk_edge.files import side_output
 
@@ -140,13 +145,13 @@ def _open_port(args: argparse.Namespace) -> tuple[SoundPort, WavPort | None]:
     from deeptalk_edge.errors import SettingsError
 
     names = args.input_device, args.output_device
-    if not any(name and name.lower().endswith(".wav") for name in names):
+    if not any(map(is_wav_file, names)):
         from deeptalk_edge.runtime.audio.pyaudio_port import DeviceSettings, PyAudioPort
 
         return PyAudioPort(DeviceSettings(input_name=names[0], output_name=names[1])), None
     from deeptalk_edge.runtime.audio.wav_port import WavPort
 
-    if not (names[0] and names[0].lower().endswith(".wav")):
+    if not is_wav_file(names[0]):
         raise SettingsError("--output-device is a WAV file: --input-device must be one, too")
     recording = WavPort(Path(names[0]), Path(names[1]) if names[1] else None)
     return recording, recording
