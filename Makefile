@@ -10,7 +10,7 @@ PIP    := $(BIN)/python -m pip install -q --disable-pip-version-check
 BUNDLE := bundles/tiny
 KERNEL_BUNDLE := bundles/tiny-int8
 MODEL  := checkpoints/tiny
-ROUTES ?= tests/experts/tiny_routes.npz
+ROUTES ?= tests/runtime/experts/tiny_routes.npz
 PEER   ?= onnxruntime llama.cpp ik_llama.cpp
 
 export WAV ?=
@@ -37,26 +37,26 @@ check: $(VENV)/.dev  ## lint, types and import contracts
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.dev $(BUNDLE)/manifest.json  ## measure the tiny bundle and the full-size codec on this machine
-	$(BIN)/python -m deeptalk_edge.bench --bundle $(BUNDLE) --wav $(MODEL)/questions/*-0.wav
+	$(BIN)/python -m deeptalk_edge.bench.answers --bundle $(BUNDLE) --wav $(MODEL)/questions/*-0.wav
 
 bench-vad: $(VENV)/.dev  ## what each voice detector makes of speech in noise
-	$(BIN)/python -m deeptalk_edge.bench_vad --wav $(MODEL)/questions/*.wav
+	$(BIN)/python -m deeptalk_edge.bench.vad --wav $(MODEL)/questions/*.wav
 
 bench-loop: $(VENV)/.dev $(BUNDLE)/manifest.json sound  ## how long a listener waits, live through the virtual sound card (portaudio19-dev, pulseaudio, pulseaudio-utils, libasound2-plugins)
-	CARD_MAX_S=900 tests/sound/virtual_card.sh exec $(BIN)/python -m deeptalk_edge.bench_loop --port card \
+	CARD_MAX_S=900 tests/runtime/sound_card/virtual_card.sh exec $(BIN)/python -m deeptalk_edge.bench.voice_wait --port card \
 	    --bundle $(BUNDLE) --wav $(MODEL)/questions/*.wav
 
 bench-turn: $(VENV)/.dev $(BUNDLE)/manifest.json  ## whole questions and parts of them: what the end-of-turn cues say (espeak-ng, flite)
-	$(BIN)/python -m deeptalk_edge.bench_turn --bundle $(BUNDLE) --wav $(MODEL)/questions/*.wav
+	$(BIN)/python -m deeptalk_edge.bench.end_of_turn --bundle $(BUNDLE) --wav $(MODEL)/questions/*.wav
 
 soak: $(VENV)/.dev  ## an hour and 2,000 turns of simulated conversation
-	$(BIN)/python -m deeptalk_edge.soak
+	$(BIN)/python -m deeptalk_edge.bench.soak
 
 bench-paging: $(VENV)/.device  ## measure expert paging at full size from this machine's disk (root; 8 GB of disk, 16 GB of memory)
-	$(BIN)/python -m deeptalk_edge.bench_paging
+	$(BIN)/python -m deeptalk_edge.bench.paging
 
 bench-full: $(VENV)/.dev  ## spoken questions to a model of the official size, random weights, on this CPU (15 GB of disk, 14 GB of memory, 12 minutes)
-	$(BIN)/python -m deeptalk_edge.bench_full --like checkpoints/official-size --tokenizer $(MODEL)/tokenizer.json \
+	$(BIN)/python -m deeptalk_edge.bench.full_size --like checkpoints/official-size --tokenizer $(MODEL)/tokenizer.json \
 	    --wav $(MODEL)/questions/*-0.wav --work build/bench_full $(FLAGS)
 
 routes: $(VENV)/.device $(BUNDLE)/manifest.json  ## record which experts the tiny checkpoint asks for; prints the figures of docs/paging.md
@@ -67,24 +67,24 @@ routes: $(VENV)/.device $(BUNDLE)/manifest.json  ## record which experts the tin
 	$(BIN)/deeptalk-edge profile replay synthetic:mid --device all
 
 parity: $(VENV)/.dev $(BUNDLE)/manifest.json  ## the tiny bundle's graphs beside the torch reference
-	$(BIN)/python -m deeptalk_edge.parity --checkpoint $(MODEL) --bundle $(BUNDLE)
+	$(BIN)/python -m deeptalk_edge.bench.parity --checkpoint $(MODEL) --bundle $(BUNDLE)
 
 export-memory: $(VENV)/.dev  ## an export's memory at official width, by number of layers; DEVICE=agx-orin-64gb (30 GB of disk, 8 minutes)
-	$(BIN)/python -m deeptalk_edge.export_memory --like checkpoints/official-size --work build/export-memory \
+	$(BIN)/python -m deeptalk_edge.bench.export_memory --like checkpoints/official-size --work build/export-memory \
 	    --device $(or $(DEVICE),cpu)
 
 export-full: $(VENV)/.dev  ## the official size's decoding step as an engine for RTX cards (10 GB of memory, 5 GB of disk)
-	$(BIN)/python -m deeptalk_edge.export_full --like checkpoints/official-size --work build/export-full
+	$(BIN)/python -m deeptalk_edge.bench.export_full --like checkpoints/official-size --work build/export-full
 
 gpu-check:  ## check the expert pools, check and time the MoE kernels on this machine's NVIDIA GPU (nvcc and a CUDA PyTorch)
-	$(PYTHON) -m deeptalk_edge.runtime.experts.cuda_check
-	$(PYTHON) -m native.gpu_check.paged
-	$(PYTHON) -m native.gpu_check.check
+	$(PYTHON) -m deeptalk_edge.bench.gpu.cuda_check
+	$(PYTHON) -m deeptalk_edge.bench.gpu.paged
+	$(PYTHON) -m deeptalk_edge.bench.gpu.check
 
 gpu-plans: $(VENV)/.dev | need-nvcc need-cmake  ## small TensorRT-RTX plans for the GPU check's second step (needs nvcc)
 	cmake -S native/tensorrt_plugin -B build/plugin
 	cmake --build build/plugin
-	$(BIN)/python -m native.gpu_check.plans build/plugin/libdt_moe_plugin.so $(MODEL) build/gpu_plans
+	$(BIN)/python -m deeptalk_edge.bench.gpu.plans build/plugin/libdt_moe_plugin.so $(MODEL) build/gpu_plans
 
 plugin: | need-nvcc need-cmake need-aarch64-linux-gnu-g++  ## the TensorRT plugin for x86-64 and aarch64 (needs nvcc, g++-aarch64-linux-gnu)
 	cmake -S native/tensorrt_plugin -B build/plugin
@@ -123,14 +123,14 @@ sanitize: $(VENV)/.dev  ## the native kernels under sanitizers, and on Arm under
 
 bench-cpu: $(VENV)/.dev $(patsubst %,build/peers/.%,$(filter-out onnxruntime,$(PEER)))  ## the native decoder at full width beside its roofline and its peers (20 GB of memory); PEER= for none
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 OMP_WAIT_POLICY=passive \
-	    $(BIN)/python -m deeptalk_edge.bench_cpu --peer $(PEER) $(FLAGS)
+	    $(BIN)/python -m deeptalk_edge.bench.cpu --peer $(PEER) $(FLAGS)
 
 tiny: $(VENV)/.dev  ## train a tiny checkpoint from nothing (needs espeak-ng and flite; about 80 minutes on two cores)
 	$(PIP) -e '.[report]'
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=4000000000 \
 	    OMP_WAIT_POLICY=passive $(BIN)/python -m deeptalk_edge.training.tiny --out $(MODEL) --work build/tiny
 	$(BIN)/deeptalk-edge export $(MODEL) --force -o $(BUNDLE)
-	$(BIN)/python -m deeptalk_edge.evaluate --bundle $(BUNDLE) --snac $(MODEL)/snac \
+	$(BIN)/python -m deeptalk_edge.bench.tiny_scores --bundle $(BUNDLE) --snac $(MODEL)/snac \
 	    --work build/tiny --report $(MODEL)/SCORES.md --clips $(MODEL)/questions
 
 clean:  ## remove what was made, the environment included

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deeptalk_edge.expert_record import Array, ExpertWeights, RecordFormat, to_bfloat16
+from deeptalk_edge.bundle.expert_record import Array, ExpertWeights, RecordFormat, to_bfloat16
 
 _FLOAT16_MAX = 65504.0
 _BFLOAT16_MAX = 3.3895313892515355e38

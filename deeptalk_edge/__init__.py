@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deeptalk_edge.runtime.bundle import Bundle
+    from deeptalk_edge.bundle.reader import Bundle
     from deeptalk_edge.runtime.conversation import Conversation
 
 __all__ = ["Bundle", "Conversation"]
@@ -25,7 +25,7 @@ def __getattr__(name: str) -> Any:
     """Load the runtime when it is first asked for: the package itself imports nothing."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from deeptalk_edge.runtime.bundle import Bundle
+    from deeptalk_edge.bundle.reader import Bundle
     from deeptalk_edge.runtime.conversation import Conversation
 
     return {"Bundle": Bundle, "Conversation": Conversation}[name]

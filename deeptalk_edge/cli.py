@@ -25,13 +25,13 @@ _PATIENCE_S = 2.0
 # verb: (its module, which offers `add_arguments` and `main`; its line in the help)
 _VERBS = {
     "export": ("deeptalk_edge.export.command", "checkpoint to bundle"),
-    "run": ("deeptalk_edge.runtime.command", "ask a bundle and hear its answer"),
-    "bundle": ("deeptalk_edge.runtime.bundle_command", "inspect, verify or sign a bundle"),
+    "run": ("deeptalk_edge.runtime.commands.run", "ask a bundle and hear its answer"),
+    "bundle": ("deeptalk_edge.runtime.commands.bundle", "inspect, verify or sign a bundle"),
     "profile": (
-        "deeptalk_edge.runtime.profile_command",
+        "deeptalk_edge.devices.profile_command",
         "measure a bundle; what recorded routes say of paging",
     ),
-    "devices": ("deeptalk_edge.runtime.devices_command", "list microphones and loudspeakers"),
+    "devices": ("deeptalk_edge.runtime.commands.sound", "list microphones and loudspeakers"),
 }
 
 

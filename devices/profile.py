@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from deeptalk_edge.bundle.manifest import Backend, MoeForm
-from deeptalk_edge.devices.precision import FLOAT32, NATIVE, Precision
+from deeptalk_edge.bundle.precision import FLOAT32, NATIVE, Precision
 from deeptalk_edge.errors import SettingsError
 
 if sys.version_info >= (3, 11):

@@ -4,12 +4,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.cli import as_program
 from deeptalk_edge.files import check_inputs_stay
-from deeptalk_edge.runtime.audio.wav import WavWriter
-from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.runtime.conversation import AudioChunk, Conversation, TextPiece
 from deeptalk_edge.runtime.loop.utterances import read_utterances
+from deeptalk_edge.sound.wav import WavWriter
 
 
 def main(bundle: Path, question: Path, answer: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 import deeptalk_edge
+from deeptalk_edge.bundle.expert_record import ExpertRecord
 from deeptalk_edge.bundle.manifest import (
     ENGINES,
     GATES,
@@ -34,19 +35,11 @@ from deeptalk_edge.bundle.manifest import (
     Target,
     write_manifest,
 )
-from deeptalk_edge.checkpoint import Checkpoint
+from deeptalk_edge.checkpoint.codec import open_codec
+from deeptalk_edge.checkpoint.reader import Checkpoint
 from deeptalk_edge.devices.profile import DeviceProfile, load_profile
 from deeptalk_edge.errors import ArtifactError, SettingsError
-from deeptalk_edge.expert_record import ExpertRecord
-from deeptalk_edge.export.codec import CodecGraph, CodecNoise, export_codec
-from deeptalk_edge.export.codec_files import open_codec
-from deeptalk_edge.export.decoder import (
-    export_embed_and_head,
-    export_engine_embed_and_head,
-    export_expert,
-    export_segments,
-)
-from deeptalk_edge.export.encoder import export_encoder
+from deeptalk_edge.export.dry_run.forecast import fitted_profile, record_format
 from deeptalk_edge.export.engines.bundle import (
     GRAPHS,
     GraphPrecision,
@@ -58,24 +51,31 @@ from deeptalk_edge.export.engines.bundle import (
     write_engines,
     write_step,
 )
-from deeptalk_edge.export.experts import EXPERTS_FILE, read_audio_experts, write_experts
-from deeptalk_edge.export.gates import write_gates
 from deeptalk_edge.export.generation import read_generation
-from deeptalk_edge.export.golden import (
+from deeptalk_edge.export.graphs.codec import CodecGraph, CodecNoise, export_codec
+from deeptalk_edge.export.graphs.decoder import (
+    export_embed_and_head,
+    export_engine_embed_and_head,
+    export_expert,
+    export_segments,
+)
+from deeptalk_edge.export.graphs.encoder import export_encoder
+from deeptalk_edge.export.inputs import InputHashes
+from deeptalk_edge.export.packed.cpu_codec import write_native_codec
+from deeptalk_edge.export.packed.cpu_weights import NativePrecision, write_native_weights
+from deeptalk_edge.export.packed.experts import EXPERTS_FILE, read_audio_experts, write_experts
+from deeptalk_edge.export.packed.gates import write_gates
+from deeptalk_edge.export.staging import Staging, check_place, resumable_directory
+from deeptalk_edge.export.verify.cpu_reference import NativeReference
+from deeptalk_edge.export.verify.golden import (
     GoldenInputs,
     golden_inputs,
     golden_outputs,
 )
-from deeptalk_edge.export.inputs import InputHashes
-from deeptalk_edge.export.native_codec import write_native_codec
-from deeptalk_edge.export.native_reference import NativeReference
-from deeptalk_edge.export.native_weights import NativePrecision, write_native_weights
-from deeptalk_edge.export.parity import parity_report, reference_hidden
-from deeptalk_edge.export.plan import fitted_profile, record_format
-from deeptalk_edge.export.reference import Floats
-from deeptalk_edge.export.staging import Staging, check_place, resumable_directory
-from deeptalk_edge.export.step_run import engine_outputs
-from deeptalk_edge.spec import CodecSpec
+from deeptalk_edge.export.verify.parity import parity_report, reference_hidden
+from deeptalk_edge.export.verify.reference import Floats
+from deeptalk_edge.export.verify.run_step import engine_outputs
+from deeptalk_edge.model.spec import CodecSpec
 
 PARITY_FILE = "parity.json"
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # loading these takes longer than `--help` may
     from deeptalk_edge.devices.profile import DeviceProfile
-    from deeptalk_edge.export.plan import ExportPlan
+    from deeptalk_edge.export.dry_run.forecast import ExportPlan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -115,10 +115,10 @@ def _export(args: argparse.Namespace, profile: DeviceProfile) -> int:
 
 def _show_plan(args: argparse.Namespace, profile: DeviceProfile) -> int:
     """Plan from the config files; no weight is opened. 0 even if it does not fit: it is said."""
+    from deeptalk_edge.checkpoint.config import read_codec_spec, read_model_spec
+    from deeptalk_edge.export.dry_run.forecast import plan_export
+    from deeptalk_edge.export.dry_run.page import plan_page
     from deeptalk_edge.export.generation import read_generation
-    from deeptalk_edge.export.plan import plan_export
-    from deeptalk_edge.export.plan_page import plan_page
-    from deeptalk_edge.spec_files import read_codec_spec, read_model_spec
 
     tokenizer = args.checkpoint / "tokenizer.json"
     model = read_model_spec(args.checkpoint, args.encoder)

@@ -7,8 +7,8 @@ from typing import Any
 
 from deeptalk_edge.bundle.manifest import Generation
 from deeptalk_edge.errors import ArtifactError
+from deeptalk_edge.model.spec import ModelSpec
 from deeptalk_edge.schema import from_json, read_json
-from deeptalk_edge.spec import ModelSpec
 
 _DEFAULT_CONTEXT_ROWS = 4096
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from deeptalk_edge.bundle.manifest import MANIFEST, FileEntry
+from deeptalk_edge.bundle.signature import signature_place
 from deeptalk_edge.errors import ArtifactError, BackendError
 from deeptalk_edge.files import (
     check_directory,
@@ -34,7 +35,6 @@ from deeptalk_edge.files import (
     swap_directory,
     write_error,
 )
-from deeptalk_edge.signature import signature_place
 
 JOURNAL = "journal.json"
 

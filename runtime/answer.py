@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeptalk_edge.errors import UsageError
-from deeptalk_edge.features import num_frames
 from deeptalk_edge.lifetime import Lifetime, while_open
-from deeptalk_edge.prompt import Heard, Typed
-from deeptalk_edge.rows import Ids
+from deeptalk_edge.model.features import num_frames
+from deeptalk_edge.model.prompt import Heard, Typed
+from deeptalk_edge.model.rows import Ids
 from deeptalk_edge.runtime.events import AudioChunk, Metrics, TextPiece
 from deeptalk_edge.runtime.history import History, PastTurn
 from deeptalk_edge.runtime.turn import Meter, Turn

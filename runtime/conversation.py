@@ -20,27 +20,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.errors import EdgeError, SettingsError, UsageError
-from deeptalk_edge.features import max_samples
 from deeptalk_edge.files import check_output, side_output
 from deeptalk_edge.lifetime import Lifetime, while_open
-from deeptalk_edge.prompt import folded
-from deeptalk_edge.rows import Ids
+from deeptalk_edge.model.features import max_samples
+from deeptalk_edge.model.prompt import folded
+from deeptalk_edge.model.rows import Ids
 from deeptalk_edge.runtime.answer import Answer
-from deeptalk_edge.runtime.audio.codec import CodecGraph
-from deeptalk_edge.runtime.audio.encoder import Encoder
 from deeptalk_edge.runtime.audio.level import warn_if_quiet
-from deeptalk_edge.runtime.audio.pcm import Pcm, as_pcm
-from deeptalk_edge.runtime.bundle import Bundle
-from deeptalk_edge.runtime.engines import kernels_for, open_codec, open_engine
+from deeptalk_edge.runtime.backends.open import kernels_for, open_codec, open_engine
+from deeptalk_edge.runtime.backends.self_check import check_golden
 from deeptalk_edge.runtime.events import AudioChunk, Metrics, Setup, TextPiece, TurnDone
-from deeptalk_edge.runtime.experts.from_bundle import recorded_routes
+from deeptalk_edge.runtime.experts.open import recorded_routes
 from deeptalk_edge.runtime.experts.routes import RouteRecorder
-from deeptalk_edge.runtime.golden import check_golden
 from deeptalk_edge.runtime.history import History
+from deeptalk_edge.runtime.lm.codec_stream import CodecGraph
+from deeptalk_edge.runtime.lm.encoder import Encoder
 from deeptalk_edge.runtime.lm.text import TextTokenizer
 from deeptalk_edge.runtime.settings import ConversationSettings
 from deeptalk_edge.runtime.turn import Meter, Turn
+from deeptalk_edge.sound.pcm import Pcm, as_pcm
 from deeptalk_edge.trace import NO_TRACE, Trace
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeptalk_edge.errors import DoesNotFit
-from deeptalk_edge.prompt import Heard, Segment, Template, Typed
-from deeptalk_edge.rows import Ids, text_rows
+from deeptalk_edge.model.prompt import Heard, Segment, Template, Typed
+from deeptalk_edge.model.rows import Ids, text_rows
 from deeptalk_edge.runtime.lm.engine import Engine
 
 Array = NDArray[np.float32]

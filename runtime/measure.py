@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeptalk_edge import host
+from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.errors import SettingsError
-from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.runtime.conversation import Conversation
 from deeptalk_edge.runtime.events import Metrics, Setup, TurnDone
 from deeptalk_edge.runtime.settings import ConversationSettings

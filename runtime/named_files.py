@@ -12,7 +12,7 @@ from pathlib import Path
 
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.files import STDOUT, check_directory, check_inputs_stay, check_output
-from deeptalk_edge.runtime.loop.live_command import is_wav_file
+from deeptalk_edge.runtime.commands.live import is_wav_file
 from deeptalk_edge.runtime.loop.recorder import is_recording
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from deeptalk_edge.features import RATE_HZ
+from deeptalk_edge.model.features import RATE_HZ
 from deeptalk_edge.runtime.audio.end_of_turn import EndOfTurn
 from deeptalk_edge.runtime.loop.utterances import read_utterances
 

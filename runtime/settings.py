@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.errors import SettingsError
-from deeptalk_edge.runtime.audio.encoder import EncoderWindow
-from deeptalk_edge.runtime.bundle import Bundle
-from deeptalk_edge.runtime.experts.from_bundle import PagingSettings
+from deeptalk_edge.runtime.experts.open import PagingSettings
+from deeptalk_edge.runtime.lm.encoder import EncoderWindow
 from deeptalk_edge.runtime.lm.sampler import Penalty, SamplerSettings
 
 EngineChoice = Literal["auto", "native", "ort"]

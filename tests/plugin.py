@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[1] / "native/tensorrt_plugin"
+from tests.places import ROOT
+
+SOURCE = ROOT / "native/tensorrt_plugin"
 
 
 def build_plugin(folder: Path) -> Path:

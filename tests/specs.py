@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from deeptalk_edge.spec import (
+from deeptalk_edge.model.spec import (
     DecoderSpec,
     EncoderSpec,
     ModelSpec,

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from deeptalk_edge.runtime.audio.wav import WavWriter
+from deeptalk_edge.sound.wav import WavWriter
+from tests.places import ROOT
 from tests.runtime.sounds import silence
 from tests.shims import build
 
@@ -23,7 +24,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-ROOT = Path(__file__).parents[1]
 CHECKPOINT = ROOT / "checkpoints/tiny"
 QUESTION = next(CHECKPOINT.glob("questions/*-0.wav"))
 

@@ -14,8 +14,7 @@ import pytest
 
 from deeptalk_edge.cli import as_program
 from deeptalk_edge.errors import SettingsError
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.places import ROOT
 
 # What stays in the buffer fails once more when the interpreter ends.
 _BUFFERED = {**os.environ, "PYTHONUNBUFFERED": ""}

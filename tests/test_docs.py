@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from deeptalk_edge.cli import main
+from tests.places import ROOT
 
-ROOT = Path(__file__).parents[1]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
     *sorted((ROOT / "docs").glob("*.md")),
@@ -21,7 +21,10 @@ PAGES = [
     *sorted((ROOT / "native").glob("*/README.md")),
 ]
 
-MICROPHONE = "needs a microphone; tests/loop runs `run --mic` on WAV files, tests/sound on a card"
+MICROPHONE = (
+    "needs a microphone; tests/runtime/loop runs `run --mic` on WAV files, "
+    "tests/runtime/sound_card on a card"
+)
 JETSON = "needs a Jetson"
 LONG = "takes minutes to hours, or downloads; the target is checked to exist"
 SUITE = "is the suite itself, or its checks"
@@ -98,7 +101,7 @@ def argv_of(command: str) -> list[str]:
         "CHECKPOINT": "checkpoints/tiny",
         "BUNDLE": "bundle",
         "B": "bundle",
-        "ROUTES": "tests/experts/tiny_routes.npz",
+        "ROUTES": "tests/runtime/experts/tiny_routes.npz",
     }
     return [names.get(word, word) for word in shlex.split(command)[1:]]
 

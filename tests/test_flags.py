@@ -19,14 +19,11 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from deeptalk_edge import files
+from deeptalk_edge.bundle.signature import generate_keys
 from deeptalk_edge.cli import main
-from deeptalk_edge.signature import generate_keys
 from tests.disks import make_node
 from tests.export.checkpoints import write_checkpoint as write_export_checkpoint
-from tests.runtime.conftest import bundle_path
 from tests.runtime.sounds import PCM, encode, silence, voice, wav_bytes
-
-__all__ = ["bundle_path"]
 
 EXIT_CODES = {0, 1, 2, 129, 130, 143}
 
@@ -124,8 +121,8 @@ PROFILE = st.tuples(
     _flags(_flag("--profile"), _flag("--pool", st.sampled_from(["1", "x"])), _just("--json")),
 ).map(lambda parts: ["profile", parts[0], parts[1], *parts[2]])
 
-# PortAudio is left to tests/sound: the system's sound libraries abort a process in which they have
-# lost a server before, as those tests make them.
+# PortAudio is left to tests/runtime/sound_card: the system's sound libraries abort a process in
+# which they have lost a server before, as those tests make them.
 DEVICES = _FILE.map(lambda name: ["devices", name])
 
 # What a verb may write or replace, by the flag before its name.

@@ -14,19 +14,20 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from deeptalk_edge.evaluate import answer
+from deeptalk_edge.bench.tiny_scores import answer
+from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
-from deeptalk_edge.rows import Ids
-from deeptalk_edge.runtime.audio.codec import CodecGraph, StreamingCodec
-from deeptalk_edge.runtime.audio.wav import read_wav
-from deeptalk_edge.runtime.backends.ort import OrtGraph
-from deeptalk_edge.runtime.bundle import Bundle
+from deeptalk_edge.model.rows import Ids
+from deeptalk_edge.runtime.backends.ort.engine import OrtGraph
 from deeptalk_edge.runtime.conversation import Conversation
+from deeptalk_edge.runtime.lm.codec_stream import CodecGraph, StreamingCodec
+from deeptalk_edge.sound.wav import read_wav
 from deeptalk_edge.training.snac import Snac
 from deeptalk_edge.training.tiny.evaluate import decode_frames
 from deeptalk_edge.training.tiny.scorer import GrammarRecogniser, normalise
+from tests.places import TINY
 
-CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "tiny"
+CHECKPOINT = TINY
 CLIPS = sorted((CHECKPOINT / "questions").glob("*.wav"))
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deeptalk_edge.spec import LATENT_NORM_EPS, DecoderSpec
+from deeptalk_edge.model.spec import LATENT_NORM_EPS, DecoderSpec
 
 
 class Cache:

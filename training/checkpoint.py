@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from deeptalk_edge.checkpoint import HEAD, Checkpoint, expected_tensors
+from deeptalk_edge.checkpoint.reader import HEAD, Checkpoint, expected_tensors
+from deeptalk_edge.checkpoint.shards import INDEX, WEIGHTS
 from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.files import staged_directory
-from deeptalk_edge.spec import DecoderSpec, EncoderSpec, ModelSpec, VocabularySpec
+from deeptalk_edge.model.spec import DecoderSpec, EncoderSpec, ModelSpec, VocabularySpec
 from deeptalk_edge.training.model import INITIAL_STD, DeepTalk
-from deeptalk_edge.weights import INDEX, WEIGHTS
 
 ENCODER_DIRECTORY = "audio_encoder"
 SHARD_BYTES = 5 * 10**9  # Hugging Face's own

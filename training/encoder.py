@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deeptalk_edge.spec import EncoderSpec
+from deeptalk_edge.model.spec import EncoderSpec
 from deeptalk_edge.training.attention import dot_product_attention
 
 

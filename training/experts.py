@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deeptalk_edge.spec import DecoderSpec
+from deeptalk_edge.model.spec import DecoderSpec
 
 STRETCH = 32
 """An expert runs over a multiple of so many rows, the last of them for nothing: oneDNN compiles a

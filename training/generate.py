@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deeptalk_edge.prompt import speak_as
-from deeptalk_edge.rows import AnswerRows, Ids, codec_columns
+from deeptalk_edge.model.prompt import speak_as
+from deeptalk_edge.model.rows import AnswerRows, Ids, codec_columns
 from deeptalk_edge.training.model import Cache, DeepTalk
 
 Mode = Literal["batch-parallel", "single"]

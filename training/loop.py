@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from deeptalk_edge.errors import ArtifactError
-from deeptalk_edge.noise_tape import SEED_LIMIT, check_seed
+from deeptalk_edge.model.noise import SEED_LIMIT, check_seed
 from deeptalk_edge.training.ranks import add_up_gradients, is_first, share
 
 Batch = TypeVar("Batch")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deeptalk_edge.spec import DecoderSpec, ModelSpec
+from deeptalk_edge.model.spec import DecoderSpec, ModelSpec
 from deeptalk_edge.training.attention import Cache, LatentAttention, rotary_turns
 from deeptalk_edge.training.encoder import AudioEncoder, Projector
 from deeptalk_edge.training.experts import MixtureOfExperts, Router, Routing, SwiGlu

@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import weight_norm
 
 from deeptalk_edge.errors import ArtifactError
-from deeptalk_edge.spec import CodecSpec
+from deeptalk_edge.model.spec import CodecSpec
 
 COMMITMENT_WEIGHT = 0.25
 DILATIONS = (1, 3, 9)

@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from deeptalk_edge.checkpoint.config import read_codec_spec
 from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.files import staged_directory
-from deeptalk_edge.spec_files import read_codec_spec
 from deeptalk_edge.training.snac import Snac
 
 _FILES = ("config.json", "model.safetensors")

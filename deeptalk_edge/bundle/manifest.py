@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
+from deeptalk_edge.bundle.expert_record import PAGE_BYTES, ExpertDtype, ExpertRecord, RecordFormat
 from deeptalk_edge.errors import ArtifactError, BackendError
-from deeptalk_edge.expert_record import PAGE_BYTES, ExpertDtype, ExpertRecord, RecordFormat
+from deeptalk_edge.model.spec import CodecSpec, Factor, ModelSpec, Positions
 from deeptalk_edge.schema import Between, Items, Text, checked, from_json, read_json
-from deeptalk_edge.spec import CodecSpec, Factor, ModelSpec, Positions
 
 FORMAT = 1
 MANIFEST = "manifest.json"

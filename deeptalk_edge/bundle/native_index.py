@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
+from deeptalk_edge.bundle.expert_record import INT4_GROUPS, ExpertDtype, RecordFormat
 from deeptalk_edge.errors import ArtifactError
-from deeptalk_edge.expert_record import INT4_GROUPS, ExpertDtype, RecordFormat
+from deeptalk_edge.model.spec import DecoderSpec, ModelSpec
 from deeptalk_edge.schema import Between, from_json, read_json
-from deeptalk_edge.spec import DecoderSpec, ModelSpec
 
 FORMAT = 1
 ALIGN_BYTES = 64

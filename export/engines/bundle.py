@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from deeptalk_edge.bundle.expert_record import RecordFormat
 from deeptalk_edge.bundle.manifest import (
     ENGINES,
     MANIFEST,
@@ -28,30 +29,29 @@ from deeptalk_edge.bundle.manifest import (
     Target,
     write_manifest,
 )
-from deeptalk_edge.checkpoint import Checkpoint
+from deeptalk_edge.bundle.reader import Bundle
+from deeptalk_edge.checkpoint.reader import Checkpoint
 from deeptalk_edge.devices.profile import DeviceProfile
 from deeptalk_edge.errors import ArtifactError, SettingsError
-from deeptalk_edge.expert_record import RecordFormat
-from deeptalk_edge.export.decoder import EMBEDDING_FILE, head_file
+from deeptalk_edge.export.dry_run.files import step_dense
 from deeptalk_edge.export.engines.build import (
     EngineSettings,
     build_engine,
     is_installed,
     require_installed,
 )
-from deeptalk_edge.export.engines.graphs import (
+from deeptalk_edge.export.engines.shapes import (
     Profile,
     codec_profiles,
     embed_profiles,
     head_profiles,
     step_profiles,
 )
-from deeptalk_edge.export.moe_native import rewrite_native
-from deeptalk_edge.export.planned_files import step_dense
+from deeptalk_edge.export.graphs.decoder import EMBEDDING_FILE, head_file
+from deeptalk_edge.export.graphs.moe_operators import rewrite_native
+from deeptalk_edge.export.graphs.step import StepSettings, export_step
 from deeptalk_edge.export.staging import Staging, resumable_directory
-from deeptalk_edge.export.step import StepSettings, export_step
 from deeptalk_edge.files import sha256_of
-from deeptalk_edge.runtime.bundle import Bundle
 
 GRAPHS = "graphs"
 """Folder of graphs that are gone when their engines are built."""

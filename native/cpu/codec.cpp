@@ -1,5 +1,5 @@
 // A frame goes through all layers at once, a piece of frames at a time; `decode` reads like the law in
-// export/codec.py.
+// export/graphs/codec.py.
 #include "codec.h"
 
 #include <algorithm>

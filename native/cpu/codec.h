@@ -1,4 +1,4 @@
-// SNAC's streaming decoder in float32, by the law of export/codec.py: a convolution keeps the samples
+// SNAC's streaming decoder in float32, by the law of export/graphs/codec.py: a convolution keeps the samples
 // to its left and gives its output late by those to its right.
 //
 // Values are time-major, (samples, channels). What is kept lies in one state that the caller carries,

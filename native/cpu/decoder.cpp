@@ -1,6 +1,6 @@
 // The decoder, a stage at a time: a layer up to its router, then its experts.
 //
-// Attention is absorbed (export/decoder.py has the algebra); the softmax scale stands in the queries.
+// Attention is absorbed (export/graphs/decoder.py has the algebra); the softmax scale stands in the queries.
 #include "decoder.h"
 
 #include <algorithm>

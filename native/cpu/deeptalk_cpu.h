@@ -1,4 +1,4 @@
-/* The native CPU backend's C interface: what ctypes binds (runtime/backends/native_library.py).
+/* The native CPU backend's C interface: what ctypes binds (runtime/backends/cpu/library.py).
  *
  * Letters: B items, T rows of each, N = B T tokens, K codebooks, C model width, E experts, k experts
  * of a token, V vocabulary. Arrays are dense and row-major. Every call belongs to one context and
@@ -172,7 +172,7 @@ DT_API int32_t dt_routed(dt_decoder*, dt_room* ids, dt_room* weights, dt_span* n
 /* Logits, float32 (B, V), of the last row of each item. */
 DT_API int32_t dt_head(dt_decoder*, dt_room logits);
 
-/* Null if refused. The weights are not copied: export/native_codec.py says how they lie. */
+/* Null if refused. The weights are not copied: export/packed/cpu_codec.py says how they lie. */
 DT_API dt_codec* dt_codec_open(dt_context*, const dt_codec_spec*);
 DT_API void dt_codec_close(dt_codec*);
 /* How many float32 a state holds. */

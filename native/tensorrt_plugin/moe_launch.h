@@ -37,7 +37,7 @@ struct DtMoeCall {
 /* Null if the kernels can do it, else why not. */
 const char* dt_moe_refusal(const struct DtMoeConfig* config);
 
-/* Byte offsets of gate_up, down, their scales, and the whole record; as deeptalk_edge/expert_record.py. */
+/* Byte offsets of gate_up, down, their scales, and the whole record; as deeptalk_edge/bundle/expert_record.py. */
 struct DtRecordLayout {
     int64_t gate_up, down, gate_up_scales, down_scales, record_bytes;
 };

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeptalk_edge.errors import SettingsError
-from deeptalk_edge.features import RATE_HZ
+from deeptalk_edge.model.features import RATE_HZ
 
 Array = NDArray[np.float32]
 

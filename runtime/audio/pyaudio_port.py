@@ -18,16 +18,7 @@ from numpy.typing import NDArray
 
 from deeptalk_edge import host
 from deeptalk_edge.errors import DeviceLost, SettingsError
-from deeptalk_edge.features import RATE_HZ
-from deeptalk_edge.runtime.audio.devices import (
-    Device,
-    DeviceFormat,
-    Direction,
-    choose_device,
-    choose_format,
-    list_devices,
-    open_pyaudio,
-)
+from deeptalk_edge.model.features import RATE_HZ
 from deeptalk_edge.runtime.audio.endpoint import FRAME_MS
 from deeptalk_edge.runtime.audio.play_queue import PlayQueue, QueuedPort
 from deeptalk_edge.runtime.audio.ports import (
@@ -35,6 +26,15 @@ from deeptalk_edge.runtime.audio.ports import (
     PLAY_RATE_HZ,
     MicFrame,
     PortCounters,
+)
+from deeptalk_edge.runtime.audio.sound_cards import (
+    Device,
+    DeviceFormat,
+    Direction,
+    choose_device,
+    choose_format,
+    list_devices,
+    open_pyaudio,
 )
 from deeptalk_edge.runtime.audio.streams import BLOCK_SAMPLES, Ears, Mouth
 

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeptalk_edge.errors import SettingsError
-from deeptalk_edge.features import RATE_HZ
-from deeptalk_edge.runtime.audio.pcm import as_int16
+from deeptalk_edge.model.features import RATE_HZ
+from deeptalk_edge.sound.pcm import as_int16
 
 Array = NDArray[np.float32]
 

@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deeptalk_edge.features import RATE_HZ
-from deeptalk_edge.runtime.audio.devices import DeviceFormat
+from deeptalk_edge.model.features import RATE_HZ
 from deeptalk_edge.runtime.audio.endpoint import FRAME_MS
-from deeptalk_edge.runtime.audio.pcm import Downmix, as_int16
 from deeptalk_edge.runtime.audio.play_queue import PlayQueue, Taken
 from deeptalk_edge.runtime.audio.ports import FRAME_SAMPLES, PLAY_RATE_HZ
-from deeptalk_edge.runtime.audio.rates import StreamResampler
 from deeptalk_edge.runtime.audio.ring import SampleRing
+from deeptalk_edge.runtime.audio.sound_cards import DeviceFormat
+from deeptalk_edge.sound.pcm import Downmix, as_int16
+from deeptalk_edge.sound.rates import StreamResampler
 
 Array = NDArray[np.float32]
 Clock = Callable[[], float]

@@ -10,12 +10,12 @@ import webrtcvad
 from numpy.typing import NDArray
 
 from deeptalk_edge.errors import AudioError
-from deeptalk_edge.features import RATE_HZ
+from deeptalk_edge.model.features import RATE_HZ
 from deeptalk_edge.runtime.audio.endpoint import FRAME_MS, EndpointSettings, voiced_span
 from deeptalk_edge.runtime.audio.level import loud_dbfs, raise_quiet
-from deeptalk_edge.runtime.audio.pcm import as_int16
-from deeptalk_edge.runtime.audio.sound_file import read_sound
-from deeptalk_edge.runtime.audio.wav import resample
+from deeptalk_edge.sound.pcm import as_int16
+from deeptalk_edge.sound.sound_file import read_sound
+from deeptalk_edge.sound.wav import resample
 
 Array = NDArray[np.float32]
 

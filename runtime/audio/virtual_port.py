@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeptalk_edge.errors import DeviceLost
-from deeptalk_edge.features import RATE_HZ
+from deeptalk_edge.model.features import RATE_HZ
 from deeptalk_edge.runtime.audio.endpoint import FRAME_MS
 from deeptalk_edge.runtime.audio.play_queue import PlayQueue, QueuedPort
 from deeptalk_edge.runtime.audio.ports import (
@@ -23,7 +23,7 @@ from deeptalk_edge.runtime.audio.ports import (
     MicFrame,
     PortCounters,
 )
-from deeptalk_edge.runtime.audio.rates import StreamResampler
+from deeptalk_edge.sound.rates import StreamResampler
 
 Array = NDArray[np.float32]
 

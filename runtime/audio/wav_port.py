@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from deeptalk_edge.features import RATE_HZ
+from deeptalk_edge.model.features import RATE_HZ
 from deeptalk_edge.runtime.audio.endpoint import FRAME_MS
 from deeptalk_edge.runtime.audio.ports import PLAY_RATE_HZ, MicFrame
-from deeptalk_edge.runtime.audio.sound_file import read_sound
 from deeptalk_edge.runtime.audio.virtual_port import EchoPath, VirtualPort, recording
-from deeptalk_edge.runtime.audio.wav import WavWriter, resample
+from deeptalk_edge.sound.sound_file import read_sound
+from deeptalk_edge.sound.wav import WavWriter, resample
 
 
 class WavPort(VirtualPort):

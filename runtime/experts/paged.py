@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from deeptalk_edge.expert_record import RecordFormat
+from deeptalk_edge.bundle.expert_record import RecordFormat
 from deeptalk_edge.lifetime import Lifetime
 from deeptalk_edge.runtime.experts.degrade import Degrade
 from deeptalk_edge.runtime.experts.lease import Lease

@@ -30,8 +30,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deeptalk_edge.bundle.expert_record import ExpertRecord
 from deeptalk_edge.errors import ArtifactError, ExpertUnavailable
-from deeptalk_edge.expert_record import ExpertRecord
 from deeptalk_edge.lifetime import Lifetime
 from deeptalk_edge.runtime.experts.idle_link import IdleLink
 from deeptalk_edge.runtime.experts.lease import Lease

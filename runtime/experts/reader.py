@@ -18,8 +18,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from deeptalk_edge import host
+from deeptalk_edge.bundle.expert_record import ExpertRecord
 from deeptalk_edge.errors import BackendError, ExpertUnavailable
-from deeptalk_edge.expert_record import ExpertRecord
 from deeptalk_edge.runtime.experts.pool import Landing, Pool
 from deeptalk_edge.runtime.experts.record_file import PAGE_BYTES, RecordSource
 from deeptalk_edge.runtime.experts.residency import Cause, Load

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeptalk_edge.lifetime import Lifetime, while_open
-from deeptalk_edge.rows import Ids
+from deeptalk_edge.model.rows import Ids
 
 Array = NDArray[np.float32]
 

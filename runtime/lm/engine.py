@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from deeptalk_edge.rows import Ids
+from deeptalk_edge.model.rows import Ids
 
 Array = NDArray[np.float32]
 

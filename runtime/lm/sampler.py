@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeptalk_edge.errors import BackendError, SettingsError
-from deeptalk_edge.noise_tape import check_seed
-from deeptalk_edge.rows import Ids
-from deeptalk_edge.spec import VocabularySpec
+from deeptalk_edge.model.noise import check_seed
+from deeptalk_edge.model.rows import Ids
+from deeptalk_edge.model.spec import VocabularySpec
 
 Array = NDArray[np.float32]
 

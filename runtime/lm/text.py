@@ -12,8 +12,8 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from deeptalk_edge.errors import ArtifactError
-from deeptalk_edge.prompt import AUDIO_TOKEN, Template
-from deeptalk_edge.spec import VocabularySpec
+from deeptalk_edge.model.prompt import AUDIO_TOKEN, Template
+from deeptalk_edge.model.spec import VocabularySpec
 
 _HALF_CHARACTER = "\ufffd"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 
-from deeptalk_edge.features import RATE_HZ
+from deeptalk_edge.model.features import RATE_HZ
 
 _WINDOW = 60 * RATE_HZ
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator
 import numpy as np
 from numpy.typing import NDArray
 
-from deeptalk_edge.features import RATE_HZ
+from deeptalk_edge.model.features import RATE_HZ
 from deeptalk_edge.runtime.answer import Pieces
 from deeptalk_edge.runtime.events import AudioChunk, Metrics, TextPiece
 

@@ -23,8 +23,8 @@ from types import TracebackType
 
 from deeptalk_edge import host
 from deeptalk_edge.errors import DeviceLost, EdgeError, UsageError
-from deeptalk_edge.features import RATE_HZ
 from deeptalk_edge.lifetime import Lifetime
+from deeptalk_edge.model.features import RATE_HZ
 from deeptalk_edge.runtime.audio.detectors import open_detector
 from deeptalk_edge.runtime.audio.echo import EchoCanceller, open_canceller
 from deeptalk_edge.runtime.audio.end_of_turn import EndOfTurn, open_end_of_turn

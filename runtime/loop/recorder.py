@@ -19,10 +19,10 @@ from pathlib import Path
 from types import TracebackType
 
 from deeptalk_edge.errors import AudioError, DoesNotFit, EdgeError
-from deeptalk_edge.features import RATE_HZ
 from deeptalk_edge.files import refusing
+from deeptalk_edge.model.features import RATE_HZ
 from deeptalk_edge.runtime.audio.ports import MicFrame
-from deeptalk_edge.runtime.audio.wav import MAX_BYTES, WavWriter
+from deeptalk_edge.sound.wav import MAX_BYTES, WavWriter
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from deeptalk_edge.errors import SettingsError
-from deeptalk_edge.features import RATE_HZ
+from deeptalk_edge.model.features import RATE_HZ
 from deeptalk_edge.runtime.audio.endpoint import FRAME_MS
 
 Commit = Literal["heard", "full"]

@@ -18,7 +18,7 @@ import enum
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from deeptalk_edge.features import RATE_HZ
+from deeptalk_edge.model.features import RATE_HZ
 from deeptalk_edge.runtime.audio.endpoint import FRAME_MS
 from deeptalk_edge.runtime.loop.settings import LoopSettings
 from deeptalk_edge.runtime.loop.signals import (

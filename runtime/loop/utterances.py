@@ -14,17 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeptalk_edge.errors import AudioError
-from deeptalk_edge.features import RATE_HZ
+from deeptalk_edge.model.features import RATE_HZ
 from deeptalk_edge.runtime.audio.detectors import open_detector
 from deeptalk_edge.runtime.audio.end_of_turn import EndOfTurn, open_end_of_turn
 from deeptalk_edge.runtime.audio.level import loud_dbfs, raise_quiet
 from deeptalk_edge.runtime.audio.ports import FRAME_SAMPLES
-from deeptalk_edge.runtime.audio.sound_file import read_sound
 from deeptalk_edge.runtime.audio.vad import VoiceDetector
-from deeptalk_edge.runtime.audio.wav import resample
 from deeptalk_edge.runtime.loop import signals, states
 from deeptalk_edge.runtime.loop.settings import LoopSettings
 from deeptalk_edge.runtime.loop.states import Loop, State
+from deeptalk_edge.sound.sound_file import read_sound
+from deeptalk_edge.sound.wav import resample
 
 Array = NDArray[np.float32]
 Span = tuple[int, int]

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeptalk_edge.errors import DeviceLost
-from deeptalk_edge.features import RATE_HZ
+from deeptalk_edge.model.features import RATE_HZ
 from deeptalk_edge.runtime.audio.echo import EchoCanceller
 from deeptalk_edge.runtime.audio.end_of_turn import EndOfTurn
 from deeptalk_edge.runtime.audio.level import warn_if_quiet

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.errors import EdgeError
-from deeptalk_edge.runtime.backends import native_library
-from deeptalk_edge.runtime.bundle import Bundle
+from deeptalk_edge.runtime.backends.cpu import library as native_library
 from deeptalk_edge.runtime.conversation import AudioChunk, Conversation, TextPiece
 from deeptalk_edge.runtime.settings import ConversationSettings, EngineChoice
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from deeptalk_edge.bundle.manifest import MANIFEST, read_manifest, write_manifest
+from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.errors import ArtifactError
-from deeptalk_edge.runtime.bundle import Bundle
 from tests.manifests import edit_manifest
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from deeptalk_edge.bundle.expert_record import RecordFormat
 from deeptalk_edge.bundle.native_index import (
     ALIGN_BYTES,
     MatrixPlace,
@@ -20,7 +21,6 @@ from deeptalk_edge.bundle.native_index import (
     write_native_index,
 )
 from deeptalk_edge.errors import ArtifactError
-from deeptalk_edge.expert_record import RecordFormat
 from tests.specs import PLAIN
 
 RECORDS = RecordFormat(dtype="int4", group=32, width=64, ffn_width=32)

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from deeptalk_edge.bundle.expert_record import INT4_GROUPS, ExpertDtype, RecordFormat
 from deeptalk_edge.calibration.quantise import quantise_expert, quantise_int4, quantise_int8
-from deeptalk_edge.expert_record import INT4_GROUPS, ExpertDtype, RecordFormat
 
 Matrix = npt.NDArray[np.float32]
 

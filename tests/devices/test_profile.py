@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deeptalk_edge.devices.precision import FLOAT32, NATIVE
+from deeptalk_edge.bundle.precision import FLOAT32, NATIVE
 from deeptalk_edge.devices.profile import (
     RTX_TARGETS,
     load_profile,
@@ -17,8 +17,8 @@ from deeptalk_edge.devices.profile import (
     profile_names,
 )
 from deeptalk_edge.errors import SettingsError
+from tests.places import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("agx-orin-64gb", "cpu", "cpu-int8", "orin-nano-8gb", "rtx-4060", "rtx-4090", "thor")
 
 TOML = """

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from deeptalk_edge.bundle.expert_record import RecordFormat
 from deeptalk_edge.calibration.quantise import quantise_expert
-from deeptalk_edge.expert_record import RecordFormat
-from deeptalk_edge.export.step_run import Arena
+from deeptalk_edge.export.verify.run_step import Arena
 from deeptalk_edge.training.model import DeepTalk
 
 SPARE_SLOTS = 2

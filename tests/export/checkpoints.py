@@ -12,7 +12,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from deeptalk_edge.spec import CodecSpec, ModelSpec
+from deeptalk_edge.model.spec import CodecSpec, ModelSpec
 from deeptalk_edge.training.checkpoint import config_of, save_checkpoint
 from deeptalk_edge.training.model import DeepTalk
 from deeptalk_edge.training.snac import Snac

@@ -14,15 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.errors import ArtifactError, DoesNotFit, EdgeError
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
 from deeptalk_edge.export.staging import JOURNAL
-from deeptalk_edge.runtime.bundle import Bundle
 from tests.disks import small_disk
 from tests.export.checkpoints import check_graphs, write_checkpoint
+from tests.places import ROOT
 from tests.specs import PLAIN
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from deeptalk_edge.runtime.bundle import Bundle
+from deeptalk_edge.bundle.reader import Bundle
 from tests.export.checkpoints import write_checkpoint
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.places import ROOT
 
 
 def _run(*args: str | Path) -> subprocess.CompletedProcess[str]:

@@ -12,17 +12,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deeptalk_edge.checkpoint import Checkpoint
-from deeptalk_edge.expert_record import RecordFormat
-from deeptalk_edge.export.graph import OPSET
-from deeptalk_edge.export.moe_native import rewrite_native
-from deeptalk_edge.export.step import StepSettings, export_step
-from deeptalk_edge.export.step_run import StepRunner
+from deeptalk_edge.bundle.expert_record import RecordFormat
+from deeptalk_edge.checkpoint.reader import Checkpoint
+from deeptalk_edge.export.graphs.builder import OPSET
+from deeptalk_edge.export.graphs.moe_operators import rewrite_native
+from deeptalk_edge.export.graphs.step import StepSettings, export_step
+from deeptalk_edge.export.verify.run_step import StepRunner
 from deeptalk_edge.training.experts import MixtureOfExperts
 from deeptalk_edge.training.model import DeepTalk
 from tests.export.arenas import model_arenas
 from tests.export.checkpoints import write_checkpoint
-from tests.export.test_step import SPECS_OF_ENGINES
+from tests.export.graphs.test_step import SPECS_OF_ENGINES
 from tests.training.models import random_rows
 
 pytest.importorskip("onnxscript", reason="no onnxscript: torch cannot export to ONNX")

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deeptalk_edge.checkpoint.shards import Weights
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
-from deeptalk_edge.weights import Weights
 from tests.export.checkpoints import write_checkpoint
 from tests.specs import PLAIN
 

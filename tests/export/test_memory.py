@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.export.checkpoints import write_checkpoint
+from tests.places import ROOT
 from tests.specs import PLAIN
 
-ROOT = Path(__file__).resolve().parents[2]
 MB = 10**6
 
 WIDE = replace(

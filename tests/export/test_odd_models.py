@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from deeptalk_edge.bundle.reader import Bundle
+from deeptalk_edge.checkpoint.config import read_codec_spec, read_model_spec
 from deeptalk_edge.devices.profile import DeviceProfile, load_profile
 from deeptalk_edge.errors import ParityError
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
-from deeptalk_edge.export.plan import plan_export
-from deeptalk_edge.runtime.bundle import Bundle
-from deeptalk_edge.spec import ModelSpec
-from deeptalk_edge.spec_files import read_codec_spec, read_model_spec
+from deeptalk_edge.export.dry_run.forecast import plan_export
+from deeptalk_edge.model.spec import ModelSpec
 from tests.export.checkpoints import write_checkpoint
 from tests.specs import PLAIN
 

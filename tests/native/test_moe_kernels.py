@@ -18,9 +18,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deeptalk_edge.bench.gpu.moe_library import (
+    ActivationDtype,
+    MoeCall,
+    MoeConfig,
+    MoeLibrary,
+    build_host,
+)
+from deeptalk_edge.bundle.expert_record import ExpertDtype, RecordFormat, from_bfloat16, to_bfloat16
 from deeptalk_edge.calibration.quantise import quantise_expert
-from deeptalk_edge.expert_record import ExpertDtype, RecordFormat, from_bfloat16, to_bfloat16
-from native.moe_library import ActivationDtype, MoeCall, MoeConfig, MoeLibrary, build_host
 
 Array = npt.NDArray[Any]
 

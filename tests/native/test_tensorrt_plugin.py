@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from deeptalk_edge.expert_record import ExpertDtype, RecordFormat
+from deeptalk_edge.bundle.expert_record import ExpertDtype, RecordFormat
 from tests.plugin import build_plugin
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from deeptalk_edge.rows import Ids
+from deeptalk_edge.model.rows import Ids
 from deeptalk_edge.runtime.lm.engine import Engine, Logits
 from tests.runtime.models import SPEC
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.errors import (
     ArtifactError,
     AudioError,
@@ -23,14 +24,11 @@ from deeptalk_edge.errors import (
     SettingsError,
     UsageError,
 )
-from deeptalk_edge.features import num_frames
-from deeptalk_edge.prompt import Heard, Segment, Typed
-from deeptalk_edge.rows import Ids, text_rows
+from deeptalk_edge.model.features import num_frames
+from deeptalk_edge.model.prompt import Heard, Segment, Typed
+from deeptalk_edge.model.rows import Ids, text_rows
 from deeptalk_edge.runtime import turn
-from deeptalk_edge.runtime.audio.codec import StreamingCodec
-from deeptalk_edge.runtime.audio.encoder import SILENT_FRAMES
-from deeptalk_edge.runtime.backends.ort import OrtEngine
-from deeptalk_edge.runtime.bundle import Bundle
+from deeptalk_edge.runtime.backends.ort.engine import OrtEngine
 from deeptalk_edge.runtime.conversation import (
     AudioChunk,
     Conversation,
@@ -38,6 +36,8 @@ from deeptalk_edge.runtime.conversation import (
     TextPiece,
     TurnDone,
 )
+from deeptalk_edge.runtime.lm.codec_stream import StreamingCodec
+from deeptalk_edge.runtime.lm.encoder import SILENT_FRAMES
 from deeptalk_edge.runtime.lm.text import TextStream
 from deeptalk_edge.training.checkpoint import load_model
 from deeptalk_edge.training.generate import generate

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.errors import DoesNotFit, UsageError
-from deeptalk_edge.rows import Ids, text_rows
+from deeptalk_edge.model.rows import Ids, text_rows
 from deeptalk_edge.runtime.answer import Answer
-from deeptalk_edge.runtime.backends.ort import OrtEngine
-from deeptalk_edge.runtime.bundle import Bundle
+from deeptalk_edge.runtime.backends.ort.engine import OrtEngine
 from deeptalk_edge.runtime.conversation import AudioChunk, Conversation, TextPiece, TurnDone
 from deeptalk_edge.runtime.experts.policy import Phase
-from tests.loop.test_opening import fed
+from tests.runtime.loop.test_opening import fed
 from tests.runtime.models import SPEC
 from tests.runtime.sounds import voice
 from tests.runtime.test_conversation import (

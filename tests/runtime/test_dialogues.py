@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from deeptalk_edge.features import log_mel, num_frames
-from deeptalk_edge.prompt import Heard, Segment, Template, Typed, speak_as
-from deeptalk_edge.rows import Ids, text_rows
-from deeptalk_edge.runtime.backends.ort import OrtEngine
-from deeptalk_edge.runtime.bundle import Bundle
+from deeptalk_edge.bundle.reader import Bundle
+from deeptalk_edge.model.features import log_mel, num_frames
+from deeptalk_edge.model.prompt import Heard, Segment, Template, Typed, speak_as
+from deeptalk_edge.model.rows import Ids, text_rows
+from deeptalk_edge.runtime.backends.ort.engine import OrtEngine
 from deeptalk_edge.runtime.lm.engine import Logits
 from deeptalk_edge.runtime.lm.text import TextTokenizer
 from deeptalk_edge.training.checkpoint import load_model

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deeptalk_edge.runtime.bundle import Bundle
+from deeptalk_edge.bundle.reader import Bundle
 from tests.native.cpu import built
 from tests.shims import run_child
 
@@ -15,10 +15,10 @@ import dataclasses, os, signal, sys
 from pathlib import Path
 from deeptalk_edge.errors import UsageError
 from deeptalk_edge.runtime.audio.virtual_port import VirtualPort, recording
-from deeptalk_edge.runtime.backends import native_library
-from deeptalk_edge.runtime.bundle import Bundle
+from deeptalk_edge.runtime.backends.cpu import library as native_library
+from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.runtime.conversation import Conversation, ConversationSettings
-from deeptalk_edge.runtime.experts.from_bundle import PagingSettings
+from deeptalk_edge.runtime.experts.open import PagingSettings
 from deeptalk_edge.runtime.loop.fake_talker import FakeTalker
 from deeptalk_edge.runtime.loop.live import LiveConversation
 import numpy as np

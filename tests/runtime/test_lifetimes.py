@@ -14,26 +14,26 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.errors import AudioError, BackendError, EdgeError, SettingsError, UsageError
-from deeptalk_edge.rows import Ids
+from deeptalk_edge.model.rows import Ids
 from deeptalk_edge.runtime import conversation
 from deeptalk_edge.runtime.answer import Answer
-from deeptalk_edge.runtime.audio.codec import StreamingCodec
-from deeptalk_edge.runtime.audio.encoder import Encoder
-from deeptalk_edge.runtime.backends import native_library
-from deeptalk_edge.runtime.backends.native import NativeEngine
-from deeptalk_edge.runtime.backends.native_library import NativeContext
-from deeptalk_edge.runtime.bundle import Bundle
+from deeptalk_edge.runtime.backends.cpu import library as native_library
+from deeptalk_edge.runtime.backends.cpu.engine import NativeEngine
+from deeptalk_edge.runtime.backends.cpu.library import NativeContext
+from deeptalk_edge.runtime.backends.open import kernels_for, open_codec, open_engine
 from deeptalk_edge.runtime.conversation import (
     Conversation,
     ConversationSettings,
     TextPiece,
     TurnDone,
 )
-from deeptalk_edge.runtime.engines import kernels_for, open_codec, open_engine
-from deeptalk_edge.runtime.experts.from_bundle import PagingSettings
+from deeptalk_edge.runtime.experts.open import PagingSettings
 from deeptalk_edge.runtime.experts.paged import PagedExperts
 from deeptalk_edge.runtime.experts.routes import Routes
+from deeptalk_edge.runtime.lm.codec_stream import StreamingCodec
+from deeptalk_edge.runtime.lm.encoder import Encoder
 from deeptalk_edge.runtime.lm.engine import Engine
 from deeptalk_edge.runtime.settings import EngineChoice
 from tests.native.cpu import built

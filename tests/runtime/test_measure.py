@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from deeptalk_edge.bundle.manifest import MANIFEST
+from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.cli import main
 from deeptalk_edge.errors import SettingsError
-from deeptalk_edge.runtime.bundle import Bundle
 from deeptalk_edge.runtime.conversation import Conversation, TurnDone
 from deeptalk_edge.runtime.measure import FIGURES, measure
+from tests.runtime.commands.test_run import question
 from tests.runtime.sounds import voice
-from tests.runtime.test_command import question
 from tests.runtime.test_imports import TRAINING_STACK
 
 __all__ = ["question"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deeptalk_edge.runtime.bundle import Bundle
+from deeptalk_edge.bundle.reader import Bundle
 from tests import shims
 from tests.native.cpu import built
 
@@ -15,10 +15,10 @@ import dataclasses, sys
 from pathlib import Path
 import numpy as np
 from deeptalk_edge.runtime.audio.virtual_port import VirtualPort, recording
-from deeptalk_edge.runtime.backends import native_library
-from deeptalk_edge.runtime.bundle import Bundle
+from deeptalk_edge.runtime.backends.cpu import library as native_library
+from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.runtime.conversation import Conversation, ConversationSettings
-from deeptalk_edge.runtime.experts.from_bundle import PagingSettings
+from deeptalk_edge.runtime.experts.open import PagingSettings
 from deeptalk_edge.runtime.loop.fake_talker import FakeTalker
 from deeptalk_edge.runtime.loop.live import LiveConversation
 
@@ -51,8 +51,8 @@ REFUSALS = """
 import ctypes, dataclasses, logging, os, sys
 from pathlib import Path
 from deeptalk_edge.errors import EdgeError
-from deeptalk_edge.runtime.backends import native_library
-from deeptalk_edge.runtime.bundle import Bundle
+from deeptalk_edge.runtime.backends.cpu import library as native_library
+from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.runtime.conversation import Conversation, ConversationSettings
 
 native_library.LIBRARY = Path(sys.argv[1])

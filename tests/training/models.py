@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from deeptalk_edge.spec import ModelSpec
+from deeptalk_edge.model.spec import ModelSpec
 from deeptalk_edge.training.model import DeepTalk
 
 

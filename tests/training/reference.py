@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from deeptalk_edge.spec import DecoderSpec, ModelSpec
+from deeptalk_edge.model.spec import DecoderSpec, ModelSpec
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from deeptalk_edge.prompt import speak_as
-from deeptalk_edge.rows import AnswerRows, Ids, codec_columns, text_rows
+from deeptalk_edge.model.prompt import speak_as
+from deeptalk_edge.model.rows import AnswerRows, Ids, codec_columns, text_rows
 from deeptalk_edge.training.generate import Answer, Mode, Sampling, generate
 from deeptalk_edge.training.model import DeepTalk
 from tests.specs import PLAIN

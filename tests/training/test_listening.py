@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from deeptalk_edge.spec import EncoderSpec
+from deeptalk_edge.model.spec import EncoderSpec
 from deeptalk_edge.training.encoder import EncoderLayer
 from deeptalk_edge.training.model import DeepTalk
 from deeptalk_edge.training.tiny.corpus import Clips, Corpus, Utterance

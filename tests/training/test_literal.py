@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from deeptalk_edge.rows import audio_rows
-from deeptalk_edge.spec import DecoderSpec, ModelSpec, YarnSpec
+from deeptalk_edge.model.rows import audio_rows
+from deeptalk_edge.model.spec import DecoderSpec, ModelSpec, YarnSpec
 from deeptalk_edge.training.model import align_features
 from tests.specs import DECODER, SPECS
 from tests.training import reference

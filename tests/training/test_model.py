@@ -12,7 +12,7 @@ from torch.nn import functional
 from transformers import DeepseekV2Config, DeepseekV2ForCausalLM, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from deeptalk_edge.spec import DecoderSpec, ModelSpec
+from deeptalk_edge.model.spec import DecoderSpec, ModelSpec
 from deeptalk_edge.training.attention import (
     LatentAttention,
     absorbed_attention,

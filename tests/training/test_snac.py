@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from deeptalk_edge.errors import ArtifactError
-from deeptalk_edge.noise_tape import noise_tape
-from deeptalk_edge.spec import CodecSpec
+from deeptalk_edge.model.noise import noise_tape
+from deeptalk_edge.model.spec import CodecSpec
 from deeptalk_edge.training.snac import Snac, VectorQuantizer, rows_from_scales, scales_from_rows
 from deeptalk_edge.training.snac_files import load_snac, save_snac
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from deeptalk_edge.prompt import Typed
-from deeptalk_edge.rows import AnswerRows
-from deeptalk_edge.spec import ModelSpec, TextAlignment
+from deeptalk_edge.model.prompt import Typed
+from deeptalk_edge.model.rows import AnswerRows
+from deeptalk_edge.model.spec import ModelSpec, TextAlignment
 from deeptalk_edge.training.losses import IGNORE
 from deeptalk_edge.training.tiny.corpus import Clips, Corpus, Utterance
 from deeptalk_edge.training.tiny.dataset import (

@@ -11,8 +11,9 @@ from tokenizers import Tokenizer
 from deeptalk_edge.files import sha256_of
 from deeptalk_edge.training.checkpoint import load_model
 from deeptalk_edge.training.tiny.publish import publish
+from tests.places import TINY
 
-SHIPPED = Path(__file__).parent.parent.parent / "checkpoints" / "tiny"
+SHIPPED = TINY
 
 
 @pytest.fixture

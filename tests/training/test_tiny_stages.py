@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from deeptalk_edge.features import log_mel, num_frames
-from deeptalk_edge.spec import EncoderSpec
+from deeptalk_edge.model.features import log_mel, num_frames
+from deeptalk_edge.model.spec import EncoderSpec
 from deeptalk_edge.training.model import DeepTalk
 from deeptalk_edge.training.tiny.hearing import Ear, HearingSettings
 from deeptalk_edge.training.tiny.stages import (

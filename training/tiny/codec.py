@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from deeptalk_edge.spec import CodecSpec
+from deeptalk_edge.model.spec import CodecSpec
 from deeptalk_edge.training.snac import Snac, scales_from_rows
 from deeptalk_edge.training.tiny.corpus import Clips, Samples, as_samples
 from deeptalk_edge.training.tiny.domain import random_answer

@@ -21,9 +21,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from deeptalk_edge.prompt import Heard, Segment, Template, Typed, speak_as
-from deeptalk_edge.rows import Ids, delay, text_rows
-from deeptalk_edge.spec import ModelSpec
+from deeptalk_edge.model.prompt import Heard, Segment, Template, Typed, speak_as
+from deeptalk_edge.model.rows import Ids, delay, text_rows
+from deeptalk_edge.model.spec import ModelSpec
 from deeptalk_edge.training.losses import IGNORE
 from deeptalk_edge.training.tiny.corpus import Corpus
 from deeptalk_edge.training.tiny.domain import (

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from deeptalk_edge.features import FFT_SAMPLES, HOP_SAMPLES, mel_filters
-from deeptalk_edge.spec import EncoderSpec
+from deeptalk_edge.model.features import FFT_SAMPLES, HOP_SAMPLES, mel_filters
+from deeptalk_edge.model.spec import EncoderSpec
 
 Floats = npt.NDArray[np.float32]
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deeptalk_edge.spec import ModelSpec
+from deeptalk_edge.model.spec import ModelSpec
 from deeptalk_edge.training.encoder import EncoderLayer
 from deeptalk_edge.training.loop import Losses
 from deeptalk_edge.training.model import DeepTalk

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deeptalk_edge.spec import CodecSpec
+from deeptalk_edge.model.spec import CodecSpec
 
 NUM_MELS = 100
 MEL_TOP_HZ = 8000

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tokenizers import Tokenizer
 
-from deeptalk_edge.prompt import AUDIO_TOKEN, Template
-from deeptalk_edge.spec import (
+from deeptalk_edge.model.prompt import AUDIO_TOKEN, Template
+from deeptalk_edge.model.spec import (
     CodecSpec,
     DecoderSpec,
     EncoderSpec,

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from deeptalk_edge.files import write_file
-from deeptalk_edge.spec import ModelSpec
+from deeptalk_edge.model.spec import ModelSpec
 from deeptalk_edge.training.expert_split import ExpertLoads, split_experts, text_experts
 from deeptalk_edge.training.experts import Router, Routing
 from deeptalk_edge.training.loop import Losses

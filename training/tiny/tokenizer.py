@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from deeptalk_edge.prompt import AUDIO_TOKEN
+from deeptalk_edge.model.prompt import AUDIO_TOKEN
 
 BOS = "<｜begin▁of▁sentence｜>"  # noqa: RUF001 - DeepSeek's own spelling
 EOS = "<｜end▁of▁sentence｜>"  # noqa: RUF001

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.files import write_file
-from deeptalk_edge.spec import CodecSpec
+from deeptalk_edge.model.spec import CodecSpec
 from deeptalk_edge.training.snac import ResidualQuantizer, rows_from_scales
 from deeptalk_edge.training.tiny.codebooks import CodeUsage, start_codebooks
 from deeptalk_edge.training.tiny.corpus import Clips

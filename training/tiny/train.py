@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save
 from tokenizers import Tokenizer
 
 from deeptalk_edge.files import write_file
-from deeptalk_edge.noise_tape import check_seed
-from deeptalk_edge.spec import CodecSpec
+from deeptalk_edge.model.noise import check_seed
+from deeptalk_edge.model.spec import CodecSpec
 from deeptalk_edge.training.expert_split import save_split
 from deeptalk_edge.training.loop import LoopSettings, Losses, train
 from deeptalk_edge.training.model import DeepTalk

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from deeptalk_edge.errors import BackendError
 from deeptalk_edge.export.engines import build as builds
 from deeptalk_edge.export.engines.build import EngineSettings, build_engine, unsupported_nodes
-from deeptalk_edge.export.engines.plan import read_plan
+from deeptalk_edge.export.engines.inspect import read_plan
 
 RTX = EngineSettings(backend="tensorrt_rtx", targets=("sm_86", "sm_89", "sm_120"))
 PROFILES = [{"x": ((1, 16), (2, 16), (8, 16))}]

@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 
 from deeptalk_edge.bundle.manifest import MoeForm
+from deeptalk_edge.bundle.reader import Bundle, Machine
 from deeptalk_edge.devices.profile import DeviceProfile, load_profile
 from deeptalk_edge.errors import ArtifactError, BackendError, SettingsError
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
 from deeptalk_edge.export.engines.build import EngineSettings, unsupported_nodes
-from deeptalk_edge.export.engines.plan import PlanGraph, read_plan
-from deeptalk_edge.runtime.bundle import Bundle, Machine
+from deeptalk_edge.export.engines.inspect import PlanGraph, read_plan
 from tests.manifests import edit_manifest
+from tests.places import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 CHECKPOINT = ROOT / "checkpoints/tiny"
 TARGETS = ("sm_86", "sm_89", "sm_120")
 

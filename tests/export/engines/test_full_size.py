@@ -11,18 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from deeptalk_edge.export.codec import export_codec
-from deeptalk_edge.export.encoder import export_encoder
+from deeptalk_edge.bench.export_full import build_step
+from deeptalk_edge.bench.random_checkpoint import RandomCheckpoint
+from deeptalk_edge.checkpoint.config import read_codec_spec, read_model_spec
 from deeptalk_edge.export.engines.build import EngineSettings, build_engine, unsupported_nodes
-from deeptalk_edge.export.engines.graphs import codec_profiles
-from deeptalk_edge.export.engines.plan import read_plan
-from deeptalk_edge.export_full import build_step
-from deeptalk_edge.random_checkpoint import RandomCheckpoint
-from deeptalk_edge.spec_files import read_codec_spec, read_model_spec
+from deeptalk_edge.export.engines.inspect import read_plan
+from deeptalk_edge.export.engines.shapes import codec_profiles
+from deeptalk_edge.export.graphs.codec import export_codec
+from deeptalk_edge.export.graphs.encoder import export_encoder
 from tests.export.checkpoints import CodecTensors, random_codec
+from tests.places import OFFICIAL_SIZE
 
-OFFICIAL = Path(__file__).parents[3] / "checkpoints/official-size"
-SPEC = read_model_spec(OFFICIAL)
+SPEC = read_model_spec(OFFICIAL_SIZE)
 ONE_LAYER = replace(SPEC, decoder=replace(SPEC.decoder, num_layers=1, num_dense_layers=0))
 TARGETS = ("sm_89", "sm_120")
 RTX = EngineSettings(backend="tensorrt_rtx", targets=TARGETS)
@@ -46,7 +46,7 @@ def test_a_decoder_layer_reads_its_experts_where_they_lie(
 
 def test_the_encoder_builds_with_fused_attention(tmp_path: Path) -> None:
     export_encoder(
-        RandomCheckpoint(SPEC, OFFICIAL / "snac"), tmp_path, precision="float16", is_fixed=True
+        RandomCheckpoint(SPEC, OFFICIAL_SIZE / "snac"), tmp_path, precision="float16", is_fixed=True
     )
     assert unsupported_nodes(tmp_path / "encoder.onnx", RTX) == []
     build_engine(tmp_path / "encoder.onnx", tmp_path / "encoder.engine", [], RTX)
@@ -58,7 +58,7 @@ def test_the_encoder_builds_with_fused_attention(tmp_path: Path) -> None:
 
 
 def test_the_streaming_codec_builds_in_both_precisions(tmp_path: Path) -> None:
-    codec = CodecTensors(random_codec(read_codec_spec(OFFICIAL / "snac")))
+    codec = CodecTensors(random_codec(read_codec_spec(OFFICIAL_SIZE / "snac")))
     for precision in ("float32", "float16"):
         place = tmp_path / precision
         place.mkdir()

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from deeptalk_edge.runtime.backends.native_library import NativeLibrary
+from deeptalk_edge.runtime.backends.cpu.library import NativeLibrary
 from native.cpu.build import SOURCES, build
+from tests.places import ROOT
 
-_PLACE = Path(__file__).parents[3] / "build" / "native_tests"
+_PLACE = ROOT / "build" / "native_tests"
 
 
 def library() -> NativeLibrary:

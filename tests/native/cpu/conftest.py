@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from deeptalk_edge.runtime.backends.native_library import NativeContext, NativeLibrary
+from deeptalk_edge.runtime.backends.cpu.library import NativeContext, NativeLibrary
 from tests.native.cpu import built
 
 _X86_PATHS = ("avx512-bf16", "avx512", "avx512-intel", "avx2-vnni", "avx2")

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deeptalk_edge.bundle.expert_record import RecordFormat, pack_int4
 from deeptalk_edge.calibration.quantise import quantise_expert, quantise_int4, quantise_int8
-from deeptalk_edge.expert_record import RecordFormat, pack_int4
-from deeptalk_edge.runtime.backends.native_library import Matrix, Table, span
+from deeptalk_edge.runtime.backends.cpu.library import Matrix, Table, span
 
 Array = NDArray[Any]
 

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from deeptalk_edge.bundle.expert_record import from_bfloat16, to_bfloat16
 from deeptalk_edge.errors import BackendError
-from deeptalk_edge.expert_record import from_bfloat16, to_bfloat16
-from deeptalk_edge.runtime.backends.native_library import (
+from deeptalk_edge.runtime.backends.cpu.library import (
     CACHE_KINDS,
     NativeContext,
     NativeLibrary,

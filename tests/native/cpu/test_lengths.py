@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from deeptalk_edge.expert_record import RecordFormat
-from deeptalk_edge.runtime.backends.native_codec import CodecCall, CodecSizes
-from deeptalk_edge.runtime.backends.native_library import (
+from deeptalk_edge.bundle.expert_record import RecordFormat
+from deeptalk_edge.runtime.backends.cpu.codec import CodecCall, CodecSizes
+from deeptalk_edge.runtime.backends.cpu.library import (
     DecoderSizes,
     Int32,
     Layer,
@@ -29,7 +29,7 @@ from deeptalk_edge.runtime.backends.native_library import (
     span,
     span_of,
 )
-from deeptalk_edge.runtime.backends.native_weights import record_of
+from deeptalk_edge.runtime.backends.cpu.weights import record_of
 from tests.native.cpu.references import random_records, stored
 
 Array = NDArray[Any]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deeptalk_edge.runtime.backends.native_library import NativeLibrary
+from deeptalk_edge.runtime.backends.cpu.library import NativeLibrary
 
 _AVX2 = {"avx2", "fma", "f16c"}
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}

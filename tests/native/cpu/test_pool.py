@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from deeptalk_edge.errors import UsageError
-from deeptalk_edge.runtime.backends import native_library
-from deeptalk_edge.runtime.backends.native_library import NativeContext, NativeLibrary
+from deeptalk_edge.runtime.backends.cpu import library as native_library
+from deeptalk_edge.runtime.backends.cpu.library import NativeContext, NativeLibrary
 from native.cpu.build import SOURCES
 
 # The program's own pthread_create stands before the system's.

@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from deeptalk_edge.bundle.expert_record import ExpertDtype, RecordFormat, pack_int4
 from deeptalk_edge.errors import BackendError
-from deeptalk_edge.expert_record import ExpertDtype, RecordFormat, pack_int4
-from deeptalk_edge.runtime.backends.native_library import Matrix, NativeContext, NativeLibrary, Span
-from deeptalk_edge.runtime.backends.native_weights import record_of
+from deeptalk_edge.runtime.backends.cpu.library import Matrix, NativeContext, NativeLibrary, Span
+from deeptalk_edge.runtime.backends.cpu.weights import record_of
 from tests.native.cpu.references import expert, random_records, rounded, stored, stored_as, table_of
 
 Array = NDArray[Any]

@@ -11,10 +11,11 @@ from zipfile import ZipFile
 
 import pytest
 
-from deeptalk_edge.runtime.backends.native_library import NativeLibrary
+from deeptalk_edge.runtime.backends.cpu.library import NativeLibrary
 from native.cpu.build import SOURCES
+from tests.places import ROOT
 
-DIST = Path(__file__).parents[3] / "dist"
+DIST = ROOT / "dist"
 LIBRARY = "deeptalk_edge/libdeeptalk_cpu.so"
 ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
 

@@ -1,0 +1,161 @@
+"""`make bench`: how fast this machine answers with a bundle, and decodes full-size SNAC.
+
+The bundle's figures are those of `deeptalk-edge profile run`, in a process of its own; the others
+are medians, and what is compared runs side by side in one process. The last line of the output is
+JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeptalk_edge.bundle.manifest import NATIVE_CODEC, CodecEntry
+from deeptalk_edge.export.graphs.codec import export_codec
+from deeptalk_edge.export.packed.cpu_codec import write_native_codec
+from deeptalk_edge.model.rows import Ids
+from deeptalk_edge.model.spec import CodecSpec
+from deeptalk_edge.runtime.backends.cpu.codec import NativeCodec
+from deeptalk_edge.runtime.backends.cpu.library import LIBRARY
+from deeptalk_edge.runtime.backends.ort.engine import OrtGraph
+from deeptalk_edge.runtime.lm.codec_stream import CodecGraph
+from deeptalk_edge.runtime.measure import page
+from deeptalk_edge.training.snac import Snac
+
+Figures = dict[str, float]
+
+CLI = (sys.executable, "-m", "deeptalk_edge.cli")
+
+SNAC_24KHZ = CodecSpec(
+    sampling_rate=24000,
+    encoder_dim=48,
+    encoder_rates=(2, 4, 8, 8),
+    latent_dim=768,
+    decoder_dim=1024,
+    decoder_rates=(8, 8, 4, 2),
+    codebook_size=4096,
+    codebook_dim=8,
+    vq_strides=(4, 2, 1),
+    noise=True,
+    depthwise=True,
+)
+"""The released codec's sizes; here with random weights, which cost the same."""
+
+WINDOW_FRAMES = 4
+"""The common way to stream SNAC decodes a window of 28 tokens for each new frame."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print a table and a line of JSON."""
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--wav", type=Path, nargs="+", required=True, help="spoken questions")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeat", type=int, default=5)
+    args = parser.parse_args(argv)
+    answers = measure_answers(args.bundle, args.wav, args.threads, args.repeat)
+    print(page(answers), end="\n\n", flush=True)
+    figures: dict[str, Figures] = {
+        "process": measure_process(args.bundle, args.wav[0], args.repeat),
+        "full_size_snac": measure_codec(args.threads, 4 * args.repeat),
+    }
+    for group, values in figures.items():
+        print(group.replace("_", " "))
+        for name, value in values.items():
+            print(f"  {name:46}{value:10.2f}")
+    print(json.dumps({"answers": answers, **figures}))
+    return 0
+
+
+def measure_answers(place: Path, wavs: list[Path], threads: int, repeat: int) -> dict[str, Any]:
+    """What a device measures with the same command; torch, which is loaded here, is not in it."""
+    command = [*CLI, "profile", "run", "--bundle", str(place), "--wav", *map(str, wavs), "--json"]
+    command += ["--threads", str(threads), "--repeat", str(repeat)]
+    finished = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    report: dict[str, Any] = json.loads(finished.stdout)
+    return report
+
+
+def measure_process(place: Path, wav: Path, repeat: int) -> Figures:
+    """What a fresh process costs, its start and its imports included."""
+    run = ["run", "--bundle", str(place), "--wav", str(wav), "--json"]
+    bare = _median_ms([sys.executable, "-c", "pass"], repeat)
+    return {
+        "python alone, ms": bare,
+        "deeptalk-edge --help, ms": _median_ms([*CLI, "--help"], repeat),
+        "cold start to the end of an answer, ms": _median_ms([*CLI, *run], repeat),
+    }
+
+
+def measure_codec(threads: int, num_frames: int) -> Figures:
+    """Full-size SNAC: a new frame by state, on ONNX Runtime and on the kernels where they are
+    installed, beside a new frame by the 28-token window."""
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, SNAC_24KHZ.codebook_size, (WINDOW_FRAMES, SNAC_24KHZ.frame_codes))
+    with tempfile.TemporaryDirectory() as folder:
+        weights, place = _RandomSnac(), Path(folder)
+        exported = export_codec(weights, "off", place)
+        entry = CodecEntry(spec=SNAC_24KHZ, noise="off", **dataclasses.asdict(exported))
+        ort = OrtGraph(place / "codec.onnx", threads=threads)
+        ways: dict[str, tuple[CodecGraph, Ids]] = {
+            "one frame of sound, ONNX Runtime, ms": (ort, codes[:1])
+        }
+        if LIBRARY.is_file():
+            write_native_codec(weights, "off", place / NATIVE_CODEC)
+            native = NativeCodec(place / NATIVE_CODEC, entry, threads=threads)
+            ways[f"one frame of sound, {native.kernel_path}, ms"] = (native, codes[:1])
+        ways["one frame by a 28-token window, ms"] = (ort, codes)
+        feeds: dict[str, NDArray[Any]] = {
+            "position": np.array(0, np.int64),
+            "length": np.array(1 << 40, np.int64),
+            "state": np.zeros(entry.state_size, np.float32),
+        }
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(num_frames):
+            for name, (codec, frames) in ways.items():
+                start_s = time.perf_counter()
+                codec.run({**feeds, "codes": frames})
+                times[name].append((time.perf_counter() - start_s) * 1000)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+class _RandomSnac:
+    """Full-size SNAC with random weights, in the form that the codec's exporter reads."""
+
+    spec = SNAC_24KHZ
+
+    def __init__(self) -> None:
+        state = Snac(self.spec, with_encoder=False).state_dict()
+        self._tensors = {name: tensor.numpy() for name, tensor in state.items()}
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: tensor.shape for name, tensor in self._tensors.items()}
+
+    def tensor(self, name: str) -> NDArray[np.float32]:
+        return np.asarray(self._tensors[name], np.float32)
+
+
+def _median_ms(command: list[str], repeat: int) -> float:
+    times = []
+    for _ in range(repeat):
+        start_s = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        times.append((time.perf_counter() - start_s) * 1000)
+    return statistics.median(times)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""What one frame of sound takes besides the decoder: choosing its ids, and full-size SNAC."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeptalk_edge.bundle.manifest import NATIVE_CODEC, CodecEntry
+from deeptalk_edge.checkpoint.config import read_codec_spec
+from deeptalk_edge.export.graphs.codec import export_codec
+from deeptalk_edge.export.packed.cpu_codec import write_native_codec
+from deeptalk_edge.model.spec import CodecSpec, VocabularySpec
+from deeptalk_edge.runtime.backends.cpu.codec import NativeCodec
+from deeptalk_edge.runtime.lm.sampler import Sampler, SamplerSettings
+from deeptalk_edge.training.snac import Snac
+
+
+class SoundEnd:
+    """A sampler over random logits, and our kernels' streaming codec with random weights."""
+
+    def __init__(
+        self, codec: Path, vocabulary: VocabularySpec, threads: Sequence[int], path: str | None
+    ) -> None:
+        """`codec` is the directory of a codec's config.json, `path` one of the kernels'."""
+        spec = read_codec_spec(codec)
+        with tempfile.TemporaryDirectory() as folder:
+            weights, place = _RandomSnac(spec), Path(folder) / NATIVE_CODEC
+            exported = export_codec(weights, "off", Path(folder))
+            write_native_codec(weights, "off", place)
+            entry = CodecEntry(spec=spec, noise="off", **dataclasses.asdict(exported))
+            self._codecs = {
+                count: NativeCodec(place, entry, threads=count, path=path) for count in threads
+            }
+        random = np.random.default_rng(4)
+        self._feeds: dict[str, NDArray[Any]] = {
+            "codes": random.integers(0, spec.codebook_size, (1, spec.frame_codes)),
+            "position": np.array(0, np.int64),
+            "length": np.array(1 << 40, np.int64),
+            "state": np.zeros(entry.state_size, np.float32),
+        }
+        self._sampler = Sampler(vocabulary, SamplerSettings())
+        self._text = random.standard_normal(vocabulary.text_size, np.float32)
+        shape = (vocabulary.num_codebooks, vocabulary.codebook_block)
+        self._codes = random.standard_normal(shape, np.float32)
+        self.use(threads[0])
+
+    def use(self, threads: int) -> None:
+        self._codec = self._codecs[threads]
+
+    def sample(self) -> None:
+        """Choose the ids of a row."""
+        self._sampler.sample(self._text, self._codes)
+
+    def decode_frame(self) -> None:
+        """One frame by state."""
+        _, self._feeds["state"] = self._codec.run(self._feeds)
+
+
+class _RandomSnac:
+    """Random weights in the form that the codec's exporter reads."""
+
+    def __init__(self, spec: CodecSpec) -> None:
+        self.spec = spec
+        state = Snac(spec, with_encoder=False).state_dict()
+        self._tensors = {name: tensor.numpy() for name, tensor in state.items()}
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return {name: tensor.shape for name, tensor in self._tensors.items()}
+
+    def tensor(self, name: str) -> NDArray[np.float32]:
+        return np.asarray(self._tensors[name], np.float32)

@@ -1,0 +1,402 @@
+"""The ONNX Runtime backend: portable, exact, one engine per conversation.
+
+bindings   every buffer of a decode step is bound once; only the cache's views move from step to
+           step
+cache      past rows are bound as a prefix view, new rows are written in place behind them
+experts    run one by one, each on the rows that chose it, its weights bound in the slot where the
+           pager put them, and added up in ascending id in float32: no grouping changes a bit
+tail       the last router's experts, the final norm and the head run on the last row only
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from deeptalk_edge import host
+from deeptalk_edge.bundle.reader import Bundle
+from deeptalk_edge.errors import ArtifactError, BackendError
+from deeptalk_edge.lifetime import Lifetime, leave_to_parent, while_open
+from deeptalk_edge.model.rows import Ids
+from deeptalk_edge.model.spec import DecoderSpec
+from deeptalk_edge.runtime.backends.ort.mapped_files import own_mapped_files
+from deeptalk_edge.runtime.experts.open import PagingSettings, paged_experts
+from deeptalk_edge.runtime.experts.paged import ExpertSum, PagedExperts
+from deeptalk_edge.runtime.lm.cached_engine import CachedEngine
+from deeptalk_edge.runtime.lm.engine import Logits
+from deeptalk_edge.runtime.lm.kv_cache import KvCache
+
+Array = NDArray[np.float32]
+
+PREFILL_ROWS = 512
+"""Rows of one prefill run; bounds the memory of its attention scores."""
+
+_POLL_S = 0.1
+_STUCK_S = 3.0  # some threads of a session and not the others; they start within microseconds
+
+
+class OrtGraph:
+    """One graph in a session of its own; what ONNX Runtime throws becomes a BackendError."""
+
+    def __init__(self, path: Path, *, threads: int) -> None:
+        """Raises BackendError if ONNX Runtime refuses the graph or does not start its threads."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.enable_mem_pattern = False  # a plan per shape, and the cache grows every row
+        # Sessions take turns: an idle one that spins steals the core of the one at work.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        keep_int8_exact(options)
+        self.name = path.name
+        self._session: Any = _open_session(path, options, threads)
+        leave_to_parent(self._session)
+        own_mapped_files(path.parent)
+        self.outputs = [output.name for output in self._session.get_outputs()]
+        self._lifetime = Lifetime(self.name)
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Run on arrays; returns the outputs in the graph's order.
+
+        Raises BackendError if that fails, UsageError if the graph is closed or another process's.
+        """
+        self._lifetime.check()
+        try:
+            outputs: list[NDArray[Any]] = self._session.run(None, dict(feeds))
+        except Exception as error:
+            raise BackendError(f"{self.name}: failed to run ({error})") from error
+        return outputs
+
+    def binding(self) -> OrtBinding:
+        """Raises UsageError if the graph is closed or another process's."""
+        self._lifetime.check()
+        return OrtBinding(self.name, self._session)
+
+    def close(self) -> None:
+        """Let go of the session; bindings keep it alive. Doing it twice is doing it once."""
+        self._lifetime.close()
+        self._session = None
+
+
+def _open_session(path: Path, options: onnxruntime.SessionOptions, threads: int) -> Any:
+    """Open a session, in a thread of its own if it has threads: where the system gives ONNX Runtime
+    some of them and refuses the others, it waits for ever.
+
+    Raises BackendError then, and for whatever ONNX Runtime raises.
+    """
+    session: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+    def open_it() -> None:
+        try:
+            providers = ["CPUExecutionProvider"]
+            session.set_result(onnxruntime.InferenceSession(path, options, providers=providers))
+        except BaseException as error:
+            session.set_exception(error)
+
+    if threads == 1:
+        open_it()
+    else:
+        before = set(os.listdir("/proc/self/task"))
+        host.start_thread(threading.Thread(target=open_it, name=f"open {path.name}", daemon=True))
+        if not _is_done(session, before, threads):
+            raise _too_many_threads(path, threads)
+    try:
+        return session.result()
+    except Exception as error:  # the binding's errors share no base but this one
+        if "pthread_create" in str(error):
+            raise _too_many_threads(path, threads) from error
+        raise BackendError(
+            f"{path}: ONNX Runtime {onnxruntime.__version__} refuses it ({error})"
+        ) from error
+
+
+def _is_done(session: concurrent.futures.Future[Any], before: set[str], threads: int) -> bool:
+    """Wait for a session; False once it has had some of its threads, and not all, for too long."""
+    num_stuck = 0
+    while num_stuck * _POLL_S < _STUCK_S:
+        if concurrent.futures.wait([session], timeout=_POLL_S).done:
+            return True
+        num_new = len(set(os.listdir("/proc/self/task")) - before) - 1  # but for the opening one
+        num_stuck = num_stuck + 1 if 0 < num_new < threads - 1 else 0
+    return False
+
+
+def _too_many_threads(path: Path, threads: int) -> BackendError:
+    return BackendError(
+        f"{path}: ONNX Runtime wants {threads} threads and the system refuses some of them; "
+        f"{host.MORE_THREADS}, or ask for fewer"
+    )
+
+
+@cache
+def int8_saturates(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether ONNX Runtime's quick int8 products may overflow here: on x86-64 without VNNI."""
+    flags = cpuinfo.read_text(encoding="utf-8") if cpuinfo.is_file() else ""
+    return "avx512_vnni" not in flags and "avx_vnni" not in flags
+
+
+def keep_int8_exact(options: onnxruntime.SessionOptions) -> None:
+    """Have int8 sums exact on this machine, in the quick form where that is."""
+    if int8_saturates():  # the other form takes half as long again, or twice
+        options.add_session_config_entry("session.x64quantprecision", "1")
+
+
+class OrtBinding:
+    """Buffers bound to a graph's names. The caller keeps the buffers alive."""
+
+    def __init__(self, name: str, session: Any) -> None:
+        self._name = name
+        self._binding = session.io_binding()
+        self._run = partial(session.run_with_iobinding, self._binding)
+
+    def feed(self, name: str, buffer: NDArray[Any]) -> None:
+        self._binding.bind_input(
+            name, "cpu", 0, buffer.dtype.type, buffer.shape, buffer.ctypes.data
+        )
+
+    def fetch(self, name: str, buffer: NDArray[Any]) -> None:
+        self._binding.bind_output(
+            name, "cpu", 0, buffer.dtype.type, buffer.shape, buffer.ctypes.data
+        )
+
+    def run(self) -> None:
+        try:
+            self._run()
+        except Exception as error:
+            raise BackendError(f"{self._name}: failed to run ({error})") from error
+
+
+class OrtEngine(CachedEngine[KvCache]):
+    """The language model on ONNX Runtime. See `Engine`."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        context_rows: int,
+        threads: int = 1,
+        open_experts: Callable[[], PagedExperts] | None = None,
+    ) -> None:
+        """Load the graphs and allocate the cache; the experts are opened last, and are the engine's
+        from then on. By default their pool is as large as the memory that is left allows.
+
+        Raises ArtifactError if the bundle is for another backend or a file of it is altered,
+        BackendError if a graph does not load.
+        """
+        manifest = bundle.manifest
+        if manifest.target.backend not in ("ort", "native"):
+            raise ArtifactError(
+                f"{bundle.path}: made for the backend {manifest.target.backend}, this is ort; "
+                "export the checkpoint again for this device"
+            )
+        bundle.check(manifest.spare_files)
+        self._spec = decoder = manifest.model.decoder
+
+        def load(name: str) -> OrtGraph:
+            return OrtGraph(bundle.file(name), threads=threads)
+
+        self._embed = load(manifest.ort_graphs.embed)
+        self._segments = [load(name) for name in manifest.ort_graphs.segments]
+        self._head = load(manifest.ort_graphs.head)
+        expert = load(manifest.ort_graphs.expert)
+        self._layers = [_cached_layers(segment) for segment in self._segments]
+        super().__init__(
+            KvCache(
+                num_layers=decoder.num_layers, capacity=context_rows, width=decoder.cache_width
+            ),
+            self._give_back,
+        )
+        self.experts = open_experts() if open_experts else paged_experts(bundle, PagingSettings())
+        try:
+            self._bind(bundle, expert)
+        except BaseException:
+            self.experts.close()
+            raise
+
+    def _bind(self, bundle: Bundle, expert: OrtGraph) -> None:
+        decoder, vocabulary = self._spec, bundle.manifest.model.vocabulary
+        self._experts = ExpertSum(expert.binding(), self.experts)
+        self._num_columns = vocabulary.num_codebooks + 1
+        self._no_features = np.zeros((1, decoder.width), np.float32)
+        self._no_audio = np.zeros(1, np.bool_)
+        self._tails = {items: self._tail(items, bundle) for items in (1, 2)}
+        self._steps = {items: self._pass(items, 1) for items in (1, 2)}
+
+    @property
+    def kernel_path(self) -> None:
+        """None of our own kernels is at work."""
+
+    @while_open
+    def prefill(self, rows: Ids, features: Array, audio_mask: NDArray[np.bool_]) -> None:
+        self._check_prompt(features, audio_mask)
+        self._cache.ahead(0, len(rows))  # refuse all of it rather than the end of it
+        placed = np.zeros((len(rows), self._spec.width), np.float32)
+        placed[audio_mask] = features
+        for start in range(0, len(rows), PREFILL_ROWS):
+            part = slice(start, start + PREFILL_ROWS)
+            step = self._pass(1, len(rows[part]))
+            self.experts.begin_prefill(audio_mask[part])
+            self._run_layers(step, rows[part][None], placed[part], audio_mask[part])
+
+    @while_open
+    def decode_step(self, rows: Ids) -> Logits:
+        self._check_step(rows)
+        step = self._steps[self.num_items]
+        self.experts.begin_step(self.num_items)
+        self._run_layers(step, rows[:, None], self._no_features, self._no_audio)
+        return self._tails[self._fed_items].run()
+
+    @while_open
+    def logits(self) -> Logits:
+        self._check_fed()
+        return self._tails[self._fed_items].run()
+
+    def _give_back(self) -> None:
+        self._tails.clear()
+        self._steps.clear()
+        for graph in (self._embed, *self._segments, self._head):
+            graph.close()
+        self.experts.close()
+
+    def _run_layers(
+        self, step: _Pass, rows: Ids, features: Array, audio_mask: NDArray[np.bool_]
+    ) -> None:
+        """Run (B, T) rows to the last router, leave the last row to the tail, and count them."""
+        num_items, num_rows = rows.shape[:2]
+        cache = self._cache
+        for layers, segment in zip(self._layers, step.segments, strict=False):
+            for layer in layers:
+                segment.feed(f"cache_{layer}", cache.past(layer))
+                segment.fetch(f"new_{layer}", cache.ahead(layer, num_rows))
+        step.rows[...], step.features[...], step.audio_mask[...] = rows, features, audio_mask
+        step.embed.run()
+        last = len(step.segments) - 1
+        for index, segment in enumerate(step.segments):
+            segment.run()
+            if index < last:
+                layer = self._spec.num_dense_layers + index
+                self._experts.add_up(layer, step.cut, step.routed)
+        cache.advance(num_rows)
+        self._tails[num_items].cut.take_last(step.cut)
+        self._fed_items = num_items
+
+    def _pass(self, num_items: int, num_rows: int) -> _Pass:
+        return _Pass(
+            self._embed, self._segments[:-1], self._spec, num_items, num_rows, self._num_columns
+        )
+
+    def _tail(self, num_items: int, bundle: Bundle) -> _Tail:
+        vocabulary = bundle.manifest.model.vocabulary
+        logits = Logits(
+            np.empty((num_items, vocabulary.text_size), np.float32),
+            np.empty((num_items, vocabulary.num_codebooks, vocabulary.codebook_block), np.float32),
+        )
+        return _Tail(self._experts, self._segments[-1], self._head, self._spec, logits)
+
+
+class _Cut:
+    """What a segment hands over at its router, for B items of T rows."""
+
+    def __init__(self, spec: DecoderSpec, num_items: int, num_rows: int) -> None:
+        shape = (num_items, num_rows)
+        self.residual = np.empty((*shape, spec.width), np.float32)
+        self.normed = np.empty((*shape, spec.width), np.float32)
+        self.expert_ids = np.empty((*shape, spec.top_k), np.int64)
+        self.expert_weights = np.empty((*shape, spec.top_k), np.float32)
+
+    def take_last(self, other: _Cut) -> None:
+        """Copy the other's last row; this one has a single row."""
+        self.residual[:, 0] = other.residual[:, -1]
+        self.normed[:, 0] = other.normed[:, -1]
+        self.expert_ids[:, 0] = other.expert_ids[:, -1]
+        self.expert_weights[:, 0] = other.expert_weights[:, -1]
+
+    def fetch_from(self, segment: OrtBinding) -> None:
+        segment.fetch("residual", self.residual)
+        segment.fetch("normed", self.normed)
+        segment.fetch("expert_ids", self.expert_ids)
+        segment.fetch("expert_weights", self.expert_weights)
+
+
+class _Pass:
+    """Buffers and bindings to run (B, T) rows from their ids to the last router."""
+
+    def __init__(
+        self,
+        embed: OrtGraph,
+        segments: Sequence[OrtGraph],
+        spec: DecoderSpec,
+        num_items: int,
+        num_rows: int,
+        num_columns: int,
+    ) -> None:
+        self.rows = np.empty((num_items, num_rows, num_columns), np.int64)
+        self.features = np.empty((num_rows, spec.width), np.float32)
+        self.audio_mask = np.empty(num_rows, np.bool_)
+        self.cut = _Cut(spec, num_items, num_rows)
+        self.routed = np.empty((num_items, num_rows, spec.width), np.float32)
+        # A graph must not write what it still reads: the residual alternates between two buffers.
+        self._residuals = (np.empty_like(self.routed), self.cut.residual)
+        self.embed = embed.binding()
+        self.embed.feed("rows", self.rows)
+        self.embed.feed("features", self.features)
+        self.embed.feed("audio_mask", self.audio_mask)
+        self.embed.fetch("x", self.routed)  # the first segment's input, before anything is routed
+        self.segments = [segment.binding() for segment in segments]
+        last = len(segments) - 1
+        for index, segment in enumerate(self.segments):
+            self.cut.fetch_from(segment)
+            if index == 0:
+                segment.feed("x", self.routed)
+            else:
+                segment.feed("carried", self._residuals[(last - index) % 2])
+                segment.feed("routed", self.routed)
+            # The last segment writes where the tail looks for it.
+            segment.fetch("residual", self._residuals[(last - index + 1) % 2])
+
+
+class _Tail:
+    """From the last router to the logits, one row of each item."""
+
+    def __init__(
+        self,
+        experts: ExpertSum,
+        segment: OrtGraph,
+        head: OrtGraph,
+        spec: DecoderSpec,
+        logits: Logits,
+    ) -> None:
+        num_items = len(logits.text)
+        self.cut = _Cut(spec, num_items, 1)
+        self._experts, self._layer = experts, spec.num_layers - 1
+        self._routed = np.empty((num_items, 1, spec.width), np.float32)
+        self._hidden = np.empty((num_items, 1, spec.width), np.float32)
+        self._logits = logits
+        self._segment = segment.binding()
+        self._segment.feed("carried", self.cut.residual)
+        self._segment.feed("routed", self._routed)
+        self._segment.fetch("hidden", self._hidden)
+        self._head = head.binding()
+        self._head.feed("hidden", self._hidden[:, 0])
+        self._head.fetch("text_logits", logits.text)
+        self._head.fetch("code_logits", logits.codes)
+
+    def run(self) -> Logits:
+        self._experts.add_up(self._layer, self.cut, self._routed)
+        self._segment.run()
+        self._head.run()
+        return self._logits
+
+
+def _cached_layers(segment: OrtGraph) -> list[int]:
+    """The layers of a segment, read from the names of its outputs."""
+    return [int(name[4:]) for name in segment.outputs if name.startswith("new_")]

@@ -1,0 +1,144 @@
+"""Opens the paging of a bundle: file, pool, policy, look-ahead.
+
+Call it once everything else is loaded: the pool takes what memory is left.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeptalk_edge.bundle.arrays import read_arrays
+from deeptalk_edge.bundle.manifest import GATES
+from deeptalk_edge.bundle.reader import Bundle
+from deeptalk_edge.errors import SettingsError
+from deeptalk_edge.runtime.experts.degrade import Degrade, DegradeSettings
+from deeptalk_edge.runtime.experts.look_ahead import LookAhead, folded_gates
+from deeptalk_edge.runtime.experts.paged import PagedExperts, float32_record
+from deeptalk_edge.runtime.experts.pager import ExpertPager
+from deeptalk_edge.runtime.experts.pager_settings import PagerSettings
+from deeptalk_edge.runtime.experts.policy import POLICIES
+from deeptalk_edge.runtime.experts.pool import CpuPool
+from deeptalk_edge.runtime.experts.record_file import PAGE_BYTES, RecordFile
+from deeptalk_edge.runtime.experts.routes import RouteRecorder, Routes
+from deeptalk_edge.runtime.experts.sizing import num_slots_of, pool_slots, read_memory
+
+Array = NDArray[np.float32]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PagingSettings:
+    """How to page; nothing but `degrade` changes an answer."""
+
+    pool: str | None = None
+    """Experts that stay in memory, as a number or a share; None: as many as fit."""
+    policy: str = "phased"
+    look_ahead: bool = True
+    """Guess the next layer's experts, where the bundle has the routers for it."""
+    degrade: DegradeSettings | None = None
+    """None: exact. What is traded else is counted."""
+    pager: PagerSettings = field(default_factory=partial(PagerSettings, fills=True))
+
+
+def open_pager(bundle: Bundle, settings: PagingSettings) -> ExpertPager:
+    """A pager over the bundle's experts, for any number of sessions.
+
+    Raises ArtifactError if a record is out of place, DoesNotFit if there is no room for the least
+    pool, SettingsError if the pool is none.
+    """
+    manifest, decoder = bundle.manifest, bundle.manifest.model.decoder
+    records = manifest.experts.records
+    slot_bytes = max(-(-record.bytes // PAGE_BYTES) * PAGE_BYTES for record in records)
+    if settings.pool is None:
+        num_slots = pool_slots(
+            num_records=len(records),
+            slot_bytes=slot_bytes,
+            num_layers=len(decoder.moe_layers),
+            top_k=decoder.top_k,
+            available_bytes=read_memory().available_bytes,
+        )
+    else:
+        num_slots = num_slots_of(settings.pool, len(records))
+    source = RecordFile(bundle.file(manifest.experts.file))
+    if source.why_buffered is not None:
+        log.warning(
+            "%s: read through the page cache, %s; a local disk pages faster",
+            source.name,
+            source.why_buffered,
+        )
+    log.info("%s: %d of %d experts fit the pool", source.name, num_slots, len(records))
+    try:
+        pool = CpuPool(num_slots=num_slots, slot_bytes=slot_bytes)
+    except BaseException:
+        source.close()
+        raise
+    pager = ExpertPager(
+        records,
+        source,
+        pool,
+        POLICIES[settings.policy](len(records), decoder.num_experts, None),
+        settings.pager,
+    )
+    pager.rest()
+    return pager
+
+
+def paged_experts(
+    bundle: Bundle, settings: PagingSettings, pager: ExpertPager | None = None
+) -> PagedExperts:
+    """One session's experts, out of a pager that it shares or of its own.
+
+    Raises SettingsError if the settings need the routers and the bundle lacks them.
+    """
+    decoder = bundle.manifest.model.decoder
+    look_ahead = degrade = None
+    gates, norms = _routers(bundle) if GATES in bundle.manifest.files else ({}, {})
+    if settings.look_ahead and gates:
+        look_ahead = LookAhead(folded_gates(gates, norms), decoder.top_k)
+    if settings.degrade is not None:
+        if settings.degrade.bonus and not gates:
+            raise SettingsError(
+                f"{bundle.path}: a bonus for resident experts needs {GATES}; export it again"
+            )
+        degrade = Degrade(settings.degrade, gates)
+    return PagedExperts(
+        pager or open_pager(bundle, settings),
+        float32_record(bundle.manifest.record_format),
+        look_ahead=look_ahead,
+        degrade=degrade,
+        is_shared=pager is not None,
+    )
+
+
+def recorded_routes(bundle: Bundle, recorder: RouteRecorder) -> Routes:
+    """What a recorder took down of a bundle's model, ready to be saved."""
+    decoder, num_turns = bundle.manifest.model.decoder, len({p.turn for p in recorder.passes})
+    return Routes(
+        layers=tuple(decoder.moe_layers),
+        num_experts=decoder.num_experts,
+        top_k=decoder.top_k,
+        record_bytes=bundle.manifest.experts.records[0].bytes,
+        passes=recorder.passes,
+        source=f"checkpoint {bundle.manifest.checkpoint.name}, {num_turns} turns",
+    )
+
+
+def _routers(bundle: Bundle) -> tuple[dict[int, Array], dict[int, Array]]:
+    """The routers (E, C) and the norms before them (C,), by layer."""
+    decoder, path = bundle.manifest.model.decoder, bundle.file(GATES)
+    layers = decoder.moe_layers
+    arrays = read_arrays(
+        path,
+        {
+            "gates": (np.float32, (len(layers), decoder.num_experts, decoder.width)),
+            "norms": (np.float32, (len(layers), decoder.width)),
+        },
+    )
+    gates, norms = (dict(zip(layers, arrays[name], strict=True)) for name in ("gates", "norms"))
+    return gates, norms

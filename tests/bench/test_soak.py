@@ -1,0 +1,47 @@
+"""Hours of simulated conversation; here minutes, and the hour among the slow tests."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from deeptalk_edge.bench import soak
+from deeptalk_edge.runtime.loop.fake_talker import FakeAnswer
+from deeptalk_edge.runtime.loop.reply import Reply
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_minutes_of_restless_conversation_leave_no_fault(seed: int) -> None:
+    report = soak.Soak(seed=seed).run(hours=0.05, turns=40)
+    assert report.faults() == []
+    assert report.simulated_turns >= 40
+    assert min(report.barge_ins, report.resumed, report.discarded_on_trial) > 0
+
+
+def test_a_lost_device_is_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soak, "_LOSSES_PER_S", 1 / 10)
+    report = soak.Soak(seed=3).run(hours=0.03, turns=10)
+    assert report.faults() == []
+    assert report.device_losses > 3
+
+
+def test_the_watch_sees_a_sound_of_a_turn_that_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Reply, "hold", lambda self: min(self.heard, self.made))  # stops nothing
+    report = soak.Soak(seed=1).run(hours=0.03, turns=10)
+    assert any("samples of another turn" in fault for fault in report.faults())
+
+
+def test_the_watch_sees_a_word_that_nobody_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    settle = FakeAnswer.settle
+    monkeypatch.setattr(FakeAnswer, "settle", lambda self, heard=None: settle(self))
+    report = soak.Soak(seed=1).run(hours=0.03, turns=10)
+    assert any("were not heard" in fault for fault in report.faults())
+
+
+@pytest.mark.slow
+def test_an_hour_and_two_thousand_turns_leave_no_fault(capsys: pytest.CaptureFixture[str]) -> None:
+    assert soak.main([]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["simulated_hours"] >= 1
+    assert report["simulated_turns"] >= 2000

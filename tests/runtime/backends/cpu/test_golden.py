@@ -1,0 +1,85 @@
+"""The golden check of native bundles: the kernels beside a reference of the weights they hold."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from deeptalk_edge.bundle.reader import Bundle
+from deeptalk_edge.devices.profile import load_profile
+from deeptalk_edge.errors import ArtifactError
+from deeptalk_edge.export.bundle import ExportSettings, export_bundle
+from deeptalk_edge.runtime.backends.cpu.engine import NativeEngine
+from deeptalk_edge.runtime.backends.cpu.library import NativeLibrary
+from deeptalk_edge.runtime.backends.ort.engine import OrtGraph
+from deeptalk_edge.runtime.backends.self_check import NATIVE_TOLERANCE, check_golden
+from deeptalk_edge.runtime.lm.encoder import Encoder
+from tests.runtime.backends.cpu.fed import WIDE, random_checkpoint
+
+DEEP = replace(WIDE, decoder=replace(WIDE.decoder, num_layers=10, num_experts=16, top_k=4))
+OUTPUTS = ("text_logits", "code_logits")
+
+
+@pytest.fixture(scope="module", params=["int8", "int4:64"])
+def deep_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Shared: never write to it."""
+    place = tmp_path_factory.mktemp("deep")
+    profile = load_profile("cpu-int8").with_precision([f"experts={request.param}"])
+    checkpoint = random_checkpoint(DEEP, place / "checkpoint")
+    export_bundle(checkpoint, place / "bundle", ExportSettings(profile=profile))
+    return Bundle.open(place / "bundle")
+
+
+def golden_of(bundle: Bundle) -> dict[str, NDArray[np.float32]]:
+    with np.load(bundle.file("golden.npz")) as file:
+        return dict(file)
+
+
+def error_of(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def check(bundle: Bundle, library: NativeLibrary) -> None:
+    graphs = bundle.manifest.ort_graphs
+    engine = NativeEngine(bundle, context_rows=32, library=library)
+    try:
+        check_golden(
+            bundle,
+            encoder=Encoder(bundle.file(graphs.encoder), bundle.manifest.model.encoder),
+            engine=engine,
+            codec=OrtGraph(bundle.file(graphs.codec), threads=1),
+        )
+    finally:
+        engine.close()
+
+
+def test_a_deep_model_passes_however_far_its_rounding_moves_the_logits(
+    deep_bundle: Bundle, library: NativeLibrary
+) -> None:
+    golden = golden_of(deep_bundle)
+    moved = [error_of(golden[f"native_{name}"], golden[name]) for name in OUTPUTS]
+    if deep_bundle.manifest.experts.dtype == "int4":
+        assert min(moved) > NATIVE_TOLERANCE
+    check(deep_bundle, library)
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_a_bundle_that_lacks_what_the_kernels_should_give_is_refused(
+    deep_bundle: Bundle, library: NativeLibrary, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(ArtifactError, match=f"native_{name} missing; export the bundle again"):
+        check(without(f"native_{name}", deep_bundle, tmp_path), library)
+
+
+def without(name: str, bundle: Bundle, place: Path) -> Bundle:
+    """A copy whose golden.npz lacks something."""
+    copy = shutil.copytree(bundle.path, place / "bundle")
+    golden = golden_of(bundle)
+    del golden[name]
+    np.savez(copy / "golden.npz", **golden)  # type: ignore[arg-type]
+    return Bundle(copy, bundle.manifest)

@@ -1,0 +1,52 @@
+"""A bundle's file that is cut short under a running process neither ends it nor changes it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHILD = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from deeptalk_edge.runtime.backends.ort.engine import mapped_files
+from deeptalk_edge.runtime.backends.ort import engine as ort
+
+mapped_files.MOST_BYTES = int(sys.argv[3])
+replaced = []
+ort.own_mapped_files = lambda place: replaced.append(mapped_files.own_mapped_files(place))
+place, graph = Path(sys.argv[1]), sys.argv[2]
+embed = ort.OrtGraph(place / graph, threads=1)
+feeds = {"rows": np.arange(24, dtype=np.int64).reshape(1, 3, 8)}
+feeds["features"] = np.zeros((3, 24), np.float32)
+feeds["audio_mask"] = np.zeros(3, np.bool_)
+before = embed.run(feeds)[0]
+for file in place.iterdir():
+    os.truncate(file, 0)
+assert (embed.run(feeds)[0] == before).all()
+print(sum(replaced))
+"""
+
+
+def run(place: Path, most_bytes: int) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-c", CHILD, str(place), "embed.onnx", str(most_bytes)]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_weights_outlive_their_file(own_copy: Path, tmp_path: Path, linked: bool) -> None:
+    if linked:
+        own_copy = own_copy.rename(tmp_path / "elsewhere")
+        (tmp_path / "bundle").symlink_to(own_copy)
+        own_copy = tmp_path / "bundle"
+    done = run(own_copy, 1 << 40)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 0
+
+
+def test_what_is_left_mapped_dies_with_its_file(own_copy: Path) -> None:
+    """What the module protects from, still there."""
+    assert run(own_copy, 0).returncode < 0

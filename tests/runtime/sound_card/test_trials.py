@@ -1,0 +1,82 @@
+"""A trial is repeated as often as the machine's own clock explains, and no more."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.runtime.sound_card import trials
+from tests.runtime.sound_card.sounds import assert_intact, warble
+from tests.runtime.sound_card.trials import MAX_REPEATS, STILL_S, on_a_steady_machine
+
+
+class Clock:
+    """Says how long the machine stood still in each trial."""
+
+    def __init__(self, *still_s: float) -> None:
+        self._still_s = list(still_s)
+
+    def __call__(self) -> Clock:
+        self._now_s = self._still_s.pop(0)
+        return self
+
+    def stop(self) -> float:
+        return self._now_s
+
+
+class Room:
+    """Counts the trials in it and how often it is restarted; the last of `results` stays."""
+
+    def __init__(self, *results: bool) -> None:
+        self._results = list(results)
+        self.num_trials = self.num_restarts = 0
+
+    def restart(self) -> None:
+        self.num_restarts += 1
+
+    def try_once(self) -> None:
+        self.num_trials += 1
+        assert self._results.pop(0) if len(self._results) > 1 else self._results[0]
+
+
+@pytest.fixture(autouse=True)
+def _own_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials, "repeated", [])
+
+
+def run(room: Room, clock: Clock) -> None:
+    def trial(card: Room) -> None:
+        card.try_once()
+
+    on_a_steady_machine(trial, clock)(card=room)
+
+
+@pytest.mark.parametrize("still_s", [0.0, STILL_S])
+def test_a_failure_on_a_steady_machine_counts_at_once(still_s: float) -> None:
+    room = Room(False, True)
+    with pytest.raises(AssertionError):
+        run(room, Clock(still_s, 0.0))
+    assert (room.num_trials, room.num_restarts) == (1, 0)
+
+
+def test_a_failure_that_a_standstill_explains_is_repeated_and_counted() -> None:
+    room = Room(False, True)
+    run(room, Clock(0.05, 0.0))
+    assert (room.num_trials, room.num_restarts) == (2, 1)
+    (counted,) = trials.repeated
+    assert "trial: stood still for 0.050 s" in counted
+
+
+def test_a_failure_that_stays_is_one_in_the_end() -> None:
+    room = Room(False)
+    with pytest.raises(AssertionError):
+        run(room, Clock(*[0.05] * MAX_REPEATS))
+    assert room.num_trials == MAX_REPEATS + 1
+
+
+def test_one_ruined_quarter_second_is_not_intact() -> None:
+    said = warble(4.0, 16000)
+    assert_intact(said, said, 16000)
+    heard = said.copy()
+    heard[8000:8400] = 0.0  # 25 ms
+    with pytest.raises(AssertionError):
+        assert_intact(said, heard, 16000)
