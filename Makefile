@@ -115,7 +115,7 @@ wheels: $(VENV)/.dev  ## manylinux wheels for x86-64 and aarch64 in dist/, check
 	$(PYTHON) -m venv build/wheels
 	build/wheels/bin/python -m pip install -q --disable-pip-version-check dist/*_$$(uname -m).whl
 	$(BIN)/deeptalk-edge export $(MODEL) --device cpu-int8 -o build/wheels/bundle
-	build/wheels/bin/deeptalk-edge run --bundle build/wheels/bundle --backend native \
+	build/wheels/bin/deeptalk-edge run --bundle build/wheels/bundle --backend cpu \
 	    --wav $$(ls $(MODEL)/questions/*.wav | head -1)
 
 sanitize: $(VENV)/.dev  ## the native kernels under sanitizers, and on Arm under qemu-user (minutes)

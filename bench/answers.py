@@ -15,43 +15,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from deeptalk_edge.bench.random_snac import SNAC_24KHZ, RandomSnac
 from deeptalk_edge.bundle.manifest import NATIVE_CODEC, CodecEntry
 from deeptalk_edge.export.graphs.codec import export_codec
 from deeptalk_edge.export.packed.cpu_codec import write_native_codec
 from deeptalk_edge.model.rows import Ids
-from deeptalk_edge.model.spec import CodecSpec
 from deeptalk_edge.runtime.backends.cpu.codec import NativeCodec
 from deeptalk_edge.runtime.backends.cpu.library import LIBRARY
-from deeptalk_edge.runtime.backends.ort.engine import OrtGraph
-from deeptalk_edge.runtime.lm.codec_stream import CodecGraph
+from deeptalk_edge.runtime.backends.ort.backend import OrtCodec
+from deeptalk_edge.runtime.lm.codec_stream import Codec
 from deeptalk_edge.runtime.measure import page
-from deeptalk_edge.training.snac import Snac
 
 Figures = dict[str, float]
 
 CLI = (sys.executable, "-m", "deeptalk_edge.cli")
-
-SNAC_24KHZ = CodecSpec(
-    sampling_rate=24000,
-    encoder_dim=48,
-    encoder_rates=(2, 4, 8, 8),
-    latent_dim=768,
-    decoder_dim=1024,
-    decoder_rates=(8, 8, 4, 2),
-    codebook_size=4096,
-    codebook_dim=8,
-    vq_strides=(4, 2, 1),
-    noise=True,
-    depthwise=True,
-)
-"""The released codec's sizes; here with random weights, which cost the same."""
 
 WINDOW_FRAMES = 4
 """The common way to stream SNAC decodes a window of 28 tokens for each new frame."""
@@ -105,11 +87,11 @@ def measure_codec(threads: int, num_frames: int) -> Figures:
     rng = np.random.default_rng(0)
     codes = rng.integers(0, SNAC_24KHZ.codebook_size, (WINDOW_FRAMES, SNAC_24KHZ.frame_codes))
     with tempfile.TemporaryDirectory() as folder:
-        weights, place = _RandomSnac(), Path(folder)
+        weights, place = RandomSnac(SNAC_24KHZ), Path(folder)
         exported = export_codec(weights, "off", place)
         entry = CodecEntry(spec=SNAC_24KHZ, noise="off", **dataclasses.asdict(exported))
-        ort = OrtGraph(place / "codec.onnx", threads=threads)
-        ways: dict[str, tuple[CodecGraph, Ids]] = {
+        ort = OrtCodec(place / "codec.onnx", threads=threads)
+        ways: dict[str, tuple[Codec, Ids]] = {
             "one frame of sound, ONNX Runtime, ms": (ort, codes[:1])
         }
         if LIBRARY.is_file():
@@ -117,35 +99,14 @@ def measure_codec(threads: int, num_frames: int) -> Figures:
             native = NativeCodec(place / NATIVE_CODEC, entry, threads=threads)
             ways[f"one frame of sound, {native.kernel_path}, ms"] = (native, codes[:1])
         ways["one frame by a 28-token window, ms"] = (ort, codes)
-        feeds: dict[str, NDArray[Any]] = {
-            "position": np.array(0, np.int64),
-            "length": np.array(1 << 40, np.int64),
-            "state": np.zeros(entry.state_size, np.float32),
-        }
+        state = np.zeros(entry.state_size, np.float32)
         times: dict[str, list[float]] = {name: [] for name in ways}
         for _ in range(num_frames):
             for name, (codec, frames) in ways.items():
                 start_s = time.perf_counter()
-                codec.run({**feeds, "codes": frames})
+                codec.decode(frames, position=0, length=1 << 40, state=state, noise=[])
                 times[name].append((time.perf_counter() - start_s) * 1000)
     return {name: statistics.median(values) for name, values in times.items()}
-
-
-class _RandomSnac:
-    """Full-size SNAC with random weights, in the form that the codec's exporter reads."""
-
-    spec = SNAC_24KHZ
-
-    def __init__(self) -> None:
-        state = Snac(self.spec, with_encoder=False).state_dict()
-        self._tensors = {name: tensor.numpy() for name, tensor in state.items()}
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {name: tensor.shape for name, tensor in self._tensors.items()}
-
-    def tensor(self, name: str) -> NDArray[np.float32]:
-        return np.asarray(self._tensors[name], np.float32)
 
 
 def _median_ms(command: list[str], repeat: int) -> float:

@@ -77,7 +77,7 @@ def build_step(
     wrote_s = time.monotonic() - began
     profiles = step_profiles(
         graph,
-        moe="plugin" if plugin else "native",
+        moe="plugin" if plugin else "operators",
         context_rows=CONTEXT_ROWS,
         num_experts=decoder.num_experts,
         all_experts=decoder.num_experts * len(decoder.moe_layers),
@@ -94,7 +94,7 @@ def build_step(
     return {
         "layers": decoder.num_layers,
         "experts": experts,
-        "moe": "plugin" if plugin else "native",
+        "moe": "plugin" if plugin else "operators",
         "targets": targets,
         "tensorrt_rtx": built.version,
         "engine_mb": round(built.bytes / 1e6, 1),

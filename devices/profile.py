@@ -5,8 +5,8 @@ with its source and whether someone has confirmed it. An unknown key is refused.
 
     name = "orin-nano-8gb"
     summary = "Jetson Orin Nano 8 GB, Super"
-    backend = "tensorrt"        # ort, native, tensorrt_rtx or tensorrt
-    moe = "plugin"              # split, plugin or native
+    backend = "tensorrt"        # ort, cpu, tensorrt_rtx or tensorrt
+    moe = "plugin"              # split, plugin or operators
     expert_residency = "paged"  # resident or paged
 
     [precision]
@@ -28,8 +28,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from deeptalk_edge.bundle.manifest import Backend, MoeForm
 from deeptalk_edge.bundle.precision import FLOAT32, NATIVE, Precision
+from deeptalk_edge.bundle.target import MoeForm, TargetBackend, current_name
 from deeptalk_edge.errors import SettingsError
 
 if sys.version_info >= (3, 11):
@@ -45,9 +45,9 @@ RTX_TARGETS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
 
 _MOE_FORMS: dict[str, tuple[str, ...]] = {
     "ort": ("split",),
-    "native": ("split",),
-    "tensorrt_rtx": ("native", "plugin"),
-    "tensorrt": ("plugin", "native"),
+    "cpu": ("split",),
+    "tensorrt_rtx": ("operators", "plugin"),
+    "tensorrt": ("plugin", "operators"),
 }
 
 Value = TypeVar("Value", covariant=True)
@@ -94,7 +94,7 @@ class DeviceProfile:
 
     name: str
     summary: str
-    backend: Backend
+    backend: TargetBackend
     moe: MoeForm
     expert_residency: Residency
     precision: Precision
@@ -104,7 +104,7 @@ class DeviceProfile:
         for name in ("name", "summary"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} = {getattr(self, name)!r}: expected text")
-        choices = {"backend": Backend, "moe": MoeForm, "expert_residency": Residency}
+        choices = {"backend": TargetBackend, "moe": MoeForm, "expert_residency": Residency}
         for name, kind in choices.items():
             if getattr(self, name) not in get_args(kind):
                 known = ", ".join(get_args(kind))
@@ -112,16 +112,16 @@ class DeviceProfile:
         if self.moe not in _MOE_FORMS[self.backend]:
             known = " or ".join(_MOE_FORMS[self.backend])
             raise ValueError(f"moe = {self.moe!r} with backend {self.backend}: expected {known}")
-        if self.precision.kv_cache == "int8" and self.backend != "native":
+        if self.precision.kv_cache == "int8" and self.backend != "cpu":
             raise ValueError(
                 f"kv_cache = int8 with backend {self.backend}: only our CPU kernels keep such a "
-                "cache; choose float32 (ort), float16 (engines) or backend native"
+                "cache; choose float32 (ort), float16 (engines) or backend cpu"
             )
         if self.backend == "ort" and self.precision != FLOAT32:
             raise ValueError("a bundle for backend ort is float32 throughout; set every precision")
-        if self.backend == "native" and not _is_native(self.precision):
+        if self.backend == "cpu" and not _is_native(self.precision):
             raise ValueError(
-                "a bundle for backend native has the codec in float32, decoder and head in int8, "
+                "a bundle for backend cpu has the codec in float32, decoder and head in int8, "
                 "the encoder in float32 or int8, experts in int8 or int4, kv_cache in bfloat16 or "
                 "int8; set every precision"
             )
@@ -147,14 +147,14 @@ class DeviceProfile:
         fact = self.facts.compute_capabilities
         return fact.value if fact else ()
 
-    def on_backend(self, backend: Backend) -> DeviceProfile:
+    def on_backend(self, backend: TargetBackend) -> DeviceProfile:
         """The same device through another backend, whose first MoE form it takes.
 
         Raises SettingsError if the device has none such.
         """
         if backend == self.backend:
             return self
-        precision = {"ort": FLOAT32, "native": NATIVE}.get(backend, self.precision)
+        precision = {"ort": FLOAT32, "cpu": NATIVE}.get(backend, self.precision)
         moe: Any = _MOE_FORMS[backend][0]
         try:
             return dataclasses.replace(self, backend=backend, moe=moe, precision=precision)
@@ -228,6 +228,9 @@ def parse_profile(text: str, place: str) -> DeviceProfile:
         content = tomllib.loads(text)
         content["precision"] = Precision(**_fields(Precision, content, "precision"))
         facts = _fields(DeviceFacts, content, "facts")
+        for field in ("backend", "moe"):
+            if isinstance(content.get(field), str):
+                content[field] = current_name(field, content[field])
         content["facts"] = DeviceFacts(**{name: _fact(name, facts[name]) for name in facts})
         return DeviceProfile(**_fields(DeviceProfile, {"profile": content}, "profile"))
     except (ValueError, TypeError) as error:  # TOML's own error is a ValueError

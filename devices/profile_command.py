@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from deeptalk_edge.bundle.target import backend_name
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the actions of `profile` and their flags."""
@@ -61,7 +63,9 @@ def _add_run_arguments(run: argparse.ArgumentParser) -> None:
     run.add_argument("--repeat", type=int, default=5, help="times each is asked (default 5)")
     run.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     run.add_argument("--mode", choices=("batch-parallel", "single", "text"))
-    run.add_argument("--backend", choices=("auto", "native", "ort"), default="auto")
+    run.add_argument(
+        "--backend", type=backend_name, choices=("auto", "cpu", "ort", "fake"), default="auto"
+    )
     run.add_argument("--encoder-window", choices=("whole", "near"), default="whole")
     run.add_argument("--pool", metavar="N", help="experts in memory, or their share such as 42%%")
     run.add_argument("--json", action="store_true", help="a JSON object on stdout")

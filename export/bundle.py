@@ -142,9 +142,9 @@ def export_bundle(
     settings = dataclasses.replace(settings, profile=profile)
     graphs_for = profile if profile.has_engines else profile.on_backend("ort")
     precision = checked_precision(graphs_for, settings.plugin)
-    if profile.backend == "native":
+    if profile.backend == "cpu":
         precision["encoder"] = profile.precision.encoder
-    num_others = len(ENGINES) if profile.has_engines else 1 + (profile.backend == "native")
+    num_others = len(ENGINES) if profile.has_engines else 1 + (profile.backend == "cpu")
     total = 10 + len(checkpoint.spec.decoder.moe_layers) + num_others
     steps = _Steps(progress, total=total)
     steps.begin("checkpoint")
@@ -233,7 +233,7 @@ class _Export:
             steps.begin("gates")
             gates = staging.path / GATES
             staging.step("gates", lambda: write_gates(checkpoint, gates))
-        if self._profile.backend == "native":
+        if self._profile.backend == "cpu":
             steps.begin("native weights")
             staging.step("native weights", lambda: self._write_native(staging.path))
         steps.begin("codec")
@@ -328,7 +328,7 @@ class _Export:
             outputs = engine_outputs(graphs, place / EXPERTS_FILE, manifest, inputs)
         else:
             outputs = golden_outputs(place, manifest, inputs)
-        if self._profile.backend == "native":
+        if self._profile.backend == "cpu":
             outputs |= self._native_logits(inputs, outputs["features"])
         golden: dict[str, Any] = {**dataclasses.asdict(inputs), **outputs}
         np.savez(place / GOLDEN, **golden)

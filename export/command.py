@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deeptalk_edge.bundle.target import backend_name
+
 if TYPE_CHECKING:  # loading these takes longer than `--help` may
     from deeptalk_edge.devices.profile import DeviceProfile
     from deeptalk_edge.export.dry_run.forecast import ExportPlan
@@ -29,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--list-devices", action=_ListDevices, help="show the profiles and exit")
     parser.add_argument(
         "--backend",
-        choices=["ort", "native", "tensorrt_rtx", "tensorrt"],
+        type=backend_name,
+        choices=["ort", "cpu", "tensorrt_rtx", "tensorrt"],
         help="ONNX Runtime, our CPU kernels, TensorRT-RTX or TensorRT, instead of the device's own",
     )
     parser.add_argument(

@@ -29,14 +29,11 @@ from deeptalk_edge.model.prompt import folded
 from deeptalk_edge.model.rows import Ids
 from deeptalk_edge.runtime.answer import Answer
 from deeptalk_edge.runtime.audio.level import warn_if_quiet
-from deeptalk_edge.runtime.backends.open import kernels_for, open_codec, open_engine
-from deeptalk_edge.runtime.backends.self_check import check_golden
+from deeptalk_edge.runtime.backends.open import open_backend
 from deeptalk_edge.runtime.events import AudioChunk, Metrics, Setup, TextPiece, TurnDone
 from deeptalk_edge.runtime.experts.open import recorded_routes
 from deeptalk_edge.runtime.experts.routes import RouteRecorder
 from deeptalk_edge.runtime.history import History
-from deeptalk_edge.runtime.lm.codec_stream import CodecGraph
-from deeptalk_edge.runtime.lm.encoder import Encoder
 from deeptalk_edge.runtime.lm.text import TextTokenizer
 from deeptalk_edge.runtime.settings import ConversationSettings
 from deeptalk_edge.runtime.turn import Meter, Turn
@@ -101,28 +98,17 @@ class Conversation:
 
     def _open(self, opened: ExitStack) -> None:
         """Open what `opened` then closes."""
-        manifest, threads = self.bundle.manifest, self.settings.threads
-        encoder = Encoder(
-            self.bundle.file(manifest.ort_graphs.encoder),
-            self._encoder_spec,
-            window=self.settings.encoder_window,
-            threads=threads,
-        )
-        self._encoder = opened.enter_context(closing(encoder))
-        library = kernels_for(self.bundle, self.settings.backend)
-        codec = open_codec(self.bundle, threads=threads, library=library)
-        self._codec: CodecGraph = opened.enter_context(closing(codec))
-        engine, self._experts = open_engine(self.bundle, self.settings, library)
-        self._engine = opened.enter_context(closing(engine))
-        check_golden(self.bundle, encoder=encoder, engine=engine, codec=codec)
+        settings = self.settings
+        backend = open_backend(self.bundle, settings.backend, settings.for_backend())
+        self._backend = opened.enter_context(closing(backend))
+        self._engine, self._experts = self._backend.engine, self._backend.experts
         self._experts.rest()
 
     def _setup(self) -> Setup:
-        kernel_path = self._engine.kernel_path
         return Setup(
             bundle_sha256=self.bundle.sha256,
-            backend="native" if kernel_path else "ort",
-            kernel_path=kernel_path,
+            backend=self._backend.name,
+            kernel_path=self._backend.kernel_path,
             threads=self.settings.threads,
             mode=self.settings.mode,
             precision=dict(self.bundle.manifest.precision),
@@ -200,7 +186,7 @@ class Conversation:
         self._answer = Answer(
             question,
             history=self._history,
-            hear=self._encoder.hear,
+            hear=self._backend.encoder.hear,
             open_turn=self._open_turn,
             lifetime=self._lifetime,
         )
@@ -340,7 +326,7 @@ class Conversation:
             settings=self.settings,
             manifest=self.bundle.manifest,
             engine=self._engine,
-            codec=self._codec,
+            codec=self._backend.codec,
             text=self._tokenizer.stream(),
             meter=meter,
         )

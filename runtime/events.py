@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from deeptalk_edge.bundle.target import BackendName
 from deeptalk_edge.errors import EdgeError
 
 Array = NDArray[np.float32]
@@ -72,7 +73,7 @@ class Setup:
 
     bundle_sha256: str
     """Of the manifest, which has the hash of every other file."""
-    backend: Literal["native", "ort"]
+    backend: BackendName
     """Of the decoder."""
     kernel_path: str | None
     """The instruction set of our own kernels; None on ONNX Runtime."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from deeptalk_edge.bundle.reader import Bundle
+from deeptalk_edge.bundle.target import current_name
 from deeptalk_edge.errors import SettingsError
+from deeptalk_edge.runtime.backends.base import BackendSettings
 from deeptalk_edge.runtime.experts.open import PagingSettings
 from deeptalk_edge.runtime.lm.encoder import EncoderWindow
 from deeptalk_edge.runtime.lm.sampler import Penalty, SamplerSettings
 
-EngineChoice = Literal["auto", "native", "ort"]
+BackendChoice = Literal["auto", "cpu", "ort", "fake"]
 MOST_THREADS = 1024
 """More are a slip; a system that gives them is busy starting them for minutes."""
 
@@ -41,8 +43,9 @@ class ConversationSettings:
     encoder_window: EncoderWindow = "whole"
     """What the encoder sees: `near` is many times quicker, and not what it was trained on."""
     threads: int = 1
-    backend: EngineChoice = "auto"
-    """What runs the decoder; `auto` is the CPU's own kernels where bundle and machine have them."""
+    backend: BackendChoice = "auto"
+    """What runs the bundle; `auto` is our own kernels where bundle and machine have them. `native`,
+    the older name of `cpu`, is understood."""
     paging: PagingSettings = field(default_factory=PagingSettings)
 
     def __post_init__(self) -> None:
@@ -51,6 +54,19 @@ class ConversationSettings:
             if value is not None and value < 1:
                 raise SettingsError(f"{name} = {value}: expected 1 or more")
         check_threads(self.threads)
+        object.__setattr__(self, "backend", current_name("backend", self.backend))
+        if self.backend not in get_args(BackendChoice):
+            known = ", ".join(get_args(BackendChoice))
+            raise SettingsError(f"backend = {self.backend!r}: known are {known}")
+
+    def for_backend(self) -> BackendSettings:
+        """What of these a backend is opened with."""
+        return BackendSettings(
+            context_rows=self.context_rows,
+            threads=self.threads,
+            encoder_window=self.encoder_window,
+            paging=self.paging,
+        )
 
     @classmethod
     def of(

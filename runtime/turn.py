@@ -19,7 +19,7 @@ from deeptalk_edge.bundle.manifest import Manifest
 from deeptalk_edge.model.prompt import speak_as
 from deeptalk_edge.model.rows import AnswerRows, Ids, text_rows
 from deeptalk_edge.runtime.events import AudioChunk, Stopped, TextPiece
-from deeptalk_edge.runtime.lm.codec_stream import CodecGraph, StreamingCodec, frames_to_sound
+from deeptalk_edge.runtime.lm.codec_stream import Codec, StreamingCodec, frames_to_sound
 from deeptalk_edge.runtime.lm.engine import Engine, Logits
 from deeptalk_edge.runtime.lm.sampler import Sampler
 from deeptalk_edge.runtime.lm.text import TextStream
@@ -77,7 +77,7 @@ class Turn:
         settings: ConversationSettings,
         manifest: Manifest,
         engine: Engine,
-        codec: CodecGraph,
+        codec: Codec,
         text: TextStream,
         meter: Meter,
     ) -> None:

@@ -93,7 +93,7 @@ EXPORT = st.tuples(
     st.one_of(_just(), _flag("-o")),
     _flags(
         *(_flag(name) for name in ("--encoder", "--snac", "--plugin", "--device")),
-        _flag("--backend", st.sampled_from(["ort", "native", "tensorrt", "wrong"])),
+        _flag("--backend", st.sampled_from(["ort", "cpu", "native", "fake", "tensorrt", "wrong"])),
         _flag("--precision", st.sampled_from(["experts=int8", "experts=x", "x", "kv_cache=int8"])),
         *(_just(word) for word in ("--force", "--force", "--dry-run", "--json")),
     ),

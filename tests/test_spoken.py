@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from deeptalk_edge.bench.tiny_scores import answer
 from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
 from deeptalk_edge.model.rows import Ids
-from deeptalk_edge.runtime.backends.ort.engine import OrtGraph
+from deeptalk_edge.runtime.backends.ort.backend import OrtCodec
 from deeptalk_edge.runtime.conversation import Conversation
-from deeptalk_edge.runtime.lm.codec_stream import CodecGraph, StreamingCodec
+from deeptalk_edge.runtime.lm.codec_stream import Codec, StreamingCodec
 from deeptalk_edge.sound.wav import read_wav
 from deeptalk_edge.training.snac import Snac
 from deeptalk_edge.training.tiny.evaluate import decode_frames
@@ -42,16 +40,19 @@ class Heard:
 
 
 class ListeningCodec:
-    """The bundle's codec graph, with a list of the frames that went through it."""
+    """The bundle's codec, with a list of the frames that went through it."""
 
-    def __init__(self, graph: CodecGraph) -> None:
-        self._graph = graph
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
         self.frames: list[Ids] = []
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        if feeds["position"] < feeds["length"]:
-            self.frames.append(feeds["codes"])
-        return self._graph.run(feeds)
+    def decode(self, codes: Ids, *, position: int, length: int, **rest: Any) -> tuple[Any, Any]:
+        if position < length:
+            self.frames.append(codes)
+        return self._codec.decode(codes, position=position, length=length, **rest)
+
+    def close(self) -> None:
+        self._codec.close()
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +72,11 @@ def heard(bundle: Bundle, closed: GrammarRecogniser) -> list[Heard]:
     """Every clip, asked in a conversation of its own."""
     results = []
     with Conversation(bundle) as talk:
+        own = talk._backend
         for clip in CLIPS:
-            talk._codec = codec = ListeningCodec(talk._codec)
+            codec = ListeningCodec(own.codec)
+            talk._backend = replace(own, codec=codec)
             text, sound = answer(talk, read_wav(clip).pcm)
-            talk._codec = codec._graph
             wanted = clip.with_suffix(".txt").read_text(encoding="utf-8").splitlines()[1]
             frames = np.concatenate(codec.frames)
             results.append(Heard(wanted, normalise(text), closed(sound), frames))
@@ -109,9 +111,9 @@ def test_shuffled_codes_say_nothing(
 ) -> None:
     """The recogniser hears the voice, not what it would like to hear."""
     rng, entry = np.random.default_rng(0), bundle.manifest.codec
-    graph = OrtGraph(bundle.file(bundle.manifest.ort_graphs.codec), threads=1)
+    trained = OrtCodec(bundle.file(bundle.manifest.ort_graphs.codec), threads=1)
     for h in heard[::3]:
-        codec = StreamingCodec(graph, entry)
+        codec = StreamingCodec(trained, entry)
         sound = np.concatenate([codec.push(rng.permuted(h.frames, axis=0)), codec.finish()])
         assert closed(sound) != h.wanted
 

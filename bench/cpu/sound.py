@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from deeptalk_edge.bench.random_snac import RandomSnac
 from deeptalk_edge.bundle.manifest import NATIVE_CODEC, CodecEntry
 from deeptalk_edge.checkpoint.config import read_codec_spec
 from deeptalk_edge.export.graphs.codec import export_codec
 from deeptalk_edge.export.packed.cpu_codec import write_native_codec
-from deeptalk_edge.model.spec import CodecSpec, VocabularySpec
+from deeptalk_edge.model.spec import VocabularySpec
 from deeptalk_edge.runtime.backends.cpu.codec import NativeCodec
 from deeptalk_edge.runtime.lm.sampler import Sampler, SamplerSettings
-from deeptalk_edge.training.snac import Snac
 
 
 class SoundEnd:
@@ -30,7 +28,7 @@ class SoundEnd:
         """`codec` is the directory of a codec's config.json, `path` one of the kernels'."""
         spec = read_codec_spec(codec)
         with tempfile.TemporaryDirectory() as folder:
-            weights, place = _RandomSnac(spec), Path(folder) / NATIVE_CODEC
+            weights, place = RandomSnac(spec), Path(folder) / NATIVE_CODEC
             exported = export_codec(weights, "off", Path(folder))
             write_native_codec(weights, "off", place)
             entry = CodecEntry(spec=spec, noise="off", **dataclasses.asdict(exported))
@@ -38,12 +36,8 @@ class SoundEnd:
                 count: NativeCodec(place, entry, threads=count, path=path) for count in threads
             }
         random = np.random.default_rng(4)
-        self._feeds: dict[str, NDArray[Any]] = {
-            "codes": random.integers(0, spec.codebook_size, (1, spec.frame_codes)),
-            "position": np.array(0, np.int64),
-            "length": np.array(1 << 40, np.int64),
-            "state": np.zeros(entry.state_size, np.float32),
-        }
+        self._frame = random.integers(0, spec.codebook_size, (1, spec.frame_codes))
+        self._state = np.zeros(entry.state_size, np.float32)
         self._sampler = Sampler(vocabulary, SamplerSettings())
         self._text = random.standard_normal(vocabulary.text_size, np.float32)
         shape = (vocabulary.num_codebooks, vocabulary.codebook_block)
@@ -59,20 +53,6 @@ class SoundEnd:
 
     def decode_frame(self) -> None:
         """One frame by state."""
-        _, self._feeds["state"] = self._codec.run(self._feeds)
-
-
-class _RandomSnac:
-    """Random weights in the form that the codec's exporter reads."""
-
-    def __init__(self, spec: CodecSpec) -> None:
-        self.spec = spec
-        state = Snac(spec, with_encoder=False).state_dict()
-        self._tensors = {name: tensor.numpy() for name, tensor in state.items()}
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {name: tensor.shape for name, tensor in self._tensors.items()}
-
-    def tensor(self, name: str) -> NDArray[np.float32]:
-        return np.asarray(self._tensors[name], np.float32)
+        _, self._state = self._codec.decode(
+            self._frame, position=0, length=1 << 40, state=self._state, noise=[]
+        )

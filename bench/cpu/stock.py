@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from deeptalk_edge.bench.cpu.stock_graph import write_stock_graph
 from deeptalk_edge.model.spec import ModelSpec
-from deeptalk_edge.runtime.backends.ort.engine import OrtGraph
+from deeptalk_edge.runtime.backends.ort.graph import OrtGraph
 
 
 class StockDecoder:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from deeptalk_edge.bundle.expert_record import PAGE_BYTES, ExpertDtype, ExpertRecord, RecordFormat
+from deeptalk_edge.bundle.target import MoeForm, TargetBackend, current_name
 from deeptalk_edge.errors import ArtifactError, BackendError
 from deeptalk_edge.model.spec import CodecSpec, Factor, ModelSpec, Positions
 from deeptalk_edge.schema import Between, Items, Text, checked, from_json, read_json
@@ -27,20 +28,12 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 
 NATIVE_WEIGHTS, NATIVE_INDEX = "native.bin", "native.json"
-"""The decoder as the native backend reads it, beside the graphs."""
+"""The decoder as the backend `cpu` reads it, beside the graphs."""
 
 NATIVE_CODEC = "native_codec.bin"
 """The codec's weights for the same; the first bundles lack them."""
 
 TOKENIZER, GOLDEN, GATES = "tokenizer.json", "golden.npz", "gates.npz"
-
-Backend = Literal["ort", "native", "tensorrt_rtx", "tensorrt"]
-"""ONNX Runtime; the CPU with our own kernels; TensorRT-RTX, its engines built ahead anywhere; full
-TensorRT, built on the device."""
-
-MoeForm = Literal["split", "plugin", "native"]
-"""How routed experts run: outside the graphs, which are cut at every router; by our TensorRT
-plugin; or in operators that TensorRT-RTX fuses by itself."""
 
 EngineName = Literal["encoder", "embed", "step", "head", "codec"]
 ENGINES: tuple[str, ...] = get_args(EngineName)
@@ -70,7 +63,7 @@ class Origin:
 class Target:
     """What a bundle was made for."""
 
-    backend: Backend
+    backend: TargetBackend
     device: Line
     """The profile's name."""
     compute_capabilities: tuple[Line, ...] = ()
@@ -220,7 +213,7 @@ class Manifest:
         """The decoder's graphs and their weights in a bundle for the CPU's kernels: they are read
         only where ONNX Runtime runs it instead."""
         graphs = self.graphs
-        if graphs is None or self.target.backend != "native":
+        if graphs is None or self.target.backend != "cpu":
             return frozenset()
         names = {graphs.embed, graphs.head, graphs.expert, *graphs.segments, "embedding.bin"}
         with_weights = (graphs.head, *graphs.segments)  # a tied head has no file of its own
@@ -248,7 +241,7 @@ def read_manifest(place: Path) -> Manifest:
     _check_format(content.pop("format", None), place)
     has_checksum, checksum = "checksum" in content, content.pop("checksum", None)
     try:
-        manifest = from_json(Manifest, content)
+        manifest = from_json(Manifest, _with_current_names(content))
         _check(manifest)
         if has_checksum:
             checked(Sha256, checksum, "checksum")
@@ -282,6 +275,19 @@ def checksum_of(content: Mapping[str, Any]) -> str:
     """SHA-256 of a manifest's content without `format` and `checksum`, however it is spelled."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _with_current_names(content: dict[str, Any]) -> dict[str, Any]:
+    """Bundles of the first versions say `native`."""
+    target = content.get("target")
+    if not isinstance(target, dict):
+        return content
+    named = {
+        field: current_name(field, target[field])
+        for field in ("backend", "moe")
+        if isinstance(target.get(field), str)
+    }
+    return content | {"target": target | named}
 
 
 def _check_format(found: object, place: Path) -> None:
@@ -350,7 +356,7 @@ def _needed_files(manifest: Manifest) -> Iterator[tuple[str, str]]:
         yield from (("graphs", name) for name in manifest.graphs.names)
     elif missing := [name for name in ENGINES if name not in manifest.engines]:
         raise ValueError(f"neither graphs nor engines for {', '.join(missing)}")
-    if manifest.target.backend == "native":
+    if manifest.target.backend == "cpu":
         yield from (("target.backend", name) for name in (NATIVE_WEIGHTS, NATIVE_INDEX))
     if manifest.target.plugin is not None:
         yield "target.plugin", manifest.target.plugin

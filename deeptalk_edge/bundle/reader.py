@@ -20,11 +20,11 @@ from deeptalk_edge.bundle.manifest import (
     MANIFEST,
     NATIVE_CODEC,
     NATIVE_WEIGHTS,
-    Backend,
     Manifest,
     read_manifest,
 )
 from deeptalk_edge.bundle.signature import PublicKey, note_signature, signature_place, verify_file
+from deeptalk_edge.bundle.target import TargetBackend
 from deeptalk_edge.errors import ArtifactError, ExpertUnavailable
 from deeptalk_edge.files import check_file, sha256_of
 
@@ -33,7 +33,7 @@ from deeptalk_edge.files import check_file, sha256_of
 class Machine:
     """What a TensorRT backend finds where it runs."""
 
-    backend: Backend
+    backend: TargetBackend
     compute_capability: str
     tensorrt: str
 

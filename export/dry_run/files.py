@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from deeptalk_edge.bundle.expert_record import PAGE_BYTES, RecordFormat
-from deeptalk_edge.bundle.manifest import GATES, NATIVE_CODEC, NATIVE_INDEX, NATIVE_WEIGHTS, Backend
+from deeptalk_edge.bundle.manifest import GATES, NATIVE_CODEC, NATIVE_INDEX, NATIVE_WEIGHTS
+from deeptalk_edge.bundle.target import TargetBackend
 from deeptalk_edge.devices.profile import DeviceProfile
 from deeptalk_edge.export.dry_run.shapes import (
     WeightShapes,
@@ -76,7 +77,7 @@ def planned_files(
         decoder = model.decoder
         gates_bytes = 4 * len(decoder.moe_layers) * (decoder.num_experts + 1) * decoder.width
         files = [*_ort_files(model, profile, shapes), _rounded(GATES, gates_bytes + 1024)]
-    if profile.backend == "native":
+    if profile.backend == "cpu":
         size = native_bytes(model, records)
         files += [
             PlannedFile(name=NATIVE_WEIGHTS, bytes=size, is_exact=True),
@@ -154,14 +155,14 @@ def _engine_files(
     return sorted(files, key=lambda file: file.name)
 
 
-def _golden_bytes(model: ModelSpec, codec: CodecSpec, backend: Backend) -> int:
+def _golden_bytes(model: ModelSpec, codec: CodecSpec, backend: TargetBackend) -> int:
     """The outputs for about fifteen encoder frames, heard twice, a dozen rows and four codec
     frames; the kernels have logits of their own."""
     vocabulary = model.vocabulary
     logits = 2 * (vocabulary.text_size + vocabulary.num_codebooks * vocabulary.codebook_block)
     sound = 4 * codec.frame_samples
     pcm = 4800
-    if backend == "native":
+    if backend == "cpu":
         logits *= 2
     return 4 * (43 * model.decoder.width + logits + sound + pcm) + 8192
 

@@ -33,7 +33,7 @@ _ITEMS = 2  # batch-parallel answers keep two caches
 _PREFILL_ROWS = 256
 
 # Beside the weights: libraries, allocator, a CUDA context. Usual sizes, not measured per device.
-_RUNTIME_BYTES = {"ort": 192 * _MIB, "native": 192 * _MIB}
+_RUNTIME_BYTES = {"ort": 192 * _MIB, "cpu": 192 * _MIB}
 _RUNTIME_BYTES |= {"tensorrt_rtx": 512 * _MIB, "tensorrt": 512 * _MIB}
 
 # `make export-memory`: 1.93 GB at official width, converting a table of 1.08 GB in float32. Running
@@ -211,7 +211,7 @@ def _memory(
 def _cache_layer_bytes(decoder: DecoderSpec, profile: DeviceProfile, context_rows: int) -> int:
     """One layer of one item's cache."""
     kind = profile.precision.kv_cache
-    if profile.backend != "native":  # a row more, which no query sees
+    if profile.backend != "cpu":  # a row more, which no query sees
         return (context_rows + 1) * decoder.cache_width * (4 if kind == "float32" else 2)
     # Both parts of a row padded as in native/cpu/context.h; int8 rows end with two float32 scales.
     value_bytes, step, scales = (1, 128, 8) if kind == "int8" else (2, 32, 0)

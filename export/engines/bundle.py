@@ -25,11 +25,11 @@ from deeptalk_edge.bundle.manifest import (
     EngineEntry,
     Generation,
     Manifest,
-    MoeForm,
     Target,
     write_manifest,
 )
 from deeptalk_edge.bundle.reader import Bundle
+from deeptalk_edge.bundle.target import MoeForm
 from deeptalk_edge.checkpoint.reader import Checkpoint
 from deeptalk_edge.devices.profile import DeviceProfile
 from deeptalk_edge.errors import ArtifactError, SettingsError
@@ -297,7 +297,7 @@ def _check_plugin(profile: DeviceProfile, plugin: Path | None) -> None:
     if plugin is None and not is_later:
         raise SettingsError(
             f"device {profile.name} runs its experts in our plugin: build it with `make plugin` "
-            'and name it by --plugin, or choose moe = "native"'
+            'and name it by --plugin, or choose moe = "operators"'
         )
     if plugin is not None and not plugin.is_file():
         raise SettingsError(f"{plugin}: no such file; build the plugin with `make plugin`")

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import onnx
 
-from deeptalk_edge.bundle.manifest import MoeForm
+from deeptalk_edge.bundle.target import MoeForm
 
 Span = tuple[int, int, int]
 """The least, usual and greatest size of a free dimension."""

@@ -21,7 +21,7 @@ from deeptalk_edge.export.graphs.builder import Array
 from deeptalk_edge.model.features import RATE_HZ, log_mel, max_samples, num_frames
 from deeptalk_edge.model.rows import codec_columns, text_rows
 from deeptalk_edge.model.spec import ModelSpec
-from deeptalk_edge.runtime.backends.ort.engine import keep_int8_exact
+from deeptalk_edge.runtime.backends.ort.graph import keep_int8_exact
 
 _CHIRP_MS = 300
 _TEXT_ROWS = 3

@@ -22,7 +22,7 @@ from deeptalk_edge.model.features import RATE_HZ
 from deeptalk_edge.runtime.audio.endpoint import FRAME_MS, Edge, Endpointer, EndpointSettings
 from deeptalk_edge.runtime.audio.level import level_dbfs
 from deeptalk_edge.runtime.audio.vad import FRAME_SAMPLES, VoiceDetector, WebRtcDetector
-from deeptalk_edge.runtime.backends.ort.engine import OrtGraph
+from deeptalk_edge.runtime.backends.ort.graph import OrtGraph
 
 Array = NDArray[np.float32]
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from deeptalk_edge.errors import ArtifactError, BackendError
 from deeptalk_edge.model.features import RATE_HZ, log_mel, max_samples
 from deeptalk_edge.model.spec import EncoderSpec
-from deeptalk_edge.runtime.backends.ort.engine import OrtGraph
+from deeptalk_edge.runtime.backends.ort.graph import OrtGraph
 
 Array = NDArray[np.float32]
 

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from deeptalk_edge.bundle.target import backend_name
 from deeptalk_edge.files import STDOUT
 from deeptalk_edge.runtime.commands import live as live_command
 
@@ -89,10 +90,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--backend",
-        choices=("auto", "native", "ort"),
+        type=backend_name,
+        choices=("auto", "cpu", "ort", "fake"),
         default="auto",
-        help="what runs the decoder: the CPU's own kernels or ONNX Runtime; default: the kernels, "
-        "where the bundle and this machine have them",
+        help="what runs the bundle: our own kernels for the CPU, ONNX Runtime, or a fake that "
+        "needs no weights; default: the kernels, where the bundle and this machine have them",
     )
     parser.add_argument(
         "--pool",

@@ -1,14 +1,14 @@
 """The codec as a stream: frames in, every sample that can no longer change out.
 
-The graph runs `delay_samples` late, by its look-ahead, so the first frames give nothing yet;
+It runs `delay_samples` late, by its look-ahead, so the first frames give nothing yet;
 `finish` pushes zeros until the last sample is out. All chunkings of one answer give the same
 samples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,21 +22,40 @@ Array = NDArray[np.float32]
 _ENDLESS = 1 << 40  # frames; the length of an utterance that is still being said
 
 
-class CodecGraph(Protocol):
-    """Runs `codec.onnx`; docs/bundle.md names its inputs and outputs."""
+class Codec(Protocol):
+    """Computes `codec.onnx`, chunk by chunk; the caller keeps the state. Not thread-safe."""
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """Returns pcm (A * 2048,) and the next state. Raises UsageError if it is closed."""
+    def decode(
+        self,
+        codes: Ids,
+        *,
+        position: int,
+        length: int,
+        state: Array,
+        noise: Sequence[Array],
+    ) -> tuple[Array, Array]:
+        """Samples (A * frame_samples,) of codes (A, K), late by the codec's look-ahead, and the
+        next state (S,).
+
+        `position` counts the frames before these, `length` those of the whole utterance; `noise`
+        has one tape (A * rate,) for each of the codec's noise rates. A state is only understood by
+        the codec that gave it.
+
+        Raises BackendError if that fails, UsageError if it is closed.
+        """
+
+    def close(self) -> None:
+        """Give back what it holds; doing it twice is doing it once."""
 
 
 class StreamingCodec:
     """Decodes one answer. One owner; not thread-safe."""
 
-    def __init__(self, graph: CodecGraph, entry: CodecEntry, *, seed: int = 0) -> None:
-        self._graph, self._entry, self._seed = graph, entry, seed
+    def __init__(self, codec: Codec, entry: CodecEntry, *, seed: int = 0) -> None:
+        self._codec, self._entry, self._seed = codec, entry, seed
         self._frame_samples = entry.spec.frame_samples
         self._state = np.zeros(entry.state_size, np.float32)
-        self._num_frames = 0  # pushed to the graph, the zeros of `finish` included
+        self._num_frames = 0  # pushed to the codec, the zeros of `finish` included
         self._num_samples = 0  # given out
 
     def push(self, frames: Ids) -> Array:
@@ -54,19 +73,16 @@ class StreamingCodec:
         return self._run(zeros, length)[:left]
 
     def _run(self, frames: Ids, length: int) -> Array:
-        feeds: dict[str, NDArray[Any]] = {
-            "codes": frames,
-            "position": np.array(self._num_frames, np.int64),
-            "length": np.array(length, np.int64),
-            "state": self._state,
-        }
-        for block, rate in enumerate(self._entry.noise_rates):
-            first, count = self._num_frames * rate, len(frames) * rate
-            feeds[f"noise_{block}"] = gaussian_tape(self._seed, block, first, count)
-        late, self._state = self._graph.run(feeds)
+        noise = [
+            gaussian_tape(self._seed, block, self._num_frames * rate, len(frames) * rate)
+            for block, rate in enumerate(self._entry.noise_rates)
+        ]
+        late, self._state = self._codec.decode(
+            frames, position=self._num_frames, length=length, state=self._state, noise=noise
+        )
         held = max(self._entry.delay_samples - self._num_frames * self._frame_samples, 0)
         self._num_frames += len(frames)
-        pcm: Array = late[held:]
+        pcm = late[held:]
         self._num_samples += len(pcm)
         return pcm
 

@@ -1,4 +1,4 @@
-"""The ear: an utterance in, audio features out.
+"""The encoder: an utterance in, audio features out.
 
 whole    the encoder sees its whole window, silence behind the utterance, as it was trained: exact
 near     it sees the utterance and a second of silence: other features, for the time of what was
@@ -7,15 +7,13 @@ near     it sees the utterance and a second of silence: other features, for the 
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deeptalk_edge.model.features import log_mel, num_frames
 from deeptalk_edge.model.spec import EncoderSpec
-from deeptalk_edge.runtime.backends.ort.engine import OrtGraph
 
 Array = NDArray[np.float32]
 EncoderWindow: TypeAlias = Literal["whole", "near"]
@@ -24,14 +22,26 @@ SILENT_FRAMES = 50
 """Behind the utterance in a near window: a second."""
 
 
+class EncoderGraph(Protocol):
+    """Computes `encoder.onnx`. Not thread-safe."""
+
+    def encode(self, log_mel: Array, num_frames: int) -> Array:
+        """The first features (num_frames, C) of a log-mel spectrogram (1, M, 2 F).
+
+        Raises BackendError if that fails, UsageError if it is closed.
+        """
+
+    def close(self) -> None:
+        """Give back what it holds; doing it twice is doing it once."""
+
+
 class Encoder:
-    """encoder.onnx of a bundle for the CPU. Not thread-safe."""
+    """From sound to features, on a backend's graph, which it closes. Not thread-safe."""
 
     def __init__(
-        self, graph: Path, spec: EncoderSpec, *, window: EncoderWindow = "whole", threads: int = 1
+        self, graph: EncoderGraph, spec: EncoderSpec, *, window: EncoderWindow = "whole"
     ) -> None:
-        """Raises BackendError if the graph does not load."""
-        self._graph = OrtGraph(graph, threads=threads)
+        self._graph = graph
         self._spec = spec
         self._window = window
 
@@ -48,9 +58,7 @@ class Encoder:
     def hear_window(self, pcm: Array, window_frames: int) -> Array:
         """The same by a window of so many frames."""
         mel = log_mel(pcm, self._spec)[None, :, : 2 * window_frames]
-        kept = np.array(num_frames(len(pcm)), np.int64)
-        features: Array = self._graph.run({"log_mel": mel, "num_frames": kept})[0]
-        return features
+        return self._graph.encode(mel, num_frames(len(pcm)))
 
     def close(self) -> None:
         """Give back what it holds; doing it twice is doing it once."""

@@ -37,10 +37,6 @@ class Engine(Protocol):
     """
 
     @property
-    def kernel_path(self) -> str | None:
-        """The instruction set of our own kernels; None on ONNX Runtime."""
-
-    @property
     def num_rows(self) -> int:
         """Rows fed so far."""
 

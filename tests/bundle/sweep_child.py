@@ -21,10 +21,10 @@ from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.errors import EdgeError
 from deeptalk_edge.runtime.backends.cpu import library as native_library
 from deeptalk_edge.runtime.conversation import AudioChunk, Conversation, TextPiece
-from deeptalk_edge.runtime.settings import ConversationSettings, EngineChoice
+from deeptalk_edge.runtime.settings import BackendChoice, ConversationSettings
 
 
-def answer(place: Path, backend: EngineChoice) -> str:
+def answer(place: Path, backend: BackendChoice) -> str:
     """What the bundle says. Raises EdgeError if it is refused."""
     bundle = Bundle.open(place)
     settings = dataclasses.replace(ConversationSettings.of(bundle), backend=backend)
@@ -40,7 +40,7 @@ def answer(place: Path, backend: EngineChoice) -> str:
     return said.hexdigest()
 
 
-def outcome(place: Path, backend: EngineChoice) -> tuple[str, str]:
+def outcome(place: Path, backend: BackendChoice) -> tuple[str, str]:
     """`answered` and the answer, `refused` and the message, or `traceback`."""
     try:
         return "answered", answer(place, backend)
@@ -51,7 +51,7 @@ def outcome(place: Path, backend: EngineChoice) -> tuple[str, str]:
 
 
 def main() -> None:
-    backend: EngineChoice = "ort" if sys.argv[1] == "ort" else "native"
+    backend: BackendChoice = "ort" if sys.argv[1] == "ort" else "cpu"
     if len(sys.argv) > 2:
         native_library.LIBRARY = Path(sys.argv[2])
     for line in sys.stdin:

@@ -29,7 +29,7 @@ PART = 47
 SAYS_ITSELF = ("manifest.json: generation.", "manifest.json: model.", "manifest.json: files.native")
 """Fields of a sealed manifest that say how to decode: other content is another bundle."""
 
-backends = pytest.mark.parametrize("backend", ["ort", "native"])
+backends = pytest.mark.parametrize("backend", ["ort", "cpu"])
 whole_or_part = pytest.mark.parametrize(
     "step", [PART, pytest.param(1, marks=pytest.mark.slow, id="whole")]
 )
@@ -51,7 +51,7 @@ def run(
         chosen,
         work,
         backend=backend,
-        library=built.library_place(*flags) if backend == "native" else None,
+        library=built.library_place(*flags) if backend == "cpu" else None,
         environment=environment,
     )
     print(f"\n{mutations.__name__} on {backend}, one in {step}: {report}")
@@ -93,7 +93,7 @@ def test_sanitizers_find_nothing_in_the_kernels(
         sweep_bundle,
         mutations,
         tmp_path,
-        backend="native",
+        backend="cpu",
         step=1,
         flags=("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
         environment=environment,

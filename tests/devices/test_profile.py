@@ -121,7 +121,7 @@ def test_an_unknown_device_is_refused_with_those_that_there_are() -> None:
         ('["sm_87"]', '["8.7"]', "a list such as"),
         ('["sm_87"]', "[]", "a list such as"),
         ('backend = "tensorrt"', 'backend = "tvm"', "backend = 'tvm': known are ort"),
-        ('"plugin"', '"split"', "with backend tensorrt: expected plugin or native"),
+        ('"plugin"', '"split"', "with backend tensorrt: expected plugin or operators"),
         ('"paged"', '"swapped"', "known are resident, paged"),
         ('encoder = "float16"', 'encoder = "int3"', "encoder = 'int3': known are float32"),
         ('codec = "float16"', 'codec = "bfloat16"', "codec = 'bfloat16': known are float32, "),
@@ -151,8 +151,8 @@ def test_another_backend_brings_its_own_precision_and_moe_form() -> None:
     assert card.on_backend("tensorrt_rtx") is card
     assert card.on_backend("ort").precision == FLOAT32
     assert card.on_backend("ort").moe == "split"
-    assert card.on_backend("native").precision == NATIVE
-    assert load_profile("cpu").on_backend("native").precision == NATIVE
+    assert card.on_backend("cpu").precision == NATIVE
+    assert load_profile("cpu").on_backend("cpu").precision == NATIVE
     on_device = card.on_backend("tensorrt")
     assert (on_device.moe, on_device.precision) == ("plugin", card.precision)
 
@@ -224,7 +224,7 @@ def test_our_kernels_keep_no_cache_of_another_kind(kv_cache: str) -> None:
 
 @pytest.mark.parametrize("name", ["cpu", "rtx-4090", "orin-nano-8gb"])
 def test_a_backend_without_an_int8_cache_names_those_that_it_has(name: str) -> None:
-    with pytest.raises(SettingsError, match=r"choose float32 .* or backend native"):
+    with pytest.raises(SettingsError, match=r"choose float32 .* or backend cpu"):
         load_profile(name).with_precision(["kv_cache=int8"])
 
 

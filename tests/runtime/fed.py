@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.model.rows import Ids
+from deeptalk_edge.runtime.experts.open import PagingSettings, paged_experts
+from deeptalk_edge.runtime.experts.paged import PagedExperts
 from deeptalk_edge.runtime.lm.engine import Engine, Logits
 from tests.runtime.models import SPEC
 
@@ -54,3 +57,8 @@ def forked(engine: Engine, tails: Iterable[Ids]) -> list[Logits]:
 
 def copied(logits: Logits) -> Logits:
     return Logits(logits.text.copy(), logits.codes.copy())
+
+
+def own_experts(bundle: Bundle) -> Callable[[], PagedExperts]:
+    """Experts of an engine's own, as many in memory as fit."""
+    return lambda: paged_experts(bundle, PagingSettings())

@@ -42,6 +42,7 @@ from deeptalk_edge.runtime.lm.text import TextStream
 from deeptalk_edge.training.checkpoint import load_model
 from deeptalk_edge.training.generate import generate
 from tests.manifests import edit_manifest
+from tests.runtime.fed import own_experts
 from tests.runtime.models import SPEC
 from tests.runtime.sounds import voice
 
@@ -125,7 +126,7 @@ def listen(conversation: Conversation, question: Any) -> tuple[NDArray[np.float3
             Typed(text=question)
         )
     user = Heard(num_frames=num_frames(len(question)))
-    return conversation._encoder.hear(question), conversation._history.segment(user)
+    return conversation._backend.encoder.hear(question), conversation._history.segment(user)
 
 
 def history_ids(text: str) -> list[int]:
@@ -179,7 +180,7 @@ def test_a_kept_cache_equals_a_full_prefill_of_the_whole_conversation(
         assert kept.num_items == 1
         assert kept.num_rows + len(owed) == len(whole)
         np.testing.assert_array_equal(owed, whole[kept.num_rows :])
-        fresh = OrtEngine(bundle, context_rows=400)
+        fresh = OrtEngine(bundle, context_rows=400, open_experts=own_experts(bundle))
         fresh.prefill(whole[: kept.num_rows], np.concatenate(features), mask[: kept.num_rows])
         for layer in range(SPEC.decoder.num_layers):
             np.testing.assert_allclose(kept._cache.past(layer), fresh._cache.past(layer), atol=1e-4)
@@ -217,7 +218,7 @@ def test_sound_is_the_codecs_own_whatever_the_chunks(
     script(("hi", 14))
     with talk(bundle) as conversation:
         chunks = [e.pcm for e in conversation.ask("Why?") if isinstance(e, AudioChunk)]
-        codec = StreamingCodec(conversation._codec, bundle.manifest.codec)
+        codec = StreamingCodec(conversation._backend.codec, bundle.manifest.codec)
         whole = np.concatenate([codec.push(np.stack(frames[:14])), codec.finish()])
     np.testing.assert_allclose(np.concatenate(chunks), whole, atol=1e-5)
     assert len(chunks[0]) == 3 * 2048 - bundle.manifest.codec.delay_samples
@@ -303,7 +304,7 @@ def test_a_failing_prompt_leaves_no_trace(
         take(conversation.ask("Why?"))
         before, owed = conversation._engine.num_rows, conversation._history.owed
         with monkeypatch.context() as broken:
-            broken.setattr(conversation._encoder, "hear", _fail)
+            broken.setattr(conversation._backend.encoder, "hear", _fail)
             with pytest.raises(BackendError):
                 take(conversation.ask(voice(0.4)))
         assert conversation._engine.num_rows == before
@@ -392,7 +393,7 @@ def test_the_features_of_the_utterance_alone_are_heard(bundle: Bundle) -> None:
     question = voice(0.5)
     with talk(bundle) as conversation:
         features, segment = listen(conversation, question)
-        whole = conversation._encoder.hear_window(question, SPEC.encoder.max_frames)
+        whole = conversation._backend.encoder.hear_window(question, SPEC.encoder.max_frames)
         opening = conversation._tokenizer.template.opening("Be brief.", Heard(num_frames=26))
     assert features.shape == (26, SPEC.decoder.width)
     np.testing.assert_array_equal(features, whole)
@@ -404,9 +405,9 @@ def test_a_near_window_ends_a_second_behind_the_utterance(bundle: Bundle) -> Non
     settings = dataclasses.replace(ConversationSettings.of(bundle), encoder_window="near")
     with Conversation(bundle, settings) as conversation:
         features, _ = listen(conversation, question)
-        near = conversation._encoder.hear_window(question, 26 + SILENT_FRAMES)
-        whole = conversation._encoder.hear_window(question, SPEC.encoder.max_frames)
-        longest = conversation._encoder.hear(voice(1.99))
+        near = conversation._backend.encoder.hear_window(question, 26 + SILENT_FRAMES)
+        whole = conversation._backend.encoder.hear_window(question, SPEC.encoder.max_frames)
+        longest = conversation._backend.encoder.hear(voice(1.99))
     np.testing.assert_array_equal(features, near)
     assert np.abs(features - whole).max() > 1e-6
     assert len(longest) == SPEC.encoder.max_frames  # no window is longer than the encoder's

@@ -14,7 +14,9 @@ from deeptalk_edge.model.rows import Ids, text_rows
 from deeptalk_edge.runtime.answer import Answer
 from deeptalk_edge.runtime.backends.ort.engine import OrtEngine
 from deeptalk_edge.runtime.conversation import AudioChunk, Conversation, TextPiece, TurnDone
+from deeptalk_edge.runtime.experts.paged import PagedExperts
 from deeptalk_edge.runtime.experts.policy import Phase
+from tests.runtime.fed import own_experts
 from tests.runtime.loop.test_opening import fed
 from tests.runtime.models import SPEC
 from tests.runtime.sounds import voice
@@ -65,7 +67,9 @@ def assert_cache_is_history(
     whole = np.concatenate([segment.rows, text_rows(VOCABULARY, answer_ids)])
     assert cached_rows(conversation) == len(whole)
     np.testing.assert_array_equal(history.owed, whole[engine.num_rows :])
-    fresh = OrtEngine(conversation.bundle, context_rows=400)
+    fresh = OrtEngine(
+        conversation.bundle, context_rows=400, open_experts=own_experts(conversation.bundle)
+    )
     mask = np.pad(segment.audio_mask, (0, len(answer_ids)))
     fresh.prefill(whole[: engine.num_rows], features, mask[: engine.num_rows])
     for layer in range(SPEC.decoder.num_layers):
@@ -298,4 +302,6 @@ def test_while_nobody_talks_the_experts_know_it(bundle: Bundle) -> None:
 
 
 def phase_of(conversation: Conversation) -> Phase:
-    return conversation._experts._pager.residency.phase
+    experts = conversation._experts
+    assert isinstance(experts, PagedExperts)
+    return experts._pager.residency.phase

@@ -63,9 +63,9 @@ with Conversation(bundle, settings) as talk, live:
 @pytest.mark.parametrize(
     ("backend", "threads", "pool"),
     [
-        ("native", 2, "all"),
+        ("cpu", 2, "all"),
         ("ort", 2, "8"),
-        pytest.param("native", 1, "8", marks=pytest.mark.slow),
+        pytest.param("cpu", 1, "8", marks=pytest.mark.slow),
         pytest.param("ort", 1, "all", marks=pytest.mark.slow),
     ],
 )

@@ -20,12 +20,12 @@ def modules_after(code: str) -> set[str]:
     "module",
     [
         "conversation",
-        "command",
-        "bundle_command",
-        "devices_command",
-        "engines",
+        "commands.run",
+        "commands.bundle",
+        "commands.sound",
+        "backends.open",
+        "backends.fake",
         "measure",
-        "profile_command",
         "audio.pyaudio_port",
     ],
 )

@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.errors import AudioError, BackendError, EdgeError, SettingsError, UsageError
 from deeptalk_edge.model.rows import Ids
-from deeptalk_edge.runtime import conversation
 from deeptalk_edge.runtime.answer import Answer
+from deeptalk_edge.runtime.backends.base import Backend
 from deeptalk_edge.runtime.backends.cpu import library as native_library
-from deeptalk_edge.runtime.backends.cpu.engine import NativeEngine
 from deeptalk_edge.runtime.backends.cpu.library import NativeContext
-from deeptalk_edge.runtime.backends.open import kernels_for, open_codec, open_engine
+from deeptalk_edge.runtime.backends.open import open_backend
 from deeptalk_edge.runtime.conversation import (
     Conversation,
     ConversationSettings,
@@ -34,12 +33,11 @@ from deeptalk_edge.runtime.experts.paged import PagedExperts
 from deeptalk_edge.runtime.experts.routes import Routes
 from deeptalk_edge.runtime.lm.codec_stream import StreamingCodec
 from deeptalk_edge.runtime.lm.encoder import Encoder
-from deeptalk_edge.runtime.lm.engine import Engine
-from deeptalk_edge.runtime.settings import EngineChoice
+from deeptalk_edge.runtime.settings import BackendChoice
 from tests.native.cpu import built
 from tests.runtime.sounds import voice
 
-BACKENDS: tuple[EngineChoice, ...] = ("native", "ort")
+BACKENDS: tuple[BackendChoice, ...] = ("cpu", "ort")
 ROWS: Ids = np.zeros((1, 8), np.int64)
 
 
@@ -63,7 +61,7 @@ def settings(
     request: pytest.FixtureRequest, int8_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> ConversationSettings:
     """Of a short conversation on each backend; some experts have to be read."""
-    if request.param == "native":
+    if request.param == "cpu":
         monkeypatch.setattr(native_library, "LIBRARY", built.library_place())
     return dataclasses.replace(
         ConversationSettings.of(int8_bundle),
@@ -181,11 +179,20 @@ def test_what_another_thread_closes_under_a_step_goes_when_that_ends(
     assert readers() == []
 
 
-@pytest.mark.parametrize("broken", ["open_codec", "open_engine", "check_golden", "History"])
+@pytest.mark.parametrize(
+    ("where", "broken"),
+    [
+        ("backends.{}.backend", "Codec"),
+        ("backends.{}.backend", "Engine"),
+        ("backends.open", "check_golden"),
+        ("conversation", "History"),
+    ],
+)
 def test_what_fails_to_open_leaves_nothing_open(
     int8_bundle: Bundle,
     settings: ConversationSettings,
     monkeypatch: pytest.MonkeyPatch,
+    where: str,
     broken: str,
     readers: Readers,
 ) -> None:
@@ -200,7 +207,10 @@ def test_what_fails_to_open_leaves_nothing_open(
         raise BackendError("no")
 
     monkeypatch.setattr(Encoder, "close", noted)
-    monkeypatch.setattr(conversation, broken, fail)
+    if broken in ("Codec", "Engine"):
+        broken = {"cpu": "Native", "ort": "Ort"}[settings.backend] + broken
+    place = f"deeptalk_edge.runtime.{where.format(settings.backend)}.{broken}"
+    monkeypatch.setattr(place, fail)
     before = os.listdir("/proc/self/fd")
     with pytest.raises(BackendError, match="no"):
         Conversation(int8_bundle, settings)
@@ -209,14 +219,16 @@ def test_what_fails_to_open_leaves_nothing_open(
     assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
-def engine_of(bundle: Bundle, settings: ConversationSettings) -> tuple[Engine, PagedExperts]:
-    return open_engine(bundle, settings, kernels_for(bundle, settings.backend))
+def backend_of(bundle: Bundle, settings: ConversationSettings) -> Backend:
+    return open_backend(bundle, settings.backend, settings.for_backend())
 
 
 def test_a_closed_engine_refuses_every_call(
     int8_bundle: Bundle, settings: ConversationSettings
 ) -> None:
-    engine, experts = engine_of(int8_bundle, settings)
+    backend = backend_of(int8_bundle, settings)
+    engine, experts = backend.engine, backend.experts
+    assert isinstance(experts, PagedExperts)
     engine.decode_step(ROWS)
     engine.close()
     engine.close()
@@ -252,16 +264,16 @@ def test_an_engine_whose_experts_do_not_open_leaves_nothing_open(
     monkeypatch.setattr(NativeContext, "close", lambda self: closed.append(self))
     wrong = dataclasses.replace(settings, paging=PagingSettings(pool="0"))
     with pytest.raises(SettingsError, match="pool '0'"):
-        engine_of(int8_bundle, wrong)
-    assert len(closed) == (settings.backend == "native")
+        backend_of(int8_bundle, wrong)
+    assert len(closed) == 2 * (settings.backend == "cpu")  # the codec's and the decoder's
 
 
 def test_a_closed_codec_and_a_closed_encoder_refuse_every_call(
     int8_bundle: Bundle, settings: ConversationSettings
 ) -> None:
     manifest = int8_bundle.manifest
-    codec = open_codec(int8_bundle, threads=1, library=kernels_for(int8_bundle, settings.backend))
-    encoder = Encoder(int8_bundle.file(manifest.ort_graphs.encoder), manifest.model.encoder)
+    backend = backend_of(int8_bundle, settings)
+    codec, encoder = backend.codec, backend.encoder
     stream = StreamingCodec(codec, manifest.codec)
     frames = np.zeros((4, manifest.codec.spec.frame_codes), np.int64)
     stream.push(frames)
@@ -283,16 +295,15 @@ def test_a_context_of_the_kernels_that_is_dropped_gives_its_threads_back(
     settings: ConversationSettings,
     readers: Readers,
 ) -> None:
-    if settings.backend != "native":
+    if settings.backend != "cpu":
         pytest.skip("ONNX Runtime keeps its threads itself")
     before = len(os.listdir("/proc/self/task"))
     context = NativeContext(native_library.NativeLibrary(), threads=3)
     assert len(os.listdir("/proc/self/task")) == before + 2
     del context
     assert len(os.listdir("/proc/self/task")) == before
-    engine, _ = engine_of(int8_bundle, dataclasses.replace(settings, threads=3))
-    assert isinstance(engine, NativeEngine)
-    engine.close()
+    backend_of(int8_bundle, dataclasses.replace(settings, threads=3)).close()
+    assert len(os.listdir("/proc/self/task")) == before
     assert readers() == []
 
 

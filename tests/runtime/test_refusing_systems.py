@@ -24,7 +24,7 @@ from deeptalk_edge.runtime.loop.live import LiveConversation
 
 native_library.LIBRARY = Path(sys.argv[1])
 bundle = Bundle.open(Path(sys.argv[2]))
-for backend in ("native", "ort"):
+for backend in ("cpu", "ort"):
     changes = {"backend": backend, "max_rows": 12, "paging": PagingSettings(pool="8")}
     settings = dataclasses.replace(ConversationSettings.of(bundle), **changes)
     with Conversation(bundle, settings) as talk:
@@ -88,12 +88,12 @@ for number, child in children.items():
 @pytest.mark.parametrize(
     ("backend", "numbers", "enough"),
     [
-        ("native", "0 1 3 5 8 10 11 14", 11),  # an encoder's 4, two pools of 3, a reader
+        ("cpu", "0 1 3 5 8 10 11 14", 11),  # an encoder's 4, two pools of 3, a reader
         ("ort", "0 1 2 9 33", 33),  # eight sessions of 4, a reader
-        pytest.param("native", " ".join(map(str, range(18))), 11, marks=pytest.mark.slow),
+        pytest.param("cpu", " ".join(map(str, range(18))), 11, marks=pytest.mark.slow),
         pytest.param("ort", " ".join(map(str, range(48))), 33, marks=pytest.mark.slow),
     ],
-    ids=["native", "ort", "native, all", "ort, all"],
+    ids=["cpu", "ort", "cpu, all", "ort, all"],
 )
 def test_refused_threads_end_in_a_line_or_in_fewer_threads(
     int8_bundle: Bundle, backend: str, numbers: str, enough: int, tmp_path: Path

@@ -1,21 +1,20 @@
 """The codec on the CPU's own kernels: `codec.onnx` computed by native/cpu/codec.cpp.
 
-It answers to the graph's names with the graph's sizes, so a stream does not know which one it runs
-on; but a state is only understood by the one that gave it.
+A state is only understood by the codec that gave it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from ctypes import byref, c_int32, c_int64
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deeptalk_edge.bundle.manifest import CodecEntry
 from deeptalk_edge.errors import ArtifactError
+from deeptalk_edge.model.rows import Ids
 from deeptalk_edge.runtime.backends.cpu.huge_pages import huge_array, read_into
 from deeptalk_edge.runtime.backends.cpu.library import (
     NativeContext,
@@ -26,6 +25,8 @@ from deeptalk_edge.runtime.backends.cpu.library import (
     int32s,
     span,
 )
+
+Array = NDArray[np.float32]
 
 _MOST = 8  # scales or blocks: DT_CODEC_MOST
 
@@ -58,7 +59,7 @@ class CodecCall(Structure):
 
 
 class NativeCodec:
-    """SNAC's streaming decoder. One owner; not thread-safe. See `CodecGraph`."""
+    """SNAC's streaming decoder. One owner; not thread-safe. See `Codec`."""
 
     def __init__(
         self,
@@ -107,37 +108,38 @@ class NativeCodec:
         """The instruction set at work, as the library names it."""
         return self._context.path
 
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """Returns pcm (A * 2048,) and the next state.
+    def decode(
+        self, codes: Ids, *, position: int, length: int, state: Array, noise: Sequence[Array]
+    ) -> tuple[Array, Array]:
+        """See `Codec`.
 
         Raises ValueError for shapes that the graph does not have, BackendError for codes that the
         codebooks do not have, UsageError if the codec is closed, busy, or another process's.
         """
         spec, rates = self._entry.spec, self._entry.noise_rates
-        num_frames = len(feeds["codes"])
-        codes = np.ascontiguousarray(feeds["codes"], np.int64)
-        floats = {"state": np.ascontiguousarray(feeds["state"], np.float32)}
-        for i in range(len(rates)):
-            floats[f"noise_{i}"] = np.ascontiguousarray(feeds[f"noise_{i}"], np.float32)
+        num_frames = len(codes)
+        codes = np.ascontiguousarray(codes, np.int64)
+        state = np.ascontiguousarray(state, np.float32)
+        tapes = [np.ascontiguousarray(tape, np.float32) for tape in noise]
         pcm = np.empty(num_frames * spec.frame_samples, np.float32)
         next_state = np.empty(self._entry.state_size, np.float32)
         call = CodecCall(
             codes=dense(codes, np.int64, (num_frames, spec.frame_codes), "codes"),
             num_frames=num_frames,
-            position=int(feeds["position"]),
-            length=int(feeds["length"]),
+            position=position,
+            length=length,
             noise=(Span * _MOST)(
                 *(
-                    dense(floats[f"noise_{i}"], np.float32, (num_frames * rate,), f"noise_{i}")
-                    for i, rate in enumerate(rates)
+                    dense(tape, np.float32, (num_frames * rate,), f"noise_{i}")
+                    for i, (tape, rate) in enumerate(zip(tapes, rates, strict=True))
                 )
             ),
-            state=dense(floats["state"], np.float32, (self._entry.state_size,), "state"),
+            state=dense(state, np.float32, (self._entry.state_size,), "state"),
             next_state=span(next_state),
             pcm=span(pcm),
         )
         self._context.run("codec", self._context.calls.dt_codec_run, self._codec, byref(call))
-        return [pcm, next_state]
+        return pcm, next_state
 
 
 def _sizes(entry: CodecEntry, weights: Span) -> CodecSizes:

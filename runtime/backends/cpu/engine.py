@@ -34,7 +34,6 @@ from deeptalk_edge.runtime.backends.cpu.library import (
     span_of,
 )
 from deeptalk_edge.runtime.backends.cpu.weights import NativeWeights
-from deeptalk_edge.runtime.experts.open import PagingSettings, paged_experts
 from deeptalk_edge.runtime.lm.cached_engine import CachedEngine
 from deeptalk_edge.runtime.lm.engine import Logits
 
@@ -82,14 +81,14 @@ class NativeEngine(CachedEngine[NativeCache]):
         bundle: Bundle,
         *,
         context_rows: int,
+        open_experts: Callable[[], ExpertTables],
         threads: int = 1,
         cache_kind: str = "bfloat16",
         path: str | None = None,
-        open_experts: Callable[[], ExpertTables] | None = None,
         library: NativeLibrary | None = None,
     ) -> None:
-        """Load the weights and reserve the cache; experts come out of a pager of the engine's own
-        if left out. They are opened last, and are the engine's from then on.
+        """Load the weights and reserve the cache; the experts are opened last, and are the
+        engine's from then on.
 
         `path` picks one of the library's kernel paths, the processor's best one if left out.
 
@@ -109,7 +108,7 @@ class NativeEngine(CachedEngine[NativeCache]):
         bundle: Bundle,
         context_rows: int,
         cache_kind: str,
-        open_experts: Callable[[], ExpertTables] | None,
+        open_experts: Callable[[], ExpertTables],
     ) -> None:
         manifest = bundle.manifest
         self._spec = manifest.model
@@ -141,9 +140,7 @@ class NativeEngine(CachedEngine[NativeCache]):
             )
             for items in (1, 2)
         ]
-        self.experts: ExpertTables = (
-            open_experts() if open_experts else paged_experts(bundle, PagingSettings())
-        )
+        self.experts = open_experts()
         try:
             self._note_tables()
         except BaseException:

@@ -10,26 +10,17 @@ tail       the last router's experts, the final norm and the head run on the las
 
 from __future__ import annotations
 
-import concurrent.futures
-import os
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
-from deeptalk_edge import host
 from deeptalk_edge.bundle.reader import Bundle
-from deeptalk_edge.errors import ArtifactError, BackendError
-from deeptalk_edge.lifetime import Lifetime, leave_to_parent, while_open
+from deeptalk_edge.errors import ArtifactError
+from deeptalk_edge.lifetime import while_open
 from deeptalk_edge.model.rows import Ids
 from deeptalk_edge.model.spec import DecoderSpec
-from deeptalk_edge.runtime.backends.ort.mapped_files import own_mapped_files
-from deeptalk_edge.runtime.experts.open import PagingSettings, paged_experts
+from deeptalk_edge.runtime.backends.ort.graph import OrtBinding, OrtGraph
 from deeptalk_edge.runtime.experts.paged import ExpertSum, PagedExperts
 from deeptalk_edge.runtime.lm.cached_engine import CachedEngine
 from deeptalk_edge.runtime.lm.engine import Logits
@@ -40,140 +31,6 @@ Array = NDArray[np.float32]
 PREFILL_ROWS = 512
 """Rows of one prefill run; bounds the memory of its attention scores."""
 
-_POLL_S = 0.1
-_STUCK_S = 3.0  # some threads of a session and not the others; they start within microseconds
-
-
-class OrtGraph:
-    """One graph in a session of its own; what ONNX Runtime throws becomes a BackendError."""
-
-    def __init__(self, path: Path, *, threads: int) -> None:
-        """Raises BackendError if ONNX Runtime refuses the graph or does not start its threads."""
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        options.enable_mem_pattern = False  # a plan per shape, and the cache grows every row
-        # Sessions take turns: an idle one that spins steals the core of the one at work.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        keep_int8_exact(options)
-        self.name = path.name
-        self._session: Any = _open_session(path, options, threads)
-        leave_to_parent(self._session)
-        own_mapped_files(path.parent)
-        self.outputs = [output.name for output in self._session.get_outputs()]
-        self._lifetime = Lifetime(self.name)
-
-    def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        """Run on arrays; returns the outputs in the graph's order.
-
-        Raises BackendError if that fails, UsageError if the graph is closed or another process's.
-        """
-        self._lifetime.check()
-        try:
-            outputs: list[NDArray[Any]] = self._session.run(None, dict(feeds))
-        except Exception as error:
-            raise BackendError(f"{self.name}: failed to run ({error})") from error
-        return outputs
-
-    def binding(self) -> OrtBinding:
-        """Raises UsageError if the graph is closed or another process's."""
-        self._lifetime.check()
-        return OrtBinding(self.name, self._session)
-
-    def close(self) -> None:
-        """Let go of the session; bindings keep it alive. Doing it twice is doing it once."""
-        self._lifetime.close()
-        self._session = None
-
-
-def _open_session(path: Path, options: onnxruntime.SessionOptions, threads: int) -> Any:
-    """Open a session, in a thread of its own if it has threads: where the system gives ONNX Runtime
-    some of them and refuses the others, it waits for ever.
-
-    Raises BackendError then, and for whatever ONNX Runtime raises.
-    """
-    session: concurrent.futures.Future[Any] = concurrent.futures.Future()
-
-    def open_it() -> None:
-        try:
-            providers = ["CPUExecutionProvider"]
-            session.set_result(onnxruntime.InferenceSession(path, options, providers=providers))
-        except BaseException as error:
-            session.set_exception(error)
-
-    if threads == 1:
-        open_it()
-    else:
-        before = set(os.listdir("/proc/self/task"))
-        host.start_thread(threading.Thread(target=open_it, name=f"open {path.name}", daemon=True))
-        if not _is_done(session, before, threads):
-            raise _too_many_threads(path, threads)
-    try:
-        return session.result()
-    except Exception as error:  # the binding's errors share no base but this one
-        if "pthread_create" in str(error):
-            raise _too_many_threads(path, threads) from error
-        raise BackendError(
-            f"{path}: ONNX Runtime {onnxruntime.__version__} refuses it ({error})"
-        ) from error
-
-
-def _is_done(session: concurrent.futures.Future[Any], before: set[str], threads: int) -> bool:
-    """Wait for a session; False once it has had some of its threads, and not all, for too long."""
-    num_stuck = 0
-    while num_stuck * _POLL_S < _STUCK_S:
-        if concurrent.futures.wait([session], timeout=_POLL_S).done:
-            return True
-        num_new = len(set(os.listdir("/proc/self/task")) - before) - 1  # but for the opening one
-        num_stuck = num_stuck + 1 if 0 < num_new < threads - 1 else 0
-    return False
-
-
-def _too_many_threads(path: Path, threads: int) -> BackendError:
-    return BackendError(
-        f"{path}: ONNX Runtime wants {threads} threads and the system refuses some of them; "
-        f"{host.MORE_THREADS}, or ask for fewer"
-    )
-
-
-@cache
-def int8_saturates(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether ONNX Runtime's quick int8 products may overflow here: on x86-64 without VNNI."""
-    flags = cpuinfo.read_text(encoding="utf-8") if cpuinfo.is_file() else ""
-    return "avx512_vnni" not in flags and "avx_vnni" not in flags
-
-
-def keep_int8_exact(options: onnxruntime.SessionOptions) -> None:
-    """Have int8 sums exact on this machine, in the quick form where that is."""
-    if int8_saturates():  # the other form takes half as long again, or twice
-        options.add_session_config_entry("session.x64quantprecision", "1")
-
-
-class OrtBinding:
-    """Buffers bound to a graph's names. The caller keeps the buffers alive."""
-
-    def __init__(self, name: str, session: Any) -> None:
-        self._name = name
-        self._binding = session.io_binding()
-        self._run = partial(session.run_with_iobinding, self._binding)
-
-    def feed(self, name: str, buffer: NDArray[Any]) -> None:
-        self._binding.bind_input(
-            name, "cpu", 0, buffer.dtype.type, buffer.shape, buffer.ctypes.data
-        )
-
-    def fetch(self, name: str, buffer: NDArray[Any]) -> None:
-        self._binding.bind_output(
-            name, "cpu", 0, buffer.dtype.type, buffer.shape, buffer.ctypes.data
-        )
-
-    def run(self) -> None:
-        try:
-            self._run()
-        except Exception as error:
-            raise BackendError(f"{self._name}: failed to run ({error})") from error
-
 
 class OrtEngine(CachedEngine[KvCache]):
     """The language model on ONNX Runtime. See `Engine`."""
@@ -183,17 +40,17 @@ class OrtEngine(CachedEngine[KvCache]):
         bundle: Bundle,
         *,
         context_rows: int,
+        open_experts: Callable[[], PagedExperts],
         threads: int = 1,
-        open_experts: Callable[[], PagedExperts] | None = None,
     ) -> None:
         """Load the graphs and allocate the cache; the experts are opened last, and are the engine's
-        from then on. By default their pool is as large as the memory that is left allows.
+        from then on.
 
         Raises ArtifactError if the bundle is for another backend or a file of it is altered,
         BackendError if a graph does not load.
         """
         manifest = bundle.manifest
-        if manifest.target.backend not in ("ort", "native"):
+        if manifest.target.backend not in ("ort", "cpu"):
             raise ArtifactError(
                 f"{bundle.path}: made for the backend {manifest.target.backend}, this is ort; "
                 "export the checkpoint again for this device"
@@ -215,7 +72,7 @@ class OrtEngine(CachedEngine[KvCache]):
             ),
             self._give_back,
         )
-        self.experts = open_experts() if open_experts else paged_experts(bundle, PagingSettings())
+        self.experts = open_experts()
         try:
             self._bind(bundle, expert)
         except BaseException:
@@ -230,10 +87,6 @@ class OrtEngine(CachedEngine[KvCache]):
         self._no_audio = np.zeros(1, np.bool_)
         self._tails = {items: self._tail(items, bundle) for items in (1, 2)}
         self._steps = {items: self._pass(items, 1) for items in (1, 2)}
-
-    @property
-    def kernel_path(self) -> None:
-        """None of our own kernels is at work."""
 
     @while_open
     def prefill(self, rows: Ids, features: Array, audio_mask: NDArray[np.bool_]) -> None:

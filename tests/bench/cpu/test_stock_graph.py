@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from deeptalk_edge.bench.cpu.stock_graph import write_stock_graph
-from deeptalk_edge.runtime.backends.ort.engine import OrtGraph
+from deeptalk_edge.runtime.backends.ort.graph import OrtGraph
 from tests.specs import DECODER, PLAIN
 
 SPEC = replace(

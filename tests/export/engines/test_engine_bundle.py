@@ -15,8 +15,8 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from deeptalk_edge.bundle.manifest import MoeForm
 from deeptalk_edge.bundle.reader import Bundle, Machine
+from deeptalk_edge.bundle.target import MoeForm
 from deeptalk_edge.devices.profile import DeviceProfile, load_profile
 from deeptalk_edge.errors import ArtifactError, BackendError, SettingsError
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
@@ -41,7 +41,7 @@ def rtx(moe: MoeForm) -> DeviceProfile:
 @pytest.fixture(scope="module")
 def native(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     place = tmp_path_factory.mktemp("native") / "bundle"
-    export_bundle(CHECKPOINT, place, ExportSettings(profile=rtx("native")))
+    export_bundle(CHECKPOINT, place, ExportSettings(profile=rtx("operators")))
     return Bundle.open(place)
 
 
@@ -61,7 +61,7 @@ def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def jetson() -> DeviceProfile:
-    return replace(load_profile("agx-orin-64gb"), moe="native")
+    return replace(load_profile("agx-orin-64gb"), moe="operators")
 
 
 def plan_of(bundle: Bundle, name: str) -> list[PlanGraph]:
@@ -94,7 +94,7 @@ def test_every_engine_is_for_every_target_and_copies_no_expert_weight_or_cache(
     assert moes == ([0, 0] if form == "native" else [3, 3, 3])
 
 
-@pytest.mark.parametrize("moe", ["plugin", "native"])
+@pytest.mark.parametrize("moe", ["plugin", "operators"])
 def test_tensorrt_lacks_the_nodes_of_the_plugin_and_no_other(
     moe: MoeForm, plugin: Path, tmp_path: Path
 ) -> None:

@@ -29,7 +29,7 @@ RTX = EngineSettings(backend="tensorrt_rtx", targets=TARGETS)
 
 
 @pytest.mark.parametrize("experts", ["int8", "int4"])
-@pytest.mark.parametrize("moe", ["native", "plugin"])
+@pytest.mark.parametrize("moe", ["operators", "plugin"])
 def test_a_decoder_layer_reads_its_experts_where_they_lie(
     moe: str, experts: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from deeptalk_edge.bench.answers import SNAC_24KHZ
+from deeptalk_edge.bench.random_snac import SNAC_24KHZ
 from deeptalk_edge.bundle.manifest import NATIVE_CODEC, CodecEntry
 from deeptalk_edge.errors import ArtifactError, BackendError
 from deeptalk_edge.export.graphs.codec import CodecNoise, export_codec
@@ -25,8 +25,8 @@ from deeptalk_edge.model.noise import gaussian_tape
 from deeptalk_edge.model.spec import CodecSpec
 from deeptalk_edge.runtime.backends.cpu.codec import NativeCodec
 from deeptalk_edge.runtime.backends.cpu.library import NativeLibrary
-from deeptalk_edge.runtime.backends.ort.engine import OrtGraph
-from deeptalk_edge.runtime.lm.codec_stream import CodecGraph
+from deeptalk_edge.runtime.backends.ort.backend import OrtCodec
+from deeptalk_edge.runtime.lm.codec_stream import Codec
 from tests.export.checkpoints import CODEC, ODD_CODEC, CodecTensors, random_codec
 from tests.native.cpu import built
 
@@ -48,8 +48,8 @@ class Exported:
     def weights(self) -> Path:
         return self.folder / NATIVE_CODEC
 
-    def graph(self) -> OrtGraph:
-        return OrtGraph(self.folder / "codec.onnx", threads=1)
+    def graph(self) -> OrtCodec:
+        return OrtCodec(self.folder / "codec.onnx", threads=1)
 
     def kernels(
         self, library: NativeLibrary, path: str | None = None, threads: int = 1
@@ -73,28 +73,29 @@ def exported(spec: CodecSpec, noise: CodecNoise) -> Iterator[Exported]:
         yield Exported(folder=folder, entry=entry)
 
 
-def feeds(entry: CodecEntry, begin: int, end: int, state: Array) -> dict[str, NDArray[Any]]:
+def chunk(entry: CodecEntry, begin: int, end: int, state: Array) -> dict[str, Any]:
     """The call that pushes frames [begin, end)."""
     shape = (LENGTH, entry.spec.frame_codes)
     codes = np.random.default_rng(3).integers(0, entry.spec.codebook_size, shape)
     rubbish = np.full((NUM_FRAMES - LENGTH, entry.spec.frame_codes), 10**9)
-    given: dict[str, NDArray[Any]] = {
+    return {
         "codes": np.concatenate([codes, rubbish])[begin:end],
-        "position": np.array(begin),
-        "length": np.array(LENGTH),
+        "position": begin,
+        "length": LENGTH,
         "state": state,
+        "noise": [
+            gaussian_tape(5, i, begin * rate, (end - begin) * rate)
+            for i, rate in enumerate(entry.noise_rates)
+        ],
     }
-    for i, rate in enumerate(entry.noise_rates):
-        given[f"noise_{i}"] = gaussian_tape(5, i, begin * rate, (end - begin) * rate)
-    return given
 
 
-def stream(codec: CodecGraph, entry: CodecEntry, cuts: list[int]) -> Array:
+def stream(codec: Codec, entry: CodecEntry, cuts: list[int]) -> Array:
     """All samples, delay and all, in pieces of these sizes; the last one takes the rest."""
     state, sound = np.zeros(entry.state_size, np.float32), []
     edges = sorted({0, NUM_FRAMES, *(edge for edge in accumulate(cuts) if edge < NUM_FRAMES)})
     for begin, end in pairwise(edges):
-        pcm, state = codec.run(feeds(entry, begin, end, state))
+        pcm, state = codec.decode(**chunk(entry, begin, end, state))
         sound.append(pcm)
     return np.concatenate(sound)
 
@@ -161,29 +162,32 @@ def test_cuts_and_threads_do_not_change_a_bit(
 def test_a_code_that_the_codebook_lacks_is_refused(
     library: NativeLibrary, tape: Exported, code: int
 ) -> None:
-    call = feeds(tape.entry, 0, 2, np.zeros(tape.entry.state_size, np.float32))
+    call = chunk(tape.entry, 0, 2, np.zeros(tape.entry.state_size, np.float32))
     call["codes"][1, 6] = code
     with pytest.raises(BackendError, match="outside its table"):
-        tape.kernels(library).run(call)
+        tape.kernels(library).decode(**call)
 
 
 @pytest.mark.parametrize("name", ["codes", "state", "noise_2"])
 def test_an_input_of_another_shape_is_refused(
     library: NativeLibrary, tape: Exported, name: str
 ) -> None:
-    call = feeds(tape.entry, 0, 2, np.zeros(tape.entry.state_size, np.float32))
-    call[name] = call[name][..., 1:]
+    call = chunk(tape.entry, 0, 2, np.zeros(tape.entry.state_size, np.float32))
+    if name == "noise_2":
+        call["noise"][2] = call["noise"][2][1:]
+    else:
+        call[name] = call[name][..., 1:]
     with pytest.raises(ValueError, match=f"{name}: expected"):
-        tape.kernels(library).run(call)
+        tape.kernels(library).decode(**call)
 
 
 @pytest.mark.parametrize("position", [-1, 2**41])
 def test_a_position_that_cannot_be_is_refused(
     library: NativeLibrary, tape: Exported, position: int
 ) -> None:
-    call = feeds(tape.entry, 0, 1, np.zeros(tape.entry.state_size, np.float32))
+    call = chunk(tape.entry, 0, 1, np.zeros(tape.entry.state_size, np.float32))
     with pytest.raises(ValueError, match="position"):
-        tape.kernels(library).run({**call, "position": np.array(position)})
+        tape.kernels(library).decode(**{**call, "position": position})
 
 
 @pytest.mark.parametrize("extra", [-64, 64], ids=["short", "long"])

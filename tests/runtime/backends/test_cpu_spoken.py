@@ -22,18 +22,19 @@ from deeptalk_edge.devices.profile import load_profile
 from deeptalk_edge.errors import ArtifactError, BackendError
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
 from deeptalk_edge.runtime.audio.vad import read_utterance
+from deeptalk_edge.runtime.backends.base import Backend
 from deeptalk_edge.runtime.backends.cpu import library as native_library
 from deeptalk_edge.runtime.backends.cpu.codec import NativeCodec
 from deeptalk_edge.runtime.backends.cpu.engine import NativeEngine
-from deeptalk_edge.runtime.backends.open import kernels_for, open_codec, open_engine
-from deeptalk_edge.runtime.backends.ort.engine import OrtEngine, OrtGraph
+from deeptalk_edge.runtime.backends.open import open_backend
+from deeptalk_edge.runtime.backends.ort.backend import OrtCodec
+from deeptalk_edge.runtime.backends.ort.engine import OrtEngine
 from deeptalk_edge.runtime.conversation import Conversation, ConversationSettings, TurnDone
-from deeptalk_edge.runtime.lm.codec_stream import CodecGraph
-from deeptalk_edge.runtime.lm.engine import Engine
-from deeptalk_edge.runtime.settings import EngineChoice
+from deeptalk_edge.runtime.settings import BackendChoice
 from tests.manifests import edit_manifest
 from tests.native.cpu import built
 from tests.places import TINY
+from tests.runtime.backends.cpu.resident import Resident
 from tests.runtime.test_conversation import rewrite_golden
 
 QUESTIONS = sorted((TINY / "questions").glob("*.wav"))
@@ -59,18 +60,17 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native_library, "LIBRARY", built.library_place())
 
 
-def chosen(bundle: Bundle, backend: EngineChoice) -> ConversationSettings:
+def chosen(bundle: Bundle, backend: BackendChoice) -> ConversationSettings:
     return replace(ConversationSettings.of(bundle), backend=backend)
 
 
-def opened(bundle: Bundle, settings: ConversationSettings) -> tuple[Engine, CodecGraph]:
-    library = kernels_for(bundle, settings.backend)
-    engine, _ = open_engine(bundle, settings, library)
-    engine.close()
-    return engine, open_codec(bundle, threads=1, library=library)
+def opened(bundle: Bundle, settings: ConversationSettings) -> Backend:
+    backend = open_backend(bundle, settings.backend, settings.for_backend())
+    backend.close()
+    return backend
 
 
-def texts(bundle: Bundle, backend: EngineChoice, questions: list[Path]) -> list[str]:
+def texts(bundle: Bundle, backend: BackendChoice, questions: list[Path]) -> list[str]:
     said = []
     with Conversation(bundle, chosen(bundle, backend)) as talk:
         for question in questions:
@@ -84,7 +84,7 @@ def texts(bundle: Bundle, backend: EngineChoice, questions: list[Path]) -> list[
 def num_right(bundle: Bundle, questions: list[Path]) -> int:
     """Answers of the kernels that are the script's."""
     expected = [question.with_suffix(".txt").read_text().splitlines()[1] for question in questions]
-    return sum(map(str.__eq__, texts(bundle, "native", questions), expected))
+    return sum(map(str.__eq__, texts(bundle, "cpu", questions), expected))
 
 
 def with_cache(bundle: Bundle, kind: str) -> Bundle:
@@ -97,7 +97,7 @@ def with_cache(bundle: Bundle, kind: str) -> Bundle:
 def test_both_backends_say_the_same(
     native_bundle: Bundle, questions: list[Path], least: int
 ) -> None:
-    native, ort = (texts(native_bundle, backend, questions) for backend in ("native", "ort"))
+    native, ort = (texts(native_bundle, backend, questions) for backend in ("cpu", "ort"))
     assert sum(mine == other for mine, other in zip(native, ort, strict=True)) >= least
 
 
@@ -131,9 +131,9 @@ def test_typed_as_people_type_the_shipped_questions_are_understood(native_bundle
 
 @pytest.mark.usefixtures("kernels")
 def test_a_conversation_says_which_backend_it_has(native_bundle: Bundle) -> None:
-    with Conversation(native_bundle, chosen(native_bundle, "native")) as talk:
-        assert talk.setup.backend == "native"
-        assert talk.setup.kernel_path == talk._engine.kernel_path is not None
+    with Conversation(native_bundle, chosen(native_bundle, "cpu")) as talk:
+        assert talk.setup.backend == "cpu"
+        assert talk.setup.kernel_path
     with Conversation(native_bundle, chosen(native_bundle, "ort")) as talk:
         assert (talk.setup.backend, talk.setup.kernel_path) == ("ort", None)
 
@@ -201,9 +201,10 @@ def test_the_manifest_says_which_cache_the_kernels_keep(
     native_bundle: Bundle, stated: str, kept: str
 ) -> None:
     bundle = with_cache(native_bundle, stated)
-    settings = ConversationSettings.of(bundle)
-    found, _ = open_engine(bundle, settings, kernels_for(bundle, "native"))
-    expected = NativeEngine(bundle, context_rows=32, cache_kind=kept)
+    found = open_backend(bundle, "cpu", ConversationSettings.of(bundle).for_backend()).engine
+    expected = NativeEngine(
+        bundle, context_rows=32, cache_kind=kept, open_experts=lambda: Resident(bundle)
+    )
     spec = bundle.manifest.model
     rows = np.random.default_rng(0).integers(0, spec.vocabulary.size, (20, 8))
     no_features = np.empty((0, spec.decoder.width), np.float32)
@@ -214,7 +215,7 @@ def test_the_manifest_says_which_cache_the_kernels_keep(
     expected.close()
 
 
-@pytest.mark.parametrize("backend", ["native", "ort"])
+@pytest.mark.parametrize("backend", ["cpu", "native", "ort"])
 @pytest.mark.usefixtures("kernels")
 def test_no_pool_changes_an_answer(
     native_bundle: Bundle, backend: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -230,9 +231,9 @@ def test_no_pool_changes_an_answer(
 
 @pytest.mark.usefixtures("kernels")
 def test_a_native_bundle_runs_on_the_kernels_by_default(native_bundle: Bundle) -> None:
-    engine, codec = opened(native_bundle, ConversationSettings.of(native_bundle))
-    assert isinstance(engine, NativeEngine)
-    assert isinstance(codec, NativeCodec)
+    backend = opened(native_bundle, ConversationSettings.of(native_bundle))
+    assert isinstance(backend.engine, NativeEngine)
+    assert isinstance(backend.codec, NativeCodec)
 
 
 @pytest.mark.usefixtures("kernels")
@@ -240,7 +241,7 @@ def test_a_native_bundle_without_the_codecs_weights_keeps_its_graph(native_bundl
     manifest = native_bundle.manifest
     files = {name: entry for name, entry in manifest.files.items() if name != NATIVE_CODEC}
     older = replace(native_bundle, manifest=replace(manifest, files=files))
-    assert isinstance(opened(older, ConversationSettings.of(older))[1], OrtGraph)
+    assert isinstance(opened(older, ConversationSettings.of(older)).codec, OrtCodec)
 
 
 def test_without_the_kernels_onnx_runtime_answers_and_the_way_out_is_named(
@@ -251,13 +252,13 @@ def test_without_the_kernels_onnx_runtime_answers_and_the_way_out_is_named(
 ) -> None:
     monkeypatch.setattr(native_library, "LIBRARY", tmp_path / "libdeeptalk_cpu.so")
     with caplog.at_level(logging.WARNING, logger="deeptalk_edge.runtime.backends.open"):
-        engine, codec = opened(native_bundle, ConversationSettings.of(native_bundle))
-    assert isinstance(engine, OrtEngine)
-    assert isinstance(codec, OrtGraph)
+        backend = opened(native_bundle, ConversationSettings.of(native_bundle))
+    assert isinstance(backend.engine, OrtEngine)
+    assert isinstance(backend.codec, OrtCodec)
     (record,) = (r for r in caplog.records if r.name == "deeptalk_edge.runtime.backends.open")
     assert "install a C++ compiler and deeptalk-edge again" in record.getMessage()
     with pytest.raises(BackendError, match="missing or does not load"):
-        opened(native_bundle, chosen(native_bundle, "native"))
+        opened(native_bundle, chosen(native_bundle, "cpu"))
 
 
 def test_a_bundle_without_native_weights_is_refused_where_the_kernels_are_asked_for(
@@ -265,7 +266,7 @@ def test_a_bundle_without_native_weights_is_refused_where_the_kernels_are_asked_
 ) -> None:
     argv = ["run", "--bundle", str(bundle_path), "--text", "Why?", "--backend", "native"]
     assert main(argv) == 1
-    assert "made for the backend ort, this is native; export" in capsys.readouterr().err
+    assert "made for the backend ort, this is cpu; export" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", [NATIVE_WEIGHTS, NATIVE_INDEX])
@@ -288,7 +289,7 @@ def test_what_the_kernels_do_not_read_is_checked_when_onnx_runtime_stands_in(
     content[100] ^= 1
     (place / name).write_bytes(content)
     bundle = Bundle.open(place)
-    with Conversation(bundle, chosen(bundle, "native")) as talk:
+    with Conversation(bundle, chosen(bundle, "cpu")) as talk:
         assert talk.bundle is bundle
     with pytest.raises(ArtifactError, match=f"{name}: altered"):
         Conversation(bundle, chosen(bundle, "ort"))
@@ -308,4 +309,4 @@ def test_native_weights_of_another_model_fail_the_golden_check(
     weights.flush()
     altered = Bundle(place, native_bundle.manifest)  # its hash would be missed first
     with pytest.raises(BackendError, match=r"^native\.bin: this device computes something else"):
-        Conversation(altered, chosen(altered, "native"))
+        Conversation(altered, chosen(altered, "cpu"))

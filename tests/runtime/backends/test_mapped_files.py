@@ -12,8 +12,8 @@ CHILD = """
 import os, sys
 from pathlib import Path
 import numpy as np
-from deeptalk_edge.runtime.backends.ort.engine import mapped_files
-from deeptalk_edge.runtime.backends.ort import engine as ort
+from deeptalk_edge.runtime.backends.ort import mapped_files
+from deeptalk_edge.runtime.backends.ort import graph as ort
 
 mapped_files.MOST_BYTES = int(sys.argv[3])
 replaced = []

@@ -13,10 +13,21 @@ import torch
 from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.errors import ArtifactError, BackendError, DoesNotFit
 from deeptalk_edge.runtime.backends.ort import engine as ort
-from deeptalk_edge.runtime.backends.ort.engine import OrtEngine, OrtGraph, int8_saturates
+from deeptalk_edge.runtime.backends.ort.engine import OrtEngine
+from deeptalk_edge.runtime.backends.ort.graph import OrtGraph, int8_saturates
 from deeptalk_edge.runtime.lm.engine import Logits
 from deeptalk_edge.training.checkpoint import load_model
-from tests.runtime.fed import MASK, ROWS, copied, decoded, features_of, forked, heard, written
+from tests.runtime.fed import (
+    MASK,
+    ROWS,
+    copied,
+    decoded,
+    features_of,
+    forked,
+    heard,
+    own_experts,
+    written,
+)
 from tests.runtime.models import SPEC
 
 WIDTH = SPEC.decoder.width
@@ -26,7 +37,7 @@ FEATURES = features_of(WIDTH)
 
 @pytest.fixture
 def engine(bundle: Bundle) -> Iterator[OrtEngine]:
-    engine = OrtEngine(bundle, context_rows=32)
+    engine = OrtEngine(bundle, context_rows=32, open_experts=own_experts(bundle))
     yield engine
     engine.close()
 
@@ -111,7 +122,7 @@ def test_a_trimmed_engine_forgets(engine: OrtEngine) -> None:
 
 
 def test_threads_do_not_change_what_is_said(bundle: Bundle, engine: OrtEngine) -> None:
-    wide = OrtEngine(bundle, context_rows=32, threads=2)
+    wide = OrtEngine(bundle, context_rows=32, threads=2, open_experts=own_experts(bundle))
     assert_close(heard(wide, FEATURES), heard(engine, FEATURES))
     wide.close()
 
@@ -140,7 +151,7 @@ def test_a_bundle_for_another_backend_is_refused(bundle: Bundle) -> None:
     target = dataclasses.replace(bundle.manifest.target, backend="tensorrt")
     other = Bundle(bundle.path, dataclasses.replace(bundle.manifest, target=target))
     with pytest.raises(ArtifactError, match="made for the backend tensorrt, this is ort"):
-        OrtEngine(other, context_rows=32)
+        OrtEngine(other, context_rows=32, open_experts=own_experts(other))
 
 
 def test_a_graph_that_does_not_load_is_named(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.devices.replay.simulator import ReplaySettings, replay
 from deeptalk_edge.errors import BackendError, ExpertUnavailable
 from deeptalk_edge.model.rows import Ids
-from deeptalk_edge.runtime.backends.ort.engine import OrtBinding, OrtEngine
+from deeptalk_edge.runtime.backends.ort.engine import OrtEngine
+from deeptalk_edge.runtime.backends.ort.graph import OrtBinding
 from deeptalk_edge.runtime.experts.look_ahead import LookAhead
 from deeptalk_edge.runtime.experts.open import recorded_routes
 from deeptalk_edge.runtime.experts.policy import POLICIES, Phase
@@ -22,6 +23,7 @@ from deeptalk_edge.runtime.experts.routes import Modality, RouteRecorder
 from deeptalk_edge.runtime.lm.engine import Engine
 from tests.runtime.experts.paged_engine import open_bundle_pager, open_engine
 from tests.runtime.experts.records import Fault, sleepy
+from tests.runtime.fed import own_experts
 from tests.runtime.models import SPEC
 
 NUM_RECORDS = len(SPEC.decoder.moe_layers) * SPEC.decoder.num_experts
@@ -50,7 +52,7 @@ def answer(engine: Engine, between: Callable[[], None] = lambda: None) -> NDArra
 
 @pytest.fixture(scope="module")
 def expected(bundle: Bundle) -> NDArray[np.float32]:
-    engine = OrtEngine(bundle, context_rows=32)
+    engine = OrtEngine(bundle, context_rows=32, open_experts=own_experts(bundle))
     said = answer(engine)
     engine.close()
     return said

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 
 from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.model.noise import SEED_LIMIT, check_seed, gaussian_tape, noise_tape
-from deeptalk_edge.runtime.backends.ort.engine import OrtGraph
+from deeptalk_edge.runtime.backends.ort.backend import OrtCodec
 from deeptalk_edge.runtime.lm.codec_stream import StreamingCodec, frames_to_sound
 from deeptalk_edge.training.snac_files import load_snac
 from tests.runtime.models import CODEC
@@ -22,7 +24,7 @@ SEED = 5
 
 def stream(bundle: Bundle, cuts: list[int]) -> NDArray[np.float32]:
     entry = bundle.manifest.codec
-    graph = OrtGraph(bundle.file(bundle.manifest.ort_graphs.codec), threads=1)
+    graph = OrtCodec(bundle.file(bundle.manifest.ort_graphs.codec), threads=1)
     codec = StreamingCodec(graph, entry, seed=SEED)
     return np.concatenate([*map(codec.push, np.split(FRAMES, cuts)), codec.finish()])
 
@@ -54,7 +56,7 @@ def test_the_first_sample_comes_with_the_frame_that_completes_the_look_ahead(
     bundle: Bundle,
 ) -> None:
     entry = bundle.manifest.codec
-    graph = OrtGraph(bundle.file(bundle.manifest.ort_graphs.codec), threads=1)
+    graph = OrtCodec(bundle.file(bundle.manifest.ort_graphs.codec), threads=1)
     codec = StreamingCodec(graph, entry)
     sizes = [codec.push(frame[None]).size for frame in FRAMES]
     assert frames_to_sound(entry) == 3
@@ -63,12 +65,15 @@ def test_the_first_sample_comes_with_the_frame_that_completes_the_look_ahead(
 
 
 def test_an_answer_without_frames_has_no_sound(bundle: Bundle) -> None:
-    assert StreamingCodec(NoGraph(), bundle.manifest.codec).finish().size == 0
+    assert StreamingCodec(NoCodec(), bundle.manifest.codec).finish().size == 0
 
 
-class NoGraph:
-    def run(self, feeds: object) -> list[NDArray[np.float32]]:
+class NoCodec:
+    def decode(self, codes: object, **rest: object) -> NoReturn:
         raise AssertionError("nothing to decode")
+
+    def close(self) -> None:
+        pass
 
 
 @pytest.mark.parametrize("first", [0, 3])
@@ -89,6 +94,6 @@ def test_a_noise_sample_depends_on_its_place_alone(first: int, skip: int, count:
 @pytest.mark.parametrize("seed", [2**63, SEED_LIMIT - 1])
 def test_every_seed_that_settings_take_makes_noise(tape_bundle: Bundle, seed: int) -> None:
     check_seed(seed)
-    graph = OrtGraph(tape_bundle.file(tape_bundle.manifest.ort_graphs.codec), threads=1)
+    graph = OrtCodec(tape_bundle.file(tape_bundle.manifest.ort_graphs.codec), threads=1)
     codec = StreamingCodec(graph, tape_bundle.manifest.codec, seed=seed)
     assert np.isfinite(np.concatenate([codec.push(FRAMES), codec.finish()])).all()

@@ -24,7 +24,7 @@ from deeptalk_edge.runtime.backends.cpu.library import NativeLibrary
 from deeptalk_edge.runtime.backends.ort.engine import OrtEngine
 from deeptalk_edge.runtime.lm.engine import Logits
 from tests.runtime.backends.cpu.fed import FEATURES, WIDE, assert_equal, fed, random_bundles
-from tests.runtime.fed import MASK, ROWS, copied, decoded, forked, heard
+from tests.runtime.fed import MASK, ROWS, copied, decoded, forked, heard, own_experts
 
 CLOSE = 0.06  # of the logits' spread: int8 activations in every product, a bfloat16 cache
 
@@ -38,11 +38,16 @@ def assert_close(found: Logits, expected: Logits) -> None:
 def assert_every_path_is_right(
     bundles: tuple[Bundle, Bundle], library: NativeLibrary, cache_kind: str = "bfloat16"
 ) -> None:
-    reference = OrtEngine(bundles[0], context_rows=32)
+    reference = OrtEngine(bundles[0], context_rows=32, open_experts=own_experts(bundles[0]))
     reference.prefill(ROWS, FEATURES, MASK)
     for path in library.path_names:
         engine = NativeEngine(
-            bundles[1], context_rows=32, library=library, path=path, cache_kind=cache_kind
+            bundles[1],
+            context_rows=32,
+            library=library,
+            path=path,
+            cache_kind=cache_kind,
+            open_experts=own_experts(bundles[1]),
         )
         engine.prefill(ROWS, FEATURES, MASK)
         assert_close(engine.logits(), reference.logits())
@@ -151,7 +156,9 @@ def test_a_trimmed_engine_forgets(engine: NativeEngine) -> None:
 def test_threads_do_not_change_a_bit(
     bundle: Bundle, engine: NativeEngine, library: NativeLibrary, threads: int
 ) -> None:
-    wide = NativeEngine(bundle, context_rows=32, threads=threads, library=library)
+    wide = NativeEngine(
+        bundle, context_rows=32, threads=threads, library=library, open_experts=own_experts(bundle)
+    )
     assert_equal(fed(wide, ROWS), fed(engine, ROWS))
     wide.close()
 

@@ -22,7 +22,7 @@ from deeptalk_edge.runtime.experts.routes import Modality, RouteRecorder
 from tests.runtime.backends.cpu.fed import FEATURES, assert_equal, fed
 from tests.runtime.backends.cpu.resident import Resident
 from tests.runtime.experts.paged_engine import open_bundle_pager
-from tests.runtime.fed import MASK, ROWS
+from tests.runtime.fed import MASK, ROWS, own_experts
 
 
 class Waves(Resident):
@@ -197,7 +197,9 @@ def test_an_expert_that_never_comes_is_an_error_and_not_a_silence(
 
 
 def test_onnx_runtime_reads_the_same_records(bundles: tuple[Bundle, Bundle]) -> None:
-    engines = [OrtEngine(bundle, context_rows=32) for bundle in bundles]
+    engines = [
+        OrtEngine(bundle, context_rows=32, open_experts=own_experts(bundle)) for bundle in bundles
+    ]
     in_float32, packed = (fed(engine, ROWS) for engine in engines)
     for engine in engines:
         engine.close()

@@ -14,15 +14,21 @@ from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.devices.profile import load_profile
 from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
-from deeptalk_edge.runtime.backends.cpu.engine import NativeEngine
-from deeptalk_edge.runtime.backends.cpu.library import NativeLibrary
-from deeptalk_edge.runtime.backends.ort.engine import OrtGraph
-from deeptalk_edge.runtime.backends.self_check import NATIVE_TOLERANCE, check_golden
-from deeptalk_edge.runtime.lm.encoder import Encoder
+from deeptalk_edge.runtime.backends.cpu import library as native_library
+from deeptalk_edge.runtime.backends.cpu.backend import DECODER_TOLERANCE
+from deeptalk_edge.runtime.backends.open import open_backend
+from deeptalk_edge.runtime.settings import ConversationSettings
+from tests.native.cpu import built
 from tests.runtime.backends.cpu.fed import WIDE, random_checkpoint
 
 DEEP = replace(WIDE, decoder=replace(WIDE.decoder, num_layers=10, num_experts=16, top_k=4))
 OUTPUTS = ("text_logits", "code_logits")
+
+
+@pytest.fixture(autouse=True)
+def _kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library as the sources build it, as if it were installed."""
+    monkeypatch.setattr(native_library, "LIBRARY", built.library_place())
 
 
 @pytest.fixture(scope="module", params=["int8", "int4:64"])
@@ -44,36 +50,24 @@ def error_of(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
-def check(bundle: Bundle, library: NativeLibrary) -> None:
-    graphs = bundle.manifest.ort_graphs
-    engine = NativeEngine(bundle, context_rows=32, library=library)
-    try:
-        check_golden(
-            bundle,
-            encoder=Encoder(bundle.file(graphs.encoder), bundle.manifest.model.encoder),
-            engine=engine,
-            codec=OrtGraph(bundle.file(graphs.codec), threads=1),
-        )
-    finally:
-        engine.close()
+def check(bundle: Bundle) -> None:
+    open_backend(bundle, "cpu", ConversationSettings.of(bundle).for_backend()).close()
 
 
-def test_a_deep_model_passes_however_far_its_rounding_moves_the_logits(
-    deep_bundle: Bundle, library: NativeLibrary
-) -> None:
+def test_a_deep_model_passes_however_far_its_rounding_moves_the_logits(deep_bundle: Bundle) -> None:
     golden = golden_of(deep_bundle)
     moved = [error_of(golden[f"native_{name}"], golden[name]) for name in OUTPUTS]
     if deep_bundle.manifest.experts.dtype == "int4":
-        assert min(moved) > NATIVE_TOLERANCE
-    check(deep_bundle, library)
+        assert min(moved) > DECODER_TOLERANCE
+    check(deep_bundle)
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_a_bundle_that_lacks_what_the_kernels_should_give_is_refused(
-    deep_bundle: Bundle, library: NativeLibrary, tmp_path: Path, name: str
+    deep_bundle: Bundle, tmp_path: Path, name: str
 ) -> None:
     with pytest.raises(ArtifactError, match=f"native_{name} missing; export the bundle again"):
-        check(without(f"native_{name}", deep_bundle, tmp_path), library)
+        check(without(f"native_{name}", deep_bundle, tmp_path))
 
 
 def without(name: str, bundle: Bundle, place: Path) -> Bundle:

@@ -21,7 +21,7 @@ from deeptalk_edge.runtime.backends.cpu.engine import NativeEngine
 from deeptalk_edge.runtime.backends.cpu.library import NativeContext, NativeLibrary
 from tests.runtime.backends.cpu.fed import FEATURES, WIDE, fed
 from tests.runtime.backends.cpu.resident import Resident
-from tests.runtime.fed import MASK, ROWS
+from tests.runtime.fed import MASK, ROWS, own_experts
 
 
 def test_a_prompt_that_does_not_fit_leaves_the_cache_as_it_was(engine: NativeEngine) -> None:
@@ -68,9 +68,16 @@ def test_a_bundle_without_native_weights_or_with_others_is_refused(
     bundles: tuple[Bundle, Bundle], library: NativeLibrary, tmp_path: Path
 ) -> None:
     with pytest.raises(ArtifactError, match="made for experts"):
-        NativeEngine(bundles[0], context_rows=32, library=library)
+        NativeEngine(
+            bundles[0], context_rows=32, library=library, open_experts=own_experts(bundles[0])
+        )
     with pytest.raises(ArtifactError, match=r"native\.bin: no such file"):
-        NativeEngine(Bundle(tmp_path, bundles[1].manifest), context_rows=32, library=library)
+        NativeEngine(
+            Bundle(tmp_path, bundles[1].manifest),
+            context_rows=32,
+            library=library,
+            open_experts=own_experts(Bundle(tmp_path, bundles[1].manifest)),
+        )
 
 
 @pytest.mark.parametrize(
@@ -98,7 +105,12 @@ def test_damaged_native_weights_are_refused(
         del index["arrays"]["layers.1.qkv"]
     (tmp_path / "native.json").write_text(json.dumps(index))
     with pytest.raises(ArtifactError, match=message):
-        NativeEngine(Bundle(tmp_path, bundle.manifest), context_rows=32, library=library)
+        NativeEngine(
+            Bundle(tmp_path, bundle.manifest),
+            context_rows=32,
+            library=library,
+            open_experts=own_experts(Bundle(tmp_path, bundle.manifest)),
+        )
 
 
 def test_a_truncated_expert_file_is_refused(
@@ -108,7 +120,12 @@ def test_a_truncated_expert_file_is_refused(
     with (tmp_path / bundle.manifest.experts.file).open("r+b") as file:
         file.truncate(100)
     with pytest.raises(ArtifactError, match=r"expert 0 .* expected whole pages within 100 bytes"):
-        NativeEngine(Bundle(tmp_path, bundle.manifest), context_rows=32, library=library)
+        NativeEngine(
+            Bundle(tmp_path, bundle.manifest),
+            context_rows=32,
+            library=library,
+            open_experts=own_experts(Bundle(tmp_path, bundle.manifest)),
+        )
 
 
 @pytest.mark.parametrize(("codebooks", "block"), [(1, 48), (2, 48), (7, 1)])
@@ -121,7 +138,12 @@ def test_a_vocabulary_that_is_not_the_tables_is_refused(
     spec = replace(bundle.manifest.model, vocabulary=vocabulary)
     manifest = dataclasses.replace(bundle.manifest, model=spec)
     with pytest.raises(ArtifactError, match=r"refuse this model: table rows = \d+, expected \d"):
-        NativeEngine(Bundle(bundle.path, manifest), context_rows=32, library=library)
+        NativeEngine(
+            Bundle(bundle.path, manifest),
+            context_rows=32,
+            library=library,
+            open_experts=own_experts(Bundle(bundle.path, manifest)),
+        )
 
 
 def test_records_that_end_behind_their_slots_are_refused(
@@ -144,7 +166,12 @@ def test_a_model_that_the_kernels_do_not_take_is_refused(
     with pytest.raises(
         ArtifactError, match=r"refuse this model: layers\.0\.qkv rows = \d+, expected \d"
     ):
-        NativeEngine(Bundle(bundle.path, manifest), context_rows=32, library=library)
+        NativeEngine(
+            Bundle(bundle.path, manifest),
+            context_rows=32,
+            library=library,
+            open_experts=own_experts(Bundle(bundle.path, manifest)),
+        )
 
 
 def test_a_missing_library_says_how_to_go_on(tmp_path: Path) -> None:

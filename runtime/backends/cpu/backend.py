@@ -1,0 +1,92 @@
+"""Our own kernels run decoder and codec, ONNX Runtime the encoder."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+
+from deeptalk_edge.bundle.manifest import NATIVE_CODEC, NATIVE_WEIGHTS
+from deeptalk_edge.bundle.reader import Bundle
+from deeptalk_edge.errors import BackendError
+from deeptalk_edge.runtime.backends.base import Backend, BackendSettings, SelfCheck
+from deeptalk_edge.runtime.backends.cpu.codec import NativeCodec
+from deeptalk_edge.runtime.backends.cpu.engine import NativeEngine
+from deeptalk_edge.runtime.backends.cpu.library import NativeLibrary
+from deeptalk_edge.runtime.backends.ort.backend import (
+    TOLERANCE,
+    OrtCodec,
+    encoder_tolerance,
+    open_encoder,
+)
+from deeptalk_edge.runtime.experts.open import paged_experts
+from deeptalk_edge.runtime.experts.paged import PagedExperts
+from deeptalk_edge.runtime.lm.codec_stream import Codec
+
+log = logging.getLogger(__name__)
+
+DECODER_TOLERANCE = 0.1
+"""Beside a reference of the weights as the kernels hold them: they round every product's
+activations to int8. 0.01 to 0.02 was measured on the tiny checkpoint, 0.05 on random weights of the
+official size; a wrong scale or order gives 0.5 and more.
+"""
+
+
+def open_backend(bundle: Bundle, settings: BackendSettings) -> Backend:
+    """Raises BackendError if the bundle is for another backend or the library does not load,
+    ArtifactError if the bundle lacks what it needs, DoesNotFit if the memory does not suffice.
+    """
+    made_for = bundle.manifest.target.backend
+    if made_for != "cpu":
+        raise BackendError(
+            f"{bundle.path}: made for the backend {made_for}, this is cpu; export the checkpoint "
+            "with --device cpu-int8, or choose the backend ort"
+        )
+    library = NativeLibrary()
+    with ExitStack() as opened:
+        encoder = open_encoder(bundle, settings)
+        opened.callback(encoder.close)
+        codec = open_codec(bundle, threads=settings.threads, library=library)
+        opened.callback(codec.close)
+        experts: list[PagedExperts] = []  # one, once the engine has opened it, last of all
+
+        def open_experts() -> PagedExperts:
+            experts.append(paged_experts(bundle, settings.paging))
+            return experts[0]
+
+        engine = NativeEngine(
+            bundle,
+            context_rows=settings.context_rows,
+            threads=settings.threads,
+            cache_kind="int8" if bundle.manifest.precision["kv_cache"] == "int8" else "bfloat16",
+            library=library,
+            open_experts=open_experts,
+        )
+        opened.pop_all()
+    log.info("decoder: native kernels, %s", engine.kernel_path)
+    graphs = bundle.manifest.ort_graphs
+    return Backend(
+        name="cpu",
+        kernel_path=engine.kernel_path,
+        encoder=encoder,
+        engine=engine,
+        codec=codec,
+        experts=experts[0],
+        self_check=SelfCheck(
+            encoder=graphs.encoder,
+            decoder=NATIVE_WEIGHTS,
+            codec=graphs.codec,
+            encoder_tolerance=encoder_tolerance(bundle),
+            decoder_tolerance=DECODER_TOLERANCE,
+            codec_tolerance=TOLERANCE,
+            logits_prefix="native_",
+        ),
+    )
+
+
+def open_codec(bundle: Bundle, *, threads: int, library: NativeLibrary) -> Codec:
+    """The codec on the kernels; on ONNX Runtime where a bundle, an early one, lacks its weights."""
+    manifest = bundle.manifest
+    if NATIVE_CODEC not in manifest.files:
+        return OrtCodec(bundle.file(manifest.ort_graphs.codec), threads=threads)
+    weights = bundle.file(NATIVE_CODEC)
+    return NativeCodec(weights, manifest.codec, threads=threads, library=library)
