@@ -1,13 +1,10 @@
-"""`make bench`: how fast this machine answers with a bundle, and decodes full-size SNAC.
+"""How fast this machine answers with a bundle, and decodes full-size SNAC.
 
-The bundle's figures are those of `deeptalk-edge profile run`, in a process of its own; the others
-are medians, and what is compared runs side by side in one process. The last line of the output is
-JSON.
+The bundle's figures are those of `deeptalk-edge profile run`, in a process of its own.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import statistics
@@ -20,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from deeptalk_edge.bench.harness import BUNDLE, arguments, measured, spoken_questions
 from deeptalk_edge.bench.random_snac import SNAC_24KHZ, RandomSnac
 from deeptalk_edge.bundle.manifest import NATIVE_CODEC, CodecEntry
 from deeptalk_edge.export.graphs.codec import export_codec
@@ -41,23 +39,26 @@ WINDOW_FRAMES = 4
 
 def main(argv: list[str] | None = None) -> int:
     """Measure, print a table and a line of JSON."""
-    parser = argparse.ArgumentParser(prog="bench", description=__doc__.splitlines()[0])
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--wav", type=Path, nargs="+", required=True, help="spoken questions")
+    parser = arguments("answers", __doc__)
+    parser.add_argument("--bundle", type=Path, default=BUNDLE)
+    parser.add_argument(
+        "--wav", type=Path, nargs="+", default=spoken_questions("*-0.wav"), help="spoken questions"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeat", type=int, default=5)
     args = parser.parse_args(argv)
-    answers = measure_answers(args.bundle, args.wav, args.threads, args.repeat)
-    print(page(answers), end="\n\n", flush=True)
-    figures: dict[str, Figures] = {
-        "process": measure_process(args.bundle, args.wav[0], args.repeat),
-        "full_size_snac": measure_codec(args.threads, 4 * args.repeat),
-    }
-    for group, values in figures.items():
-        print(group.replace("_", " "))
-        for name, value in values.items():
-            print(f"  {name:46}{value:10.2f}")
-    print(json.dumps({"answers": answers, **figures}))
+    with measured(args) as figures:
+        answers = measure_answers(args.bundle, args.wav, args.threads, args.repeat)
+        print(page(answers), end="\n\n", flush=True)
+        groups: dict[str, Figures] = {
+            "process": measure_process(args.bundle, args.wav[0], args.repeat),
+            "full_size_snac": measure_codec(args.threads, 4 * args.repeat),
+        }
+        for group, values in groups.items():
+            print(group.replace("_", " "))
+            for name, value in values.items():
+                print(f"  {name:46}{value:10.2f}")
+        figures.update({"answers": answers, **groups})
     return 0
 
 
@@ -116,7 +117,3 @@ def _median_ms(command: list[str], repeat: int) -> float:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         times.append((time.perf_counter() - start_s) * 1000)
     return statistics.median(times)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""`make bench-turn`: does the loop know a whole question from a part of one?
+"""Does the loop know a whole question from a part of one?
 
 Kiosk questions in voices that training never had, each of them whole and
 
@@ -13,16 +13,15 @@ are left out. Needs espeak-ng and flite.
 
 from __future__ import annotations
 
-import argparse
 import random
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deeptalk_edge.bench.harness import BUNDLE, arguments, measured, spoken_questions
 from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.model.features import RATE_HZ
 from deeptalk_edge.runtime.audio.end_of_turn import HangoverSettings
@@ -145,26 +144,26 @@ def report(verdicts: list[Verdict]) -> Iterator[str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Judge, print tables."""
-    parser = argparse.ArgumentParser(prog="bench_turn", description=__doc__.splitlines()[0])
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--wav", type=Path, nargs="*", default=[], help="spoken questions")
+    parser = arguments("end_of_turn", __doc__)
+    parser.add_argument("--bundle", type=Path, default=BUNDLE)
+    parser.add_argument(
+        "--wav", type=Path, nargs="*", default=spoken_questions(), help="spoken ones"
+    )
     parser.add_argument("--questions", type=int, default=110, help="to be synthesised")
     args = parser.parse_args(argv)
-    need_synthesisers()
-    bundle, rng = Bundle.open(args.bundle), random.Random(0)
-    verdicts: list[Verdict] = []
-    with Conversation(bundle, ConversationSettings.of(bundle, mode="text")) as talk:
-        for wav in args.wav:
-            pcm = resample(read_wav(wav), RATE_HZ).pcm
-            verdicts.append(judge(talk, "recordings", "whole", pcm))
-            for _ in range(2):
-                verdicts.append(judge(talk, "recordings", "broken", broken_off(pcm, rng)))
-        for question in drawn_questions(args.questions, rng):
-            for kind, pcm in clips_of(question, rng):
-                verdicts.append(judge(talk, "synthesised", kind, pcm))
-    print(*report(verdicts), sep="\n")
+    with measured(args) as figures:
+        need_synthesisers()
+        bundle, rng = Bundle.open(args.bundle), random.Random(0)
+        verdicts: list[Verdict] = []
+        with Conversation(bundle, ConversationSettings.of(bundle, mode="text")) as talk:
+            for wav in args.wav:
+                pcm = resample(read_wav(wav), RATE_HZ).pcm
+                verdicts.append(judge(talk, "recordings", "whole", pcm))
+                for _ in range(2):
+                    verdicts.append(judge(talk, "recordings", "broken", broken_off(pcm, rng)))
+            for question in drawn_questions(args.questions, rng):
+                for kind, pcm in clips_of(question, rng):
+                    verdicts.append(judge(talk, "synthesised", kind, pcm))
+        print(*report(verdicts), sep="\n")
+        figures["verdicts"] = [asdict(verdict) for verdict in verdicts]
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

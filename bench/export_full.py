@@ -1,4 +1,4 @@
-"""`make export-full`: the decoding step of the official size as a TensorRT-RTX engine.
+"""The decoding step of the official size as a TensorRT-RTX engine.
 
 Weights are random and of the official shapes, made when they are asked for, so nothing but the
 graph and the engine lies on the disk. What it shows: that it builds, for which cards, in how long
@@ -8,14 +8,13 @@ show is speed: nothing runs. The last line of the output is JSON.
 
 from __future__ import annotations
 
-import argparse
-import json
 import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from deeptalk_edge.bench.harness import OFFICIAL_SIZE, arguments, measured
 from deeptalk_edge.bench.random_checkpoint import RandomCheckpoint
 from deeptalk_edge.bundle.expert_record import RecordFormat
 from deeptalk_edge.checkpoint.config import read_model_spec
@@ -31,23 +30,24 @@ CONTEXT_ROWS = 4096
 
 def main(argv: list[str] | None = None) -> int:
     """Build, print what the plan holds, and a line of JSON."""
-    parser = argparse.ArgumentParser(prog="export_full", description=__doc__.splitlines()[0])
-    parser.add_argument("--like", type=Path, required=True, help="a checkpoint's config files")
-    parser.add_argument("--work", type=Path, required=True, help="scratch: 10 GB")
+    parser = arguments("export_full", __doc__)
+    parser.add_argument("--like", type=Path, default=OFFICIAL_SIZE, help="config files")
+    parser.add_argument("--work", type=Path, default="build/export_full", help="scratch: 10 GB")
     parser.add_argument("--plugin", type=Path, help="libdt_moe_plugin.so; without it no plugin")
     parser.add_argument("--layers", type=int, help="fewer than the model has")
     parser.add_argument("--experts", choices=["int8", "int4"], default="int4")
     parser.add_argument("--targets", nargs="+", default=["sm_89", "sm_120"])
     args = parser.parse_args(argv)
-    spec = read_model_spec(args.like)
-    if args.layers:
-        spec = replace(spec, decoder=replace(spec.decoder, num_layers=args.layers))
-    args.work.mkdir(parents=True)
-    try:
-        figures = build_step(spec, args.experts, tuple(args.targets), args.plugin, args.work)
-    finally:
-        shutil.rmtree(args.work)
-    print(json.dumps(figures))
+    with measured(args) as figures:
+        spec = read_model_spec(args.like)
+        if args.layers:
+            spec = replace(spec, decoder=replace(spec.decoder, num_layers=args.layers))
+        args.work.mkdir(parents=True)
+        try:
+            built = build_step(spec, args.experts, tuple(args.targets), args.plugin, args.work)
+        finally:
+            shutil.rmtree(args.work)
+        figures.update(built)
     return 0
 
 

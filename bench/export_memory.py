@@ -1,4 +1,4 @@
-"""`make export-memory`: does an export's memory follow the number of layers?
+"""Does an export's memory follow the number of layers?
 
 Writes checkpoints of official width with random weights and few layers, exports each in a child
 and samples the child's memory. Anonymous pages are what an export needs; pages of mapped files
@@ -9,7 +9,6 @@ line of the output is JSON.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import re
@@ -21,6 +20,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from deeptalk_edge.bench.harness import OFFICIAL_SIZE, arguments, measured
 from deeptalk_edge.bench.random_checkpoint import write_sizes
 from deeptalk_edge.bundle.expert_record import to_bfloat16
 from deeptalk_edge.checkpoint.config import read_model_spec
@@ -64,29 +64,29 @@ print(json.dumps({"seconds": time.monotonic() - began, "peaks_kb": dict(peaks)})
 
 def main(argv: list[str] | None = None) -> int:
     """Measure, print a table and a line of JSON."""
-    parser = argparse.ArgumentParser(prog="export_memory", description=__doc__.splitlines()[0])
-    parser.add_argument("--like", type=Path, required=True, help="a checkpoint's config files")
-    parser.add_argument("--work", type=Path, required=True, help="scratch: 30 GB for 8 layers")
+    parser = arguments("export_memory", __doc__)
+    parser.add_argument("--like", type=Path, default=OFFICIAL_SIZE, help="config files")
+    parser.add_argument(
+        "--work", type=Path, default="build/export_memory", help="scratch: 30 GB for 8 layers"
+    )
     parser.add_argument("--device", default="cpu", help="a profile's name or TOML (default: cpu)")
     parser.add_argument("--layers", type=int, nargs="+", default=[2, 4, 8])
     args = parser.parse_args(argv)
     if len(set(args.layers)) < 2:
         parser.error("--layers: name two numbers or more, to see whether memory follows them")
-    print(
-        f"{'layers':>6}{'checkpoint':>12}{'bundle':>10}{'anonymous':>11}{'mapped':>10}{'time':>8}"
-    )
-    with scratch_directory(args.work):
-        figures = {
-            layers: _measure(args.like, args.work, layers, args.device) for layers in args.layers
-        }
-    first, last = figures[args.layers[0]], figures[args.layers[-1]]
-    slope = (last["anonymous_mb"] - first["anonymous_mb"]) / (args.layers[-1] - args.layers[0])
-    print(f"anonymous memory for each further layer: {slope:.1f} MB")
-    print(
-        json.dumps(
-            {"device": args.device, "layers": figures, "anonymous_mb_per_layer": round(slope, 2)}
+    with measured(args) as figures:
+        print(
+            f"{'layers':>6}{'checkpoint':>12}{'bundle':>10}{'anonymous':>11}{'mapped':>10}{'time':>8}"
         )
-    )
+        with scratch_directory(args.work):
+            peaks = {
+                layers: _measure(args.like, args.work, layers, args.device)
+                for layers in args.layers
+            }
+        first, last = peaks[args.layers[0]], peaks[args.layers[-1]]
+        slope = (last["anonymous_mb"] - first["anonymous_mb"]) / (args.layers[-1] - args.layers[0])
+        print(f"anonymous memory for each further layer: {slope:.1f} MB")
+        figures.update({"layers": peaks, "anonymous_mb_per_layer": round(slope, 2)})
     return 0
 
 
@@ -159,7 +159,3 @@ def _write_shard(file: BinaryIO, tensors: dict[str, Shape], block: bytes) -> Non
 
 def _directory_mb(place: Path) -> float:
     return sum(path.stat().st_size for path in place.rglob("*") if path.is_file()) / _MB
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""`make bench-full`: spoken questions to a model of the official size on this machine's CPU.
+"""Spoken questions to a model of the official size on this machine's CPU.
 
 The bundle is a real one, exported from random weights, and so are the runs: encoder, prefill,
 paged experts, codec. What random weights do not show is what a trained model says, when it ends,
@@ -8,10 +8,8 @@ process of its own. The last line of the output is JSON.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
-import json
 import shutil
 import statistics
 import sys
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from deeptalk_edge import host
+from deeptalk_edge.bench.harness import OFFICIAL_SIZE, TINY, arguments, measured, spoken_questions
 from deeptalk_edge.bench.random_checkpoint import RandomCheckpoint, write_sizes
 from deeptalk_edge.bundle.manifest import MANIFEST
 from deeptalk_edge.bundle.reader import Bundle
@@ -55,11 +54,13 @@ class Run:
 
 def main(argv: list[str] | None = None) -> int:
     """Export, measure, print a table and a line of JSON."""
-    parser = argparse.ArgumentParser(prog="bench_full", description=__doc__.splitlines()[0])
-    parser.add_argument("--like", type=Path, required=True, help="a checkpoint's config files")
-    parser.add_argument("--tokenizer", type=Path, required=True, help="any tokenizer.json")
-    parser.add_argument("--wav", type=Path, nargs="+", required=True, help="spoken questions")
-    parser.add_argument("--work", type=Path, required=True, help="scratch: 15 GB")
+    parser = arguments("full_size", __doc__)
+    parser.add_argument("--like", type=Path, default=OFFICIAL_SIZE, help="config files")
+    parser.add_argument("--tokenizer", type=Path, default=TINY / "tokenizer.json")
+    parser.add_argument(
+        "--wav", type=Path, nargs="+", default=spoken_questions("*-0.wav"), help="spoken questions"
+    )
+    parser.add_argument("--work", type=Path, default="build/full_size", help="scratch: 15 GB")
     parser.add_argument("--precision", nargs="+", default=["experts=int4:64"], metavar="PART=DTYPE")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--pool", nargs="+", default=["100%", "42%"], help="experts in memory")
@@ -69,19 +70,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--pause", type=float, default=4.0, help="seconds before a question")
     parser.add_argument("--keep", action="store_true", help="leave the bundle for the next run")
     args = parser.parse_args(argv)
-    bundle = args.work / "+".join(args.precision)  # a kept one serves the same precision alone
-    with scratch_directory(args.work, keep=args.keep):
-        if not (bundle / MANIFEST).is_file():
-            write_bundle(args.like, args.tokenizer, args.precision, bundle)
-        print(HEADER, flush=True)
-        rows = []
-        for choice in itertools.product(args.threads, args.pool, args.window):
-            run = Run(threads=choice[0], pool=choice[1], window=choice[2])
-            with get_context("spawn").Pool(1) as process:
-                row = process.apply(measure, (bundle, args.wav, run, args.rows, args.pause))
-            rows.append(row)
-            print(_line(row), flush=True)
-        print(json.dumps({"precision": args.precision, "questions": len(args.wav), "rows": rows}))
+    with measured(args) as figures:
+        bundle = args.work / "+".join(args.precision)  # a kept one serves the same precision alone
+        with scratch_directory(args.work, keep=args.keep):
+            if not (bundle / MANIFEST).is_file():
+                write_bundle(args.like, args.tokenizer, args.precision, bundle)
+            print(HEADER, flush=True)
+            rows = []
+            for choice in itertools.product(args.threads, args.pool, args.window):
+                run = Run(threads=choice[0], pool=choice[1], window=choice[2])
+                with get_context("spawn").Pool(1) as process:
+                    row = process.apply(measure, (bundle, args.wav, run, args.rows, args.pause))
+                rows.append(row)
+                print(_line(row), flush=True)
+            figures["rows"] = rows
     return 0
 
 
@@ -153,7 +155,3 @@ def _line(row: dict[str, Any]) -> str:
         f"{row['prompt_rows']:6.0f}{row['step_ms']:9.1f}{row['step_ms_p95']:7.1f}"
         f"{row['real_time_factor']:15.2f}{row['memory_gb']:11.1f}"
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,12 +1,10 @@
-"""`make parity`: a bundle's graphs beside the torch reference of its checkpoint, on golden inputs.
+"""A bundle's graphs beside the torch reference of its checkpoint, on golden inputs.
 
 Needs torch; the exporter itself does not. Exits with an error if any output is out of tolerance.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from deeptalk_edge.bench.harness import BUNDLE, TINY, arguments, measured
 from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.export.verify.golden import golden_inputs
 from deeptalk_edge.export.verify.parity import bundle_differences, check
@@ -29,25 +28,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Raises ParityError if one exceeds its tolerance.
     """
-    parser = argparse.ArgumentParser(prog="parity", description=__doc__)
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser = arguments("parity", __doc__)
+    parser.add_argument("--bundle", type=Path, default=BUNDLE)
+    parser.add_argument("--checkpoint", type=Path, default=TINY)
     args = parser.parse_args(argv)
-    reference = torch_outputs(
-        load_model(args.checkpoint).eval(),
-        load_snac(args.checkpoint / "snac"),
-        Bundle.open(args.bundle).manifest.codec.delay_samples,
-    )
-    differences = bundle_differences(args.bundle, reference)
-    print("| output | shape | greatest value | greatest difference | tolerance |")
-    print("|---|---|---|---|---|")
-    for one in differences:
-        expected = reference[one.name]
-        print(
-            f"| {one.name} | {expected.shape} | {np.abs(expected).max():.2f} | "
-            f"{one.greatest:.1e} | {one.tolerance:.0e} |"
+    with measured(args) as figures:
+        reference = torch_outputs(
+            load_model(args.checkpoint).eval(),
+            load_snac(args.checkpoint / "snac"),
+            Bundle.open(args.bundle).manifest.codec.delay_samples,
         )
-    check(differences)
+        differences = bundle_differences(args.bundle, reference)
+        print("| output | shape | greatest value | greatest difference | tolerance |")
+        print("|---|---|---|---|---|")
+        for one in differences:
+            expected = reference[one.name]
+            print(
+                f"| {one.name} | {expected.shape} | {np.abs(expected).max():.2f} | "
+                f"{one.greatest:.1e} | {one.tolerance:.0e} |"
+            )
+        figures["greatest_difference"] = {one.name: float(one.greatest) for one in differences}
+        check(differences)
     return 0
 
 
@@ -74,7 +75,3 @@ def torch_outputs(
         "code_logits": model.code_logits(hidden[-2:]).numpy(),
         "sound": np.pad(sound.numpy(), (delay_samples, 0))[: len(sound)],
     }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""`make soak`: hours of conversation on a virtual clock, with a fake model and a restless user.
+"""Hours of conversation on a virtual clock, with a fake model and a restless user.
 
 The user asks, pauses, goes on, interrupts, coughs, says "mhm" and unplugs the device at random.
 What may not happen: a latency or a memory that grows, a state that nobody leaves, a sound of a turn
@@ -7,9 +7,7 @@ that is over, a word in the history that nobody heard. Every figure is simulated
 
 from __future__ import annotations
 
-import argparse
 import gc
-import json
 import random
 import statistics
 import sys
@@ -17,12 +15,12 @@ import time
 import tracemalloc
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deeptalk_edge import host
+from deeptalk_edge.bench.harness import arguments, measured
 from deeptalk_edge.runtime.audio.ports import FRAME_SAMPLES
 from deeptalk_edge.runtime.audio.virtual_port import VirtualPort
 from deeptalk_edge.runtime.events import (
@@ -258,19 +256,14 @@ def _alive_kb() -> float:
 
 def main(argv: list[str] | None = None) -> int:
     """Run, print a line of JSON, and fail if something happened that may not."""
-    parser = argparse.ArgumentParser(prog="soak", description=__doc__.splitlines()[0])
+    parser = arguments("soak", __doc__)
     parser.add_argument("--hours", type=float, default=1.0)
     parser.add_argument("--turns", type=int, default=2000, help="at least")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    report = Soak(seed=args.seed).run(hours=args.hours, turns=args.turns)
-    figures: dict[str, Any] = asdict(report)
-    figures["peak_resident_mb"] = host.peak_resident_mb()
-    print(json.dumps(figures))
+    with measured(args) as figures:
+        report = Soak(seed=args.seed).run(hours=args.hours, turns=args.turns)
+        figures.update({**asdict(report), "peak_resident_mb": host.peak_resident_mb()})
     for fault in report.faults():
         print(f"soak: {fault}", file=sys.stderr)
     return 1 if report.faults() else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Sequence
 from multiprocessing import get_context
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import get_args
 import numpy as np
 import torch
 
+from deeptalk_edge.bench.harness import BUNDLE, TINY, arguments, measured
 from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.files import write_file
 from deeptalk_edge.model.features import RATE_HZ
@@ -49,11 +49,11 @@ CLIPS_PER_SET = 8
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Score a bundle on the corpus that its checkpoint was trained beside."""
-    parser = argparse.ArgumentParser(prog="evaluate", description=__doc__)
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--snac", type=Path, required=True, help="the checkpoint's codec")
-    parser.add_argument("--work", type=Path, required=True, help="working directory of `make tiny`")
-    parser.add_argument("--report", type=Path, required=True, metavar="MD")
+    parser = arguments("tiny_scores", __doc__)
+    parser.add_argument("--bundle", type=Path, default=BUNDLE)
+    parser.add_argument("--snac", type=Path, default=TINY / "snac", help="the codec")
+    parser.add_argument("--work", type=Path, default="build/tiny", help="of `make tiny`")
+    parser.add_argument("--report", type=Path, default=TINY / "SCORES.md", metavar="MD")
     parser.add_argument("--clips", type=Path, help="write some held-out questions here as WAV")
     parser.add_argument("--encoder-window", choices=get_args(EncoderWindow), default="whole")
     parser.add_argument("--every", type=int, default=1, help="score one question in so many")
@@ -61,39 +61,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--open-every", type=int, default=2, help="and so many times fewer by the open recogniser"
     )
     args = parser.parse_args(argv)
-    corpus = load_corpus(args.work / "corpus")
-    if args.clips:
-        write_clips(corpus, args.clips)
-    # Two processes, the codec's task first: it is the shortest, so they end together.
-    with get_context("spawn").Pool(2, _open_judge, (args,)) as pool:
-        codec = pool.apply_async(_judge_codec)
-        halves = [pool.apply_async(_judge_kiosk, (is_test,)) for is_test in (False, True)]
-        validation, test = (half.get() for half in halves)
-        num_controls, controls, quality = codec.get()
-        pool.close()
-        pool.join()
-    lines = [
-        f"Seed {corpus.seed}; one question in {args.every}, of which the open recogniser hears one "
-        f"in {args.open_every}. Answers by the exported bundle and the runtime, batch-parallel, "
-        "greedy.",
-        "",
-        "## Validation halves",
-        "",
-        *_score_table(validation),
-        "",
-        "## Test halves",
-        "",
-        *_score_table(test),
-        "",
-        f"Controls (n = {num_controls}), spoken exact: untrained decoder "
-        f"{controls.untrained_decoder:.3f}, shuffled codes {controls.shuffled_codes:.3f}.",
-        "",
-        "## The codec alone, true codes decoded",
-        "",
-        *_quality_table(quality),
-    ]
-    write_file(args.report, ("\n".join(lines) + "\n").encode())
-    print("\n".join(lines))
+    with measured(args) as figures:
+        corpus = load_corpus(args.work / "corpus")
+        if args.clips:
+            write_clips(corpus, args.clips)
+        # Two processes, the codec's task first: it is the shortest, so they end together.
+        with get_context("spawn").Pool(2, _open_judge, (args,)) as pool:
+            codec = pool.apply_async(_judge_codec)
+            halves = [pool.apply_async(_judge_kiosk, (is_test,)) for is_test in (False, True)]
+            validation, test = (half.get() for half in halves)
+            num_controls, controls, quality = codec.get()
+            pool.close()
+            pool.join()
+        lines = [
+            f"Seed {corpus.seed}; one question in {args.every}, of which the open recogniser hears "
+            f"one in {args.open_every}. Answers by the exported bundle and the runtime, "
+            "batch-parallel, greedy.",
+            "",
+            "## Validation halves",
+            "",
+            *_score_table(validation),
+            "",
+            "## Test halves",
+            "",
+            *_score_table(test),
+            "",
+            f"Controls (n = {num_controls}), spoken exact: untrained decoder "
+            f"{controls.untrained_decoder:.3f}, shuffled codes {controls.shuffled_codes:.3f}.",
+            "",
+            "## The codec alone, true codes decoded",
+            "",
+            *_quality_table(quality),
+        ]
+        write_file(args.report, ("\n".join(lines) + "\n").encode())
+        print("\n".join(lines))
+        figures.update({"validation": validation, "test": test, "controls": controls})
     return 0
 
 
@@ -210,7 +212,3 @@ def _quality_table(scores: Sequence[CodecScore]) -> list[str]:
                 f"{recorded.exact_rate:.3f} | {recorded.word_error_rate:.3f} |"
             )
     return lines
-
-
-if __name__ == "__main__":
-    sys.exit(main())

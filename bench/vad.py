@@ -1,4 +1,4 @@
-"""`make bench-vad`: what each voice detector makes of speech in noise.
+"""What each voice detector makes of speech in noise.
 
 Spoken questions with pauses between them, each louder or softer by up to 4 dB, in a room of
 -65 dBFS, under noise made here: white, pink, mains hum with clicks, babble of eight. The truth is
@@ -11,9 +11,6 @@ missed turns   questions whose end no utterance has, within half a second
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from deeptalk_edge.bench.harness import arguments, measured, spoken_questions
 from deeptalk_edge.model.features import RATE_HZ
 from deeptalk_edge.runtime.audio.detectors import (
     GatedDetector,
@@ -66,26 +64,29 @@ class Score:
 
 def main(argv: list[str] | None = None) -> int:
     """Measure, print a table and a line of JSON."""
-    parser = argparse.ArgumentParser(prog="bench_vad", description=__doc__.splitlines()[0])
-    parser.add_argument("--wav", type=Path, nargs="+", required=True, help="spoken questions")
+    parser = arguments("vad", __doc__)
+    parser.add_argument(
+        "--wav", type=Path, nargs="+", default=spoken_questions(), help="spoken questions"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    questions = [resample(read_wav(path), RATE_HZ).pcm for path in args.wav]
-    scene = make_scene(questions, args.seed)
-    detectors: dict[str, Callable[[], VoiceDetector]] = {
-        "webrtc 2": lambda: WebRtcDetector(2),
-        "webrtc 2, gated": lambda: GatedDetector(WebRtcDetector(2)),
-    }
-    if silero_file():
-        detectors["silero"] = SileroDetector
-        detectors["silero, gated"] = lambda: GatedDetector(SileroDetector())
-    scores = [
-        measure(name, make, scene, noise, snr_db, questions, args.seed)
-        for name, make in detectors.items()
-        for noise, snr_db in conditions()
-    ]
-    print(_table(scores, scene))
-    print(json.dumps({"machine": platform.machine(), "scores": [asdict(s) for s in scores]}))
+    with measured(args) as figures:
+        spoken = [resample(read_wav(path), RATE_HZ).pcm for path in args.wav]
+        scene = make_scene(spoken, args.seed)
+        detectors: dict[str, Callable[[], VoiceDetector]] = {
+            "webrtc 2": lambda: WebRtcDetector(2),
+            "webrtc 2, gated": lambda: GatedDetector(WebRtcDetector(2)),
+        }
+        if silero_file():
+            detectors["silero"] = SileroDetector
+            detectors["silero, gated"] = lambda: GatedDetector(SileroDetector())
+        scores = [
+            measure(name, make, scene, noise, snr_db, spoken, args.seed)
+            for name, make in detectors.items()
+            for noise, snr_db in conditions()
+        ]
+        print(_table(scores, scene))
+        figures["scores"] = [asdict(s) for s in scores]
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`make bench-loop`: how long a listener waits for an answer.
+"""How long a listener waits for an answer.
 
 The wait runs from the last voiced sample of a question to the first audible one of its answer.
 Recorded questions are played in real time to the whole loop, threads and all, with speculation on
@@ -6,18 +6,16 @@ and off and with a fixed and an adaptive hangover: the same questions each way, 
 in turn.
 
 modelled   (default) a port in real time whose loudspeaker buffers 40 ms, exact to a sample
-card       PyAudio on the virtual sound card, under
-           `tests/runtime/sound_card/virtual_card.sh exec`. Both ends are recorded at the card's
-           monitors, each mapped to wall time by its own arrivals
+card       PyAudio on a virtual sound card, which is started for it (portaudio19-dev, pulseaudio,
+           pulseaudio-utils, libasound2-plugins). Both ends are recorded at the card's monitors,
+           each mapped to wall time by its own arrivals
 
 The last voiced sample is the end of the last 20 ms of a recording within 30 dB of its loudest.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import os
 import statistics
 import subprocess
@@ -33,6 +31,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from deeptalk_edge.bench.harness import BUNDLE, arguments, measured, spoken_questions
 from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.model.features import RATE_HZ
 from deeptalk_edge.runtime.audio.detectors import open_detector
@@ -128,10 +127,6 @@ class CardRoom:
     """The virtual sound card's air: `paplay` speaks, `parec` listens at both monitors."""
 
     def __init__(self) -> None:
-        if "PULSE_SERVER" not in os.environ:
-            raise SystemExit(
-                "bench_loop: run it under `tests/runtime/sound_card/virtual_card.sh exec`"
-            )
         self.port = PyAudioPort(DeviceSettings(input_name="vmic", output_name="vspk"))
         self._air, self._speaker = Monitor("vair.monitor"), Monitor("vspk.monitor")
 
@@ -315,34 +310,38 @@ def _stages(ends: Sequence[float]) -> list[float]:
 
 def main(argv: list[str] | None = None) -> int:
     """Measure, print a table and a line of JSON."""
-    parser = argparse.ArgumentParser(prog="bench_loop", description=__doc__.splitlines()[0])
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--wav", type=Path, nargs="+", required=True, help="spoken questions")
+    parser = arguments("voice_wait", __doc__)
+    parser.add_argument("--bundle", type=Path, default=BUNDLE)
+    parser.add_argument(
+        "--wav", type=Path, nargs="+", default=spoken_questions(), help="spoken questions"
+    )
     parser.add_argument("--turns", type=int, help="of each way; by default a turn a question")
     parser.add_argument("--port", choices=("modelled", "card"), default="modelled")
     args = parser.parse_args(argv)
-    recordings = [resample(read_wav(wav), RATE_HZ).pcm for wav in args.wav]
-    num_turns = args.turns or len(recordings)
-    bundle = Bundle.open(args.bundle)
-    turns: dict[Way, list[Turn]] = {
-        (speculation, hangover): []
-        for speculation in (True, False)
-        for hangover in ("adaptive", "fixed")
-    }
-    questions = {way: itertools.cycle(recordings) for way in turns}
-    with (
-        closing(CardRoom() if args.port == "card" else ModelledRoom()) as room,
-        Conversation(bundle, ConversationSettings.of(bundle)) as talk,
-    ):
-        while any(len(done) < num_turns for done in turns.values()):
-            for way, done in turns.items():
-                done += measure(talk, room, questions[way], min(6, num_turns - len(done)), way)
-    figures = {_name(way): _figures(done) for way, done in turns.items()}
-    print(f"{args.port} sound, {num_turns} turns of each way; ms from the last voiced sample\n")
-    for name, values in figures.items():
-        print(name)
-        print("".join(f"  {figure:32}{value:8.0f}\n" for figure, value in values.items()))
-    print(json.dumps({"port": args.port, "turns": num_turns, **figures}))
+    if args.port == "card" and "PULSE_SERVER" not in os.environ:
+        return _on_a_card(sys.argv[1:] if argv is None else argv)
+    with measured(args) as figures:
+        recordings = [resample(read_wav(wav), RATE_HZ).pcm for wav in args.wav]
+        num_turns = args.turns or len(recordings)
+        bundle = Bundle.open(args.bundle)
+        turns: dict[Way, list[Turn]] = {
+            (speculation, hangover): []
+            for speculation in (True, False)
+            for hangover in ("adaptive", "fixed")
+        }
+        asked = {way: itertools.cycle(recordings) for way in turns}
+        with (
+            closing(CardRoom() if args.port == "card" else ModelledRoom()) as room,
+            Conversation(bundle, ConversationSettings.of(bundle)) as talk,
+        ):
+            while any(len(done) < num_turns for done in turns.values()):
+                for way, done in turns.items():
+                    done += measure(talk, room, asked[way], min(6, num_turns - len(done)), way)
+        figures.update({_name(way): _figures(done) for way, done in turns.items()})
+        print(f"{args.port} sound, {num_turns} turns of each way; ms from the last voiced sample\n")
+        for name, values in figures.items():
+            print(name)
+            print("".join(f"  {figure:32}{value:8.0f}\n" for figure, value in values.items()))
     return 0
 
 
@@ -376,5 +375,9 @@ def _figures(turns: list[Turn]) -> dict[str, float]:
     }
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _on_a_card(flags: list[str]) -> int:
+    """The same bench in a process whose sound system is a card of its own."""
+    ours = [sys.executable, "-m", "deeptalk_edge.bench", "voice_wait", *flags]
+    card = ["tests/runtime/sound_card/virtual_card.sh", "exec", *ours]
+    environment = {**os.environ, "CARD_MAX_S": "900"}
+    return subprocess.run(card, env=environment, check=False).returncode

@@ -35,6 +35,7 @@ from deeptalk_edge.bundle.manifest import (
     Target,
     write_manifest,
 )
+from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.checkpoint.codec import open_codec
 from deeptalk_edge.checkpoint.reader import Checkpoint
 from deeptalk_edge.devices.profile import DeviceProfile, load_profile
@@ -105,6 +106,10 @@ class ExportSettings:
     replace: bool = False
     """Replace a bundle that stands there already."""
 
+    if_changed: bool = False
+    """Leave a bundle that was made of the same checkpoint and settings by the same exporter;
+    replace any other one."""
+
 
 def export_bundle(
     checkpoint_directory: Path,
@@ -123,7 +128,8 @@ def export_bundle(
     replaced, SettingsError if the profile lacks something or `place` cannot be written,
     BackendError if an engine cannot be built, DoesNotFit if the disk fills.
     """
-    place = check_place(place, replace=settings.replace)
+    replace = settings.replace or settings.if_changed
+    place = check_place(place, replace=replace)
     _check_inputs(checkpoint_directory, place, settings)
     if (checkpoint_directory / MANIFEST).is_file():
         return finish_bundle(
@@ -131,7 +137,7 @@ def export_bundle(
             place,
             settings.profile,
             settings.plugin,
-            replace=settings.replace,
+            replace=replace,
             progress=progress,
         )
     if checkpoint is None:
@@ -149,15 +155,28 @@ def export_bundle(
     steps = _Steps(progress, total=total)
     steps.begin("checkpoint")
     hashes = InputHashes()
-    export = _Export(checkpoint_directory, checkpoint, settings, precision, hashes)
     given = (checkpoint_directory, settings.encoder, settings.snac)
     inputs = hashes.of_all(
         [folder for folder in given if folder],
         [settings.plugin] if settings.plugin else [],
-        dataclasses.replace(settings, replace=False),
+        dataclasses.replace(settings, replace=False, if_changed=False),
     )
-    with resumable_directory(place, inputs, replace=settings.replace) as staging:
+    if settings.if_changed and (made := _made_of(place, inputs)):
+        return made
+    export = _Export(checkpoint_directory, checkpoint, settings, precision, hashes, inputs)
+    with resumable_directory(place, inputs, replace=replace) as staging:
         return export.write(staging, steps)
+
+
+def _made_of(place: Path, inputs: str) -> Manifest | None:
+    """The manifest of a whole bundle that was made of these inputs, else None."""
+    if not (place / MANIFEST).is_file():
+        return None
+    try:
+        manifest = Bundle.open(place).manifest
+    except ArtifactError:
+        return None  # damaged: it is made again
+    return manifest if manifest.inputs == inputs else None
 
 
 def _check_inputs(checkpoint: Path, place: Path, settings: ExportSettings) -> None:
@@ -183,6 +202,7 @@ class _Export:
         settings: ExportSettings,
         precision: GraphPrecision,
         hashes: InputHashes,
+        inputs: str,
     ) -> None:
         self._directory = directory
         self._checkpoint = checkpoint
@@ -194,6 +214,7 @@ class _Export:
         self._generation = read_generation(directory, self._spec)
         self._audio_experts = read_audio_experts(directory, self._spec.decoder)
         self._origin = Origin(name=directory.resolve().name, sha256=hashes.of_weights(directory))
+        self._inputs = inputs
         self._records = record_format(self._spec, self._profile)
 
     def write(self, staging: Staging, steps: _Steps) -> Manifest:
@@ -252,6 +273,7 @@ class _Export:
                 self._settings.codec_noise,
             ),
             generation=self._generation,
+            inputs=self._inputs,
             graphs=None,
             engines={},
             experts=Experts(

@@ -60,6 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--force", action="store_true", help="replace a bundle that exists")
     parser.add_argument(
+        "--if-changed",
+        action="store_true",
+        help="leave a bundle that was made of the same checkpoint, settings and exporter; replace "
+        "any other one",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="show what would be written and whether it fits"
     )
     parser.add_argument("--json", action="store_true", help="the plan as a JSON object on stdout")
@@ -98,6 +104,7 @@ def _export(args: argparse.Namespace, profile: DeviceProfile) -> int:
         profile=profile,
         plugin=args.plugin,
         replace=args.force,
+        if_changed=args.if_changed,
     )
     began = time.monotonic()
     # disable=None: no bar where stderr is no terminal

@@ -9,6 +9,8 @@ from pathlib import Path
 import deeptalk_edge
 from deeptalk_edge.files import sha256_of
 
+_EXPORTER = ("export", "calibration", "devices", "bundle", "checkpoint", "model")
+
 
 class InputHashes:
     """SHA-256 of files; each is read once."""
@@ -21,11 +23,13 @@ class InputHashes:
         return self._of([checkpoint / "config.json", *sorted(checkpoint.glob("*.safetensors"))])
 
     def of_all(self, folders: Iterable[Path], files: Iterable[Path], settings: object) -> str:
-        """Over all files below the folders, the files, the settings as spelt, and the exporter."""
-        exporter = Path(__file__).parent
+        """Over all files below the folders, the files, the settings as spelt, and the exporter with
+        all that it imports of ours."""
+        package = Path(deeptalk_edge.__file__).parent
+        exporter = (package / name for name in _EXPORTER)
         below = [
             path
-            for folder in (*folders, exporter)
+            for folder in (*folders, *exporter)
             for path in sorted(folder.rglob("*"))
             if path.is_file() and path.suffix != ".pyc"
         ]

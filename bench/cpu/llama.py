@@ -1,6 +1,6 @@
 """llama.cpp and ik_llama.cpp as contenders.
 
-Their Python packages lie in a folder of their own (`make bench-cpu` puts them there). Weights are
+Their Python packages lie in a folder of their own (bench/cpu/peers.sh puts them there). Weights are
 read into memory, not mapped, so that they lie where malloc puts everything: on huge pages, if
 GLIBC_TUNABLES says so.
 """
@@ -132,7 +132,7 @@ def choose(params: Any, **choices: int) -> None:
     if unknown:
         raise ValueError(
             f"{type(params).__name__} has no {', '.join(sorted(unknown))}; install the version "
-            "that `make bench-cpu` installs"
+            "that bench/cpu/peers.sh installs"
         )
     for name, value in choices.items():
         setattr(params, name, value)

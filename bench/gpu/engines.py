@@ -2,9 +2,10 @@
 
     python -m deeptalk_edge.bench.gpu.engines PLUGIN.so build/gpu_plans/*.plan*
 
-Needs tensorrt_rtx (`pip install tensorrt-rtx-cu13`) and a CUDA PyTorch. `make gpu-plans` builds the
-plans on a machine without a GPU and lays beside each one an .npz of inputs and expected outputs; a
-plan without one runs on zeros, every slot absent. All are tried; one JSON line says what happened.
+Needs tensorrt_rtx (`pip install tensorrt-rtx-cu13`) and a CUDA PyTorch. `bench gpu_plans` builds
+the plans on a machine without a GPU and lays beside each one an .npz of inputs and expected
+outputs; a plan without one runs on zeros, every slot absent. All are tried; one JSON line says what
+happened.
 """
 
 from __future__ import annotations

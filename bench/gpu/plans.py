@@ -1,6 +1,6 @@
 """Small TensorRT-RTX plans for the GPU check's second step, built on a machine without a GPU.
 
-    python -m deeptalk_edge.bench.gpu.plans PLUGIN.so CHECKPOINT build/gpu_plans
+    python -m deeptalk_edge.bench gpu_plans PLUGIN.so CHECKPOINT build/gpu_plans
 
 Beside each plan lie inputs and what they ought to give, computed here by ONNX Runtime or numpy:
 engines.py compares. Plans without a target are TensorRT-RTX's portable form, "sm_80 and later",
@@ -32,10 +32,11 @@ Array = NDArray[Any]
 _CACHED_ROWS = 64
 
 
-def main() -> None:
-    if len(sys.argv) != 4:
+def main(argv: list[str] | None = None) -> None:
+    words = sys.argv[1:] if argv is None else argv
+    if len(words) != 3:
         sys.exit(__doc__)
-    plugin, checkpoint, place = map(Path, sys.argv[1:])
+    plugin, checkpoint, place = map(Path, words)
     place.mkdir(parents=True, exist_ok=True)
     portable = EngineSettings(backend="tensorrt_rtx", plugins=(plugin.resolve(),))
     ada = EngineSettings(
@@ -195,7 +196,3 @@ def save_case(path: Path, inputs: dict[str, Array], expected: dict[str, Array]) 
     """Inputs under their names, expected outputs behind `expected_`."""
     arrays: dict[str, Any] = {**inputs, **{f"expected_{k}": v for k, v in expected.items()}}
     np.savez(path, **arrays)
-
-
-if __name__ == "__main__":
-    main()

@@ -192,6 +192,8 @@ class Manifest:
     experts: Experts
     files: Mapping[str, FileEntry]
     licences: Mapping[str, Line]
+    inputs: Sha256 | None = None
+    """Of the checkpoint, the settings and the exporter that made it; None in early bundles."""
 
     @property
     def ort_graphs(self) -> Graphs:

@@ -36,8 +36,8 @@ _PREFILL_ROWS = 256
 _RUNTIME_BYTES = {"ort": 192 * _MIB, "cpu": 192 * _MIB}
 _RUNTIME_BYTES |= {"tensorrt_rtx": 512 * _MIB, "tensorrt": 512 * _MIB}
 
-# `make export-memory`: 1.93 GB at official width, converting a table of 1.08 GB in float32. Running
-# an encoder of 1.35 GB takes 1.72.
+# `bench export_memory`: 1.93 GB at official width, converting a table of 1.08 GB in float32.
+# Running an encoder of 1.35 GB takes 1.72.
 _EXPORTER_BYTES, _TABLE_RATIO, _ENCODER_RATIO = 150e6, 1.7, 1.2
 _WRITTEN_BYTES_PER_S = 50e6
 # TensorRT-RTX 1.7 on 2 shared x86-64 cores: a plan of 1.69 GB took 6.1 GB and 26.5 s, one of 26 MB
@@ -223,7 +223,7 @@ def _build_memory(model: ModelSpec, profile: DeviceProfile, shapes: WeightShapes
     """What the exporting machine must hold: the number of layers counts only for an engine."""
     table, hearing = (weight_bytes(part, "float32") for part in (shapes.embedding, shapes.encoder))
     exporter = _EXPORTER_BYTES + max(_TABLE_RATIO * table, _ENCODER_RATIO * hearing)
-    basis = "the embedding or the encoder in float32 and a copy, as `make export-memory` measured"
+    basis = "the embedding or the encoder in float32 and a copy, as `bench export_memory` measured"
     if not profile.has_engines:
         return Estimate(value=exporter, basis=basis)
     encoder = weight_bytes(shapes.encoder, profile.precision.encoder)

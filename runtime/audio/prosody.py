@@ -22,7 +22,7 @@ _OCTAVE_COST = 0.03
 _TAIL_FRAMES = 12  # voiced, of 10 ms: the last syllable
 _LEAST_FRAMES = 30  # voiced; less says nothing of the speaker's median
 # p is one half at this many semitones from the median, its odds move e-fold within so many. So it
-# passes 0.6 at -4, where one unfinished sentence in ten goes, too: `make bench-turn`.
+# passes 0.6 at -4, where one unfinished sentence in ten goes, too: `make bench NAME=end_of_turn`.
 _HALF_SEMITONES, _SPREAD_SEMITONES = -3.4, 1.5
 
 

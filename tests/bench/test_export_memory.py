@@ -1,4 +1,4 @@
-"""`make export-memory`, on a small model."""
+"""`bench export_memory`, on a small model."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def test_memory_is_told_by_layers_and_nothing_stays_on_the_disk(
     flags = ["--like", str(TINY), "--work", str(tmp_path), "--layers", "2", "3"]
     assert main([*flags, "--device", "agx-orin-64gb"]) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert report["device"] == "agx-orin-64gb"
-    two, three = report["layers"]["2"], report["layers"]["3"]
+    assert report["settings"]["device"] == "agx-orin-64gb"
+    two, three = (report["figures"]["layers"][num] for num in ("2", "3"))
     assert three["bundle_mb"] > two["bundle_mb"] > 0
     assert two["bundle_mb"] < 1.5 * two["checkpoint_mb"]  # a float32 bundle has twice as much
     assert two["anonymous_mb"] > 10

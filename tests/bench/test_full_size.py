@@ -1,4 +1,4 @@
-"""`make bench-full`, on a small model."""
+"""`bench full_size`, on a small model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_every_choice_is_asked_and_nothing_stays_on_the_disk(
     asked += ["--pause", "0"]
     assert main([*sizes, *asked, "--work", str(tmp_path / "work")]) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
-    rows = report["rows"]
+    rows = report["figures"]["rows"]
     assert [(row["pool"], row["window"]) for row in rows] == [
         ("100%", "whole"),
         ("100%", "near"),

@@ -1,11 +1,11 @@
-"""`make bench-paging`: who runs beside whom, and the verdicts; the rest takes root and a disk."""
+"""`bench paging`: who runs beside whom, and the verdicts; the rest takes root and a disk."""
 
 from __future__ import annotations
 
 import pytest
 
-from deeptalk_edge.bench.paging.__main__ import side_by_side
 from deeptalk_edge.bench.paging.goals import goal_lines
+from deeptalk_edge.bench.paging.main import side_by_side
 
 GB = 10**9
 

@@ -1,4 +1,4 @@
-"""`make bench-loop`: the shares of a wait add up to it, and none of them is negative."""
+"""`make bench NAME=voice_wait`: the shares of a wait add up to it, and none of them is negative."""
 
 from __future__ import annotations
 

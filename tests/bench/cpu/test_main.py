@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deeptalk_edge.bench.cpu.__main__ import main
+from deeptalk_edge.bench.cpu.main import main
 from deeptalk_edge.runtime.backends.cpu.library import LIBRARY, NativeLibrary
 from tests.places import TINY
 
@@ -28,7 +28,8 @@ def test_every_figure_of_a_small_model_is_there(
 ) -> None:
     flags = ["--like", str(TINY), "--model", "3x8", "--group", "32", "--work", str(tmp_path)]
     assert main([*flags, "--context", "16", "32", "--prefill", "4", "--repeat", "1"]) == 0
-    figures = json.loads((tmp_path / "figures.json").read_text())
+    out = capsys.readouterr().out
+    figures = json.loads(out.splitlines()[-1])["figures"]
     ours = [row for row in figures["rows"] if row["by"] == "native"]
     assert [(row["what"], row["num_rows"], row["threads"]) for row in ours] == [
         ("prefill", 4, 1),
@@ -39,6 +40,5 @@ def test_every_figure_of_a_small_model_is_there(
         ("step", 32, 2),
     ]
     assert [frame["num_moe_layers"] for frame in figures["frames"]] == [3] * 4
-    out = capsys.readouterr().out
     assert f"SNAC in float32, both on {NativeLibrary().path_names[0]};" in out
     assert "one frame, 1 thread(s)" in out

@@ -1,4 +1,4 @@
-"""`make bench-cpu`: our decoder at official width beside its roofline and its peers.
+"""Our decoder at official width beside its roofline and its peers.
 
 One run, one table. Every contender is a process with random weights of the same shapes; they take
 turns, call by call, and so do the numbers of threads. Medians. 27 layers have 16 experts, so that
@@ -8,10 +8,8 @@ all contenders fit into memory together: a step reads no less than with 64.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -20,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from deeptalk_edge import host
 from deeptalk_edge.bench.cpu.contest import Call, Contender, Timing, Work, take_turns
 from deeptalk_edge.bench.cpu.gguf_file import write_gguf
 from deeptalk_edge.bench.cpu.llama import MODULES, Q4_0, LlamaDecoder, see_packages, takes
@@ -40,9 +37,9 @@ from deeptalk_edge.bench.cpu.sizes import mlp_weights, step_bytes
 from deeptalk_edge.bench.cpu.sound import SoundEnd
 from deeptalk_edge.bench.cpu.stock import StockDecoder
 from deeptalk_edge.bench.cpu.stock_graph import STOCK_FORM
+from deeptalk_edge.bench.harness import OFFICIAL_SIZE, arguments, measured
 from deeptalk_edge.bundle.expert_record import INT4_GROUPS
 from deeptalk_edge.checkpoint.config import read_model_spec
-from deeptalk_edge.files import write_file
 from deeptalk_edge.model.spec import ModelSpec
 from deeptalk_edge.runtime.backends.cpu.library import CACHE_KINDS, NativeLibrary
 
@@ -57,8 +54,8 @@ _SPARE_ROWS = 64  # behind the longest context
 
 def main(argv: list[str] | None = None) -> int:
     """Measure; print the table, a frame's parts and the goals, and write all figures as JSON."""
-    parser = argparse.ArgumentParser(prog="bench_cpu", description=__doc__.splitlines()[0])
-    parser.add_argument("--like", type=Path, default=Path("checkpoints/official-size"))
+    parser = arguments("cpu", __doc__)
+    parser.add_argument("--like", type=Path, default=OFFICIAL_SIZE)
     parser.add_argument("--model", nargs="+", type=_model, default=["5x64", "27x16"])
     parser.add_argument("--context", type=int, nargs="+", default=[256, 1024, 2048, 4096])
     parser.add_argument("--prefill", type=int, nargs="*", default=[64, 256], help="rows")
@@ -73,44 +70,41 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--prefill-repeat", type=int, default=3, help="they take seconds each")
     parser.add_argument("--peer", nargs="*", default=[], choices=(STOCK, *MODULES))
     parser.add_argument("--packages", type=Path, default=Path("build/peers"), help="of the peers")
-    parser.add_argument("--work", type=Path, default=Path("build/bench_cpu"))
+    parser.add_argument("--work", type=Path, default=Path("build/cpu"))
     args = parser.parse_args(argv)
-    args.work.mkdir(parents=True, exist_ok=True)
-    machine = f"{host.processor()}, load {os.getloadavg()[0]:.1f}"
-    weights = f"int4 in groups of {args.group}" if args.group else "int8"
-    tunables = os.environ.get("GLIBC_TUNABLES", "none")
-    path = args.path or NativeLibrary().path_names[0]
-    print(
-        f"{machine}; ratios by {args.clock} time; ours {weights}, cache {args.cache}, SNAC in "
-        f"float32, both on {path}; {tunables}\n"
-    )
-    print(HEADER)
-    spec = read_model_spec(args.like)
-    rows: list[Row] = []
-    frames: list[Frame] = []
-    for model in args.model:
-        num_layers, num_experts = map(int, model.split("x"))
-        decoder = replace(spec.decoder, num_layers=num_layers, num_experts=num_experts)
-        sized = replace(spec, decoder=decoder)
-        peers = [name for name in args.peer if takes(name, num_layers)]
-        with _contenders(sized, peers, args) as contenders:
-            bench = _Bench(model, sized, contenders, args)
-            for row in bench.measure():
-                print(line(row), flush=True)
-                rows.append(row)
-            if num_layers > decoder.num_dense_layers:
-                frames += bench.frames(len(spec.decoder.moe_layers))
-    if "ik_llama.cpp" in args.peer:
-        print("\nik_llama.cpp takes 27 layers and no other number.")
-    print("\nOne frame, all included, ms:\n")
-    print(*frame_table(frames), sep="\n")
-    print("\nGoals, one thread unless said:\n")
-    print(*goal_table(rows, frames), sep="\n")
-    figures = {"rows": [asdict(row) for row in rows], "frames": [asdict(one) for one in frames]}
-    place = args.work / "figures.json"
-    content = json.dumps({"machine": machine, "clock": args.clock, **figures}, indent=1)
-    write_file(place, content.encode())
-    print(f"\nAll figures: {place}")
+    with measured(args) as figures:
+        args.work.mkdir(parents=True, exist_ok=True)
+        weights = f"int4 in groups of {args.group}" if args.group else "int8"
+        tunables = os.environ.get("GLIBC_TUNABLES", "none")
+        path = args.path or NativeLibrary().path_names[0]
+        print(
+            f"ratios by {args.clock} time; ours {weights}, cache {args.cache}, SNAC in "
+            f"float32, both on {path}; {tunables}\n"
+        )
+        print(HEADER)
+        spec = read_model_spec(args.like)
+        rows: list[Row] = []
+        frames: list[Frame] = []
+        for model in args.model:
+            num_layers, num_experts = map(int, model.split("x"))
+            decoder = replace(spec.decoder, num_layers=num_layers, num_experts=num_experts)
+            sized = replace(spec, decoder=decoder)
+            peers = [name for name in args.peer if takes(name, num_layers)]
+            with _contenders(sized, peers, args) as contenders:
+                bench = _Bench(model, sized, contenders, args)
+                for row in bench.measure():
+                    print(line(row), flush=True)
+                    rows.append(row)
+                if num_layers > decoder.num_dense_layers:
+                    frames += bench.frames(len(spec.decoder.moe_layers))
+        if "ik_llama.cpp" in args.peer:
+            print("\nik_llama.cpp takes 27 layers and no other number.")
+        print("\nOne frame, all included, ms:\n")
+        print(*frame_table(frames), sep="\n")
+        print("\nGoals, one thread unless said:\n")
+        print(*goal_table(rows, frames), sep="\n")
+        figures["rows"] = [asdict(row) for row in rows]
+        figures["frames"] = [asdict(one) for one in frames]
     return 0
 
 
@@ -274,7 +268,3 @@ class _Bench:
 
     def _seconds(self, timing: Timing) -> float:
         return timing.wall_s if self._args.clock == "wall" else timing.cpu_s
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""`make bench-paging`: expert paging at full record size, from this machine's disk.
+"""Expert paging at full record size, from this machine's disk.
 
 Each contender is a process of its own under the same memory limit; they take turns, one dialogue
 turn each, so that a busy disk troubles all of them alike. The routes are synthetic, the bytes and
@@ -13,12 +13,9 @@ willneed   mapped, and a layer's chosen experts are announced with MADV_WILLNEED
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
 import os
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from deeptalk_edge.bench.harness import arguments, measured
 from deeptalk_edge.bench.paging.contenders import (
     FULL_LAYERS,
     Experts,
@@ -67,32 +65,32 @@ ENOUGH_S = 60.0
 
 def main(argv: list[str] | None = None) -> int:
     """Measure, print a table and a line of JSON."""
-    parser = argparse.ArgumentParser(prog="bench_paging", description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=Path("build/bench_paging"))
+    parser = arguments("paging", __doc__)
+    parser.add_argument("--work", type=Path, default=Path("build/paging"))
     parser.add_argument("--layers", type=int, default=FULL_LAYERS, help="fewer for a quick look")
     parser.add_argument("--turns", type=int, default=3, help="the first is cold")
     parser.add_argument("--preset", default="mid", help="of the routes: flat, mid, local")
     parser.add_argument("--pool", type=int, nargs="+", default=[25, 42, 65, 100], help="percent")
     parser.add_argument("--keep", action="store_true", help="leave the file of experts")
     args = parser.parse_args(argv)
-    shape = DialogueShape(num_layers=args.layers, num_turns=args.turns, answer_s=ANSWER_S)
-    routes = synthetic_routes(args.preset, shape, seed=1)
-    path = args.work / "experts.bin"
-    with scratch_directory(args.work, keep=args.keep):
-        write_experts(path, args.layers)
-        link_gbps = probe(path)
-        print(
-            f"{args.layers} layers x {NUM_EXPERTS} experts x {RECORD_BYTES / 1e6:.1f} MB; direct "
-            f"reads {link_gbps:.2f} GB/s; routes {routes.source}; load average "
-            f"{os.getloadavg()[0]:.1f}\n"
-        )
-        print(HEADER)
-        rows = []
-        for percent in args.pool:
-            rows += measure(path, routes, percent, link_gbps)
-        overhead = measure_overhead(path, routes)
-        print(*goal_lines(rows, overhead["percent"]), sep="\n")
-        print(json.dumps({"link_gbps": link_gbps, "rows": rows, "overhead": overhead}))
+    with measured(args) as figures:
+        shape = DialogueShape(num_layers=args.layers, num_turns=args.turns, answer_s=ANSWER_S)
+        routes = synthetic_routes(args.preset, shape, seed=1)
+        path = args.work / "experts.bin"
+        with scratch_directory(args.work, keep=args.keep):
+            write_experts(path, args.layers)
+            link_gbps = probe(path)
+            print(
+                f"{args.layers} layers x {NUM_EXPERTS} experts x {RECORD_BYTES / 1e6:.1f} MB; "
+                f"direct reads {link_gbps:.2f} GB/s; routes {routes.source}\n"
+            )
+            print(HEADER)
+            rows = []
+            for percent in args.pool:
+                rows += measure(path, routes, percent, link_gbps)
+            overhead = measure_overhead(path, routes)
+            print(*goal_lines(rows, overhead["percent"]), sep="\n")
+            figures.update({"link_gbps": link_gbps, "rows": rows, "overhead": overhead})
     return 0
 
 
@@ -239,7 +237,3 @@ def _compete(
     while (turn := pipe.recv()) is not None:
         pipe.send(run_turn([each for each in routes.passes if each.turn == turn], experts, dense))
     experts.close()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

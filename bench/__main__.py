@@ -1,0 +1,45 @@
+"""Every program behind a figure in the docs: `python -m deeptalk_edge.bench NAME [flags]`."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+from deeptalk_edge.cli import as_program
+
+BENCHES = {
+    "answers": ("answers", "how fast a bundle answers here, and full-size SNAC"),
+    "cpu": ("cpu.main", "our kernels at full width beside roofline and peers"),
+    "end_of_turn": ("end_of_turn", "what the end-of-turn cues say of whole and broken questions"),
+    "export_full": ("export_full", "the official size's step as an engine for RTX cards"),
+    "export_memory": ("export_memory", "an export's memory by number of layers"),
+    "full_size": ("full_size", "spoken questions to a model of the official size"),
+    "gpu_plans": ("gpu.plans", "small TensorRT-RTX plans for the GPU check, built without a GPU"),
+    "paging": ("paging.main", "expert paging at full size from this machine's disk"),
+    "parity": ("parity", "a bundle's graphs beside the torch reference"),
+    "same_as": ("same_as", "this checkout's answers and graphs beside another commit's"),
+    "soak": ("soak", "hours of simulated conversation"),
+    "tiny_scores": ("tiny_scores", "score the tiny checkpoint on its held-out questions"),
+    "vad": ("vad", "what each voice detector makes of speech in noise"),
+    "voice_wait": ("voice_wait", "how long a listener waits, live"),
+}
+"""Name: its module, which offers `main(argv)`, and its line in the list."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one bench; returns its exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    name, *flags = words or ["--help"]
+    if name in ("-h", "--help"):
+        print(f"{__doc__}\n")
+        print("\n".join(f"  {name:14}{summary}" for name, (_, summary) in BENCHES.items()))
+        return 0
+    if name not in BENCHES:
+        print(f"bench: no {name}; there are {', '.join(BENCHES)}", file=sys.stderr)
+        return 2
+    module = import_module(f"deeptalk_edge.bench.{BENCHES[name][0]}")
+    return int(module.main(flags) or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(as_program(main))
