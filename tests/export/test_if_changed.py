@@ -36,13 +36,8 @@ def export(tree: Path, tmp_path: Path) -> Export:
     flags = ["--if-changed", "-o", str(tmp_path / "bundle")]
 
     def run() -> str:
-        command = [
-            sys.executable,
-            "-m",
-            "deeptalk_edge.cli",
-            "export",
-            str(tmp_path / "checkpoint"),
-        ]
+        cli = [sys.executable, "-m", "deeptalk_edge.cli"]
+        command = [*cli, "export", str(tmp_path / "checkpoint"), *flags]
         environment = {**os.environ, "PYTHONPATH": str(tree)}
         subprocess.run(command, cwd=tree, env=environment, check=True)
         place = tmp_path / "bundle" / "manifest.json"
