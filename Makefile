@@ -62,9 +62,9 @@ bench-full: $(VENV)/.dev  ## spoken questions to a model of the official size, r
 routes: $(VENV)/.device $(BUNDLE)/manifest.json  ## record which experts the tiny checkpoint asks for; prints the figures of docs/paging.md
 	$(BIN)/deeptalk-edge run --bundle $(BUNDLE) --backend ort --forget --json --wav $(MODEL)/questions/*.wav \
 	    --record-routes $(ROUTES) > /dev/null
-	$(BIN)/deeptalk-edge profile routes $(ROUTES)
-	$(BIN)/deeptalk-edge profile replay $(ROUTES) --pool 25% 42% 65% --device orin-nano-8gb-int4-nvme-3
-	$(BIN)/deeptalk-edge profile replay synthetic:mid --device all
+	$(BIN)/deeptalk-edge routes show $(ROUTES)
+	$(BIN)/deeptalk-edge routes replay $(ROUTES) --pool 25% 42% 65% --device orin-nano-8gb
+	$(BIN)/deeptalk-edge routes replay synthetic:mid --device all
 
 parity: $(VENV)/.dev $(BUNDLE)/manifest.json  ## the tiny bundle's graphs beside the torch reference
 	$(BIN)/python -m deeptalk_edge.bench.parity --checkpoint $(MODEL) --bundle $(BUNDLE)

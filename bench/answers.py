@@ -1,6 +1,6 @@
 """`make bench`: how fast this machine answers with a bundle, and decodes full-size SNAC.
 
-The bundle's figures are those of `deeptalk-edge profile run`, in a process of its own; the others
+The bundle's figures are those of `deeptalk-edge profile`, in a process of its own; the others
 are medians, and what is compared runs side by side in one process. The last line of the output is
 JSON.
 """

@@ -16,13 +16,16 @@ with its source and whether someone has confirmed it. An unknown key is refused.
     [facts]
     memory_bandwidth_gb_per_s = { value = 102, source = "NVIDIA's datasheet", confirmed = true }
     ...
+
+    [paging]                    # estimates for `routes replay`, see devices/paging.py
+    ...
 """
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -30,6 +33,8 @@ from typing import Any, Generic, Literal, TypeVar, get_args, get_origin, get_typ
 
 from deeptalk_edge.bundle.precision import FLOAT32, NATIVE, Precision
 from deeptalk_edge.bundle.target import MoeForm, TargetBackend, current_name
+from deeptalk_edge.devices.paging import PagingEstimates, parse_paging
+from deeptalk_edge.devices.tables import fields, positive
 from deeptalk_edge.errors import SettingsError
 
 if sys.version_info >= (3, 11):
@@ -99,6 +104,8 @@ class DeviceProfile:
     expert_residency: Residency
     precision: Precision
     facts: DeviceFacts
+    paging: PagingEstimates | None = None
+    """Of those that `routes replay` can simulate."""
 
     def __post_init__(self) -> None:
         for name in ("name", "summary"):
@@ -226,13 +233,15 @@ def parse_profile(text: str, place: str) -> DeviceProfile:
     """
     try:
         content = tomllib.loads(text)
-        content["precision"] = Precision(**_fields(Precision, content, "precision"))
-        facts = _fields(DeviceFacts, content, "facts")
+        content["precision"] = Precision(**fields(Precision, content, "precision"))
+        facts = fields(DeviceFacts, content, "facts")
         for field in ("backend", "moe"):
             if isinstance(content.get(field), str):
                 content[field] = current_name(field, content[field])
         content["facts"] = DeviceFacts(**{name: _fact(name, facts[name]) for name in facts})
-        return DeviceProfile(**_fields(DeviceProfile, {"profile": content}, "profile"))
+        if "paging" in content:
+            content["paging"] = parse_paging(content)
+        return DeviceProfile(**fields(DeviceProfile, {"profile": content}, "profile"))
     except (ValueError, TypeError) as error:  # TOML's own error is a ValueError
         raise SettingsError(f"{place}: {error}") from error
 
@@ -241,24 +250,8 @@ def _profiles() -> Any:
     return resources.files("deeptalk_edge.devices") / "profiles"
 
 
-def _fields(kind: type[Any], content: Mapping[str, Any], table: str) -> dict[str, Any]:
-    """The keys of a table, none unknown and none missing."""
-    found = content.get(table, {})
-    if not isinstance(found, dict):
-        raise ValueError(f"{table} is {found!r}, expected a table")
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    if unknown := found.keys() - fields.keys():
-        raise ValueError(
-            f"{table} has no {', '.join(sorted(unknown))}; known are {', '.join(fields)}"
-        )
-    needed = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
-    if missing := needed - found.keys():
-        raise ValueError(f"{table} lacks {', '.join(sorted(missing))}")
-    return dict(found)
-
-
 def _fact(name: str, content: Any) -> Fact[Any]:
-    parts = _fields(Fact, {name: content}, name)
+    parts = fields(Fact, {name: content}, name)
     kind = get_args(get_args(get_type_hints(DeviceFacts)[name])[0])[0]
     if not isinstance(parts["source"], str) or not parts["source"].strip():
         raise ValueError(f"{name}.source is {parts['source']!r}: say where the value comes from")
@@ -277,16 +270,14 @@ def _checked(name: str, kind: Any, value: Any) -> Any:
         if isinstance(value, list) and value and all(_is_capability(item) for item in value):
             return tuple(value)
         raise ValueError(f'{name}.value is {value!r}, expected a list such as ["sm_87"]')
-    allowed = (int, float) if kind is float else kind
-    is_right = isinstance(value, allowed) and (kind is bool or not isinstance(value, bool))
-    if not is_right or (kind in (int, float) and not 0 < value < float("inf")):
+    if kind in (int, float):
+        return positive(f"{name}.value", kind, value)
+    if not isinstance(value, kind):
         raise ValueError(f"{name}.value is {value!r}, expected {_EXPECTED[kind]}")
     return value
 
 
-_EXPECTED = {bool: "true or false", int: "a whole number above 0", float: "a number above 0"} | {
-    str: "text"
-}
+_EXPECTED = {bool: "true or false", str: "text"}
 
 
 def _is_capability(item: Any) -> bool:

@@ -19,7 +19,10 @@ from deeptalk_edge.devices.profile import (
 from deeptalk_edge.errors import SettingsError
 from tests.places import ROOT
 
-NAMES = ("agx-orin-64gb", "cpu", "cpu-int8", "orin-nano-8gb", "rtx-4060", "rtx-4090", "thor")
+NAMES = (
+    *("agx-orin-64gb", "cpu", "cpu-int8", "laptop-8gb", "orin-nano-8gb", "orin-nx-16gb"),
+    *("rtx-4060", "rtx-4090", "thor"),
+)
 
 TOML = """
 name = "board"
@@ -42,6 +45,20 @@ compute_capabilities = { value = ["sm_87"], source = "a list", confirmed = true 
 memory_bytes = { value = 8, source = "a page", confirmed = false }
 memory_shared = { value = true, source = "a page", confirmed = true }
 disk_read_gb_per_s = { value = 3, source = "a guess", confirmed = false }
+
+[paging]
+source = "a guess"
+pool_bytes = 100
+link = "disk"
+link_gb_per_s = [1, 2.5]
+attention_ms = 0.5
+fixed_ms = 5
+prefill_row_ms = 0.25
+
+[paging.experts.int4]
+record_bytes = 10
+decode_ms = 0.75
+prefill_ms = 0.125
 """
 
 
@@ -60,6 +77,8 @@ def test_a_shipped_profile_is_whole_and_goes_by_its_own_name(name: str) -> None:
     profile = load_profile(name)
     assert profile.name == name
     facts = profile.facts
+    if name == "laptop-8gb":
+        return
     if name == "cpu":
         assert profile.precision == FLOAT32
         return
@@ -92,6 +111,9 @@ def test_a_profile_of_ones_own_is_read_from_its_path(tmp_path: Path) -> None:
     assert profile.facts.disk_read_gb_per_s
     assert profile.facts.disk_read_gb_per_s.value == 3
     assert profile.facts.int8_tops is None
+    assert profile.paging
+    assert profile.paging.link_gb_per_s == (1, 2.5)
+    assert profile.paging.experts["int4"].prefill_ms == 0.125
 
 
 def test_an_unknown_device_is_refused_with_those_that_there_are() -> None:
@@ -117,6 +139,11 @@ def test_an_unknown_device_is_refused_with_those_that_there_are() -> None:
         ("value = 8", "value = 0", "a whole number above 0"),
         ("value = 3", "value = inf", "a number above 0"),
         ("value = 3", 'value = "fast"', "a number above 0"),
+        ("pool_bytes", "pool_gb", "paging has no pool_gb"),
+        ("prefill_ms = 0.125", "", "int4 lacks prefill_ms"),
+        ("decode_ms = 0.75", "decode_ms = 0", "paging.experts.int4.decode_ms is 0, expected"),
+        ("[1, 2.5]", "[]", "paging.link_gb_per_s is [], expected a list of rates"),
+        ('"disk"', '"tape"', "paging.link is 'tape', expected disk or pcie"),
         ("value = true", "value = 1", "memory_shared.value is 1, expected true or false"),
         ('["sm_87"]', '["8.7"]', "a list such as"),
         ('["sm_87"]', "[]", "a list such as"),
