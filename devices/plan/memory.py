@@ -20,8 +20,9 @@ from deeptalk_edge.bundle.memory import (
     slot_bytes,
     slots_in,
 )
+from deeptalk_edge.devices.facts import Fact
 from deeptalk_edge.devices.plan.shapes import WeightShapes
-from deeptalk_edge.devices.profile import DeviceProfile, Fact
+from deeptalk_edge.devices.profile import DeviceProfile
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.model.spec import ModelSpec
 

@@ -10,6 +10,7 @@ import pytest
 
 from deeptalk_edge.checkpoint.config import read_codec_spec, read_model_spec
 from deeptalk_edge.checkpoint.reader import Checkpoint
+from deeptalk_edge.devices.facts import Fact
 from deeptalk_edge.devices.plan.memory import fitted_profile, record_format
 from deeptalk_edge.devices.plan.shapes import (
     codec_shapes,
@@ -18,7 +19,7 @@ from deeptalk_edge.devices.plan.shapes import (
     segment_shapes,
     stored_bytes,
 )
-from deeptalk_edge.devices.profile import DeviceProfile, Fact, load_profile
+from deeptalk_edge.devices.profile import DeviceProfile, load_profile
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
 from deeptalk_edge.export.dry_run.forecast import plan_export
