@@ -28,6 +28,7 @@ _VERBS = {
     "export": ("deeptalk_edge.export.command", "checkpoint to bundle"),
     "run": ("deeptalk_edge.runtime.commands.run", "ask a bundle and hear its answer"),
     "bundle": ("deeptalk_edge.runtime.commands.bundle", "inspect, verify or sign a bundle"),
+    "probe": ("deeptalk_edge.devices.probe_command", "identify and measure this machine"),
     "plan": ("deeptalk_edge.devices.plan_command", "will it run on a device, and how fast"),
     "profile": ("deeptalk_edge.devices.profile_command", "measure a bundle on this machine"),
     "routes": ("deeptalk_edge.devices.routes_command", "what recorded routes say of paging"),

@@ -43,7 +43,7 @@ def parse_status(text: str, modes: dict[int, str]) -> ActiveMode | None:
 
 
 def active_mode(root: Path = Path("/")) -> Reading[ActiveMode]:
-    """Which mode the board is in: asked of nvpmodel, else read from its files, which need no root."""
+    """The mode the board is in: nvpmodel says it, else its files, which need no root."""
     conf = read_file(root / "etc/nvpmodel.conf")
     modes = parse_modes(conf.value or "")
     by_file = read_file(root / "var/lib/nvpmodel/status").then(
