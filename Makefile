@@ -44,9 +44,9 @@ BENCH_ENV_cpu := GLIBC_TUNABLES=glibc.malloc.hugetlb=1 OMP_WAIT_POLICY=passive
 routes: $(VENV)/.device bundles  ## record which experts the tiny checkpoint asks for; prints the figures of docs/paging.md
 	$(BIN)/deeptalk-edge run --bundle $(BUNDLE) --backend ort --forget --json --wav $(MODEL)/questions/*.wav \
 	    --record-routes $(ROUTES) > /dev/null
-	$(BIN)/deeptalk-edge profile routes $(ROUTES)
-	$(BIN)/deeptalk-edge profile replay $(ROUTES) --pool 25% 42% 65% --device orin-nano-8gb-int4-nvme-3
-	$(BIN)/deeptalk-edge profile replay synthetic:mid --device all
+	$(BIN)/deeptalk-edge routes show $(ROUTES)
+	$(BIN)/deeptalk-edge routes replay $(ROUTES) --pool 25% 42% 65% --device orin-nano-8gb
+	$(BIN)/deeptalk-edge routes replay synthetic:mid --device all
 
 gpu-check:  ## check the expert pools, check and time the MoE kernels on this machine's NVIDIA GPU (nvcc and a CUDA PyTorch)
 	$(PYTHON) -m deeptalk_edge.bench.gpu.cuda_check

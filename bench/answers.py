@@ -1,6 +1,6 @@
 """How fast this machine answers with a bundle, and decodes full-size SNAC.
 
-The bundle's figures are those of `deeptalk-edge profile run`, in a process of its own.
+The bundle's figures are those of `deeptalk-edge profile`, in a process of its own.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import signal
 import sys
 import time
@@ -27,11 +28,19 @@ _VERBS = {
     "export": ("deeptalk_edge.export.command", "checkpoint to bundle"),
     "run": ("deeptalk_edge.runtime.commands.run", "ask a bundle and hear its answer"),
     "bundle": ("deeptalk_edge.runtime.commands.bundle", "inspect, verify or sign a bundle"),
-    "profile": (
-        "deeptalk_edge.devices.profile_command",
-        "measure a bundle; what recorded routes say of paging",
-    ),
-    "devices": ("deeptalk_edge.runtime.commands.sound", "list microphones and loudspeakers"),
+    "probe": ("deeptalk_edge.devices.probe_command", "identify and measure this machine"),
+    "plan": ("deeptalk_edge.devices.plan_command", "will it run on a device, and how fast"),
+    "profile": ("deeptalk_edge.devices.profile_command", "measure a bundle on this machine"),
+    "routes": ("deeptalk_edge.devices.routes_command", "what recorded routes say of paging"),
+    "sound": ("deeptalk_edge.runtime.commands.sound", "list microphones and loudspeakers"),
+}
+
+# What two words were once, and what says the same today.
+_OLD_SPELLINGS = {
+    ("devices", "audio"): ["sound"],
+    ("profile", "run"): ["profile"],
+    ("profile", "routes"): ["routes", "show"],
+    ("profile", "replay"): ["routes", "replay"],
 }
 
 
@@ -149,11 +158,21 @@ def _every_character_printable() -> Iterator[None]:
 def _run_verb(argv: list[str]) -> int:
     import logging
 
+    argv = _in_todays_words(argv)
     verb = next((word for word in argv if word in _VERBS), None)
     args = _parser(verb).parse_args(argv)
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(args.verbose, 2)]
     logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(message)s")
     return int(importlib.import_module(_VERBS[args.verb][0]).main(args))
+
+
+def _in_todays_words(argv: list[str]) -> list[str]:
+    """The same command; an old spelling is replaced, and stderr says by what."""
+    for place, old in enumerate(itertools.pairwise(argv)):
+        if new := _OLD_SPELLINGS.get(old):
+            print(f"`{' '.join(old)}` is `{' '.join(new)}` now", file=sys.stderr)
+            return [*argv[:place], *new, *argv[place + 2 :]]
+    return argv
 
 
 def _parser(verb: str | None) -> argparse.ArgumentParser:

@@ -13,23 +13,38 @@ with its source and whether someone has confirmed it. An unknown key is refused.
     encoder = "float16"
     ...
 
-    [facts]
-    memory_bandwidth_gb_per_s = { value = 102, source = "NVIDIA's datasheet", confirmed = true }
+    [facts]                     # see devices/facts.py
+    memory_bandwidth_gb_per_s = { value = 102, source = "a datasheet", confirmed = false }
+    ...
+
+    [[power_modes]]             # of a Jetson
+    ...
+
+    [paging]                    # estimates for `routes replay`, see devices/paging.py
     ...
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args
 
 from deeptalk_edge.bundle.precision import FLOAT32, NATIVE, Precision
 from deeptalk_edge.bundle.target import MoeForm, TargetBackend, current_name
+from deeptalk_edge.devices.facts import (
+    DeviceFacts,
+    PowerMode,
+    parse_facts,
+    parse_power_modes,
+)
+from deeptalk_edge.devices.paging import PagingEstimates, parse_paging
+from deeptalk_edge.devices.tables import fields
 from deeptalk_edge.errors import SettingsError
 
 if sys.version_info >= (3, 11):
@@ -50,43 +65,6 @@ _MOE_FORMS: dict[str, tuple[str, ...]] = {
     "tensorrt": ("plugin", "operators"),
 }
 
-Value = TypeVar("Value", covariant=True)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fact(Generic[Value]):
-    """Something said of a device."""
-
-    value: Value
-    source: str
-    """Where it was read or how it was reckoned."""
-    confirmed: bool
-    """Read in that source for this profile, or measured; else written down from memory, or a
-    guess: look it up before you rest a decision on it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceFacts:
-    """What is known of a device. None: it has no such thing, or nothing is known before it runs."""
-
-    compute_capabilities: Fact[tuple[str, ...]] | None = None
-    """Of its GPU, as compilers spell them: `sm_87`."""
-    memory_bytes: Fact[int] | None = None
-    usable_memory_bytes: Fact[int] | None = None
-    """What is left for one process beside the system."""
-    memory_shared: Fact[bool] | None = None
-    """CPU and GPU share one memory."""
-    memory_bandwidth_gb_per_s: Fact[float] | None = None
-    float16_tflops: Fact[float] | None = None
-    """Dense tensor-core rates, here and below."""
-    int8_tops: Fact[float] | None = None
-    float8_tflops: Fact[float] | None = None
-    disk_read_gb_per_s: Fact[float] | None = None
-    """Sequential, of the disk that such a device usually has; measure it at install."""
-    jetpack: Fact[str] | None = None
-    tensorrt: Fact[str] | None = None
-    cuda: Fact[str] | None = None
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceProfile:
@@ -99,6 +77,9 @@ class DeviceProfile:
     expert_residency: Residency
     precision: Precision
     facts: DeviceFacts
+    power_modes: tuple[PowerMode, ...] = ()
+    paging: PagingEstimates | None = None
+    """Of those that `routes replay` can simulate."""
 
     def __post_init__(self) -> None:
         for name in ("name", "summary"):
@@ -192,27 +173,39 @@ def _is_native(precision: Precision) -> bool:
 
 
 def profile_names() -> list[str]:
-    """The profiles that come with the package."""
-    return sorted(
-        entry.name.removesuffix(".toml")
-        for entry in _profiles().iterdir()
-        if entry.name.endswith(".toml")
-    )
+    """The profiles that come with the package, and the user's own."""
+    entries = [*_shipped().iterdir(), *_own_files()]
+    return sorted({e.name.removesuffix(".toml") for e in entries if e.name.endswith(".toml")})
+
+
+def user_directory() -> Path:
+    """Where a user's own profiles are: a file dropped there is a device. Source: the XDG base
+    directory specification."""
+    home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(home) / "deeptalk-edge" / "devices"
 
 
 def load_profile(name_or_path: str) -> DeviceProfile:
-    """A profile of the package by its name, or one's own by the path of its TOML file.
+    """A profile by its name, the user's own before those of the package, or by the path of its
+    TOML file.
 
     Raises SettingsError if there is none such or it holds something that we cannot use.
     """
+    own = {path.name.removesuffix(".toml"): path for path in _own_files()}
+    if name_or_path in own:
+        return _read_profile(own[name_or_path])
     if name_or_path in (names := profile_names()):
-        text = _profiles().joinpath(f"{name_or_path}.toml").read_text(encoding="utf-8")
+        text = _shipped().joinpath(f"{name_or_path}.toml").read_text(encoding="utf-8")
         return parse_profile(text, name_or_path)
     path = Path(name_or_path)
     if not path.is_file():
         raise SettingsError(
             f"device {name_or_path!r}: neither a profile ({', '.join(names)}) nor a TOML file"
         )
+    return _read_profile(path)
+
+
+def _read_profile(path: Path) -> DeviceProfile:
     try:
         return parse_profile(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
@@ -226,68 +219,26 @@ def parse_profile(text: str, place: str) -> DeviceProfile:
     """
     try:
         content = tomllib.loads(text)
-        content["precision"] = Precision(**_fields(Precision, content, "precision"))
-        facts = _fields(DeviceFacts, content, "facts")
+        content["precision"] = Precision(**fields(Precision, content, "precision"))
         for field in ("backend", "moe"):
             if isinstance(content.get(field), str):
                 content[field] = current_name(field, content[field])
-        content["facts"] = DeviceFacts(**{name: _fact(name, facts[name]) for name in facts})
-        return DeviceProfile(**_fields(DeviceProfile, {"profile": content}, "profile"))
+        content["facts"] = parse_facts(content)
+        if "power_modes" in content:
+            content["power_modes"] = parse_power_modes(content["power_modes"])
+        if "paging" in content:
+            content["paging"] = parse_paging(content)
+        return DeviceProfile(**fields(DeviceProfile, {"profile": content}, "profile"))
     except (ValueError, TypeError) as error:  # TOML's own error is a ValueError
         raise SettingsError(f"{place}: {error}") from error
 
 
-def _profiles() -> Any:
+def _shipped() -> Any:
     return resources.files("deeptalk_edge.devices") / "profiles"
 
 
-def _fields(kind: type[Any], content: Mapping[str, Any], table: str) -> dict[str, Any]:
-    """The keys of a table, none unknown and none missing."""
-    found = content.get(table, {})
-    if not isinstance(found, dict):
-        raise ValueError(f"{table} is {found!r}, expected a table")
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    if unknown := found.keys() - fields.keys():
-        raise ValueError(
-            f"{table} has no {', '.join(sorted(unknown))}; known are {', '.join(fields)}"
-        )
-    needed = {name for name, field in fields.items() if field.default is dataclasses.MISSING}
-    if missing := needed - found.keys():
-        raise ValueError(f"{table} lacks {', '.join(sorted(missing))}")
-    return dict(found)
-
-
-def _fact(name: str, content: Any) -> Fact[Any]:
-    parts = _fields(Fact, {name: content}, name)
-    kind = get_args(get_args(get_type_hints(DeviceFacts)[name])[0])[0]
-    if not isinstance(parts["source"], str) or not parts["source"].strip():
-        raise ValueError(f"{name}.source is {parts['source']!r}: say where the value comes from")
-    if not isinstance(parts["confirmed"], bool):
-        raise ValueError(f"{name}.confirmed is {parts['confirmed']!r}, expected true or false")
-    return Fact(
-        value=_checked(name, kind, parts["value"]),
-        source=parts["source"],
-        confirmed=parts["confirmed"],
-    )
-
-
-def _checked(name: str, kind: Any, value: Any) -> Any:
-    """A fact's value in its type; amounts are above zero."""
-    if get_origin(kind) is tuple:
-        if isinstance(value, list) and value and all(_is_capability(item) for item in value):
-            return tuple(value)
-        raise ValueError(f'{name}.value is {value!r}, expected a list such as ["sm_87"]')
-    allowed = (int, float) if kind is float else kind
-    is_right = isinstance(value, allowed) and (kind is bool or not isinstance(value, bool))
-    if not is_right or (kind in (int, float) and not 0 < value < float("inf")):
-        raise ValueError(f"{name}.value is {value!r}, expected {_EXPECTED[kind]}")
-    return value
-
-
-_EXPECTED = {bool: "true or false", int: "a whole number above 0", float: "a number above 0"} | {
-    str: "text"
-}
-
-
-def _is_capability(item: Any) -> bool:
-    return isinstance(item, str) and item.startswith("sm_") and item[3:].isdigit()
+def _own_files() -> list[Path]:
+    try:
+        return [path for path in user_directory().iterdir() if path.suffix == ".toml"]
+    except OSError:  # most users have none
+        return []

@@ -38,9 +38,9 @@ from deeptalk_edge.bundle.manifest import (
 from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.checkpoint.codec import open_codec
 from deeptalk_edge.checkpoint.reader import Checkpoint
+from deeptalk_edge.devices.plan.memory import fitted_profile, record_format
 from deeptalk_edge.devices.profile import DeviceProfile, load_profile
 from deeptalk_edge.errors import ArtifactError, SettingsError
-from deeptalk_edge.export.dry_run.forecast import fitted_profile, record_format
 from deeptalk_edge.export.engines.bundle import (
     GRAPHS,
     GraphPrecision,

@@ -1,4 +1,4 @@
-"""What a bundle costs on this machine: the figures of `run --json` and of `profile run`.
+"""What a bundle costs on this machine: the figures of `run --json` and of `profile`.
 
 record    one turn: what it cost, and what ran
 measure   many answers, each in a conversation of its own whose system prompt is read before, as it

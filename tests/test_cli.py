@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from deeptalk_edge.cli import as_program
+from deeptalk_edge.cli import as_program, main
 from deeptalk_edge.errors import SettingsError
 from tests.places import ROOT
 
@@ -136,7 +136,7 @@ def test_a_bug_keeps_its_traceback(error: type[Exception]) -> None:
         as_program(work)
 
 
-@pytest.mark.parametrize("argv", [["profile", "replay", "x", "--device", "list"], ["--help"]])
+@pytest.mark.parametrize("argv", [["routes", "replay", "x", "--device", "list"], ["--help"]])
 def test_a_full_disk_behind_stdout_is_one_line(argv: list[str]) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(
@@ -170,7 +170,7 @@ def test_a_reader_who_has_gone_ends_it_without_a_word() -> None:
 
 
 def test_a_closed_stdout_is_no_error() -> None:
-    command = [sys.executable, "-m", "deeptalk_edge.cli", "profile", "replay", "x"]
+    command = [sys.executable, "-m", "deeptalk_edge.cli", "routes", "replay", "x"]
     shell = f"{' '.join(command)} --device list >&-"
     done = subprocess.run(["sh", "-c", shell], cwd=ROOT, stderr=subprocess.PIPE, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -187,3 +187,22 @@ def test_a_character_that_the_terminal_lacks_is_escaped() -> None:
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, b"\\u4f60 \\udcff\n")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (["profile", "routes", "none.npz"], ["routes", "show", "none.npz"]),
+        (["profile", "replay", "none.npz"], ["routes", "replay", "none.npz"]),
+        (["profile", "run", "--bundle", "none"], ["profile", "--bundle", "none"]),
+        (["devices", "audio", "--meter", "-1"], ["sound", "--meter", "-1"]),
+    ],
+)
+def test_an_old_spelling_does_the_same_and_says_once_what_to_use(
+    old: list[str], new: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(new)
+    said = capsys.readouterr()
+    assert main(old) == code
+    notice = f"`{' '.join(old[:2])}` is `{' '.join(new[: len(new) - len(old) + 2])}` now\n"
+    assert capsys.readouterr() == (said.out, notice + said.err)

@@ -33,8 +33,8 @@ NOT_RUN = {
     "deeptalk-edge run --bundle BUNDLE --mic": MICROPHONE,
     "deeptalk-edge run --bundle cpu.bundle --mic": MICROPHONE,
     "deeptalk-edge run --bundle B --mic": MICROPHONE,
-    "deeptalk-edge devices audio": MICROPHONE,
-    "deeptalk-edge devices audio --meter 5": MICROPHONE,
+    "deeptalk-edge sound": MICROPHONE,
+    "deeptalk-edge sound --meter 5": MICROPHONE,
     **dict.fromkeys(("make test", "make test-slow", "make check"), SUITE),
     **dict.fromkeys(
         (
@@ -54,14 +54,14 @@ STANDS_FOR = {
         "deeptalk-edge bundle keygen me",
         "deeptalk-edge bundle sign BUNDLE --key me.key",
     ],
-    "deeptalk-edge profile run": ["deeptalk-edge profile run --bundle BUNDLE --wav q.wav"],
-    "deeptalk-edge profile routes|replay ROUTES": [
-        "deeptalk-edge profile routes ROUTES",
-        "deeptalk-edge profile replay ROUTES",
+    "deeptalk-edge profile": ["deeptalk-edge profile --bundle BUNDLE --wav q.wav"],
+    "deeptalk-edge routes show|replay ROUTES": [
+        "deeptalk-edge routes show ROUTES",
+        "deeptalk-edge routes replay ROUTES",
     ],
 }
 DEMOS = ("make demo", "make demo WAV=my.wav")
-SLOW = ("deeptalk-edge profile replay synthetic:mid --device all",)
+SLOW = ("deeptalk-edge routes replay synthetic:mid --device all",)
 
 
 def commands_of(page: Path) -> Iterator[str]:

@@ -113,17 +113,17 @@ MEASURE = st.tuples(
     st.one_of(_flag("--wav", _SOUND), _just("--text", "Why?"), _just("--text", "")),
     _flag("--repeat", st.sampled_from(["1", "0", "x"])),
     _flags(_flag("--mode", st.sampled_from(["text", "wrong"])), _just("--json")),
-).map(lambda parts: ["profile", "run", *parts[0], *parts[1], *parts[2], *parts[3]])
+).map(lambda parts: ["profile", *parts[0], *parts[1], *parts[2], *parts[3]])
 
-PROFILE = st.tuples(
-    st.sampled_from(["routes", "replay"]),
+ROUTES = st.tuples(
+    st.sampled_from(["show", "replay"]),
     _FILE,
     _flags(_flag("--profile"), _flag("--pool", st.sampled_from(["1", "x"])), _just("--json")),
-).map(lambda parts: ["profile", parts[0], parts[1], *parts[2]])
+).map(lambda parts: ["routes", parts[0], parts[1], *parts[2]])
 
 # PortAudio is left to tests/runtime/sound_card: the system's sound libraries abort a process in
 # which they have lost a server before, as those tests make them.
-DEVICES = _FILE.map(lambda name: ["devices", name])
+SOUND = _FILE.map(lambda name: ["sound", name])
 
 # What a verb may write or replace, by the flag before its name.
 _OUTPUT_FLAGS = ("--out", "--record-routes", "--output-device", "--record", "--trace", "-o")
@@ -159,10 +159,10 @@ KNOWN = [
     ["bundle", "keygen", ""],
     ["bundle", "keygen", "text.txt/maker"],
     ["bundle", "sign", "bundle", "--key", "fifo.wav"],
-    ["profile", "routes", "zero.wav"],
+    ["routes", "show", "zero.wav"],
 ]
 
-ARGV = st.one_of(RUN, RUN, EXPORT, BUNDLE, PROFILE, MEASURE, DEVICES)
+ARGV = st.one_of(RUN, RUN, EXPORT, BUNDLE, ROUTES, MEASURE, SOUND)
 
 
 @pytest.fixture(scope="module")

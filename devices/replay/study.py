@@ -1,7 +1,7 @@
 """What a recording would be like on a device: the simulator's tables.
 
-Every time in here is simulated. The devices' figures are estimates from their memory bandwidth, see
-docs/paging.md; the hits, misses and bytes are what the pager itself would count.
+Every time in here is simulated. The devices' figures are the `[paging]` estimates of their
+profiles; the hits, misses and bytes are what the pager itself would count.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from deeptalk_edge.devices.profile import DeviceProfile, load_profile, profile_names
 from deeptalk_edge.devices.replay.locality import profile_of
 from deeptalk_edge.devices.replay.simulator import (
     Device,
@@ -33,58 +34,52 @@ _PAGE_CACHE_LINK = (
     0.35  # of a disk's rate through the page cache. Source: llama.cpp#29130 and others
 )
 
-_INT4, _INT8 = 4_595_712, 8_700_000
 
-_NANO = Device(
-    pool_bytes=3_200_000_000,
-    record_bytes=_INT4,
-    link_gbps=3.0,
-    attention_ms=0.40,
-    experts_ms=0.65,
-    fixed_ms=6.5,
-    prefill_row_ms=0.031,
-    prefill_expert_ms=0.070,
-)
-_NX = replace(
-    _NANO,
-    pool_bytes=10_000_000_000,
-    record_bytes=_INT8,
-    experts_ms=1.14,
-    prefill_row_ms=0.023,
-    prefill_expert_ms=0.130,
-)
-_LAPTOP = replace(
-    _NANO,
-    pool_bytes=3_000_000_000,
-    experts_ms=1.15,
-    fixed_ms=10.0,
-    prefill_row_ms=0.370,
-    prefill_expert_ms=0.130,
-)
-_RTX_4060 = Device(
-    pool_bytes=5_000_000_000,
-    record_bytes=_INT4,
-    link_gbps=12.0,
-    attention_ms=0.17,
-    experts_ms=0.25,
-    fixed_ms=2.5,
-    prefill_row_ms=0.0075,
-    prefill_expert_ms=0.024,
-    is_disk=False,
-)
+def device_of(
+    profile: DeviceProfile, *, experts: str | None = None, link_gb_per_s: float | None = None
+) -> Device:
+    """What the simulator needs of a profile: its usual link and the precision it is exported with,
+    unless others are named.
 
-DEVICES = {
-    "orin-nano-8gb-int4-nvme-1": replace(_NANO, link_gbps=1.0),
-    "orin-nano-8gb-int4-nvme-2": replace(_NANO, link_gbps=2.0),
-    "orin-nano-8gb-int4-nvme-3": _NANO,
-    "orin-nx-16gb-int8-nvme-3": _NX,
-    "laptop-8gb-int4-nvme-3": _LAPTOP,
-    "rtx-4060-8gb-int4-pcie-12": _RTX_4060,
-    "rtx-4060-8gb-int8-pcie-12": replace(
-        _RTX_4060, record_bytes=_INT8, experts_ms=0.43, prefill_expert_ms=0.046
-    ),
-}
-"""Name, with GB/s of the link to the experts at its end, to estimates for 26 routing layers."""
+    Raises SettingsError if the profile has no such estimates.
+    """
+    if profile.paging is None:
+        known = ", ".join(name for name in profile_names() if load_profile(name).paging)
+        raise SettingsError(
+            f"device {profile.name} has no [paging] estimates; those that do: {known}"
+        )
+    paging, chosen = profile.paging, experts or profile.precision.experts
+    if chosen not in paging.experts:
+        raise SettingsError(
+            f"device {profile.name}: no [paging] estimates for experts in {chosen}, only in "
+            f"{', '.join(paging.experts)}"
+        )
+    costs = paging.experts[chosen]
+    return Device(
+        pool_bytes=paging.pool_bytes,
+        record_bytes=costs.record_bytes,
+        link_gbps=paging.link_gb_per_s[-1] if link_gb_per_s is None else link_gb_per_s,
+        attention_ms=paging.attention_ms,
+        experts_ms=costs.decode_ms,
+        fixed_ms=paging.fixed_ms,
+        prefill_row_ms=paging.prefill_row_ms,
+        prefill_expert_ms=costs.prefill_ms,
+        is_disk=paging.link == "disk",
+    )
+
+
+def simulated_devices() -> dict[str, Device]:
+    """Every profile with estimates, in each precision and over each link that it names."""
+    profiles = [load_profile(name) for name in profile_names()]
+    return {
+        f"{profile.name} {experts} {rate:g} GB/s": device_of(
+            profile, experts=experts, link_gb_per_s=rate
+        )
+        for profile in profiles
+        if profile.paging
+        for experts in profile.paging.experts
+        for rate in profile.paging.link_gb_per_s
+    }
 
 
 def open_routes(name: str) -> Routes:
@@ -112,30 +107,26 @@ def replays(
     policies: Sequence[str],
     *,
     profile: Routes | None = None,
-    device: str | None = None,
+    device: Device | None = None,
     guesses: bool = True,
 ) -> list[dict[str, Any]]:
     """One row per pool and policy; with a device, its times, and the page cache beside them.
 
-    Raises SettingsError if a pool, policy or device is unknown.
+    Raises SettingsError if a pool or policy is unknown.
     """
     if unknown := [name for name in policies if name not in POLICIES]:
         raise SettingsError(f"policy {unknown[0]!r}: expected one of {', '.join(POLICIES)}")
-    if device is not None and device not in DEVICES:
-        raise SettingsError(f"device {device!r}: expected one of {', '.join(DEVICES)}")
     num_records = len(routes.layers) * routes.num_experts
     if pools is None and device is not None:
-        room = DEVICES[device].pool_bytes // DEVICES[device].record_bytes
-        pools = [str(min(room, num_records))]
+        pools = [str(min(device.pool_bytes // device.record_bytes, num_records))]
     counts = None if profile is None else profile_of(profile)
     rows = []
     for pool in pools or ("25%", "42%", "65%", "100%"):
         plain = ReplaySettings(
             num_slots=num_slots_of(pool, num_records), look_ahead=False, sweep_share=0.0
         )
-        if device is not None and DEVICES[device].is_disk:
-            estimate = DEVICES[device]
-            cached = replace(estimate, link_gbps=estimate.link_gbps * _PAGE_CACHE_LINK)
+        if device is not None and device.is_disk:
+            cached = replace(device, link_gbps=device.link_gbps * _PAGE_CACHE_LINK)
             rows.append(_row(routes, "lru", plain, None, cached) | {"policy": "page cache"})
         for policy in policies:
             if guesses:
@@ -143,8 +134,7 @@ def replays(
             else:
                 kinds = [plain]
             for settings in kinds:
-                estimated = DEVICES[device] if device is not None else None
-                rows.append(_row(routes, policy, settings, counts, estimated))
+                rows.append(_row(routes, policy, settings, counts, device))
     return rows
 
 

@@ -8,13 +8,13 @@ from typing import Literal
 from deeptalk_edge.bundle.expert_record import PAGE_BYTES, RecordFormat
 from deeptalk_edge.bundle.manifest import GATES, NATIVE_CODEC, NATIVE_INDEX, NATIVE_WEIGHTS
 from deeptalk_edge.bundle.target import TargetBackend
-from deeptalk_edge.devices.profile import DeviceProfile
-from deeptalk_edge.export.dry_run.shapes import (
+from deeptalk_edge.devices.plan.shapes import (
     WeightShapes,
     int8_encoder_bytes,
     stored_bytes,
     weight_bytes,
 )
+from deeptalk_edge.devices.profile import DeviceProfile
 from deeptalk_edge.export.graphs.codec import CodecNoise
 from deeptalk_edge.export.packed.cpu_codec import native_codec_bytes
 from deeptalk_edge.export.packed.cpu_weights import native_bytes

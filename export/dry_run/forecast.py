@@ -4,37 +4,25 @@ Sizes of weight files and of experts.bin are exact. Graphs, engines, manifest an
 rounded up and say so. Everything that is not arithmetic on the model's sizes is an `Estimate` with
 the measurement that it rests on.
 
-memory on the device = weights + cache + workspace + slots x bytes of an expert
-
-Experts that are resident need a slot each. Paged ones take what memory is left, but a slot for
-every expert of one layer at least: the rows of a question ask for nearly all of them.
+The memory on the device is planned by devices/plan.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from deeptalk_edge.bundle.expert_record import INT4_GROUPS, RecordFormat
-from deeptalk_edge.devices.profile import DeviceProfile, Fact
-from deeptalk_edge.errors import SettingsError
+from deeptalk_edge.devices.plan.memory import (
+    MemoryPlan,
+    fitted_profile,
+    memory_plan,
+    record_format,
+)
+from deeptalk_edge.devices.plan.shapes import WeightShapes, weight_bytes
+from deeptalk_edge.devices.profile import DeviceProfile
 from deeptalk_edge.export.dry_run.files import PlannedFile, planned_files, step_constant_bytes
-from deeptalk_edge.export.dry_run.shapes import WeightShapes, weight_bytes
-from deeptalk_edge.model.spec import CodecSpec, DecoderSpec, ModelSpec
-
-log = logging.getLogger(__name__)
-
-_MIB = 2**20
-
-_ITEMS = 2  # batch-parallel answers keep two caches
-_PREFILL_ROWS = 256
-
-# Beside the weights: libraries, allocator, a CUDA context. Usual sizes, not measured per device.
-_RUNTIME_BYTES = {"ort": 192 * _MIB, "cpu": 192 * _MIB}
-_RUNTIME_BYTES |= {"tensorrt_rtx": 512 * _MIB, "tensorrt": 512 * _MIB}
+from deeptalk_edge.model.spec import CodecSpec, ModelSpec
 
 # `bench export_memory`: 1.93 GB at official width, converting a table of 1.08 GB in float32.
 # Running an encoder of 1.35 GB takes 1.72.
@@ -57,33 +45,6 @@ class Estimate:
     def spelled(self, unit: float) -> str:
         """For a person, in units of `unit`."""
         return "not known" if self.value is None else f"about {self.value / unit:.1f}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryPlan:
-    """What the device must hold."""
-
-    parts: Mapping[str, int]
-    """Bytes of weights, cache and workspace by what they are, experts left out."""
-    expert_bytes: int
-    """One expert's record."""
-    num_experts: int
-    """Of all layers."""
-    min_slots: int
-    slots: int | None
-    """Experts in memory at once; None if the profile does not state its memory."""
-    usable: Fact[int] | None
-    """Bytes that the device has for one process."""
-
-    @property
-    def fits(self) -> bool | None:
-        """None if nobody knows."""
-        return None if self.slots is None else self.slots >= self.min_slots
-
-    @property
-    def needed_bytes(self) -> int:
-        """The least that runs."""
-        return sum(self.parts.values()) + self.min_slots * self.expert_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,88 +96,10 @@ def plan_export(
         precision=profile.precision.spelled(),
         files=files,
         context_rows=context_rows,
-        memory=_memory(model, profile, shapes, records, context_rows),
+        memory=memory_plan(model, profile, shapes, records, context_rows),
         build_memory_bytes=_build_memory(model, profile, shapes),
         build_minutes=_build_minutes(profile, shapes, sum(file.bytes for file in files)),
     )
-
-
-def fitted_profile(profile: DeviceProfile, model: ModelSpec) -> DeviceProfile:
-    """The profile with the largest int4 group up to its own that divides the experts' widths; says
-    so where that is another one. A profile whose groups all fail stays as it is."""
-    own = profile.precision.expert_group
-    sizes = model.decoder.width, model.decoder.expert_ffn_width
-    fitting = [g for g in INT4_GROUPS if g <= (own or 0) and not any(size % g for size in sizes)]
-    if not fitting or max(fitting) == own:
-        return profile
-    log.warning(
-        "device %s: int4 experts in groups of %d: %d does not divide the widths %d and %d",
-        *(profile.name, max(fitting), own, *sizes),
-    )
-    precision = dataclasses.replace(profile.precision, expert_group=max(fitting))
-    return dataclasses.replace(profile, precision=precision)
-
-
-def record_format(model: ModelSpec, profile: DeviceProfile) -> RecordFormat:
-    """How the profile stores this model's experts.
-
-    Raises SettingsError if their sizes do not allow it.
-    """
-    precision = profile.precision
-    try:
-        return RecordFormat(
-            dtype=precision.experts,
-            group=precision.expert_group,
-            width=model.decoder.width,
-            ffn_width=model.decoder.expert_ffn_width,
-        )
-    except ValueError as error:
-        raise SettingsError(f"device {profile.name}: {error}; choose another precision") from error
-
-
-def _memory(
-    model: ModelSpec,
-    profile: DeviceProfile,
-    shapes: WeightShapes,
-    records: RecordFormat,
-    context_rows: int,
-) -> MemoryPlan:
-    decoder, encoder = model.decoder, model.encoder
-    layer_bytes = _cache_layer_bytes(decoder, profile, context_rows)
-    scores = max(
-        encoder.num_heads * encoder.max_frames**2,
-        decoder.num_heads * _PREFILL_ROWS * context_rows,
-    )
-    parts = {
-        **shapes.bytes(profile.precision),
-        "kv_cache": _ITEMS * decoder.num_layers * layer_bytes,
-        "workspace": _RUNTIME_BYTES[profile.backend] + 2 * 4 * scores,
-    }
-    num_experts = len(decoder.moe_layers) * decoder.num_experts
-    fact = profile.facts.usable_memory_bytes
-    slots = None
-    if fact:
-        free = max(0, fact.value - sum(parts.values()))
-        slots = min(num_experts, free // records.record_bytes)
-    return MemoryPlan(
-        parts=parts,
-        expert_bytes=records.record_bytes,
-        num_experts=num_experts,
-        min_slots=num_experts if profile.expert_residency == "resident" else decoder.num_experts,
-        slots=slots,
-        usable=fact,
-    )
-
-
-def _cache_layer_bytes(decoder: DecoderSpec, profile: DeviceProfile, context_rows: int) -> int:
-    """One layer of one item's cache."""
-    kind = profile.precision.kv_cache
-    if profile.backend != "cpu":  # a row more, which no query sees
-        return (context_rows + 1) * decoder.cache_width * (4 if kind == "float32" else 2)
-    # Both parts of a row padded as in native/cpu/context.h; int8 rows end with two float32 scales.
-    value_bytes, step, scales = (1, 128, 8) if kind == "int8" else (2, 32, 0)
-    parts = decoder.latent_dim, decoder.rope_dim + scales
-    return context_rows * value_bytes * sum(-(-part // step) * step for part in parts)
 
 
 def _build_memory(model: ModelSpec, profile: DeviceProfile, shapes: WeightShapes) -> Estimate:

@@ -1,4 +1,4 @@
-"""`deeptalk-edge devices`: the microphones and loudspeakers of this machine, and how loud it is."""
+"""`deeptalk-edge sound`: the microphones and loudspeakers of this machine, and how loud it is."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ _METER_CHARACTERS = 40
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags of `devices`."""
-    parser.add_argument("kind", choices=("audio",), help="sound devices")
+    """Declare the flags of `sound`."""
     parser.add_argument(
         "--meter",
         type=float,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from deeptalk_edge.bundle.arrays import read_arrays
 from deeptalk_edge.bundle.manifest import GATES
+from deeptalk_edge.bundle.memory import pool_slots, slot_bytes
 from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.runtime.experts.degrade import Degrade, DegradeSettings
@@ -23,9 +24,9 @@ from deeptalk_edge.runtime.experts.pager import ExpertPager
 from deeptalk_edge.runtime.experts.pager_settings import PagerSettings
 from deeptalk_edge.runtime.experts.policy import POLICIES
 from deeptalk_edge.runtime.experts.pool import CpuPool
-from deeptalk_edge.runtime.experts.record_file import PAGE_BYTES, RecordFile
+from deeptalk_edge.runtime.experts.record_file import RecordFile
 from deeptalk_edge.runtime.experts.routes import RouteRecorder, Routes
-from deeptalk_edge.runtime.experts.sizing import num_slots_of, pool_slots, read_memory
+from deeptalk_edge.runtime.experts.sizing import num_slots_of, read_memory
 
 Array = NDArray[np.float32]
 
@@ -54,11 +55,11 @@ def open_pager(bundle: Bundle, settings: PagingSettings) -> ExpertPager:
     """
     manifest, decoder = bundle.manifest, bundle.manifest.model.decoder
     records = manifest.experts.records
-    slot_bytes = max(-(-record.bytes // PAGE_BYTES) * PAGE_BYTES for record in records)
+    num_bytes = max(slot_bytes(record.bytes) for record in records)
     if settings.pool is None:
         num_slots = pool_slots(
             num_records=len(records),
-            slot_bytes=slot_bytes,
+            slot_bytes=num_bytes,
             num_layers=len(decoder.moe_layers),
             top_k=decoder.top_k,
             available_bytes=read_memory().available_bytes,
@@ -74,7 +75,7 @@ def open_pager(bundle: Bundle, settings: PagingSettings) -> ExpertPager:
         )
     log.info("%s: %d of %d experts fit the pool", source.name, num_slots, len(records))
     try:
-        pool = CpuPool(num_slots=num_slots, slot_bytes=slot_bytes)
+        pool = CpuPool(num_slots=num_slots, slot_bytes=num_bytes)
     except BaseException:
         source.close()
         raise

@@ -1,4 +1,4 @@
-"""How large the pool may be: at first from what is free after everything else is loaded.
+"""How large the pool may be while it runs; bundle/memory.py says how large it is at first.
 
 No control loop grows or shrinks it while somebody speaks. Between turns it gives a segment back if
 memory has been short for `SHORT_S`, and takes one again, of those that it gave back, if there has
@@ -7,14 +7,10 @@ been plenty for `PLENTY_S`: a moment's pressure costs no experts, and none is lo
 
 from __future__ import annotations
 
-import logging
-
-from deeptalk_edge.errors import DoesNotFit, SettingsError
+from deeptalk_edge.bundle.memory import RESERVE_BYTES
+from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.host import MemoryReading as MemoryReading
 from deeptalk_edge.host import read_memory as read_memory
-
-RESERVE_BYTES = 500_000_000
-"""Left to the system and to what grows later."""
 
 SEGMENT_SLOTS = 64
 """Given back or taken again at once."""
@@ -25,8 +21,6 @@ SHORT_S, PLENTY_S = 30.0, 60.0
 _SHORT_BYTES = 300_000_000
 _AMPLE_BYTES = 1_000_000_000
 _STALLED_PERCENT = 5.0
-
-log = logging.getLogger(__name__)
 
 
 class MemoryWatch:
@@ -60,37 +54,6 @@ def is_short(memory: MemoryReading) -> bool:
         return True
     is_stalled = (memory.stalled_percent or 0.0) > _STALLED_PERCENT
     return is_stalled and memory.available_bytes < _AMPLE_BYTES
-
-
-def least_slots(top_k: int) -> int:
-    """Below this nothing runs: two layers' experts, and four on their way."""
-    return 2 * top_k + 4
-
-
-def pool_slots(
-    *, num_records: int, slot_bytes: int, num_layers: int, top_k: int, available_bytes: int
-) -> int:
-    """Slots for a pool out of what is available now; all records if they fit.
-
-    Raises DoesNotFit if not even the least pool does. Warns below one step's experts: there the
-    pool forgets everything before it is asked again.
-    """
-    num_slots = min(num_records, max(available_bytes - RESERVE_BYTES, 0) // slot_bytes)
-    least = min(least_slots(top_k), num_records)
-    if num_slots < least:
-        raise DoesNotFit(
-            f"{available_bytes / 1e9:.2f} GB of memory are available; the system keeps "
-            f"{RESERVE_BYTES / 1e9:.1f} GB and {least} experts take "
-            f"{least * slot_bytes / 1e9:.2f} GB; free memory, or export with smaller experts"
-        )
-    if num_slots < min(num_layers * top_k, num_records):
-        log.warning(
-            "room for %d experts, one step uses %d: every step reads nearly all of its experts "
-            "from disk; free memory, or export with smaller experts",
-            num_slots,
-            num_layers * top_k,
-        )
-    return num_slots
 
 
 def num_slots_of(pool: str, num_records: int) -> int:

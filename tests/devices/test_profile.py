@@ -19,7 +19,16 @@ from deeptalk_edge.devices.profile import (
 from deeptalk_edge.errors import SettingsError
 from tests.places import ROOT
 
-NAMES = ("agx-orin-64gb", "cpu", "cpu-int8", "orin-nano-8gb", "rtx-4060", "rtx-4090", "thor")
+JETSONS = (
+    *("orin-nano-4gb", "orin-nano-8gb", "orin-nx-8gb", "orin-nx-16gb"),
+    *("agx-orin-32gb", "agx-orin-64gb", "thor", "thor-t4000"),
+)
+CARDS = (
+    *("rtx-3060", "rtx-4060", "rtx-4070", "rtx-4090", "rtx-5060", "rtx-5090"),
+    *("rtx-a2000-12gb", "rtx-4000-ada", "h100", "h200"),
+)
+CPUS = ("cpu", "cpu-int8", "arm-cpu", "laptop-8gb")
+NAMES = tuple(sorted((*JETSONS, *CARDS, *CPUS, "dgx-spark")))
 
 TOML = """
 name = "board"
@@ -38,10 +47,32 @@ codec = "float16"
 kv_cache = "float16"
 
 [facts]
-compute_capabilities = { value = ["sm_87"], source = "a list", confirmed = true }
+compute_capabilities = { value = ["sm_87"], source = "a list", confirmed = true, address = "https://a.b/c", date = "2026-11-30" }
 memory_bytes = { value = 8, source = "a page", confirmed = false }
-memory_shared = { value = true, source = "a page", confirmed = true }
+memory_shared = { value = true, source = "a page", confirmed = true, measured = "probe" }
 disk_read_gb_per_s = { value = 3, source = "a guess", confirmed = false }
+
+[[power_modes]]
+name = "15W"
+id = 1
+watts = 15
+memory_bandwidth_gb_per_s = 68
+source = "a file"
+confirmed = false
+
+[paging]
+source = "a guess"
+pool_bytes = 100
+link = "disk"
+link_gb_per_s = [1, 2.5]
+attention_ms = 0.5
+fixed_ms = 5
+prefill_row_ms = 0.25
+
+[paging.experts.int4]
+record_bytes = 10
+decode_ms = 0.75
+prefill_ms = 0.125
 """
 
 
@@ -62,16 +93,42 @@ def test_a_shipped_profile_is_whole_and_goes_by_its_own_name(name: str) -> None:
     facts = profile.facts
     if name == "cpu":
         assert profile.precision == FLOAT32
-        return
     if name == "cpu-int8":
         assert profile.precision == NATIVE
+    if name in CPUS:
         return
-    assert facts.memory_bytes
+    for needed in ("memory_bytes", "usable_memory_bytes", "memory_bandwidth_gb_per_s"):
+        assert getattr(facts, needed), needed
+    for needed in ("float16_tflops", "int8_tops", "precisions", "disk_read_gb_per_s", "storage"):
+        assert getattr(facts, needed), needed
     assert facts.usable_memory_bytes
-    assert facts.memory_bandwidth_gb_per_s
+    assert facts.memory_bytes
     assert facts.usable_memory_bytes.value < facts.memory_bytes.value
-    assert (profile.backend == "tensorrt_rtx") is name.startswith("rtx")
-    assert (facts.jetpack is None) is name.startswith("rtx")
+    assert (facts.pcie is not None) is (facts.host_link_gb_per_s is not None) is (name in CARDS)
+    assert (facts.jetpack is not None) is (name in JETSONS)
+    assert bool(profile.power_modes) is (name in JETSONS and name != "thor-t4000")
+
+
+def test_a_profile_has_one_default_power_mode_and_the_nano_s_cap_memory() -> None:
+    for name in NAMES:
+        modes = load_profile(name).power_modes
+        assert sum(mode.is_default for mode in modes) == bool(modes), name
+    nano = {mode.name: mode for mode in load_profile("orin-nano-8gb").power_modes}
+    assert nano["15W"].memory_bandwidth_gb_per_s == 68.0  # EMC at 2133 of 3199 MHz
+    assert nano["MAXN_SUPER"].memory_bandwidth_gb_per_s is None
+
+
+def test_a_file_in_the_users_directory_is_a_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    place = tmp_path / "deeptalk-edge" / "devices"
+    place.mkdir(parents=True)
+    (place / "board.toml").write_text(TOML, encoding="utf-8")
+    (place / "thor.toml").write_text(TOML, encoding="utf-8")
+    assert "board" in profile_names()
+    assert load_profile("board").summary == "a board"
+    assert load_profile("thor").summary == "a board"  # one's own comes first
 
 
 def test_a_guess_is_never_confirmed() -> None:
@@ -92,6 +149,10 @@ def test_a_profile_of_ones_own_is_read_from_its_path(tmp_path: Path) -> None:
     assert profile.facts.disk_read_gb_per_s
     assert profile.facts.disk_read_gb_per_s.value == 3
     assert profile.facts.int8_tops is None
+    assert [mode.name for mode in profile.power_modes] == ["15W"]
+    assert profile.paging
+    assert profile.paging.link_gb_per_s == (1, 2.5)
+    assert profile.paging.experts["int4"].prefill_ms == 0.125
 
 
 def test_an_unknown_device_is_refused_with_those_that_there_are() -> None:
@@ -111,12 +172,24 @@ def test_an_unknown_device_is_refused_with_those_that_there_are() -> None:
         ('codec = "float16"', "", "precision lacks codec"),
         ('source = "a page", confirmed = false', "confirmed = false", "memory_bytes lacks source"),
         ('"a page", confirmed = false', '"", confirmed = false', "say where the value comes from"),
+        ("confirmed = false }", "confirmed = true }", "is confirmed by nothing"),
+        (', date = "2026-11-30"', "", "is confirmed by nothing"),
+        ('"2026-11-30"', '"yesterday"', "date is 'yesterday', expected a day"),
+        ('"https://a.b/c"', '"a shelf"', "is confirmed by nothing"),
+        ("watts = 15", "watts = 0", "power_modes '15W': watts is 0"),
+        ("watts = 15", "volts = 15", "power_modes has no volts"),
+        ("[[power_modes]]", "[power_modes]", "expected tables"),
         ("confirmed = false", 'confirmed = "no"', "expected true or false"),
         ("value = 8", "value = 8.5", "a whole number above 0"),
         ("value = 8", "value = true", "a whole number above 0"),
         ("value = 8", "value = 0", "a whole number above 0"),
         ("value = 3", "value = inf", "a number above 0"),
         ("value = 3", 'value = "fast"', "a number above 0"),
+        ("pool_bytes", "pool_gb", "paging has no pool_gb"),
+        ("prefill_ms = 0.125", "", "int4 lacks prefill_ms"),
+        ("decode_ms = 0.75", "decode_ms = 0", "paging.experts.int4.decode_ms is 0, expected"),
+        ("[1, 2.5]", "[]", "paging.link_gb_per_s is [], expected a list of rates"),
+        ('"disk"', '"tape"', "paging.link is 'tape', expected disk or pcie"),
         ("value = true", "value = 1", "memory_shared.value is 1, expected true or false"),
         ('["sm_87"]', '["8.7"]', "a list such as"),
         ('["sm_87"]', "[]", "a list such as"),

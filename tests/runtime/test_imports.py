@@ -35,7 +35,7 @@ def test_the_runtime_loads_no_training_stack(module: str) -> None:
     assert not {name for name in loaded if name.startswith("deeptalk_edge.training")}
 
 
-@pytest.mark.parametrize("argv", [[], ["run"], ["bundle"], ["devices"], ["profile"]])
+@pytest.mark.parametrize("argv", [[], ["run"], ["bundle"], ["sound"], ["profile"], ["routes"]])
 def test_help_loads_neither_numpy_nor_a_backend(argv: list[str]) -> None:
     code = "import contextlib, io; from deeptalk_edge.cli import main\n"
     code += f"with contextlib.redirect_stdout(io.StringIO()): assert main({[*argv, '--help']}) == 0"

@@ -147,7 +147,7 @@ def test_what_alsa_and_jack_complain_of_is_for_v_alone(tmp_path: Path) -> None:
     shown = {}
     for flags in ((), ("-v",)):
         done = subprocess.run(
-            [sys.executable, "-m", "deeptalk_edge.cli", "devices", "audio", *flags],
+            [sys.executable, "-m", "deeptalk_edge.cli", "sound", *flags],
             env={**os.environ, "ALSA_CONFIG_PATH": str(config), "JACK_NO_START_SERVER": "1"},
             capture_output=True,
             text=True,

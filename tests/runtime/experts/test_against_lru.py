@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deeptalk_edge.devices.profile import load_profile
 from deeptalk_edge.devices.replay.simulator import ReplaySettings, simulate
-from deeptalk_edge.devices.replay.study import DEVICES
+from deeptalk_edge.devices.replay.study import device_of
 from deeptalk_edge.devices.replay.synthetic import PRESETS, DialogueShape, synthetic_routes
 from deeptalk_edge.runtime.experts.policy import POLICIES, Phase, Policy
 from deeptalk_edge.runtime.experts.residency import Residency
 from deeptalk_edge.runtime.experts.routes import Routes
 
 NUM_LAYERS, NUM_EXPERTS, TOP_K, NUM_STEPS = 4, 16, 3, 150
-DEVICE = DEVICES["orin-nano-8gb-int4-nvme-3"]
+DEVICE = device_of(load_profile("orin-nano-8gb"))
 
 Steps = Iterator[list[list[int]]]
 """Experts by layer, step by step."""

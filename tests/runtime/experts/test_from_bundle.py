@@ -26,7 +26,8 @@ from deeptalk_edge.runtime.experts.open import (
 )
 from deeptalk_edge.runtime.experts.record_file import RecordFile
 from deeptalk_edge.runtime.experts.routes import RouteRecorder
-from deeptalk_edge.runtime.experts.sizing import RESERVE_BYTES, MemoryReading
+from deeptalk_edge.bundle.memory import RESERVE_BYTES
+from deeptalk_edge.runtime.experts.sizing import MemoryReading
 from tests.runtime.experts.test_engine import PROMPT, answer
 
 

@@ -1,4 +1,4 @@
-"""`deeptalk-edge devices audio` on the private card."""
+"""`deeptalk-edge sound` on the private card."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tests.runtime.sound_card.trials import on_a_steady_machine
 def test_the_list_names_every_device_and_marks_the_defaults(
     card: Card, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["devices", "audio"]) == 0
+    assert main(["sound"]) == 0
     rows = capsys.readouterr().out.splitlines()
     assert rows[0].split() == ["name", "in", "out", "rate_hz", "default"]
     assert {row.split()[1] for row in rows[1:]} >= {"vmic", "vspk", "vmon", "default"}
     assert [row for row in rows if row.endswith("input, output")] == [
         row for row in rows if " default " in row and "rate_hz" not in row
     ]
-    assert main(["devices", "audio", "--json"]) == 0
+    assert main(["sound", "--json"]) == 0
     devices = json.loads(capsys.readouterr().out)["audio"]
     assert {"index", "name", "num_inputs", "num_outputs", "rate_hz"} <= devices[0].keys()
 
@@ -31,7 +31,7 @@ def test_the_list_names_every_device_and_marks_the_defaults(
 @on_a_steady_machine
 def test_the_meter_shows_how_loud_it_is(card: Card, capsys: pytest.CaptureFixture[str]) -> None:
     card.say(warble(2.0, 16000))
-    command = ["devices", "audio", "--meter", "1.5", "--input-device", "vmic"]
+    command = ["sound", "--meter", "1.5", "--input-device", "vmic"]
     assert main(command) == 0
     (last,) = capsys.readouterr().err.splitlines()  # no bar: stderr is no terminal
     assert last.startswith("peak -")
@@ -41,9 +41,9 @@ def test_the_meter_shows_how_loud_it_is(card: Card, capsys: pytest.CaptureFixtur
 def test_a_meter_for_a_microphone_that_is_not_there_says_so(
     card: Card, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["devices", "audio", "--meter", "1", "--input-device", "nobody"]) == 1
+    assert main(["sound", "--meter", "1", "--input-device", "nobody"]) == 1
     assert "'nobody' is not there; there are: 'vmic'" in capsys.readouterr().err
-    assert main(["devices", "audio", "--meter", "-1"]) == 1
+    assert main(["sound", "--meter", "-1"]) == 1
     assert "--meter -1.0: expected more than 0" in capsys.readouterr().err
 
 
@@ -51,5 +51,5 @@ def test_without_pyaudio_the_extra_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyaudio", None)
-    assert main(["devices", "audio"]) == 1
+    assert main(["sound"]) == 1
     assert "deeptalk-edge[sound]" in capsys.readouterr().err

@@ -1,0 +1,82 @@
+"""What is planned for: the sizes of a checkpoint or of a bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from deeptalk_edge.bundle.manifest import MANIFEST, Manifest, read_manifest
+from deeptalk_edge.bundle.precision import FLOAT32, NATIVE, Precision
+from deeptalk_edge.checkpoint.config import read_codec_spec, read_model_spec
+from deeptalk_edge.devices.plan.device import Model
+from deeptalk_edge.devices.profile import DeviceProfile
+from deeptalk_edge.errors import SettingsError
+from deeptalk_edge.model.spec import Positions
+from deeptalk_edge.schema import checked, read_json
+
+_DEFAULT_CONTEXT_ROWS = 4096
+
+
+def model_of_checkpoint(place: Path) -> Model:
+    """Read from the config files; no weight is opened.
+
+    Raises ArtifactError if one is missing or says what cannot be.
+    """
+    return Model(
+        spec=read_model_spec(place),
+        codec=read_codec_spec(place / "snac"),
+        context_rows=_context_rows(place),
+    )
+
+
+def _context_rows(place: Path) -> Any:
+    """As an export of this checkpoint would have them by default."""
+    path = place / "generation_config.json"
+    config = read_json(path).get("deeptalk", {}) if path.is_file() else {}
+    rows = config.get("context_rows") if isinstance(config, dict) else None
+    return checked(Positions, rows or _DEFAULT_CONTEXT_ROWS, f"{path}: deeptalk.context_rows")
+
+
+def model_of_bundle(place: Path) -> tuple[Model, Manifest]:
+    """Read from its manifest. Raises ArtifactError if that is missing or damaged."""
+    manifest = read_manifest(place / MANIFEST)
+    model = Model(
+        spec=manifest.model,
+        codec=manifest.codec.spec,
+        context_rows=manifest.generation.context_rows,
+    )
+    return model, manifest
+
+
+def of_bundle(profile: DeviceProfile, manifest: Manifest) -> DeviceProfile:
+    """The device, with the bundle's precision and backend in place of its own.
+
+    Raises SettingsError if the device cannot run such a bundle.
+    """
+    target = manifest.target
+    precision = _precision(manifest)
+    form: Any = target.moe
+    try:
+        return dataclasses.replace(profile, backend=target.backend, moe=form, precision=precision)
+    except ValueError as error:
+        raise SettingsError(
+            f"device {profile.name} cannot run this bundle, which is for {target.device}: {error}"
+        ) from error
+
+
+def _precision(manifest: Manifest) -> Precision:
+    """A bundle for our kernels names the precisions of the graphs beside them; its kernels' are
+    known."""
+    experts: dict[str, Any] = {
+        "experts": manifest.experts.dtype,
+        "expert_group": manifest.experts.group,
+    }
+    said: Any = manifest.precision
+    if manifest.target.backend == "ort":
+        return FLOAT32
+    if manifest.target.backend == "native":
+        kept = {"encoder": said["encoder"], "kv_cache": said["kv_cache"]}
+        return dataclasses.replace(NATIVE, **kept, **experts)
+    parts = {part: said[part] for part in ("encoder", "decoder", "head", "codec", "kv_cache")}
+    return Precision(**parts, **experts)
