@@ -115,4 +115,5 @@ def make_log(trt: Any) -> Any:
 
 
 if __name__ == "__main__":
+    sys.path.pop(0)  # this folder, whose inspect.py is not the standard library's
     main()
