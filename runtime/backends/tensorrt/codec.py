@@ -1,4 +1,4 @@
-"""The codec on TensorRT: `CodecGraph` over an engine, on a stream that the GPU serves first.
+"""`Codec` on TensorRT, on a stream that the GPU serves first.
 
 A chunk is decoded while the next step of the language model runs. The engine takes at most 16
 frames at a time; more go through it in parts, the state handed on.
@@ -6,7 +6,7 @@ frames at a time; more go through it in parts, the state handed on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from deeptalk_edge.bundle.manifest import CodecEntry
 from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.lifetime import Lifetime, while_open
+from deeptalk_edge.model.rows import Ids
 from deeptalk_edge.runtime.backends.tensorrt.device import Device, Pinned
 from deeptalk_edge.runtime.backends.tensorrt.engine_file import LoadedEngine
 
@@ -42,36 +43,30 @@ class TensorrtCodec:
             name: self._made(device, name, num_bytes * engine.dtype(name).itemsize)
             for name, num_bytes in (("pcm", pcm), ("next_state", entry.state_size))
         }
-        self._lifetime = Lifetime("the codec")
+        self._lifetime = Lifetime("the codec", device.share())
 
     @while_open
-    def run(self, feeds: Mapping[str, Array]) -> list[Array]:
-        """Returns pcm (A * 2048,) and the next state, both float32.
+    def decode(
+        self, codes: Ids, *, position: int, length: int, state: Array, noise: Sequence[Array]
+    ) -> tuple[Array, Array]:
+        """Samples (A * frame_samples,) of codes (A, K) and the next state. See `Codec`."""
+        sounds = []
+        for first in range(0, len(codes), self._most_frames):
+            part = codes[first : first + self._most_frames]
+            last = first + len(part)
+            rates = zip(noise, self._entry.noise_rates, strict=True)
+            tapes = {f"noise_{i}": t[first * r : last * r] for i, (t, r) in enumerate(rates)}
+            feeds = {"codes": part, "position": position + first, "length": length, "state": state}
+            sound, state = self._run(feeds | tapes, len(part))
+            sounds.append(sound)
+        return np.concatenate([np.empty(0, np.float32), *sounds]), state
 
-        Raises BackendError if the device fails, UsageError if the codec is closed.
-        """
-        sounds, state = [], feeds["state"]
-        num_frames, rates = len(feeds["codes"]), self._entry.noise_rates
-        for first in range(0, num_frames, self._most_frames):
-            last = min(first + self._most_frames, num_frames)
-            part = {
-                **{f"noise_{i}": feeds[f"noise_{i}"][first * r : last * r] for i, r in enumerate(rates)},
-                "codes": feeds["codes"][first:last],
-                "position": feeds["position"] + first,
-                "length": feeds["length"],
-                "state": state,
-            }
-            pcm, state = self._run(part, last - first)
-            sounds.append(pcm)
-        return [np.concatenate(sounds), state]
-
-    def _run(self, feeds: Mapping[str, Array], num_frames: int) -> tuple[Array, Array]:
+    def _run(self, feeds: Mapping[str, Any], num_frames: int) -> tuple[Array, Array]:
         engine, cuda, stream = self._engine, self._cuda, self._stream
         for name, (pinned, address) in self._inputs.items():
-            array = np.asarray(feeds[name])
-            pinned.view(engine.dtype(name).type, array.shape)[...] = array
-            num_bytes = array.size * engine.dtype(name).itemsize
-            cuda.copy_to_device(address, pinned.address, num_bytes, stream)
+            array, dtype = np.asarray(feeds[name]), engine.dtype(name)
+            pinned.view(dtype.type, array.shape)[...] = array
+            cuda.copy_to_device(address, pinned.address, array.size * dtype.itemsize, stream)
             engine.bind(name, address, array.shape)
         engine.enqueue()
         found = []
@@ -86,7 +81,7 @@ class TensorrtCodec:
         return pcm, state
 
     def close(self) -> None:
-        """Refuse further use; the memory is the device's. Doing it twice is doing it once."""
+        """Give back its share of the device; doing it twice is doing it once."""
         self._lifetime.close()
 
     def _buffer(self, device: Device, name: str) -> tuple[Pinned, int]:

@@ -21,7 +21,6 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from deeptalk_edge.bundle.manifest import Backend
 from deeptalk_edge.bundle.reader import Bundle, Machine
 from deeptalk_edge.errors import ArtifactError, BackendError, EdgeError, ExpertUnavailable
 from deeptalk_edge.runtime.backends.tensorrt.flavour import FLAVOURS, Flavour
@@ -63,6 +62,7 @@ class Device:
         self.log = make_log(trt)
         self._held = ExitStack()
         self._streams: list[int] = []
+        self._num_users = 0
         self.runtime: Any = trt.Runtime(self.log)
         self.runtime_cache: Any = None
         """Compiled kernels, shared by all contexts; made with the first one that wants it."""
@@ -150,6 +150,16 @@ class Device:
                 _read(path, offset, np.frombuffer(memory, np.uint8), check)
                 cuda.copy_to_device(pointer + offset, address, count, stream)
                 cuda.record(event, stream)
+
+    def share(self) -> Callable[[], None]:
+        """What a user of the device calls once, when it is done; the last one closes it."""
+        self._num_users += 1
+        return self._end_share
+
+    def _end_share(self) -> None:
+        self._num_users -= 1
+        if self._num_users == 0:
+            self.close()
 
     def close(self) -> None:
         """Give everything back; the object cannot be used again.
@@ -284,7 +294,3 @@ def offsets_of(sizes: Iterable[int]) -> list[int]:
     for size in sizes:
         offsets.append(offsets[-1] + aligned(size))
     return offsets
-
-
-def backend_of(bundle: Bundle) -> Backend:
-    return bundle.manifest.target.backend

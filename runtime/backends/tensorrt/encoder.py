@@ -1,7 +1,4 @@
-"""The ear on TensorRT: an utterance in, audio features out. See runtime/lm/encoder.py.
-
-The engine's window is the model's whole one: all of it in, all of its features out.
-"""
+"""`EncoderGraph` on TensorRT: the model's whole window in, all of its features out."""
 
 from __future__ import annotations
 
@@ -10,7 +7,6 @@ from numpy.typing import NDArray
 
 from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.lifetime import Lifetime, while_open
-from deeptalk_edge.model.features import log_mel, num_frames
 from deeptalk_edge.model.spec import EncoderSpec
 from deeptalk_edge.runtime.backends.tensorrt.device import Device
 from deeptalk_edge.runtime.backends.tensorrt.engine_file import LoadedEngine
@@ -25,9 +21,10 @@ class TensorrtEncoder:
         self, device: Device, engine: LoadedEngine, spec: EncoderSpec, *, stream: int
     ) -> None:
         """Raises ArtifactError if the engine is for another window."""
-        self._cuda, self._engine, self._spec, self._stream = device.cuda, engine, spec, stream
+        self._cuda, self._engine, self._stream = device.cuda, engine, stream
         mel = (1, spec.num_mel_bins, 2 * spec.max_frames)
-        if engine.shape("log_mel") != mel or engine.shape("features")[0] != spec.max_frames:
+        shape = engine.shape("features")
+        if engine.shape("log_mel") != mel or shape[0] != spec.max_frames:
             raise ArtifactError(
                 f"{engine.path}: made for a window of {engine.shape('log_mel')}, the model's is "
                 f"{mel}; export the bundle again"
@@ -35,35 +32,29 @@ class TensorrtEncoder:
         self._inputs = device.pinned(engine.num_bytes("log_mel"))
         self._outputs = device.pinned(engine.num_bytes("features"))
         self._mel = self._inputs.view(engine.dtype("log_mel").type, mel)
-        shape = engine.shape("features")
         self._features = self._outputs.view(engine.dtype("features").type, shape)
         self._mel_at = device.malloc(self._mel.nbytes)
         self._features_at = device.malloc(self._features.nbytes)
         engine.bind("log_mel", self._mel_at)
         engine.bind("features", self._features_at)
-        self._lifetime = Lifetime("the encoder")
-
-    def hear(self, pcm: Array) -> Array:
-        """The features (n, C) of 16 kHz PCM (N,), a frame every 20 ms.
-
-        Raises AudioError if the PCM cannot be used, BackendError if the device fails, UsageError
-        if the encoder is closed.
-        """
-        return self.hear_window(pcm, self._spec.max_frames)
+        self._lifetime = Lifetime("the encoder", device.share())
 
     @while_open
-    def hear_window(self, pcm: Array, window_frames: int) -> Array:
-        """The same; the engine knows one window, whatever is asked for."""
-        self._mel[0] = log_mel(pcm, self._spec)
+    def encode(self, log_mel: Array, num_frames: int) -> Array:
+        """The first features (num_frames, C) of a log-mel spectrogram (1, M, 2 F) of the whole
+        window.
+
+        Raises BackendError if the device fails, UsageError if the encoder is closed.
+        """
+        self._mel[...] = log_mel
         cuda, stream = self._cuda, self._stream
         cuda.copy_to_device(self._mel_at, self._inputs.address, self._mel.nbytes, stream)
         self._engine.enqueue()
         size = self._features.nbytes
         cuda.copy_to_host(self._outputs.address, self._features_at, size, stream)
         cuda.synchronize(stream)
-        heard = self._features[: num_frames(len(pcm))]
-        return heard.astype(np.float32, copy=True)
+        return self._features[:num_frames].astype(np.float32, copy=True)
 
     def close(self) -> None:
-        """Refuse further use; the memory is the device's. Doing it twice is doing it once."""
+        """Give back its share of the device; doing it twice is doing it once."""
         self._lifetime.close()

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 class TensorrtEngine(CachedEngine[DeviceCache]):
-    """One conversation on one GPU. The device is its owner's to close."""
+    """One conversation on one GPU, which is closed with the last of its users."""
 
     def __init__(
         self,
@@ -80,15 +80,10 @@ class TensorrtEngine(CachedEngine[DeviceCache]):
         self._graphs: dict[tuple[int, bool], int] = {}
         self._failure: str | None = None
         self._in_flight = False
-        super().__init__(self._open_cache(context_rows), lambda: None)
+        super().__init__(self._open_cache(context_rows), device.share())
         self._open_passes()
         self._bind(bundle)
         self._capture_all()
-
-    @property
-    def kernel_path(self) -> str:
-        """What runs, for a report."""
-        return f"{self._device.version} {self._device.machine.compute_capability}"
 
     @while_open
     def prefill(self, rows: Ids, features: Array, audio_mask: NDArray[np.bool_]) -> None:

@@ -78,4 +78,4 @@ FLAVOURS = {
         says_capturable=True,
     ),
 }
-"""By the backend that a bundle's manifest names."""
+"""By the backend that a bundle is made for."""
