@@ -108,13 +108,10 @@ class TensorrtEngine(CachedEngine[DeviceCache]):
         if len(rows):
             self._fed_items = 1
 
+    @while_open
     def feed(self, rows: Ids) -> None:
-        """Start a step with one row for each item, (B, K + 1); `logits` waits for it.
-
-        Raises DoesNotFit if the cache is full, BackendError if the device fails.
-        """
-        with self._lifetime:
-            self._feed(rows)
+        """Launch a step; `logits` waits for it."""
+        self._feed(rows)
 
     @while_open
     def decode_step(self, rows: Ids) -> Logits:
@@ -122,7 +119,7 @@ class TensorrtEngine(CachedEngine[DeviceCache]):
         return self._read_logits()
 
     @while_open
-    def logits(self) -> Logits:
+    def _last_logits(self) -> Logits:
         self._check_fed()
         self._check_alive()
         return self._read_logits()
@@ -132,7 +129,7 @@ class TensorrtEngine(CachedEngine[DeviceCache]):
         if self._failure is not None:
             self._recover()
         self._cache.reset()
-        self._fed_items = 0
+        self._forget_fed()
 
     def _feed(self, rows: Ids) -> None:
         self._check_step(rows)
