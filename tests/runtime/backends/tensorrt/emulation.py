@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,6 +72,16 @@ def profile(moe: str, precision: str) -> DeviceProfile:
         moe=moe,  # type: ignore[arg-type]
         precision=replace(orin.precision, experts=experts, expert_group=None, **changes),
     )
+
+
+def build_plugin(folder: Path, *, sm: str = "87", ptx: str = "87", abi: int = 1) -> Path:
+    """A library that answers as libdt_moe_plugin.so does; the emulator has the kernels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    said = json.dumps({"abi": abi, "sm": sm, "ptx": ptx})
+    source, library = folder / "plugin.c", folder / "libdt_moe_plugin.so"
+    source.write_text(f"const char *dt_moe_build(void) {{ return {json.dumps(said)}; }}\n")
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
+    return library
 
 
 def export_engines(place: Path, form: DeviceProfile, plugin: Path | None = None) -> Bundle:
