@@ -114,9 +114,7 @@ class Cudart:
 
     def host_malloc(self, num_bytes: int) -> int:
         """Pinned host memory that the device sees as well (`device_pointer`)."""
-        return self._made(
-            "cudaHostAlloc", ctypes.c_size_t(num_bytes), ctypes.c_uint(_HOST_MAPPED)
-        )
+        return self._made("cudaHostAlloc", ctypes.c_size_t(num_bytes), ctypes.c_uint(_HOST_MAPPED))
 
     def host_free(self, pointer: int) -> None:
         self._call("cudaFreeHost", ctypes.c_void_p(pointer))
@@ -218,9 +216,7 @@ class Cudart:
     def make_stream(self, *, is_urgent: bool = False) -> int:
         """A stream; the device takes an urgent one's kernels first."""
         least, greatest = ctypes.c_int(), ctypes.c_int()
-        self._call(
-            "cudaDeviceGetStreamPriorityRange", ctypes.byref(least), ctypes.byref(greatest)
-        )
+        self._call("cudaDeviceGetStreamPriorityRange", ctypes.byref(least), ctypes.byref(greatest))
         return self._made(
             "cudaStreamCreateWithPriority",
             ctypes.c_uint(_STREAM_NON_BLOCKING),

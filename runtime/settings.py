@@ -69,6 +69,8 @@ class ConversationSettings:
             threads=self.threads,
             encoder_window=self.encoder_window,
             paging=self.paging,
+            num_items=2 if self.mode == "batch-parallel" else 1,
+            cuda_graphs=self.cuda_graphs,
         )
 
     @classmethod

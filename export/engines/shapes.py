@@ -42,7 +42,7 @@ def step_profiles(
     all_experts: int,
     num_items: int = 1,
 ) -> list[Profile]:
-    """Decoding over a quarter of the cache, over all of it, and prefill over all of it, of one item.
+    """Decoding over a quarter of the cache and over all of it; prefill of one item over all of it.
 
     The cache's rows are fixed in each, for TensorRT-RTX pads and copies a cache of free length in
     every step. Layers may share one arena, so it may have slots for the experts of all of them.

@@ -106,6 +106,9 @@ def _forms(manifest: Manifest, check: SelfCheck) -> dict[str, Form]:
         "features": (np.float32, ("n", width)),
         check.features: (np.float32, ("n", width)),
         f"{check.logits_prefix}text_logits": (np.float32, (2, text)),
-        f"{check.logits_prefix}code_logits": (np.float32, (2, codebooks, vocabulary.codebook_block)),
+        f"{check.logits_prefix}code_logits": (
+            np.float32,
+            (2, codebooks, vocabulary.codebook_block),
+        ),
         "sound": (np.float32, ("S",)),
     }

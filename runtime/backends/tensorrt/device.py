@@ -45,9 +45,7 @@ class Pinned:
     array: NDArray[np.uint8]
     address: int
 
-    def view(
-        self, dtype: type[Value], shape: tuple[int, ...], offset: int = 0
-    ) -> NDArray[Value]:
+    def view(self, dtype: type[Value], shape: tuple[int, ...], offset: int = 0) -> NDArray[Value]:
         """A part of it as an array."""
         num_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
         return self.array[offset : offset + num_bytes].view(dtype).reshape(shape)
@@ -98,7 +96,11 @@ class Device:
         self._held.callback(give_back)
 
     def load_file(
-        self, path: Path, *, num_bytes: int, check: Callable[[int, NDArray[np.uint8]], None] | None = None
+        self,
+        path: Path,
+        *,
+        num_bytes: int,
+        check: Callable[[int, NDArray[np.uint8]], None] | None = None,
     ) -> int:
         """The address of a file's first bytes in device memory.
 

@@ -20,9 +20,7 @@ from deeptalk_edge.schema import read_json
 EMBEDDING, HEAD = "embedding.bin", "head.bin"
 
 
-def bind_tables(
-    device: Device, bundle: Bundle, embed: LoadedEngine, head: LoadedEngine
-) -> None:
+def bind_tables(device: Device, bundle: Bundle, embed: LoadedEngine, head: LoadedEngine) -> None:
     """Bind the table (V, C) of the embeddings and the head's, one buffer if the head is tied.
 
     Raises ArtifactError if a file does not hold what its engine reads.
@@ -106,9 +104,7 @@ def bind_experts(device: Device, bundle: Bundle, step: LoadedEngine, stream: int
         device.cuda.synchronize(stream)
         step.bind(f"slot_table_{layer}", on_device)
         pointer = arena + first + base * record_bytes
-        arenas = [
-            name for name in step.inputs if name.partition(".")[0] == f"slot_arena_{layer}"
-        ]
+        arenas = [name for name in step.inputs if name.partition(".")[0] == f"slot_arena_{layer}"]
         for name in arenas:
             shape = (num_slots, *step.shape(name)[1:])
             item = int(np.prod(shape[1:])) * step.dtype(name).itemsize

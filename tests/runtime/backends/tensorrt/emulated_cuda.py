@@ -90,7 +90,9 @@ class EmulatedCuda:
 
     def check(self, address: int, num_bytes: int, what: str) -> None:
         """Raises EmulatorError unless the bytes lie in one live allocation that the device sees."""
-        if not (self._lies_in("device", address, num_bytes) or self._lies_in("host", address, num_bytes)):
+        if not (
+            self._lies_in("device", address, num_bytes) or self._lies_in("host", address, num_bytes)
+        ):
             raise EmulatorError(f"{what}: {num_bytes} bytes at {address:#x} are in no allocation")
 
     def enqueue(self, stream: int, work: Callable[[], None]) -> None:
@@ -224,9 +226,7 @@ class EmulatedCuda:
         self.check(place, num_bytes, "cudaMemsetAsync")
         self.enqueue(plain(stream), lambda: ctypes.memset(place, byte, num_bytes) and None)
 
-    def call_cudaMemcpyAsync(
-        self, to: Any, source: Any, size: Any, kind: Any, stream: Any
-    ) -> None:
+    def call_cudaMemcpyAsync(self, to: Any, source: Any, size: Any, kind: Any, stream: Any) -> None:
         target, origin, num_bytes = plain(to), plain(source), plain(size)
         ends = {1: ("device", "host"), 2: ("host", "device"), 3: ("device", "device")}
         for where, address in zip(ends[plain(kind)], (target, origin), strict=True):

@@ -235,8 +235,15 @@ class _Program:
     def __init__(self, model: onnx.ModelProto) -> None:
         graph = model.graph
         self.io = {
-            value.name: (mode, _KINDS[onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)], _dims(kind))
-            for values, mode in ((graph.input, TensorIOMode.INPUT), (graph.output, TensorIOMode.OUTPUT))
+            value.name: (
+                mode,
+                _KINDS[onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)],
+                _dims(kind),
+            )
+            for values, mode in (
+                (graph.input, TensorIOMode.INPUT),
+                (graph.output, TensorIOMode.OUTPUT),
+            )
             for value in values
             for kind in [value.type.tensor_type]
         }
