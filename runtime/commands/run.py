@@ -94,8 +94,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "cpu", "ort", "tensorrt", "fake"),
         default="auto",
         help="what runs the bundle: our own kernels for the CPU, ONNX Runtime, engines on a "
-        "GPU, or a fake that needs no weights; default: the engines of a bundle that has them, else "
-        "the kernels, where the bundle and this machine have them",
+        "GPU, or a fake that needs no weights; default: the engines of a bundle that has them, "
+        "else the kernels, where the bundle and this machine have them",
     )
     parser.add_argument(
         "--no-cuda-graphs",

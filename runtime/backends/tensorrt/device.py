@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,9 @@ ALIGNMENT = 256
 """Of every address that TensorRT is given."""
 
 Value = TypeVar("Value", bound=np.generic)
+
+CheckPart: TypeAlias = Callable[[int, memoryview], None]
+"""Is given every part of a file that was read, with its offset; raises if it is damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +91,7 @@ class Device:
         """Host memory that copies reach without a detour, until `close`."""
         pointer = self.cuda.host_malloc(max(num_bytes, ALIGNMENT))
         self._held.callback(self.cuda.host_free, pointer)
-        buffer = (ctypes.c_char * num_bytes).from_address(pointer)
-        return Pinned(np.frombuffer(memoryview(buffer).cast("B"), np.uint8), pointer)
+        return Pinned(np.frombuffer(_memory(pointer, num_bytes), np.uint8), pointer)
 
     def hold(self, give_back: Callable[[], None]) -> None:
         """Have something given back by `close`, before everything that was made earlier."""
@@ -100,12 +102,9 @@ class Device:
         path: Path,
         *,
         num_bytes: int,
-        check: Callable[[int, NDArray[np.uint8]], None] | None = None,
+        check: CheckPart | None = None,
     ) -> int:
         """The address of a file's first bytes in device memory.
-
-        `check` is called with every part that was read and its offset; parts are whole multiples of
-        4096 bytes but for the last.
 
         Raises ArtifactError if the file is shorter, DoesNotFit if the device has not enough memory.
         """
@@ -116,7 +115,7 @@ class Device:
             )
         if self.cuda.is_integrated:
             memory = self.pinned(num_bytes)
-            _read(path, 0, memory.array, check)
+            _read(path, 0, _memory(memory.address, num_bytes), check)
             return self.cuda.device_pointer(memory.address)
         pointer = self.malloc(num_bytes)
         self._stage(path, pointer, num_bytes, check)
@@ -127,7 +126,7 @@ class Device:
         path: Path,
         pointer: int,
         num_bytes: int,
-        check: Callable[[int, NDArray[np.uint8]], None] | None,
+        check: CheckPart | None,
     ) -> None:
         """While one buffer is copied the other is read into."""
         cuda = self.cuda
@@ -148,8 +147,7 @@ class Device:
                 address, event = buffers[part % 2]
                 cuda.wait(event)  # the copy before last has left this buffer
                 count = min(size, num_bytes - offset)
-                memory = (ctypes.c_char * count).from_address(address)
-                _read(path, offset, np.frombuffer(memory, np.uint8), check)
+                _read(path, offset, _memory(address, count), check)
                 cuda.copy_to_device(pointer + offset, address, count, stream)
                 cuda.record(event, stream)
 
@@ -212,7 +210,7 @@ def open_device(bundle: Bundle) -> Device:
     return device
 
 
-def check_records(bundle: Bundle) -> Callable[[int, NDArray[np.uint8]], None]:
+def check_records(bundle: Bundle) -> CheckPart:
     """A check of experts.bin as it goes by: every record's CRC-32.
 
     It raises ExpertUnavailable naming the expert.
@@ -221,7 +219,7 @@ def check_records(bundle: Bundle) -> Callable[[int, NDArray[np.uint8]], None]:
     path = bundle.file(bundle.manifest.experts.file)
     state = {"next": 0, "crc": 0, "done": 0}
 
-    def check(offset: int, part: NDArray[np.uint8]) -> None:
+    def check(offset: int, part: memoryview) -> None:
         while state["next"] < len(records):
             record = records[state["next"]]
             start = record.offset + state["done"] - offset
@@ -245,8 +243,8 @@ def check_records(bundle: Bundle) -> Callable[[int, NDArray[np.uint8]], None]:
 def _read(
     path: Path,
     offset: int,
-    memory: NDArray[np.uint8],
-    check: Callable[[int, NDArray[np.uint8]], None] | None,
+    memory: memoryview,
+    check: CheckPart | None,
 ) -> None:
     with path.open("rb", buffering=0) as file:
         file.seek(offset)
@@ -259,6 +257,11 @@ def _read(
         )
     if check is not None:
         check(offset, memory)
+
+
+def _memory(address: int, num_bytes: int) -> memoryview:
+    """Host memory as bytes."""
+    return memoryview((ctypes.c_char * num_bytes).from_address(address)).cast("B")
 
 
 def make_log(trt: Any) -> Any:

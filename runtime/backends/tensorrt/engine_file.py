@@ -61,7 +61,9 @@ class LoadedEngine:
             raise ArtifactError(
                 f"{self.path}: has no tensor {name}; export the bundle again with this version"
             )
-        return np.dtype(self._device.trt.nptype(self._engine.get_tensor_dtype(name)))
+        kind = self._engine.get_tensor_dtype(name)
+        dtype: np.dtype[Any] = np.dtype(self._device.trt.nptype(kind))
+        return dtype
 
     def shape(self, name: str) -> Shape:
         """-1 for a free dimension."""

@@ -1,4 +1,4 @@
-"""What an engine reads besides its inputs: the table of embeddings, weights that are inputs, experts.
+"""What engines read besides the rows: tables of embeddings, weights that are inputs, experts.
 
 experts   all of them resident, in ascending layer and expert as experts.bin has them; each layer is
           bound to its own stretch of the one arena, so every slot table is 0, 1, 2 ...

@@ -224,7 +224,11 @@ class EmulatedCuda:
     def call_cudaMemsetAsync(self, to: Any, value: Any, size: Any, stream: Any) -> None:
         place, num_bytes, byte = plain(to), plain(size), plain(value)
         self.check(place, num_bytes, "cudaMemsetAsync")
-        self.enqueue(plain(stream), lambda: ctypes.memset(place, byte, num_bytes) and None)
+
+        def fill() -> None:
+            ctypes.memset(place, byte, num_bytes)
+
+        self.enqueue(plain(stream), fill)
 
     def call_cudaMemcpyAsync(self, to: Any, source: Any, size: Any, kind: Any, stream: Any) -> None:
         target, origin, num_bytes = plain(to), plain(source), plain(size)

@@ -206,7 +206,8 @@ class Runtime:
             self._logger.log(ILogger.Severity.ERROR, said)
             return None
         if described["version"] != __version__:
-            said = f"The engine plan file is not compatible with this version of TensorRT, {described['version']}"
+            found = described["version"]
+            said = f"The engine plan file is not compatible with this version of TensorRT: {found}"
             self._logger.log(ILogger.Severity.ERROR, said)
             return None
         return ICudaEngine(program, described["profiles"], self._logger)
@@ -235,17 +236,12 @@ class _Program:
     def __init__(self, model: onnx.ModelProto) -> None:
         graph = model.graph
         self.io = {
-            value.name: (
-                mode,
-                _KINDS[onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)],
-                _dims(kind),
-            )
+            value.name: (mode, *_typed(value.type.tensor_type))
             for values, mode in (
                 (graph.input, TensorIOMode.INPUT),
                 (graph.output, TensorIOMode.OUTPUT),
             )
             for value in values
-            for kind in [value.type.tensor_type]
         }
         self._outputs = [value.name for value in graph.output]
         cuts = [i for i, node in enumerate(graph.node) if node.op_type == "DtMoE"]
@@ -268,8 +264,9 @@ class _Program:
         return {name: values[name] for name in self._outputs}
 
 
-def _dims(kind: Any) -> tuple[int, ...]:
-    return tuple(d.dim_value if d.HasField("dim_value") else -1 for d in kind.shape.dim)
+def _typed(kind: Any) -> tuple[DataType, tuple[int, ...]]:
+    dims = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in kind.shape.dim)
+    return _KINDS[onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)], dims
 
 
 def _pieces(model: onnx.ModelProto, cuts: list[int], outputs: list[str]) -> Any:
@@ -370,7 +367,7 @@ class ICudaEngine:
         self.num_optimization_profiles = len(profiles)
 
     def get_tensor_name(self, index: int) -> str:
-        return list(self.program.io)[index]
+        return str(list(self.program.io)[index])
 
     def get_tensor_mode(self, name: str) -> TensorIOMode:
         return self.program.io[name][0] if name in self.program.io else TensorIOMode.NONE
@@ -476,11 +473,12 @@ def _run(program: _Program, cuda: Any, shapes: Any, addresses: Any) -> None:
     feeds = {}
     for name, (mode, kind, shape) in program.io.items():
         if mode is TensorIOMode.INPUT:
-            size, dtype = shapes.get(name, shape), np.dtype(_NUMPY[kind])
+            size = shapes.get(name, shape)
+            dtype: np.dtype[Any] = np.dtype(_NUMPY[kind])
             num_bytes = int(np.prod(size)) * dtype.itemsize
             cuda.check(addresses[name], num_bytes, name)
-            memory = (ctypes.c_char * num_bytes).from_address(addresses[name])
-            feeds[name] = np.frombuffer(memory, dtype).reshape(size)
+            memory = memoryview((ctypes.c_char * num_bytes).from_address(addresses[name]))
+            feeds[name] = np.frombuffer(memory.cast("B"), dtype).reshape(size)
     for name, found in program.run(feeds).items():
         content = np.ascontiguousarray(found)
         cuda.check(addresses[name], content.nbytes, name)

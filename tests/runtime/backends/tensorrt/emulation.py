@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from deeptalk_edge.bundle.reader import Bundle
+from deeptalk_edge.bundle.target import MoeForm
 from deeptalk_edge.devices.profile import DeviceProfile, load_profile
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
 from tests.places import ROOT
@@ -61,17 +62,13 @@ def gpu(cuda: EmulatedCuda | None = None, **settings: Any) -> Iterator[EmulatedC
             emulated_cuda.use(None)
 
 
-def profile(moe: str, precision: str) -> DeviceProfile:
+def profile(moe: MoeForm, precision: str) -> DeviceProfile:
     """A Jetson AGX Orin's, with the tiny checkpoint in one precision."""
     orin = load_profile("agx-orin-64gb")
     parts = ("encoder", "decoder", "head", "codec", "kv_cache")
     changes: Any = dict.fromkeys(parts, precision)
-    experts = "int8" if moe == "plugin" else precision
-    return replace(
-        orin,
-        moe=moe,  # type: ignore[arg-type]
-        precision=replace(orin.precision, experts=experts, expert_group=None, **changes),
-    )
+    changes |= {"experts": "int8" if moe == "plugin" else precision, "expert_group": None}
+    return replace(orin, moe=moe, precision=replace(orin.precision, **changes))
 
 
 def build_plugin(folder: Path, *, sm: str = "87", ptx: str = "87", abi: int = 1) -> Path:
