@@ -13,7 +13,7 @@ from deeptalk_edge.runtime.experts.open import PagingSettings
 from deeptalk_edge.runtime.lm.encoder import EncoderWindow
 from deeptalk_edge.runtime.lm.sampler import Penalty, SamplerSettings
 
-BackendChoice = Literal["auto", "cpu", "ort", "fake"]
+BackendChoice = Literal["auto", "cpu", "ort", "tensorrt", "fake"]
 MOST_THREADS = 1024
 """More are a slip; a system that gives them is busy starting them for minutes."""
 
@@ -44,9 +44,12 @@ class ConversationSettings:
     """What the encoder sees: `near` is many times quicker, and not what it was trained on."""
     threads: int = 1
     backend: BackendChoice = "auto"
-    """What runs the bundle; `auto` is our own kernels where bundle and machine have them. `native`,
+    """What runs the bundle; `auto` is TensorRT for a bundle of engines, else our own kernels where
+    bundle and machine have them. `native`,
     the older name of `cpu`, is understood."""
     paging: PagingSettings = field(default_factory=PagingSettings)
+    cuda_graphs: bool = True
+    """On a GPU: launch a step as one CUDA graph. The same answers without, more slowly."""
 
     def __post_init__(self) -> None:
         for name in ("max_rows", "context_rows", "max_turns"):
@@ -66,6 +69,8 @@ class ConversationSettings:
             threads=self.threads,
             encoder_window=self.encoder_window,
             paging=self.paging,
+            num_items=2 if self.mode == "batch-parallel" else 1,
+            cuda_graphs=self.cuda_graphs,
         )
 
     @classmethod

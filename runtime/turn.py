@@ -119,16 +119,19 @@ class Turn:
         """Write row after row until the answer or its room ends; yields what each one brought."""
         room = self._engine.capacity - self._engine.num_rows + 1  # the last row is never fed
         while True:
-            row, frame, choose_ms = self._choose(logits)
+            row, frame, step_ms = self._choose(logits)
+            is_over = self._is_over(room)
+            if not is_over:  # first, so that a device is at work while the frame becomes sound
+                step_ms += self._feed(row)
             pieces: list[TextPiece | AudioChunk] = []
             pieces += self._hear_text(row)
             pieces += self._hear_frame(frame)
-            if self._is_over(room):
+            if is_over:
                 break
             yield tuple(pieces)
             start_ms = self._meter.elapsed_ms()
-            logits = self._feed(row)
-            self.step_ms.append(choose_ms + self._meter.elapsed_ms() - start_ms)
+            logits = self._fed_logits()
+            self.step_ms.append(step_ms + self._meter.elapsed_ms() - start_ms)
         if piece := self.text.finish():
             pieces.append(TextPiece(piece))
         yield (*pieces, *self._sound(self._decode_waiting()), *self._sound(self._codec.finish()))
@@ -241,12 +244,17 @@ class Turn:
             self.stopped = "context"
         return self.stopped != "end"
 
-    def _feed(self, row: Ids) -> Logits:
-        """Feed the row to every item; item 1 only writes, and has said all once EOS is fed."""
-        if self._engine.num_items == 1:
-            return self._engine.decode_step(row[None])
-        quiet = text_rows(self._vocabulary, row[-1:])
-        logits = self._engine.decode_step(np.concatenate([row[None], quiet]))
-        if self.rows.is_text_done:
+    def _feed(self, row: Ids) -> float:
+        """Feed the row to every item, of which item 1 only writes; the time that this took."""
+        start_ms, rows = self._meter.elapsed_ms(), row[None]
+        if self._engine.num_items == 2:
+            rows = np.concatenate([rows, text_rows(self._vocabulary, row[-1:])])
+        self._engine.feed(rows)
+        return self._meter.elapsed_ms() - start_ms
+
+    def _fed_logits(self) -> Logits:
+        """The logits behind the row fed; item 1 has said all once EOS is."""
+        logits = self._engine.logits()
+        if self.rows.is_text_done and self._engine.num_items == 2:
             self._engine.keep(0)
         return logits

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from deeptalk_edge.bundle.expert_record import ExpertRecord
 from deeptalk_edge.errors import BackendError
-from deeptalk_edge.runtime.experts.cuda import CudaFence, Cudart
+from deeptalk_edge.runtime.cuda import CudaFence, Cudart
 from deeptalk_edge.runtime.experts.cuda_pool import CopiedPool, MappedPool
 from deeptalk_edge.runtime.experts.pager import ExpertPager
 from deeptalk_edge.runtime.experts.pager_settings import PagerSettings

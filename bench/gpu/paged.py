@@ -26,7 +26,7 @@ from deeptalk_edge.bench.gpu.check import FFN_WIDTH, NUM_EXPERTS, TOP_K, WIDTH, 
 from deeptalk_edge.bench.gpu.cuda_check import gpu_pools
 from deeptalk_edge.bench.gpu.moe_library import MoeCall, MoeConfig, MoeLibrary, build_cuda
 from deeptalk_edge.bundle.expert_record import ExpertRecord
-from deeptalk_edge.runtime.experts.cuda import CudaFence, Cudart
+from deeptalk_edge.runtime.cuda import CudaFence, Cudart
 from deeptalk_edge.runtime.experts.pager import ExpertPager
 from deeptalk_edge.runtime.experts.pager_settings import PagerSettings
 from deeptalk_edge.runtime.experts.policy import Lru

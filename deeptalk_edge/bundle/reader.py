@@ -86,6 +86,10 @@ class Bundle:
         """The place of a file that the manifest names."""
         return self.path / name
 
+    def check_machine(self, machine: Machine) -> None:
+        """Raises ArtifactError if the engines are not built, or are for another machine."""
+        _check_machine(self.path, self.manifest, machine)
+
     def check(self, names: Iterable[str]) -> None:
         """Hash some files.
 

@@ -12,8 +12,8 @@ TargetBackend = Literal["ort", "cpu", "tensorrt_rtx", "tensorrt"]
 """ONNX Runtime; the CPU with our own kernels; TensorRT-RTX, its engines built ahead anywhere; full
 TensorRT, built on the device."""
 
-BackendName = Literal["ort", "cpu", "fake"]
-"""What runs a bundle."""
+BackendName = Literal["ort", "cpu", "tensorrt", "fake"]
+"""What runs a bundle; `tensorrt` is both TensorRTs."""
 
 MoeForm = Literal["split", "plugin", "operators"]
 """How routed experts run: outside the graphs, which are cut at every router; by our TensorRT

@@ -80,6 +80,10 @@ def unsupported_nodes(parser: Any, graph: str) -> list[dict[str, str]]:
 def build(trt: Any, builder: Any, network: Any, job: dict[str, Any]) -> dict[str, Any]:
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # on by default; what is float32 decides: the router
+    config.max_aux_streams = 0  # signals between streams are a third of a MoE layer's operations
+    # TensorRT-RTX: contexts then run in scratch memory of ours, which a CUDA graph asks for.
+    if "REQUIRE_USER_ALLOCATION" in trt.BuilderFlag.__members__:
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if job["targets"]:
         config.num_compute_capabilities = len(job["targets"])
         for i, target in enumerate(job["targets"]):
@@ -115,4 +119,5 @@ def make_log(trt: Any) -> Any:
 
 
 if __name__ == "__main__":
+    sys.path.pop(0)  # this folder, whose inspect.py is not the standard library's
     main()

@@ -135,6 +135,7 @@ def engine_entries(
             context_rows=generation.context_rows,
             num_experts=decoder.num_experts,
             all_experts=decoder.num_experts * len(decoder.moe_layers),
+            num_items=num_items,
         ),
         "head.onnx": head_profiles(graphs / "head.onnx", num_items),
         "codec.onnx": codec_profiles(graphs / "codec.onnx", manifest.codec.noise_rates),

@@ -2,7 +2,7 @@
 
 engine    what it computes                             its profiles
 encoder   log-mel of the whole window to features      one, all is fixed
-embed     rows and features to the decoder's input     up to 256 rows
+embed     rows and features to the decoder's input     one row of each item; up to 256 rows of one
 step      the whole decoder, export/graphs/step.py     one row, twice; with the plugin, up to 256
 head      hidden states to logits                      one row of each item
 codec     streaming SNAC                               1 to 16 frames
@@ -34,29 +34,43 @@ _MAX_ELEMENTS = 2**31 - 1  # of one tensor
 
 
 def step_profiles(
-    graph: Path, *, moe: MoeForm, context_rows: int, num_experts: int, all_experts: int
+    graph: Path,
+    *,
+    moe: MoeForm,
+    context_rows: int,
+    num_experts: int,
+    all_experts: int,
+    num_items: int = 1,
 ) -> list[Profile]:
-    """Decoding over a quarter of the cache, over all of it, and prefill over all of it.
+    """Decoding over a quarter of the cache and over all of it; prefill of one item over all of it.
 
     The cache's rows are fixed in each, for TensorRT-RTX pads and copies a cache of free length in
     every step. Layers may share one arena, so it may have slots for the experts of all of them.
     """
     slots = (1, num_experts, all_experts)
-    forms = [(max(1, context_rows // 4), _ONE_ROW), (context_rows, _ONE_ROW)]
+    forms = [
+        (max(1, context_rows // 4), _ONE_ROW, num_items),
+        (context_rows, _ONE_ROW, num_items),
+    ]
     if moe == "plugin":
-        forms.append((context_rows, _MANY_ROWS))
+        forms.append((context_rows, _MANY_ROWS, 1))
     return [
-        _profile(graph, {"S": (cached, cached, cached), "T": rows, "slots": slots})
-        for cached, rows in forms
+        _profile(graph, {"S": (cached,) * 3, "T": rows, "B": (items,) * 3, "slots": slots})
+        for cached, rows, items in forms
     ]
 
 
 def embed_profiles(graph: Path, num_items: int) -> list[Profile]:
-    return [_profile(graph, {"B": (1, 1, num_items), "T": _MANY_ROWS})]
+    """One row of each item, and many of one: a context whose step lies in a CUDA graph keeps its
+    shapes."""
+    return [
+        _profile(graph, {"B": (num_items,) * 3, "T": _ONE_ROW}),
+        _profile(graph, {"B": (1, 1, 1), "T": _MANY_ROWS}),
+    ]
 
 
 def head_profiles(graph: Path, num_items: int) -> list[Profile]:
-    return [_profile(graph, {"B": (1, 1, num_items)})]
+    return [_profile(graph, {"B": (num_items,) * 3})]
 
 
 def codec_profiles(graph: Path, noise_rates: Sequence[int]) -> list[Profile]:

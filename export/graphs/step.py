@@ -56,13 +56,19 @@ class StepSettings:
     """How the dense weights are held."""
 
     num_items: int = 1
-    """B: 2 where an answer is decoded batch-parallel."""
+    """B: 2 where an answer is decoded batch-parallel. A step with T open leaves B open as well: a
+    prompt has one item."""
 
     num_rows: int | None = 1
     """T: 1 to decode, None leaves it open for a prefill."""
 
     context_rows: int = 4096
     """Positions run up to here."""
+
+    @property
+    def has_open_items(self) -> bool:
+        """B is free: 1 in a prompt, `num_items` in a step."""
+        return self.num_rows is None and self.num_items > 1
 
 
 def export_step(
@@ -75,7 +81,7 @@ def export_step(
     spec = checkpoint.spec.decoder
     with Graph(directory, name, precision=settings.precision) as graph:
         step = _Step(graph, checkpoint, settings)
-        x = graph.input("x", FLOAT, step.shape)
+        x = step.begin()
         for layer in range(spec.num_layers):
             x = step.layer(x, layer)
             graph.rename(x, f"layer_{layer}")  # where step_pieces.py cuts
@@ -91,17 +97,25 @@ class _Step:
         self._checkpoint = checkpoint
         self._settings = settings
         self._spec = spec = checkpoint.spec.decoder
-        self._items = settings.num_items
+        self._items: int | str = "B" if settings.has_open_items else settings.num_items
         self._rows: int | str = "T" if settings.num_rows is None else settings.num_rows
         self.shape = (self._items, self._rows, spec.width)
         self._new_latents: list[str] = []
         self._new_ropes: list[str] = []
         self._expert_ids: list[str] = []
         self._missing: list[str] = []
+        self._num_items = ""
         self._positions = graph.input("positions", INT32, (self._rows,))
         self._cos, self._sin = (self._turns(of) for of in (np.cos, np.sin))
         self._causal = self._make_causal()
         self._past = ""
+
+    def begin(self) -> str:
+        """Declare the input x."""
+        x = self._graph.input("x", FLOAT, self.shape)
+        if isinstance(self._items, str):
+            self._num_items = self._graph.op("Shape", x, start=0, end=1)
+        return x
 
     def layer(self, x: str, layer: int) -> str:
         """Attention, then a dense MLP or the experts, each behind its norm."""
@@ -155,11 +169,11 @@ class _Step:
         self._new_ropes.append(key_rope)
         key_up, value_up = absorbed(self._checkpoint, name)
         query = self._per_head(nope, f"{name}.key_up", key_up)
-        query = graph.reshape(query, self._items, -1, spec.latent_dim)
-        query_rope = graph.reshape(query_rope, self._items, -1, spec.rope_dim)
+        query = self._by_item(query, -1, spec.latent_dim)
+        query_rope = self._by_item(query_rope, -1, spec.rope_dim)
         mixed = self._mix(query, query_rope, latent, key_rope, layer)
         values = self._per_head(mixed, f"{name}.value_up", value_up)
-        values = graph.reshape(values, self._items, -1, heads * spec.value_dim)
+        values = self._by_item(values, -1, heads * spec.value_dim)
         weight = self._checkpoint.tensor(f"{name}.o_proj.weight")
         return graph.exact(self._linear(values, f"{name}.o_proj", weight))
 
@@ -233,7 +247,7 @@ class _Step:
         """Turn (B, T, (H + 1) * D), halves apart, to (B, T, H + 1, D); computed in float32."""
         graph, half = self._graph, self._spec.rope_dim // 2
         heads = self._spec.num_heads + 1  # the last is the key's
-        pairs = graph.reshape(graph.exact(ropes), self._items, -1, heads, 2 * half)
+        pairs = self._by_item(graph.exact(ropes), -1, heads, 2 * half)
         left, right = graph.split(pairs, [half, half])
         turned = [
             graph.op(
@@ -244,6 +258,14 @@ class _Step:
             for same, other in ((left, right), (right, left))
         ]
         return graph.half(graph.op("Concat", *turned, axis=-1))
+
+    def _by_item(self, value: str, *sizes: int) -> str:
+        """A value as (B, *sizes)."""
+        graph = self._graph
+        if isinstance(self._items, int):
+            return graph.reshape(value, self._items, *sizes)
+        shape = graph.op("Concat", self._num_items, graph.ints(*sizes), axis=0)
+        return graph.op("Reshape", value, shape)
 
     def _per_head(self, value: str, name: str, weight: Array) -> str:
         """Each head's matrix (H, width, D) on its own part of (.., H * width): (B * T, H, D)."""

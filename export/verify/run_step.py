@@ -75,10 +75,11 @@ class StepRunner:
             if value.name in given:
                 self._feeds[value.name] = given[value.name]
             elif value.name == "x":
-                self.num_items = int(value.shape[0])
+                self.num_items = value.shape[0] if isinstance(value.shape[0], int) else 1
                 self._rows = value.shape[1] if isinstance(value.shape[1], int) else None
             elif kind in ("latent", "rope"):
-                shape = (value.shape[0], capacity, value.shape[2])
+                items = value.shape[0] if isinstance(value.shape[0], int) else 1
+                shape = (items, capacity, value.shape[2])
                 self._feeds[value.name] = np.zeros(shape, _TYPES[value.type])
                 if kind == "latent":
                     self._layers.append(int(layer))

@@ -8,6 +8,9 @@
 extern "C" {
 #endif
 
+/* Of the node's attributes and the records' layout: a runtime of another one must not use us. */
+#define DT_MOE_ABI 1
+
 enum DtWeightKind { DT_WEIGHT_FP16 = 0, DT_WEIGHT_BF16, DT_WEIGHT_INT8, DT_WEIGHT_INT4_32,
                     DT_WEIGHT_INT4_64, DT_WEIGHT_INT4_128 };
 enum DtActivationKind { DT_ACTIVATION_FP16 = 0, DT_ACTIVATION_BF16 };

@@ -352,3 +352,11 @@ extern "C" __attribute__((visibility("default"))) nvinfer1::IPluginCreatorInterf
 extern "C" __attribute__((visibility("default"))) void setLoggerFinder(nvinfer1::ILoggerFinder* finder) {
     deeptalk::logger_finder = finder;
 }
+
+#define DT_TEXT_OF(value) #value
+#define DT_TEXT(value) DT_TEXT_OF(value)
+
+// What the runtime asks before TensorRT loads us; needs neither TensorRT nor a GPU.
+extern "C" __attribute__((visibility("default"))) const char* dt_moe_build() {
+    return "{\"abi\": " DT_TEXT(DT_MOE_ABI) ", \"sm\": \"" DT_SM "\", \"ptx\": \"" DT_PTX "\"}";
+}

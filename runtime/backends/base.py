@@ -27,6 +27,10 @@ class BackendSettings:
     threads: int = 1
     encoder_window: EncoderWindow = "whole"
     paging: PagingSettings = field(default_factory=PagingSettings)
+    num_items: int = 1
+    """Answers side by side: 2 for batch-parallel."""
+    cuda_graphs: bool = True
+    """Whether a GPU's step is launched as one CUDA graph."""
 
 
 class Experts(Protocol):
@@ -58,6 +62,9 @@ class SelfCheck:
     codec_tolerance: float
     logits_prefix: str = ""
     """Of the names in `golden.npz`: the logits that this backend's weights give."""
+    features: str = "near_features"
+    """The features there that the encoder is held to: of a window that ends with the sound, or
+    `features`, of the whole window, for an encoder that knows no other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -100,7 +100,7 @@ class FakeEngine(CachedEngine[KvCache]):
         return self._logits()
 
     @while_open
-    def logits(self) -> Logits:
+    def _last_logits(self) -> Logits:
         self._check_fed()
         return self._logits()
 

@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 BACKENDS: dict[BackendName, str] = {
     "cpu": "deeptalk_edge.runtime.backends.cpu.backend",
     "ort": "deeptalk_edge.runtime.backends.ort.backend",
+    "tensorrt": "deeptalk_edge.runtime.backends.tensorrt.backend",
     "fake": "deeptalk_edge.runtime.backends.fake",
 }
 """The module of each, with its `open_backend`; loaded when it is chosen."""
@@ -43,7 +44,10 @@ def backend_for(bundle: Bundle, choice: BackendChoice) -> BackendName:
     """The backend that a choice means for this bundle on this machine."""
     if choice != "auto":
         return choice
-    if bundle.manifest.target.backend != "cpu":
+    made_for = bundle.manifest.target.backend
+    if made_for in ("tensorrt", "tensorrt_rtx"):
+        return "tensorrt"
+    if made_for == "ort":
         return "ort"
     try:
         NativeLibrary()

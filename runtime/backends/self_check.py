@@ -16,7 +16,7 @@ from deeptalk_edge.bundle.manifest import GOLDEN, Manifest
 from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.errors import ArtifactError, BackendError
 from deeptalk_edge.model.features import max_samples, num_frames
-from deeptalk_edge.runtime.backends.base import Backend
+from deeptalk_edge.runtime.backends.base import Backend, SelfCheck
 
 Array = NDArray[np.float32]
 
@@ -29,9 +29,12 @@ def check_golden(bundle: Bundle, backend: Backend) -> None:
     check = backend.self_check
     if check is None:
         return
-    golden = _read(bundle, check.logits_prefix)
-    heard = golden["near_features"]  # in a window of their own: a whole one takes seconds
-    features = backend.encoder.hear_window(golden["pcm"], len(heard))
+    golden = _read(bundle, check)
+    heard = golden[check.features]
+    if check.features == "features":
+        features = backend.encoder.hear(golden["pcm"])
+    else:  # in a window of their own: a whole one takes a CPU seconds
+        features = backend.encoder.hear_window(golden["pcm"], len(heard))
     _compare(check.encoder, features, heard, check.encoder_tolerance)
 
     engine, mask, prefix = backend.engine, golden["audio_mask"], check.logits_prefix
@@ -66,14 +69,14 @@ def _compare(graph: str, found: Array, expected: Array, tolerance: float) -> Non
         )
 
 
-def _read(bundle: Bundle, logits_prefix: str) -> dict[str, NDArray[Any]]:
+def _read(bundle: Bundle, check: SelfCheck) -> dict[str, NDArray[Any]]:
     path, model = bundle.file(GOLDEN), bundle.manifest.model
-    golden = read_arrays(path, _forms(bundle.manifest, logits_prefix))
-    num_marked, num_heard = int(golden["audio_mask"].sum()), len(golden["near_features"])
+    golden = read_arrays(path, _forms(bundle.manifest, check))
+    num_marked, num_heard = int(golden["audio_mask"].sum()), len(golden[check.features])
     num_samples = len(golden["pcm"])
     if num_samples > max_samples(model.encoder) or num_heard != num_frames(num_samples):
         raise ArtifactError(
-            f"{path}: near_features has {num_heard} frames for pcm of {num_samples} samples; "
+            f"{path}: {check.features} has {num_heard} frames for pcm of {num_samples} samples; "
             "export the bundle again"
         )
     frame_samples = bundle.manifest.codec.spec.frame_samples
@@ -84,13 +87,13 @@ def _read(bundle: Bundle, logits_prefix: str) -> dict[str, NDArray[Any]]:
         )
     if num_marked > num_heard:
         raise ArtifactError(
-            f"{path}: audio_mask marks {num_marked} rows, near_features has {num_heard} frames; "
+            f"{path}: audio_mask marks {num_marked} rows, {check.features} has {num_heard} frames; "
             "export the bundle again"
         )
     return golden
 
 
-def _forms(manifest: Manifest, logits_prefix: str) -> dict[str, Form]:
+def _forms(manifest: Manifest, check: SelfCheck) -> dict[str, Form]:
     """The arrays and their shapes. Source: docs/bundle.md."""
     vocabulary, width = manifest.model.vocabulary, manifest.model.decoder.width
     codebooks, text = vocabulary.num_codebooks, vocabulary.text_size
@@ -101,8 +104,11 @@ def _forms(manifest: Manifest, logits_prefix: str) -> dict[str, Form]:
         "next_row": (np.int64, (1, 1, codebooks + 1)),
         "codes": (np.int64, ("A", codebooks)),
         "features": (np.float32, ("n", width)),
-        "near_features": (np.float32, ("n", width)),
-        f"{logits_prefix}text_logits": (np.float32, (2, text)),
-        f"{logits_prefix}code_logits": (np.float32, (2, codebooks, vocabulary.codebook_block)),
+        check.features: (np.float32, ("n", width)),
+        f"{check.logits_prefix}text_logits": (np.float32, (2, text)),
+        f"{check.logits_prefix}code_logits": (
+            np.float32,
+            (2, codebooks, vocabulary.codebook_block),
+        ),
         "sound": (np.float32, ("S",)),
     }

@@ -91,10 +91,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend",
         type=backend_name,
-        choices=("auto", "cpu", "ort", "fake"),
+        choices=("auto", "cpu", "ort", "tensorrt", "fake"),
         default="auto",
-        help="what runs the bundle: our own kernels for the CPU, ONNX Runtime, or a fake that "
-        "needs no weights; default: the kernels, where the bundle and this machine have them",
+        help="what runs the bundle: our own kernels for the CPU, ONNX Runtime, engines on a "
+        "GPU, or a fake that needs no weights; default: the engines of a bundle that has them, "
+        "else the kernels, where the bundle and this machine have them",
+    )
+    parser.add_argument(
+        "--no-cuda-graphs",
+        dest="cuda_graphs",
+        action="store_false",
+        help="on a GPU: launch every kernel of a step by itself, for a profiler or a comparison",
     )
     parser.add_argument(
         "--pool",
@@ -169,6 +176,7 @@ def main(args: argparse.Namespace) -> int:
         max_turns=_max_turns(args.max_turns, default=settings.max_turns),
         encoder_window=args.encoder_window,
         backend=args.backend,
+        cuda_graphs=args.cuda_graphs,
         paging=PagingSettings(pool=args.pool, policy=args.paging_policy),
         **{k: v for k, v in chosen.items() if v is not None},
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 
 from deeptalk_edge.lifetime import Lifetime
-from deeptalk_edge.runtime.experts.cuda import CudaRuntime
+from deeptalk_edge.runtime.cuda import CudaRuntime
 from deeptalk_edge.runtime.experts.pool import POISON, CpuPool, Landing
 
 

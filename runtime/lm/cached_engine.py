@@ -6,6 +6,7 @@ the last row fed.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from deeptalk_edge.lifetime import Lifetime, while_open
 from deeptalk_edge.model.rows import Ids
+from deeptalk_edge.runtime.lm.engine import Logits
 
 Array = NDArray[np.float32]
 
@@ -41,9 +43,10 @@ class Cache(Protocol):
 CacheT = TypeVar("CacheT", bound=Cache)
 
 
-class CachedEngine(Generic[CacheT]):
-    """The half of `Engine` that is the cache's. A subclass feeds rows and computes logits, each
-    `while_open`: what is closed by another thread under a pass goes when that ends."""
+class CachedEngine(ABC, Generic[CacheT]):
+    """The half of `Engine` that is the cache's, and a `feed` for engines that compute when they are
+    asked. A subclass feeds rows and computes logits, each `while_open`: what is closed by another
+    thread under a pass goes when that ends."""
 
     def __init__(self, cache: CacheT, give_back: Callable[[], None]) -> None:
         """`give_back` closes what the engine opened."""
@@ -51,6 +54,8 @@ class CachedEngine(Generic[CacheT]):
         self._lifetime = Lifetime("the engine", give_back)
         self._fed_items = 0
         """Items whose last row waits for its logits; 0 when there is none."""
+        self._pending: Ids | None = None
+        """Rows that `feed` took and nobody has computed."""
 
     @property
     def num_rows(self) -> int:
@@ -64,33 +69,55 @@ class CachedEngine(Generic[CacheT]):
     def capacity(self) -> int:
         return self._cache.capacity
 
+    @abstractmethod
+    def decode_step(self, rows: Ids) -> Logits:
+        """See `Engine`."""
+
+    @abstractmethod
+    def _last_logits(self) -> Logits:
+        """The logits behind the last row that was computed."""
+
+    @while_open
+    def feed(self, rows: Ids) -> None:
+        if self._pending is not None:
+            raise ValueError("feed: the rows before wait for their logits")
+        self._check_step(rows)
+        self._pending = rows
+
+    def logits(self) -> Logits:
+        rows, self._pending = self._pending, None
+        return self._last_logits() if rows is None else self.decode_step(rows)
+
     @while_open
     def fork(self) -> None:
         self._cache.fork()
-        self._fed_items = 0
+        self._forget_fed()
 
     @while_open
     def keep(self, item: int) -> None:
         self._cache.keep(item)
-        self._fed_items = 0
+        self._forget_fed()
 
     @while_open
     def recall(self) -> None:
         self._cache.recall()
-        self._fed_items = 0
+        self._forget_fed()
 
     @while_open
     def trim(self, position: int) -> None:
         self._cache.trim(position)
-        self._fed_items = 0
+        self._forget_fed()
 
     @while_open
     def reset(self) -> None:
         self._cache.reset()
-        self._fed_items = 0
+        self._forget_fed()
 
     def close(self) -> None:
         self._lifetime.close()
+
+    def _forget_fed(self) -> None:
+        self._fed_items, self._pending = 0, None
 
     def _check_prompt(self, features: Array, audio_mask: NDArray[np.bool_]) -> None:
         if self.num_items != 1:

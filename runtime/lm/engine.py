@@ -25,9 +25,9 @@ class Logits(NamedTuple):
     """
 
     text: Array
-    """(B, V_text)"""
+    """(B, V_text), or (1, V_text) of the last item alone: use `text[-1]`."""
     codes: Array
-    """(B, K, V_code)"""
+    """(B, K, V_code), or (1, K, V_code) of item 0 alone: use `codes[0]`."""
 
 
 class Engine(Protocol):
@@ -55,14 +55,23 @@ class Engine(Protocol):
         Raises DoesNotFit if the cache is full, BackendError if a graph fails.
         """
 
-    def logits(self) -> Logits:
-        """The logits behind the last row fed; costs a head, so `prefill` does not return them."""
-
-    def decode_step(self, rows: Ids) -> Logits:
-        """Feed one row to each item, (B, K + 1).
+    def feed(self, rows: Ids) -> None:
+        """Take one row for each item, (B, K + 1). A device computes it meanwhile; an engine without
+        one leaves it to `logits`, and forgets it with the next move of the cache. `num_rows` counts
+        it from when it is under way.
 
         Raises DoesNotFit if the cache is full, BackendError if a graph fails.
         """
+
+    def logits(self) -> Logits:
+        """The logits behind the last row fed, once it is computed. After a `prefill` they cost a
+        head, so that does not return them.
+
+        Raises as `feed` does.
+        """
+
+    def decode_step(self, rows: Ids) -> Logits:
+        """`feed`, then `logits`."""
 
     def fork(self) -> None:
         """Go on with two items that share the rows so far."""

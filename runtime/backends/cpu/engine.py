@@ -189,7 +189,7 @@ class NativeEngine(CachedEngine[NativeCache]):
         return self._head()
 
     @while_open
-    def logits(self) -> Logits:
+    def _last_logits(self) -> Logits:
         self._check_fed()
         return self._head()
 

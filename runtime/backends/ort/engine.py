@@ -109,7 +109,7 @@ class OrtEngine(CachedEngine[KvCache]):
         return self._tails[self._fed_items].run()
 
     @while_open
-    def logits(self) -> Logits:
+    def _last_logits(self) -> Logits:
         self._check_fed()
         return self._tails[self._fed_items].run()
 

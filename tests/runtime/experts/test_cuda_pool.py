@@ -15,8 +15,8 @@ import pytest
 
 from deeptalk_edge.bench.gpu import cuda_check
 from deeptalk_edge.errors import BackendError, ExpertUnavailable
-from deeptalk_edge.runtime.experts import cuda
-from deeptalk_edge.runtime.experts.cuda import CudaFence, Cudart
+from deeptalk_edge.runtime import cuda
+from deeptalk_edge.runtime.cuda import CudaFence, Cudart
 from deeptalk_edge.runtime.experts.cuda_pool import CopiedPool, MappedPool
 from deeptalk_edge.runtime.experts.pager import ExpertPager
 from deeptalk_edge.runtime.experts.pager_settings import PagerSettings

@@ -1,0 +1,301 @@
+"""One GPU with TensorRT on it: memory, streams and loaded engines, all given back by `close`.
+
+order     CUDA's device, its compute capability, TensorRT's module and version, the bundle's target,
+          the plugin; only then does native code parse an engine: without a driver,
+          `deserialize_cuda_engine` ends the process
+memory    allocated while loading, never in a step; files go through two pinned buffers, or on a
+          Jetson, whose GPU shares the CPU's memory, straight to where they are read
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import zlib
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeptalk_edge.bundle.reader import Bundle, Machine
+from deeptalk_edge.errors import ArtifactError, BackendError, EdgeError, ExpertUnavailable
+from deeptalk_edge.runtime.backends.tensorrt.flavour import FLAVOURS, Flavour
+from deeptalk_edge.runtime.backends.tensorrt.plugin import check_plugin
+from deeptalk_edge.runtime.cuda import Cudart
+
+log = logging.getLogger(__name__)
+
+STAGING_BYTES = 64 << 20
+"""Of each of the two pinned buffers that files go through."""
+
+ALIGNMENT = 256
+"""Of every address that TensorRT is given."""
+
+Value = TypeVar("Value", bound=np.generic)
+
+CheckPart: TypeAlias = Callable[[int, memoryview], None]
+"""Is given every part of a file that was read, with its offset; raises if it is damaged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """Pinned host memory as a flat array of bytes, and its address."""
+
+    array: NDArray[np.uint8]
+    address: int
+
+    def view(self, dtype: type[Value], shape: tuple[int, ...], offset: int = 0) -> NDArray[Value]:
+        """A part of it as an array."""
+        num_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        return self.array[offset : offset + num_bytes].view(dtype).reshape(shape)
+
+
+class Device:
+    """What a bundle's engines run on. One owner; not thread-safe."""
+
+    def __init__(self, cuda: Cudart, flavour: Flavour, trt: Any, machine: Machine) -> None:
+        """`open_device` makes one."""
+        self.cuda, self.flavour, self.trt, self.machine = cuda, flavour, trt, machine
+        self.log = make_log(trt)
+        self._held = ExitStack()
+        self._streams: list[int] = []
+        self._num_users = 0
+        self.runtime: Any = trt.Runtime(self.log)
+        self.runtime_cache: Any = None
+        """Compiled kernels, shared by all contexts; made with the first one that wants it."""
+
+    @property
+    def version(self) -> str:
+        return f"{self.flavour.product} {self.trt.__version__}"
+
+    def stream(self, *, is_urgent: bool = False) -> int:
+        stream = self.cuda.make_stream(is_urgent=is_urgent)
+        self._held.callback(self.cuda.destroy_stream, stream)
+        self._streams.append(stream)
+        return stream
+
+    def malloc(self, num_bytes: int) -> int:
+        """Device memory until `close`.
+
+        Raises DoesNotFit if the device has not so much left.
+        """
+        pointer = self.cuda.malloc(max(num_bytes, ALIGNMENT))
+        self._held.callback(self.cuda.free, pointer)
+        return pointer
+
+    def pinned(self, num_bytes: int) -> Pinned:
+        """Host memory that copies reach without a detour, until `close`."""
+        pointer = self.cuda.host_malloc(max(num_bytes, ALIGNMENT))
+        self._held.callback(self.cuda.host_free, pointer)
+        return Pinned(np.frombuffer(_memory(pointer, num_bytes), np.uint8), pointer)
+
+    def hold(self, give_back: Callable[[], None]) -> None:
+        """Have something given back by `close`, before everything that was made earlier."""
+        self._held.callback(give_back)
+
+    def load_file(
+        self,
+        path: Path,
+        *,
+        num_bytes: int,
+        check: CheckPart | None = None,
+    ) -> int:
+        """The address of a file's first bytes in device memory.
+
+        Raises ArtifactError if the file is shorter, DoesNotFit if the device has not enough memory.
+        """
+        if path.stat().st_size < num_bytes:
+            raise ArtifactError(
+                f"{path}: {path.stat().st_size} bytes, its engine reads {num_bytes}; export the "
+                "bundle again"
+            )
+        if self.cuda.is_integrated:
+            memory = self.pinned(num_bytes)
+            _read(path, 0, _memory(memory.address, num_bytes), check)
+            return self.cuda.device_pointer(memory.address)
+        pointer = self.malloc(num_bytes)
+        self._stage(path, pointer, num_bytes, check)
+        return pointer
+
+    def _stage(
+        self,
+        path: Path,
+        pointer: int,
+        num_bytes: int,
+        check: CheckPart | None,
+    ) -> None:
+        """While one buffer is copied the other is read into."""
+        cuda = self.cuda
+        with ExitStack() as held:
+            stream = cuda.make_stream()
+            held.callback(cuda.destroy_stream, stream)
+            size = min(STAGING_BYTES, num_bytes)
+            buffers = []
+            for _ in range(2):
+                address = cuda.host_malloc(size)
+                held.callback(cuda.host_free, address)
+                event = cuda.make_event()
+                held.callback(cuda.destroy_event, event)
+                cuda.record(event, stream)
+                buffers.append((address, event))
+            held.callback(cuda.synchronize, stream)
+            for part, offset in enumerate(range(0, num_bytes, size)):
+                address, event = buffers[part % 2]
+                cuda.wait(event)  # the copy before last has left this buffer
+                count = min(size, num_bytes - offset)
+                _read(path, offset, _memory(address, count), check)
+                cuda.copy_to_device(pointer + offset, address, count, stream)
+                cuda.record(event, stream)
+
+    def share(self) -> Callable[[], None]:
+        """What a user of the device calls once, when it is done; the last one closes it."""
+        self._num_users += 1
+        return self._end_share
+
+    def _end_share(self) -> None:
+        self._num_users -= 1
+        if self._num_users == 0:
+            self.close()
+
+    def close(self) -> None:
+        """Give everything back; the object cannot be used again.
+
+        A device that failed gives nothing back before the process ends: that is a line in the log.
+        """
+        try:
+            with self._held:
+                for stream in self._streams:  # nothing may be freed under a pass
+                    self.cuda.synchronize(stream)
+        except EdgeError as error:
+            log.warning("the GPU's memory is given back when the process ends: %s", error)
+        self.runtime_cache = self.runtime = None
+
+
+def open_device(bundle: Bundle) -> Device:
+    """The GPU of this machine with the TensorRT that a bundle wants.
+
+    Raises BackendError if CUDA, a device, TensorRT or the plugin is missing, ArtifactError if the
+    bundle is not for them; each says what was found and what to do.
+    """
+    target = bundle.manifest.target
+    flavour = FLAVOURS.get(target.backend)
+    if flavour is None:
+        raise ArtifactError(
+            f"{bundle.path}: made for the backend {target.backend}, it has no engines; export the "
+            "checkpoint with --device and a GPU's profile"
+        )
+    cuda = Cudart()
+    capability = cuda.compute_capability
+    trt = flavour.load()
+    machine = Machine(
+        backend=target.backend, compute_capability=capability, tensorrt=str(trt.__version__)
+    )
+    bundle.check_machine(machine)
+    device = Device(cuda, flavour, trt, machine)
+    try:
+        if target.plugin is not None:
+            check_plugin(bundle.file(target.plugin), capability)
+            if trt.get_plugin_registry().load_library(str(bundle.file(target.plugin))) is None:
+                raise BackendError(
+                    f"{bundle.file(target.plugin)}: {device.version} does not load this plugin "
+                    f"({device.log.last_words()}); build it again with `make plugin`"
+                )
+    except BaseException:
+        device.close()
+        raise
+    return device
+
+
+def check_records(bundle: Bundle) -> CheckPart:
+    """A check of experts.bin as it goes by: every record's CRC-32.
+
+    It raises ExpertUnavailable naming the expert.
+    """
+    records = sorted(bundle.manifest.experts.records, key=lambda record: record.offset)
+    path = bundle.file(bundle.manifest.experts.file)
+    state = {"next": 0, "crc": 0, "done": 0}
+
+    def check(offset: int, part: memoryview) -> None:
+        while state["next"] < len(records):
+            record = records[state["next"]]
+            start = record.offset + state["done"] - offset
+            if start >= len(part):
+                return
+            piece = part[start : start + record.bytes - state["done"]]
+            state["crc"] = zlib.crc32(piece, state["crc"])
+            state["done"] += len(piece)
+            if state["done"] < record.bytes:
+                return
+            if state["crc"] != record.crc32:
+                raise ExpertUnavailable(
+                    f"{path}: layer {record.layer}, expert {record.expert} is damaged; copy the "
+                    "bundle again"
+                )
+            state.update(next=state["next"] + 1, crc=0, done=0)
+
+    return check
+
+
+def _read(
+    path: Path,
+    offset: int,
+    memory: memoryview,
+    check: CheckPart | None,
+) -> None:
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset)
+        done = 0
+        while done < len(memory) and (count := file.readinto(memory[done:])):
+            done += count
+    if done < len(memory):
+        raise ArtifactError(
+            f"{path}: ends at {offset + done} bytes while it is read; copy the bundle again"
+        )
+    if check is not None:
+        check(offset, memory)
+
+
+def _memory(address: int, num_bytes: int) -> memoryview:
+    """Host memory as bytes."""
+    return memoryview((ctypes.c_char * num_bytes).from_address(address)).cast("B")
+
+
+def make_log(trt: Any) -> Any:
+    """TensorRT's messages in our log; the last errors are kept for what is raised then."""
+
+    class Log(trt.ILogger):  # type: ignore[misc, name-defined, unused-ignore]
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, text: str) -> None:
+            levels = trt.ILogger.Severity
+            if severity in (levels.ERROR, levels.INTERNAL_ERROR):
+                self.errors = [*self.errors[-3:], text]
+                log.info("TensorRT: %s", text)
+            elif severity == levels.WARNING:
+                log.debug("TensorRT: %s", text)
+
+        def last_words(self) -> str:
+            """What TensorRT said of the failure at hand."""
+            said, self.errors = "; ".join(self.errors), []
+            return said or "TensorRT gives no reason"
+
+    return Log()
+
+
+def aligned(num_bytes: int) -> int:
+    """Rounded up to what TensorRT wants of an address."""
+    return -(-num_bytes // ALIGNMENT) * ALIGNMENT
+
+
+def offsets_of(sizes: Iterable[int]) -> list[int]:
+    """Where arrays of so many bytes begin in one block, and at last the block's size."""
+    offsets = [0]
+    for size in sizes:
+        offsets.append(offsets[-1] + aligned(size))
+    return offsets

@@ -1,0 +1,55 @@
+"""Bundles of the tiny checkpoint with emulated engines; each is made once, when first asked for."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deeptalk_edge.bench.gpu.moe_library import MoeLibrary, build_host
+from deeptalk_edge.bundle.reader import Bundle
+from deeptalk_edge.export.bundle import ExportSettings, export_bundle
+from tests.places import TINY
+from tests.runtime.backends.tensorrt import emulated_tensorrt
+from tests.runtime.backends.tensorrt.emulated_cuda import EmulatedCuda
+from tests.runtime.backends.tensorrt.emulation import (
+    build_plugin,
+    export_engines,
+    gpu,
+    profile,
+    tensorrt_module,
+)
+
+
+@pytest.fixture(scope="session")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Float32, the experts in operators, the prompt row by row. Never write to it."""
+    return export_engines(tmp_path_factory.mktemp("exact"), profile("operators", "float32"))
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Float16, int8 experts in the plugin's own kernels, 256 rows of a prompt at once."""
+    if shutil.which("g++") is None:
+        pytest.skip("no g++ on this machine: the plugin's kernels were not built for the host")
+    place = tmp_path_factory.mktemp("small")
+    emulated_tensorrt.moe_library = MoeLibrary(build_host(place))
+    return export_engines(place, profile("plugin", "float16"), build_plugin(place / "plugin"))
+
+
+@pytest.fixture(scope="session")
+def on_cpu(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The same checkpoint for ONNX Runtime, float32."""
+    place = tmp_path_factory.mktemp("on_cpu") / "bundle"
+    export_bundle(TINY, place, ExportSettings())
+    return Bundle.open(place)
+
+
+@pytest.fixture
+def cuda(tmp_path: Path) -> Iterator[EmulatedCuda]:
+    """A GPU whose streams are late, with TensorRT; everything must be given back to it."""
+    with tensorrt_module(tmp_path), gpu() as emulated:
+        yield emulated
+        assert emulated.is_clean

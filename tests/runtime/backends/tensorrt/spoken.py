@@ -1,0 +1,77 @@
+"""Spoken questions to a bundle, and everything that was chosen for the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from deeptalk_edge.bundle.reader import Bundle
+from deeptalk_edge.runtime import turn
+from deeptalk_edge.runtime.conversation import AudioChunk, Conversation, ConversationSettings
+from deeptalk_edge.runtime.lm.sampler import Sampler
+from deeptalk_edge.sound.wav import read_wav
+from tests.places import QUESTIONS_FOLDER
+
+QUESTIONS = sorted(QUESTIONS_FOLDER.glob("*.wav"))
+
+
+@dataclass
+class Spoken:
+    """What was said in a conversation, and the logits that it was chosen by."""
+
+    tokens: list[tuple[int, ...]] = field(default_factory=list)
+    """Text id and codec ids of every step."""
+    logits: list[NDArray[np.float32]] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    """What the history keeps of each answer."""
+    sound: list[NDArray[np.float32]] = field(default_factory=list)
+
+
+def ask(bundle: Bundle, questions: Sequence[Path], *, interrupt: bool, **changes: Any) -> Spoken:
+    """Ask all of them in one conversation. With `interrupt`, every second answer is cut off after
+    three pieces of sound, half of which were heard."""
+    said = Spoken()
+    settings = replace(ConversationSettings.of(bundle), max_turns=3, **changes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(turn, "Sampler", _spy(said))
+        with Conversation(bundle, settings) as conversation:
+            for number, path in enumerate(questions):
+                _ask_one(conversation, path, said, cuts=interrupt and number % 2 == 1)
+    return said
+
+
+def _ask_one(conversation: Conversation, path: Path, said: Spoken, *, cuts: bool) -> None:
+    conversation.expect_question()
+    answer, pcm = conversation.begin(read_wav(path).pcm), []
+    while (pieces := answer.advance()) is not None:
+        pcm += [piece.pcm for piece in pieces if isinstance(piece, AudioChunk)]
+        if cuts and len(pcm) == 3:
+            break
+    num_samples = sum(map(len, pcm))
+    said.texts.append(answer.settle(num_samples // 2 if cuts else None))
+    said.sound.append(np.concatenate(pcm))
+    conversation.make_room()
+
+
+def _spy(said: Spoken) -> Any:
+    class SpyingSampler(Sampler):
+        def sample(self, text: Any, codes: Any) -> Any:
+            chosen = super().sample(text, codes)
+            said.logits += [array.copy() for array in (text, codes) if array is not None]
+            said.tokens.append((int(chosen[0]), *map(int, chosen[1])))
+            return chosen
+
+    return SpyingSampler
+
+
+def largest_error(found: Spoken, expected: Spoken) -> float:
+    """Of all logits, over the largest of each step."""
+    assert len(found.logits) == len(expected.logits)
+    pairs = zip(found.logits, expected.logits, strict=True)
+    return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)

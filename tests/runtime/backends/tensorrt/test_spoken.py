@@ -1,0 +1,94 @@
+"""Tier 1: spoken questions through the whole runtime on an emulated TensorRT, token for token."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deeptalk_edge.bundle.reader import Bundle
+from deeptalk_edge.cli import main
+from tests.runtime.backends.tensorrt.emulated_cuda import EmulatedCuda, Mode
+from tests.runtime.backends.tensorrt.emulation import gpu, tensorrt_module
+from tests.runtime.backends.tensorrt.spoken import QUESTIONS, Spoken, ask, largest_error
+
+
+def emulated(bundle: Bundle, folder: Path, count: int, *, mode: Mode, graphs: bool) -> Spoken:
+    with tensorrt_module(folder), gpu(mode=mode) as cuda:
+        said = ask(bundle, QUESTIONS[:count], interrupt=True, cuda_graphs=graphs)
+    assert cuda.is_clean
+    assert bool(cuda.calls["cudaGraphLaunch"]) is graphs
+    return said
+
+
+@pytest.fixture(scope="module")
+def on_ort(on_cpu: Bundle) -> Spoken:
+    """Every question of the checkpoint, half of the answers interrupted."""
+    return ask(on_cpu, QUESTIONS, interrupt=True, backend="ort")
+
+
+def test_twenty_four_questions_are_answered_token_for_token_as_on_the_cpu(
+    exact: Bundle, on_ort: Spoken, tmp_path: Path
+) -> None:
+    said = emulated(exact, tmp_path, 24, mode="late", graphs=True)
+    assert said.tokens == on_ort.tokens
+    assert said.texts == on_ort.texts
+    assert len(said.texts) == 24
+    assert largest_error(said, on_ort) < 1e-4
+    for found, expected in zip(said.sound, on_ort.sound, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("mode", "graphs"), [("eager", True), ("late", False), ("eager", False)])
+def test_neither_streams_that_run_early_nor_a_lack_of_graphs_change_a_bit(
+    exact: Bundle, tmp_path: Path, mode: Mode, graphs: bool
+) -> None:
+    expected = emulated(exact, tmp_path / "a", 2, mode="late", graphs=True)
+    found = emulated(exact, tmp_path / "b", 2, mode=mode, graphs=graphs)
+    assert found.tokens == expected.tokens
+    assert largest_error(found, expected) == 0.0
+
+
+def test_a_prompt_at_once_through_the_plugin_gives_the_tokens_of_float32(
+    small: Bundle, on_ort: Spoken, tmp_path: Path
+) -> None:
+    said = emulated(small, tmp_path, 4, mode="late", graphs=True)
+    assert said.tokens == on_ort.tokens[: len(said.tokens)]
+    assert 1e-5 < largest_error(said, _begin(on_ort, said)) < 0.05  # float16 and int8 are at work
+
+
+def _begin(whole: Spoken, part: Spoken) -> Spoken:
+    return Spoken(logits=whole.logits[: len(part.logits)])
+
+
+def test_the_command_line_answers_with_engines(
+    exact: Bundle, cuda: EmulatedCuda, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """`--backend auto` takes them."""
+    out = tmp_path / "answer.wav"
+    arguments = ["run", "--bundle", str(exact.path), "--wav", str(QUESTIONS[0])]
+    assert main([*arguments, "--json", "--out", str(out)]) == 0
+    turn = json.loads(capsys.readouterr().out)
+    assert (turn["backend"], turn["kernel_path"]) == ("tensorrt", "TensorRT 10.16.2.1, sm_87")
+    assert turn["text"] == "eight tickets to berlin that will be eighty pounds"
+    assert out.stat().st_size > 2 * 24_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["late", "eager"])
+@pytest.mark.parametrize("graphs", [True, False])
+@pytest.mark.parametrize("form", ["exact", "small"])
+def test_the_full_matrix(
+    form: str,
+    mode: Mode,
+    graphs: bool,
+    on_ort: Spoken,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    bundle: Bundle = request.getfixturevalue(form)
+    said = emulated(bundle, tmp_path, 24, mode=mode, graphs=graphs)
+    assert said.tokens == on_ort.tokens
+    assert said.texts == on_ort.texts
