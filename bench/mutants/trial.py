@@ -1,0 +1,181 @@
+"""Plants one fault in the copy and runs the tests that could notice it.
+
+The tests that execute the faulty line come first by relevance: the test file that mirrors the
+source, then those that execute most of its module for their time. `quick_s` of them run at once;
+if they pass, `thorough_s` of the others.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from deeptalk_edge.bench.mutants.coverage_map import TestFile, covering
+from deeptalk_edge.bench.mutants.fault import Fault
+from deeptalk_edge.bench.mutants.tree import TreeCopy
+from deeptalk_edge.bench.mutants.warm import WarmPython
+
+# A C++ source is run by whoever opens its library.
+_OPENED_BY = {
+    "native/cpu": "runtime/backends/cpu/library.py",
+    "native/tensorrt_plugin": "bench/gpu/moe_library.py",
+}
+_KERNELS = "native/tensorrt_plugin/moe_launch.cu"
+_LIBRARY = "deeptalk_edge/libdeeptalk_cpu.so"
+_CHECK_KERNELS = [
+    *("g++", "-x", "c++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror"),
+    *("-Wno-unknown-pragmas", "-fPIC", "-S", "-o", "/dev/stdout", _KERNELS),
+]
+
+Status = Literal["caught", "timeout", "survived", "invalid"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What became of a fault. `invalid`: it does not compile, or compiles to the same code."""
+
+    status: Status
+    caught_by: str
+    """The first failing test; empty where a hang or a crash was the sign."""
+
+    tests: list[str]
+    seconds: float
+
+
+@dataclass(kw_only=True)
+class Trials:
+    """The trials in one copy."""
+
+    tree: TreeCopy
+    python: WarmPython
+    tests: Sequence[TestFile]
+    quick_s: float
+    thorough_s: float
+    least_limit_s: float = 120.0
+    """After which a run counts as a hang, and six times what its tests took when recorded."""
+
+    _sound: dict[str, bool] = field(default_factory=dict)
+    """Failing tests, by whether they pass without the fault."""
+
+    _built: bytes = b""
+
+    def run(self, fault: Fault) -> Verdict:
+        """Plant `fault`, run the tests, and restore the file."""
+        text = (self.tree.root / fault.path).read_text("utf-8")
+        chosen = self._chosen(fault)
+        if not self._is_cpp(fault):
+            with self.tree.planted(fault.path, fault.planted_in(text)):
+                return self._tried(fault, chosen)
+        sound = self._compiled(fault)
+        with self.tree.planted(fault.path, fault.planted_in(text)):
+            faulty = self._compiled(fault)
+            if faulty is None or faulty == sound:
+                return Verdict(status="invalid", caught_by="", tests=[], seconds=0.0)
+            return self._tried(fault, chosen)
+
+    def _tried(self, fault: Fault, chosen: list[TestFile]) -> Verdict:
+        ran: list[str] = []
+        seconds = 0.0
+        for stage in _stages(chosen, self.quick_s, self.thorough_s):
+            left = [test.path for test in stage]
+            while left:
+                limit_s = self.least_limit_s + 6 * sum(test.seconds for test in stage)
+                run = self.python.run(left, limit_s=limit_s)
+                ran, seconds = [*ran, *left], seconds + run.seconds
+                if run.outcome == "passed":
+                    break
+                if run.outcome == "timeout":
+                    return Verdict(status="timeout", caught_by="", tests=ran, seconds=seconds)
+                name = failing_test(run.output)
+                if self._passes_without(fault, name):
+                    return Verdict(status="caught", caught_by=name, tests=ran, seconds=seconds)
+                left = [path for path in left if not name.startswith(path)]
+        return Verdict(status="survived", caught_by="", tests=ran, seconds=seconds)
+
+    def _passes_without(self, fault: Fault, name: str) -> bool:
+        """Whether the failing test blames the fault and not a busy machine."""
+        if not name:
+            return True  # it crashed Python
+        if name not in self._sound:
+            faulty = (self.tree.root / fault.path).read_bytes()
+            with self.tree.planted(fault.path, (self.tree.source / fault.path).read_text("utf-8")):
+                if self._is_cpp(fault):
+                    self._compiled(fault)
+                run = self.python.run([name], limit_s=600.0)
+            self._sound[name] = run.outcome == "passed"
+            assert faulty == (self.tree.root / fault.path).read_bytes()
+            if self._is_cpp(fault):
+                self._compiled(fault)
+        return self._sound[name]
+
+    def _chosen(self, fault: Fault) -> list[TestFile]:
+        folder = str(Path(fault.path).parent)
+        opener = _OPENED_BY.get(folder)
+        path, line = (opener, 0) if opener else (fault.path, fault.line)
+        return chosen(self.tests, self.tree.root, path, line)
+
+    def _is_cpp(self, fault: Fault) -> bool:
+        return not fault.path.endswith(".py")
+
+    def _compiled(self, fault: Fault) -> bytes | None:
+        """The code that the copy's C++ sources compile to now, or None if they do not."""
+        is_library = fault.path.startswith("native/cpu")
+        build = [sys.executable, "native/cpu/build.py", _LIBRARY]
+        done = subprocess.run(
+            build if is_library else _CHECK_KERNELS,
+            cwd=self.tree.root,
+            env=self.tree.environment(),
+            capture_output=True,
+            check=False,
+        )
+        if done.returncode:
+            return None
+        return (self.tree.root / _LIBRARY).read_bytes() if is_library else done.stdout
+
+
+def chosen(tests: Sequence[TestFile], root: Path, path: str, line: int) -> list[TestFile]:
+    """The test files that execute `line` of `path`, the most relevant first; line 0: any line of
+    a function.
+
+    What every one of them executes is run by the import, and does not tell who uses the module.
+    """
+    users = [test for test in tests if path in test.lines and not test.failure]
+    imported = (
+        frozenset.intersection(*(test.lines[path] for test in users)) if users else frozenset()
+    )
+    found = covering(tests, root, path, line) if line else users
+    deep = [test for test in found if test.lines[path] - imported]
+    mirror = Path("tests", path.removeprefix("deeptalk_edge/")).with_suffix("")
+
+    def rank(test: TestFile) -> tuple[bool, float]:
+        is_mirror = test.path.startswith(str(mirror.parent / f"test_{mirror.name}"))
+        return (not is_mirror, -len(test.lines[path] - imported) / (test.seconds + 1.0))
+
+    return sorted(deep or found, key=rank)
+
+
+def failing_test(output: str) -> str:
+    """The node id of the first failure in pytest's summary, or nothing."""
+    found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", output, re.MULTILINE)
+    return found[1] if found else ""
+
+
+def _stages(
+    tests: list[TestFile], quick_s: float, thorough_s: float
+) -> tuple[list[TestFile], list[TestFile]]:
+    """The first `quick_s` seconds of `tests`, at least one, and `thorough_s` of the others."""
+    spent, quick, thorough = 0.0, list[TestFile](), list[TestFile]()
+    for test in tests:
+        if not quick or spent + test.seconds <= quick_s:
+            quick.append(test)
+        elif spent + test.seconds <= quick_s + thorough_s:
+            thorough.append(test)
+        else:
+            continue
+        spent += test.seconds
+    return quick, thorough
