@@ -29,8 +29,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from deeptalk_edge.bench.mutants import coverage_map
+from deeptalk_edge.bench.mutants.coverage_map import record
 from deeptalk_edge.bench.mutants.fault import Fault
+from deeptalk_edge.bench.mutants.imports import importing
 from deeptalk_edge.bench.mutants.sample import draws, schedule
 from deeptalk_edge.bench.mutants.tree import TreeCopy
 from deeptalk_edge.bench.mutants.trial import Trials
@@ -52,6 +53,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "mutants")
     parser.add_argument("--quick", type=float, default=30.0, help="seconds of tests at first")
     parser.add_argument("--thorough", type=float, default=240.0, help="if those pass")
+    parser.add_argument(
+        "--by-imports", action="store_true", help="record nothing: a test runs what it imports"
+    )
     parser.add_argument("--survivors", action="store_true", help="try the survivors again")
     args = parser.parse_args(argv)
     try:
@@ -85,7 +89,8 @@ def _trials(args: argparse.Namespace) -> Iterator[Trials]:
         tree.compile_bytecode(sys.executable)
         _build_library(tree)
         with WarmPython(tree) as python:
-            tests = coverage_map.record(tree, python, args.work / "coverage")
+            places = args.work / "coverage"
+            tests = importing(tree.root) if args.by_imports else record(tree, python, places)
             yield Trials(
                 tree=tree,
                 python=python,
@@ -161,6 +166,7 @@ def _head(args: argparse.Namespace) -> Row:
         "bench": "mutants",
         "seed": args.seed,
         "count": args.count,
+        "tests_by": "imports" if args.by_imports else "coverage",
         "quick_s": args.quick,
         "thorough_s": args.thorough,
         "commit": commit,

@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,9 @@ class TestFile:
 
     hashes: dict[str, str]
     """Of those source files, when they were recorded."""
+
+    steps: dict[str, int] = field(default_factory=dict)
+    """How far those source files are, where that is all we know; see imports.py."""
 
 
 class CoverageError(EdgeError):

@@ -56,8 +56,9 @@ class Trials:
     tests: Sequence[TestFile]
     quick_s: float
     thorough_s: float
-    least_limit_s: float = 120.0
-    """After which a run counts as a hang, and six times what its tests took when recorded."""
+    least_cpu_s: float = 60.0
+    """Of processor time, after which a run counts as a hang; and three times what its tests took
+    when they were recorded. Ten times as long by the clock: the machine may be busy."""
 
     _sound: dict[str, bool] = field(default_factory=dict)
     """Failing tests, by whether they pass without the fault."""
@@ -84,8 +85,8 @@ class Trials:
         for stage in _stages(chosen, self.quick_s, self.thorough_s):
             left = [test.path for test in stage]
             while left:
-                limit_s = self.least_limit_s + 6 * sum(test.seconds for test in stage)
-                run = self.python.run(left, limit_s=limit_s)
+                cpu_s = self.least_cpu_s + 3 * sum(test.seconds for test in stage)
+                run = self.python.run(left, limit_s=10 * cpu_s, cpu_s=cpu_s)
                 ran, seconds = [*ran, *left], seconds + run.seconds
                 if run.outcome == "passed":
                     break
@@ -116,8 +117,10 @@ class Trials:
     def _chosen(self, fault: Fault) -> list[TestFile]:
         folder = str(Path(fault.path).parent)
         opener = _OPENED_BY.get(folder)
-        path, line = (opener, 0) if opener else (fault.path, fault.line)
-        return chosen(self.tests, self.tree.root, path, line)
+        if opener is None:
+            return chosen(self.tests, self.tree.root, fault.path, fault.line)
+        found = chosen(self.tests, self.tree.root, opener, 0)
+        return sorted(found, key=lambda test: not test.path.startswith(f"tests/{folder}/"))
 
     def _is_cpp(self, fault: Fault) -> bool:
         return not fault.path.endswith(".py")
@@ -152,9 +155,10 @@ def chosen(tests: Sequence[TestFile], root: Path, path: str, line: int) -> list[
     deep = [test for test in found if test.lines[path] - imported]
     mirror = Path("tests", path.removeprefix("deeptalk_edge/")).with_suffix("")
 
-    def rank(test: TestFile) -> tuple[bool, float]:
+    def rank(test: TestFile) -> tuple[bool, int, float]:
         is_mirror = test.path.startswith(str(mirror.parent / f"test_{mirror.name}"))
-        return (not is_mirror, -len(test.lines[path] - imported) / (test.seconds + 1.0))
+        depth = len(test.lines[path] - imported) / (test.seconds + 1.0)
+        return (not is_mirror, test.steps.get(path, 0), -depth)
 
     return sorted(deep or found, key=rank)
 

@@ -7,6 +7,7 @@ fork of a Python that has the rest costs that half.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -63,16 +64,19 @@ class WarmPython:
         paths: list[str],
         *,
         limit_s: float,
+        cpu_s: float | None = None,
         coverage_settings: Path | None = None,
         environment: dict[str, str] | None = None,
     ) -> TestRun:
-        """Run pytest over `paths` until the first failure, at most `limit_s`."""
+        """Run pytest over `paths` until the first failure, at most `limit_s` by the clock and
+        `cpu_s` of processor time."""
         stdin, stdout = self._child.stdin, self._child.stdout
         assert stdin is not None
         assert stdout is not None
         request = {
             "arguments": [*_PYTEST, *paths],
             "limit_s": limit_s,
+            "cpu_s": cpu_s,
             "output": str(self._output),
             "coverage": str(coverage_settings) if coverage_settings else None,
             "environment": environment or {},
@@ -105,6 +109,6 @@ class WarmPython:
 
 
 def _outcome(code: int | None) -> Outcome:
-    if code is None:
+    if code in (None, -signal.SIGXCPU):
         return "timeout"
     return "passed" if code in (0, 5) else "failed"  # 5: every test was deselected

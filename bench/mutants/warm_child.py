@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import resource
 import select
@@ -58,6 +59,9 @@ def _run(request: dict[str, Any]) -> None:
     try:
         os.setsid()
         resource.setrlimit(resource.RLIMIT_DATA, (DATA_BYTES, DATA_BYTES))
+        if request["cpu_s"] is not None:
+            seconds = math.ceil(request["cpu_s"])
+            resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
         output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         nothing = os.open(os.devnull, os.O_RDONLY)
         for number, descriptor in ((0, nothing), (1, output), (2, output)):

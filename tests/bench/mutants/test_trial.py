@@ -79,7 +79,7 @@ def test_the_toys_faults_are_caught_and_its_equivalent_one_survives(
         )
     ]
     trials = Trials(
-        tree=tree, python=python, tests=tests, quick_s=30.0, thorough_s=30.0, least_limit_s=5.0
+        tree=tree, python=python, tests=tests, quick_s=30.0, thorough_s=30.0, least_cpu_s=3.0
     )
     verdicts = {
         (fault.line, fault.operator): trials.run(fault)
