@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,7 @@ from typing import Any
 from deeptalk_edge.bench.mutants.coverage_map import record
 from deeptalk_edge.bench.mutants.fault import Fault
 from deeptalk_edge.bench.mutants.imports import importing
-from deeptalk_edge.bench.mutants.sample import draws, schedule
+from deeptalk_edge.bench.mutants.sample import ROOMS, draws, schedule
 from deeptalk_edge.bench.mutants.tree import TreeCopy
 from deeptalk_edge.bench.mutants.trial import Trials
 from deeptalk_edge.bench.mutants.warm import WarmPython
@@ -49,6 +50,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bench mutants", description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--count", type=int, default=200)
+    rooms = [room.name for room in ROOMS]
+    parser.add_argument("--room", nargs="+", choices=rooms, default=rooms, help="of those, only")
     parser.add_argument("--json", action="store_true", help="only lines of JSON, one a fault")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "mutants")
     parser.add_argument("--quick", type=float, default=30.0, help="seconds of tests at first")
@@ -58,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--survivors", action="store_true", help="try the survivors again")
     args = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the copy is removed
     try:
         return _run(args)
     except EdgeError as error:
@@ -114,6 +118,8 @@ def _rows(args: argparse.Namespace, trials: Trials) -> Iterator[Row]:
     drawn = draws(ROOT, args.seed)
     with place.open("a", encoding="utf-8") as results:
         for room in schedule(ROOT, args.seed, args.count):
+            if room not in args.room:
+                continue
             for fault in drawn[room]:
                 row = kept.get(fault.name)
                 if row is None or (args.survivors and row["status"] == "survived"):

@@ -19,7 +19,7 @@ def main() -> None:
     name = Path(sys.argv[0]).name
     compiler = os.environ[f"DEEPTALK_MUTANTS_{'CXX' if name == 'c++' else 'GXX'}"]
     arguments = ["-O1" if each == "-O3" else each for each in sys.argv[1:]]
-    if "-c" not in arguments:
+    if "-o" not in arguments or not any(map(_is_source, arguments)):
         os.execv(compiler, [compiler, *arguments])
     target = arguments.index("-o") + 1
     kept = Path(os.environ["DEEPTALK_MUTANTS_OBJECTS"]) / f"{_hash(compiler, arguments, target)}.o"
@@ -36,10 +36,14 @@ def main() -> None:
 def _hash(compiler: str, arguments: list[str], target: int) -> str:
     """Of what the preprocessor leaves, and of the flags."""
     flags = [each for i, each in enumerate(arguments) if i not in (target - 1, target)]
-    expanded = [each if each != "-c" else "-E" for each in flags]
-    done = subprocess.run([compiler, *expanded, "-P"], capture_output=True, check=False)
-    flags = [each for each in flags if not each.endswith((".cpp", ".cu"))]
+    expand = [compiler, "-E", "-P", *(each for each in flags if each != "-c")]
+    done = subprocess.run(expand, capture_output=True, check=False)
+    flags = [each for each in flags if not _is_source(each)]
     return hashlib.sha256(repr(flags).encode() + done.stdout).hexdigest()[:32]
+
+
+def _is_source(argument: str) -> bool:
+    return argument.endswith((".cpp", ".cu"))
 
 
 if __name__ == "__main__":

@@ -25,12 +25,15 @@ _OPENED_BY = {
     "native/cpu": "runtime/backends/cpu/library.py",
     "native/tensorrt_plugin": "bench/gpu/moe_library.py",
 }
-_KERNELS = "native/tensorrt_plugin/moe_launch.cu"
 _LIBRARY = "deeptalk_edge/libdeeptalk_cpu.so"
-_CHECK_KERNELS = [
-    *("g++", "-x", "c++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror"),
-    *("-Wno-unknown-pragmas", "-fPIC", "-S", "-o", "/dev/stdout", _KERNELS),
-]
+_BUILD_LIBRARY = [sys.executable, "native/cpu/build.py", _LIBRARY]
+_HOST_KERNELS = "build/libdt_moe_host.so"
+_BUILD_KERNELS = """
+import shutil
+from pathlib import Path
+from deeptalk_edge.bench.gpu.moe_library import build_host
+build_host(Path("build"), shutil.which("g++"))
+"""
 
 Status = Literal["caught", "timeout", "survived", "invalid"]
 
@@ -63,21 +66,20 @@ class Trials:
     _sound: dict[str, bool] = field(default_factory=dict)
     """Failing tests, by whether they pass without the fault."""
 
-    _built: bytes = b""
+    _sound_code: dict[str, bytes | None] = field(default_factory=dict)
 
     def run(self, fault: Fault) -> Verdict:
         """Plant `fault`, run the tests, and restore the file."""
         text = (self.tree.root / fault.path).read_text("utf-8")
-        chosen = self._chosen(fault)
-        if not self._is_cpp(fault):
-            with self.tree.planted(fault.path, fault.planted_in(text)):
-                return self._tried(fault, chosen)
-        sound = self._compiled(fault)
+        sound_code = self._sound_code_of(fault)
         with self.tree.planted(fault.path, fault.planted_in(text)):
-            faulty = self._compiled(fault)
-            if faulty is None or faulty == sound:
-                return Verdict(status="invalid", caught_by="", tests=[], seconds=0.0)
-            return self._tried(fault, chosen)
+            code = self._compiled(fault)
+            if code is None or code == sound_code:
+                verdict = Verdict(status="invalid", caught_by="", tests=[], seconds=0.0)
+            else:
+                verdict = self._tried(fault, self._chosen(fault))
+        self._compiled(fault)  # the copy's libraries again, as they were
+        return verdict
 
     def _tried(self, fault: Fault, chosen: list[TestFile]) -> Verdict:
         ran: list[str] = []
@@ -103,15 +105,11 @@ class Trials:
         if not name:
             return True  # it crashed Python
         if name not in self._sound:
-            faulty = (self.tree.root / fault.path).read_bytes()
             with self.tree.planted(fault.path, (self.tree.source / fault.path).read_text("utf-8")):
-                if self._is_cpp(fault):
-                    self._compiled(fault)
+                self._compiled(fault)
                 run = self.python.run([name], limit_s=600.0)
             self._sound[name] = run.outcome == "passed"
-            assert faulty == (self.tree.root / fault.path).read_bytes()
-            if self._is_cpp(fault):
-                self._compiled(fault)
+            self._compiled(fault)
         return self._sound[name]
 
     def _chosen(self, fault: Fault) -> list[TestFile]:
@@ -122,15 +120,20 @@ class Trials:
         found = chosen(self.tests, self.tree.root, opener, 0)
         return sorted(found, key=lambda test: not test.path.startswith(f"tests/{folder}/"))
 
-    def _is_cpp(self, fault: Fault) -> bool:
-        return not fault.path.endswith(".py")
+    def _sound_code_of(self, fault: Fault) -> bytes | None:
+        kind = str(Path(fault.path).parent)
+        if kind not in self._sound_code:
+            self._sound_code[kind] = None if fault.path.endswith(".py") else self._compiled(fault)
+        return self._sound_code[kind]
 
     def _compiled(self, fault: Fault) -> bytes | None:
-        """The code that the copy's C++ sources compile to now, or None if they do not."""
+        """What the faulty file compiles to now, or None if it does not."""
+        if fault.path.endswith(".py"):
+            return b""
         is_library = fault.path.startswith("native/cpu")
-        build = [sys.executable, "native/cpu/build.py", _LIBRARY]
+        (self.tree.root / "build").mkdir(exist_ok=True)
         done = subprocess.run(
-            build if is_library else _CHECK_KERNELS,
+            _BUILD_LIBRARY if is_library else [sys.executable, "-c", _BUILD_KERNELS],
             cwd=self.tree.root,
             env=self.tree.environment(),
             capture_output=True,
@@ -138,7 +141,7 @@ class Trials:
         )
         if done.returncode:
             return None
-        return (self.tree.root / _LIBRARY).read_bytes() if is_library else done.stdout
+        return (self.tree.root / (_LIBRARY if is_library else _HOST_KERNELS)).read_bytes()
 
 
 def chosen(tests: Sequence[TestFile], root: Path, path: str, line: int) -> list[TestFile]:

@@ -91,7 +91,8 @@ class WarmPython:
         )
 
     def close(self) -> None:
-        """End the warm process."""
+        """End the warm process and what it runs."""
+        self._child.kill()
         self._child.communicate()
         self._output.unlink(missing_ok=True)
         self._output.parent.rmdir()

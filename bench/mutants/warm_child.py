@@ -6,6 +6,7 @@ afresh. Reads one JSON request a line, answers one JSON line each; see warm.py.
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import math
@@ -20,6 +21,8 @@ from typing import Any
 
 DATA_BYTES = 10 << 30
 """A faulty loop must not take the machine's memory."""
+
+_PR_SET_PDEATHSIG = 1
 
 
 def main(libraries: list[str]) -> None:
@@ -58,6 +61,7 @@ def _run(request: dict[str, Any]) -> None:
     code = 70
     try:
         os.setsid()
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # nothing runs on without us
         resource.setrlimit(resource.RLIMIT_DATA, (DATA_BYTES, DATA_BYTES))
         if request["cpu_s"] is not None:
             seconds = math.ceil(request["cpu_s"])
