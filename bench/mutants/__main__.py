@@ -77,9 +77,11 @@ def _run(args: argparse.Namespace) -> int:
         for row in _rows(args, trials):
             rows.append(row)
             _say(args, json.dumps(row) if args.json else _row_line(row))
+        doubtful = trials.failing_without_faults({row["caught_by"] for row in rows} - {""})
+    rows = [row | {"status": "doubtful"} if row["caught_by"] in doubtful else row for row in rows]
     summary = head | _summary(rows)
     if not args.json:
-        _say(args, *(f"\n{row['diff']}" for row in rows if row["status"] == "survived"))
+        _say(args, *(f"\n{row['diff']}" for row in rows if not _is_caught(row)))
     print(json.dumps(summary))
     return 0 if summary["caught_share"] >= GOAL else 1
 
@@ -143,13 +145,18 @@ def _kept(place: Path) -> list[Row]:
     return [json.loads(line) for line in place.read_text("utf-8").splitlines()]
 
 
+def _is_caught(row: Row) -> bool:
+    """A test that fails without the fault as well has caught nothing: `doubtful`."""
+    return row["status"] in ("caught", "timeout")
+
+
 def _summary(rows: list[Row]) -> Row:
-    noticed = [row for row in rows if row["status"] != "survived"]
+    noticed = [row for row in rows if _is_caught(row)]
     statuses = Counter(row["status"] for row in rows)
     rooms = Counter(row["room"] for row in rows)
     return {
         "faults": len(rows),
-        **{status: statuses[status] for status in ("caught", "timeout", "survived")},
+        **{status: statuses[status] for status in ("caught", "timeout", "survived", "doubtful")},
         "caught_share": round(len(noticed) / max(1, len(rows)), 4),
         "rooms": {
             name: f"{sum(row['room'] == name for row in noticed)} of {count}"

@@ -63,9 +63,6 @@ class Trials:
     """Of processor time, after which a run counts as a hang; and three times what its tests took
     when they were recorded. Ten times as long by the clock: the machine may be busy."""
 
-    _sound: dict[str, bool] = field(default_factory=dict)
-    """Failing tests, by whether they pass without the fault."""
-
     _sound_code: dict[str, bytes | None] = field(default_factory=dict)
 
     def run(self, fault: Fault) -> Verdict:
@@ -81,36 +78,31 @@ class Trials:
         self._compiled(fault)  # the copy's libraries again, as they were
         return verdict
 
+    def failing_without_faults(self, names: set[str]) -> set[str]:
+        """Of tests that failed with a fault, those that fail without one as well."""
+        tests = {name.partition("[")[0] for name in names}
+        if not tests:
+            return set()
+        run = self.python.run(sorted(tests), limit_s=3600.0, until_failure=False)
+        failed = {name.partition("[")[0] for name in failing_tests(run.output)}
+        return {name for name in names if name.partition("[")[0] in failed}
+
     def _tried(self, fault: Fault, chosen: list[TestFile]) -> Verdict:
         ran: list[str] = []
         seconds = 0.0
         for stage in _stages(chosen, self.quick_s, self.thorough_s):
-            left = [test.path for test in stage]
-            while left:
-                cpu_s = self.least_cpu_s + 3 * sum(test.seconds for test in stage)
-                run = self.python.run(left, limit_s=10 * cpu_s, cpu_s=cpu_s)
-                ran, seconds = [*ran, *left], seconds + run.seconds
-                if run.outcome == "passed":
-                    break
-                if run.outcome == "timeout":
-                    return Verdict(status="timeout", caught_by="", tests=ran, seconds=seconds)
-                name = failing_test(run.output)
-                if self._passes_without(fault, name):
-                    return Verdict(status="caught", caught_by=name, tests=ran, seconds=seconds)
-                left = [path for path in left if not name.startswith(path)]
+            if not stage:
+                continue
+            paths = [test.path for test in stage]
+            cpu_s = self.least_cpu_s + 3 * sum(test.seconds for test in stage)
+            run = self.python.run(paths, limit_s=10 * cpu_s, cpu_s=cpu_s)
+            ran, seconds = [*ran, *paths], seconds + run.seconds
+            if run.outcome == "timeout":
+                return Verdict(status="timeout", caught_by="", tests=ran, seconds=seconds)
+            if run.outcome == "failed":
+                by = next(iter(failing_tests(run.output)), "")
+                return Verdict(status="caught", caught_by=by, tests=ran, seconds=seconds)
         return Verdict(status="survived", caught_by="", tests=ran, seconds=seconds)
-
-    def _passes_without(self, fault: Fault, name: str) -> bool:
-        """Whether the failing test blames the fault and not a busy machine."""
-        if not name:
-            return True  # it crashed Python
-        if name not in self._sound:
-            with self.tree.planted(fault.path, (self.tree.source / fault.path).read_text("utf-8")):
-                self._compiled(fault)
-                run = self.python.run([name], limit_s=600.0)
-            self._sound[name] = run.outcome == "passed"
-            self._compiled(fault)
-        return self._sound[name]
 
     def _chosen(self, fault: Fault) -> list[TestFile]:
         folder = str(Path(fault.path).parent)
@@ -166,10 +158,9 @@ def chosen(tests: Sequence[TestFile], root: Path, path: str, line: int) -> list[
     return sorted(deep or found, key=rank)
 
 
-def failing_test(output: str) -> str:
-    """The node id of the first failure in pytest's summary, or nothing."""
-    found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", output, re.MULTILINE)
-    return found[1] if found else ""
+def failing_tests(output: str) -> list[str]:
+    """The node ids in pytest's summary."""
+    return re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", output, re.MULTILINE)
 
 
 def _stages(

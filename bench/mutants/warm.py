@@ -29,7 +29,7 @@ LIBRARIES = (
 
 _NO_TELEMETRY = {"ORT_DISABLE_TELEMETRY": "1"}  # before the import of onnxruntime
 
-_PYTEST = ("-q", "-x", "-p", "no:cacheprovider")
+_PYTEST = ("-q", "-p", "no:cacheprovider")
 
 Outcome = Literal["passed", "failed", "timeout"]
 
@@ -64,17 +64,18 @@ class WarmPython:
         paths: list[str],
         *,
         limit_s: float,
+        until_failure: bool = True,
         cpu_s: float | None = None,
         coverage_settings: Path | None = None,
         environment: dict[str, str] | None = None,
     ) -> TestRun:
-        """Run pytest over `paths` until the first failure, at most `limit_s` by the clock and
-        `cpu_s` of processor time."""
+        """Run pytest over `paths`, files or tests; at most `limit_s` by the clock and `cpu_s` of
+        processor time."""
         stdin, stdout = self._child.stdin, self._child.stdout
         assert stdin is not None
         assert stdout is not None
         request = {
-            "arguments": [*_PYTEST, *paths],
+            "arguments": [*_PYTEST, *(["-x"] if until_failure else []), *paths],
             "limit_s": limit_s,
             "cpu_s": cpu_s,
             "output": str(self._output),

@@ -16,6 +16,7 @@ from deeptalk_edge.training.tiny.dataset import DatasetSettings
 from deeptalk_edge.training.tiny.domain import Split, answers, questions
 from deeptalk_edge.training.tiny.listening import HearingPlan
 from deeptalk_edge.training.tiny.shape import AUDIO_EXPERT_COUNTS
+from deeptalk_edge.training.tiny.stages import HeardMemory
 from deeptalk_edge.training.tiny.tokens import TINY_CODEC
 from deeptalk_edge.training.tiny.train import TrainSettings, Workshop
 from deeptalk_edge.training.tiny.units import Unit, UnitVoice, unit_names
@@ -94,7 +95,7 @@ def test_the_ear_and_the_rest_are_learnt_apart(shop: Workshop, work: Path) -> No
 
 
 def test_every_training_question_is_remembered(shop: Workshop, work: Path) -> None:
-    heard = course.HeardMemory.load(work / "heard.safetensors", "cpu")
+    heard = HeardMemory.load(work / "heard.safetensors", "cpu")
     assert sorted(heard.spans) == sorted(shop.pool.members)
 
 

@@ -12,7 +12,7 @@ import pytest
 from deeptalk_edge.bench.mutants.coverage_map import TestFile, hash_of, record
 from deeptalk_edge.bench.mutants.python_faults import python_faults
 from deeptalk_edge.bench.mutants.tree import TreeCopy
-from deeptalk_edge.bench.mutants.trial import Trials, chosen, failing_test
+from deeptalk_edge.bench.mutants.trial import Trials, chosen, failing_tests
 from deeptalk_edge.bench.mutants.warm import WarmPython
 
 SOURCE = """
@@ -90,6 +90,10 @@ def test_the_toys_faults_are_caught_and_its_equivalent_one_survives(
     assert verdicts[3, "comparison"].status == "survived"  # `<=` clamps a low value to itself
     caught = verdicts[4, "dropped return"]
     assert (caught.status, caught.caught_by) == ("caught", "tests/test_sums.py::test_clamp")
+    names = {caught.caught_by}
+    assert trials.failing_without_faults(names) == set()
+    (tree.root / "tests" / "test_sums.py").write_text(TESTS.replace("2, 3", "2, 4"))
+    assert trials.failing_without_faults(names) == names
     assert verdicts[11, "removed statement"].status == "timeout"
     assert (project / "sources" / "sums.py").read_text() == SOURCE
     assert (tree.root / "sources" / "sums.py").read_text() == SOURCE
@@ -138,8 +142,8 @@ def test_the_mirror_of_a_source_is_asked_first_and_importers_last(tmp_path: Path
     assert order == ["tests/a/test_b.py", "tests/a/test_other.py"]
 
 
-def test_the_first_failure_is_read_from_pytests_summary() -> None:
+def test_failures_are_read_from_pytests_summary() -> None:
     output = "F\n\nFAILED tests/test_a.py::test_b[1 - x] - assert 1 == 2\n1 failed\n"
-    assert failing_test(output).startswith("tests/test_a.py::test_b[1")
-    assert failing_test("ERROR tests/test_a.py - ImportError\n") == "tests/test_a.py"
-    assert failing_test("3 passed") == ""
+    assert failing_tests(output)[0].startswith("tests/test_a.py::test_b[1")
+    assert failing_tests("ERROR tests/test_a.py - ImportError\n") == ["tests/test_a.py"]
+    assert failing_tests("3 passed") == []
