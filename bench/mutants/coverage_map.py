@@ -1,0 +1,160 @@
+"""Which test file executes which source line: each test file runs once under `coverage`.
+
+A run takes about as long as the test suite. Its result is kept, one JSON file for a test file, and
+serves until the test file changes; a source file that has changed since counts as executed whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deeptalk_edge.bench.mutants.tree import TreeCopy
+from deeptalk_edge.bench.mutants.warm import WarmPython
+from deeptalk_edge.errors import EdgeError
+
+SKIPPED_FOLDERS = ("tests/runtime/sound_card", "tests/bench/mutants")
+"""They need a sound server, or test this tool."""
+
+LIMIT_S = 1800.0
+
+_SETTINGS = """
+[run]
+data_file = {folder}/data
+parallel = true
+patch = _exit
+include = {root}/*
+omit = {root}/tests/*
+"""
+
+# Runs in each Python that a test starts; it reads COVERAGE_PROCESS_START.
+_SITE = "import coverage; coverage.process_startup()\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TestFile:
+    """What one run of a test file executed."""
+
+    __test__ = False  # not a test itself
+
+    path: str
+    seconds: float
+    failure: str
+    """Of the faultless source: such a test file is not asked. Empty if it passed."""
+
+    lines: dict[str, frozenset[int]]
+    """By source file, relative to the checkout."""
+
+    hashes: dict[str, str]
+    """Of those source files, when they were recorded."""
+
+    steps: dict[str, int] = field(default_factory=dict)
+    """How far those source files are, where that is all we know; see imports.py."""
+
+
+class CoverageError(EdgeError):
+    """The map of tests cannot be recorded."""
+
+
+def test_files(root: Path) -> list[str]:
+    """Relative, sorted; without those that need a sound server."""
+    found = (str(path.relative_to(root)) for path in sorted(root.glob("tests/**/test_*.py")))
+    return [path for path in found if not path.startswith(SKIPPED_FOLDERS)]
+
+
+def covering(tests: Iterable[TestFile], root: Path, path: str, line: int) -> list[TestFile]:
+    """The passing test files that execute `line` of `path`, the fastest first."""
+    digest = hash_of(root / path)
+    found = [
+        test
+        for test in tests
+        if not test.failure
+        and path in test.lines
+        and (line in test.lines[path] or test.hashes.get(path) != digest)
+    ]
+    return sorted(found, key=lambda test: test.seconds)
+
+
+def record(tree: TreeCopy, python: WarmPython, places: Path) -> list[TestFile]:
+    """Run what is not recorded in the folder `places` yet; return all.
+
+    Raises CoverageError if `coverage` is not installed.
+    """
+    if importlib.util.find_spec("coverage") is None:
+        raise CoverageError(
+            "which test executes which line is recorded with `coverage`, which is not installed; "
+            "pip install coverage"
+        )
+    places.mkdir(parents=True, exist_ok=True)
+    recorded = []
+    for path in test_files(tree.root):
+        name = path.removesuffix(".py").replace("/", ".")
+        place = places / f"{name}-{hash_of(tree.root / path)}.json"
+        if not place.is_file():
+            for old in places.glob(f"{name}-*.json"):
+                old.unlink()
+            found = json.dumps(_run_covered(tree, python, path))
+            place.write_text(found, "utf-8")
+        test = read(place)
+        recorded.append(test)
+        note = "  FAILS" if test.failure else ""
+        print(f"{test.seconds:7.1f} s {path}{note}", file=sys.stderr, flush=True)
+    return recorded
+
+
+def read(place: Path) -> TestFile:
+    """One recorded test file."""
+    found = json.loads(place.read_text("utf-8"))
+    lines = {path: frozenset(numbers) for path, numbers in found.pop("lines").items()}
+    return TestFile(lines=lines, **found)
+
+
+def hash_of(path: Path) -> str:
+    """16 digits that name a file's content."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _run_covered(tree: TreeCopy, python: WarmPython, path: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Path(folder) / "coveragerc"
+        settings.write_text(_SETTINGS.format(folder=folder, root=tree.root))
+        (Path(folder) / "sitecustomize.py").write_text(_SITE)
+        environment = {
+            "PYTHONPATH": os.pathsep.join([folder, tree.environment()["PYTHONPATH"]]),
+            "COVERAGE_PROCESS_START": str(settings),
+        }
+        run = python.run(
+            [path], limit_s=LIMIT_S, coverage_settings=settings, environment=environment
+        )
+        if run.outcome != "passed":  # some tests watch what Python imports or writes
+            run = python.run([path], limit_s=LIMIT_S)
+        lines = _executed(tree, Path(folder), settings)
+    return {
+        "path": path,
+        "seconds": run.seconds,
+        "failure": "" if run.outcome == "passed" else run.output[-2000:],
+        "lines": lines,
+        "hashes": {each: hash_of(tree.root / each) for each in lines},
+    }
+
+
+def _executed(tree: TreeCopy, folder: Path, settings: Path) -> dict[str, list[int]]:
+    """By source file, from all processes of a run."""
+    import coverage
+
+    data = coverage.Coverage(data_file=str(folder / "data"), config_file=str(settings))
+    data.combine([str(folder)])
+    found = data.get_data()
+    return {
+        str(Path(each).relative_to(tree.root)): sorted(found.lines(each) or [])
+        for each in found.measured_files()
+        if Path(each).is_relative_to(tree.root)
+    }

@@ -1,0 +1,179 @@
+"""Plants one fault in the copy and runs the tests that could notice it.
+
+The tests that execute the faulty line come first by relevance: the test file that mirrors the
+source, then those that execute most of its module for their time. `quick_s` of them run at once;
+if they pass, `thorough_s` of the others.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from deeptalk_edge.bench.mutants.coverage_map import TestFile, covering
+from deeptalk_edge.bench.mutants.fault import Fault
+from deeptalk_edge.bench.mutants.tree import TreeCopy
+from deeptalk_edge.bench.mutants.warm import WarmPython
+
+# A C++ source is run by whoever opens its library.
+_OPENED_BY = {
+    "native/cpu": "runtime/backends/cpu/library.py",
+    "native/tensorrt_plugin": "bench/gpu/moe_library.py",
+}
+_LIBRARY = "deeptalk_edge/libdeeptalk_cpu.so"
+_BUILD_LIBRARY = [sys.executable, "native/cpu/build.py", _LIBRARY]
+_HOST_KERNELS = "build/libdt_moe_host.so"
+_BUILD_KERNELS = """
+import shutil
+from pathlib import Path
+from deeptalk_edge.bench.gpu.moe_library import build_host
+build_host(Path("build"), shutil.which("g++"))
+"""
+
+Status = Literal["caught", "timeout", "survived", "invalid"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What became of a fault. `invalid`: it does not compile, or compiles to the same code."""
+
+    status: Status
+    caught_by: str
+    """The first failing test; empty where a hang or a crash was the sign."""
+
+    tests: list[str]
+    seconds: float
+
+
+@dataclass(kw_only=True)
+class Trials:
+    """The trials in one copy."""
+
+    tree: TreeCopy
+    python: WarmPython
+    tests: Sequence[TestFile]
+    quick_s: float
+    thorough_s: float
+    least_cpu_s: float = 60.0
+    """Of processor time, after which a run counts as a hang; and three times what its tests took
+    when they were recorded. Ten times as long by the clock: the machine may be busy."""
+
+    _sound_code: dict[str, bytes | None] = field(default_factory=dict)
+
+    def run(self, fault: Fault) -> Verdict:
+        """Plant `fault`, run the tests, and restore the file."""
+        text = (self.tree.root / fault.path).read_text("utf-8")
+        sound_code = self._sound_code_of(fault)
+        with self.tree.planted(fault.path, fault.planted_in(text)):
+            code = self._compiled(fault)
+            if code is None or code == sound_code:
+                verdict = Verdict(status="invalid", caught_by="", tests=[], seconds=0.0)
+            else:
+                verdict = self._tried(fault, self._chosen(fault))
+        self._compiled(fault)  # the copy's libraries again, as they were
+        return verdict
+
+    def failing_without_faults(self, names: set[str]) -> set[str]:
+        """Of tests that failed with a fault, those that fail without one as well."""
+        tests = {name.partition("[")[0] for name in names}
+        if not tests:
+            return set()
+        run = self.python.run(sorted(tests), limit_s=3600.0, until_failure=False)
+        failed = {name.partition("[")[0] for name in failing_tests(run.output)}
+        return {name for name in names if name.partition("[")[0] in failed}
+
+    def _tried(self, fault: Fault, chosen: list[TestFile]) -> Verdict:
+        ran: list[str] = []
+        seconds = 0.0
+        for stage in _stages(chosen, self.quick_s, self.thorough_s):
+            if not stage:
+                continue
+            paths = [test.path for test in stage]
+            cpu_s = self.least_cpu_s + 3 * sum(test.seconds for test in stage)
+            run = self.python.run(paths, limit_s=10 * cpu_s, cpu_s=cpu_s)
+            ran, seconds = [*ran, *paths], seconds + run.seconds
+            if run.outcome == "timeout":
+                return Verdict(status="timeout", caught_by="", tests=ran, seconds=seconds)
+            if run.outcome == "failed":
+                by = next(iter(failing_tests(run.output)), "")
+                return Verdict(status="caught", caught_by=by, tests=ran, seconds=seconds)
+        return Verdict(status="survived", caught_by="", tests=ran, seconds=seconds)
+
+    def _chosen(self, fault: Fault) -> list[TestFile]:
+        folder = str(Path(fault.path).parent)
+        opener = _OPENED_BY.get(folder)
+        if opener is None:
+            return chosen(self.tests, self.tree.root, fault.path, fault.line)
+        found = chosen(self.tests, self.tree.root, opener, 0)
+        return sorted(found, key=lambda test: not test.path.startswith(f"tests/{folder}/"))
+
+    def _sound_code_of(self, fault: Fault) -> bytes | None:
+        kind = str(Path(fault.path).parent)
+        if kind not in self._sound_code:
+            self._sound_code[kind] = None if fault.path.endswith(".py") else self._compiled(fault)
+        return self._sound_code[kind]
+
+    def _compiled(self, fault: Fault) -> bytes | None:
+        """What the faulty file compiles to now, or None if it does not."""
+        if fault.path.endswith(".py"):
+            return b""
+        is_library = fault.path.startswith("native/cpu")
+        (self.tree.root / "build").mkdir(exist_ok=True)
+        done = subprocess.run(
+            _BUILD_LIBRARY if is_library else [sys.executable, "-c", _BUILD_KERNELS],
+            cwd=self.tree.root,
+            env=self.tree.environment(),
+            capture_output=True,
+            check=False,
+        )
+        if done.returncode:
+            return None
+        return (self.tree.root / (_LIBRARY if is_library else _HOST_KERNELS)).read_bytes()
+
+
+def chosen(tests: Sequence[TestFile], root: Path, path: str, line: int) -> list[TestFile]:
+    """The test files that execute `line` of `path`, the most relevant first; line 0: any line of
+    a function.
+
+    What every one of them executes is run by the import, and does not tell who uses the module.
+    """
+    users = [test for test in tests if path in test.lines and not test.failure]
+    imported = (
+        frozenset.intersection(*(test.lines[path] for test in users)) if users else frozenset()
+    )
+    found = covering(tests, root, path, line) if line else users
+    deep = [test for test in found if test.lines[path] - imported]
+    mirror = Path("tests", path.removeprefix("deeptalk_edge/")).with_suffix("")
+
+    def rank(test: TestFile) -> tuple[bool, int, float]:
+        is_mirror = test.path.startswith(str(mirror.parent / f"test_{mirror.name}"))
+        depth = len(test.lines[path] - imported) / (test.seconds + 1.0)
+        return (not is_mirror, test.steps.get(path, 0), -depth)
+
+    return sorted(deep or found, key=rank)
+
+
+def failing_tests(output: str) -> list[str]:
+    """The node ids in pytest's summary."""
+    return re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", output, re.MULTILINE)
+
+
+def _stages(
+    tests: list[TestFile], quick_s: float, thorough_s: float
+) -> tuple[list[TestFile], list[TestFile]]:
+    """The first `quick_s` seconds of `tests`, at least one, and `thorough_s` of the others."""
+    spent, quick, thorough = 0.0, list[TestFile](), list[TestFile]()
+    for test in tests:
+        if not quick or spent + test.seconds <= quick_s:
+            quick.append(test)
+        elif spent + test.seconds <= quick_s + thorough_s:
+            thorough.append(test)
+        else:
+            continue
+        spent += test.seconds
+    return quick, thorough

@@ -1,0 +1,92 @@
+"""The parts of `make tiny`: their order, and that none is made twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deeptalk_edge.training.tiny import make
+from deeptalk_edge.training.tiny.make import Plan
+from deeptalk_edge.training.tiny.train import TrainSettings
+
+
+class Parts:
+    """Stands for the parts, which take an hour: each notes its name and leaves its file."""
+
+    def __init__(self, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made: list[str] = []
+        work = plan.work
+        monkeypatch.setattr(Plan, "workshop", lambda plan: self)
+        monkeypatch.setattr(make, "load_corpus", lambda place: self)
+        monkeypatch.setattr(make, "UnitVoice", self)
+        monkeypatch.setattr(make, "Tokeniser", self)
+        monkeypatch.setattr(make, "synthesise", self.part(plan.corpus / "corpus.json"))
+        monkeypatch.setattr(make, "train_tokens", lambda *args, **more: (self, []))
+        monkeypatch.setattr(make, "build_units", lambda *args: self)
+        monkeypatch.setattr(make, "train_decoder", lambda *args, **more: (self, []))
+        monkeypatch.setattr(make, "save_snac", lambda codec, place: self.save(place))
+        monkeypatch.setattr(make, "learn_to_hear", self.part(work / "ear"))
+        monkeypatch.setattr(make, "learn_to_speak", self.part(work / "speaking"))
+        monkeypatch.setattr(make, "remember_questions", self.part(work / "heard"))
+        monkeypatch.setattr(make, "learn_to_answer", self.part(work / "answering"))
+        monkeypatch.setattr(make, "read_split", lambda work: [])
+        monkeypatch.setattr(make, "publish", self.part(work / "published"))
+        monkeypatch.setattr(make, "_run_side_by_side", self._run_in_turn)
+        self.answers = self.tokenizer = None
+
+    def part(self, place: Path) -> Callable[..., None]:
+        return lambda *args, **more: self.save(place)
+
+    def save(self, place: Path) -> None:
+        place.parent.mkdir(exist_ok=True)
+        place.touch()
+        self.made.append(place.stem)
+
+    def load(self, place: Path) -> Parts:
+        assert place.exists()
+        return self
+
+    def cpu(self) -> Parts:
+        return self
+
+    @staticmethod
+    def _run_in_turn(plan: Plan, *jobs: Any) -> None:
+        for job in jobs:
+            job[0](plan)
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    settings = TrainSettings()
+    return Plan(work=tmp_path / "work", device="cpu", settings=settings, codec_steps=4, workers=1)
+
+
+def test_parts_are_made_in_the_order_of_their_needs(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = Parts(plan, monkeypatch)
+    make.make(plan, tmp_path / "out")
+    codes = ["corpus", "tokeniser", "units"]
+    assert parts.made == [
+        *codes, "ear", "snac", "speaking", "heard", "answering", "published"
+    ]  # fmt: skip
+
+
+def test_a_part_that_is_there_is_not_made_again(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = Parts(plan, monkeypatch)
+    make.make(plan, tmp_path / "out")
+    parts.made.clear()
+    make.make(plan, tmp_path / "out")
+    assert not {"corpus", "tokeniser", "units", "snac"} & set(parts.made)
+
+
+def test_only_a_cpu_shares_a_step_between_processes(plan: Plan) -> None:
+    on_a_card = Plan(
+        work=plan.work, device="cuda", settings=plan.settings, codec_steps=4, workers=1
+    )
+    assert (plan.ranks, on_a_card.ranks) == (2, 1)
