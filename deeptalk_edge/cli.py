@@ -31,6 +31,7 @@ _VERBS = {
     "probe": ("deeptalk_edge.devices.probe_command", "identify and measure this machine"),
     "plan": ("deeptalk_edge.devices.plan_command", "will it run on a device, and how fast"),
     "profile": ("deeptalk_edge.devices.profile_command", "measure a bundle on this machine"),
+    "doctor": ("deeptalk_edge.devices.doctor_command", "is this machine set up right"),
     "routes": ("deeptalk_edge.devices.routes_command", "what recorded routes say of paging"),
     "sound": ("deeptalk_edge.runtime.commands.sound", "list microphones and loudspeakers"),
 }
@@ -38,7 +39,7 @@ _VERBS = {
 # What two words were once, and what says the same today.
 _OLD_SPELLINGS = {
     ("devices", "audio"): ["sound"],
-    ("profile", "run"): ["profile"],
+    ("profile", "run"): ["profile", "--offline"],
     ("profile", "routes"): ["routes", "show"],
     ("profile", "replay"): ["routes", "replay"],
 }
