@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib import import_module
 
-from deeptalk_edge.cli import as_program
+from deeptalk_edge.program import as_program
 
 BENCHES = {
     "answers": ("answers", "how fast a bundle answers here, and full-size SNAC"),

@@ -36,12 +36,13 @@ def memory_read_gb_per_s(threads: int, num_bytes: int = _READ_BYTES) -> Reading[
     context = _context(threads)
     if context.value is None:
         return Reading(None, context.why)
+    kernels = context.value
     memory = huge_array(num_bytes)
     memory[:] = 1
     try:
-        best_s = best_of(lambda: context.value.read(memory))
+        best_s = best_of(lambda: kernels.read(memory))
     finally:
-        context.value.close()
+        kernels.close()
     return Reading(num_bytes / best_s / 1e9)
 
 
@@ -52,16 +53,17 @@ def int8_tops(threads: int) -> Reading[float]:
     context = _context(threads)
     if context.value is None:
         return Reading(None, context.why)
+    kernels = context.value
     weights = np.ones((_ROWS, _COLUMNS), np.int8)
     scales = np.full(_ROWS, 0.01, np.float32)
     x = np.ones((_TOKENS, _COLUMNS), np.float32)
     matrix = Matrix(span(weights), span(scales), _ROWS, _COLUMNS, 0)
     try:
-        best_s = best_of(lambda: context.value.linear(matrix, x))
+        best_s = best_of(lambda: kernels.linear(matrix, x))
     except (ValueError, BackendError) as error:
         return Reading(None, f"our kernels refuse: {error}")
     finally:
-        context.value.close()
+        kernels.close()
     return Reading(2.0 * _ROWS * _COLUMNS * _TOKENS / best_s / 1e12)
 
 
@@ -101,6 +103,20 @@ def disk_read_gb_per_s(
         path.unlink(missing_ok=True)
 
 
+def why_no_direct_reads(folder: Path) -> str | None:
+    """Why files of a folder are read through the page cache; None if they are not."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-") as file:
+            file.write(bytes(16 * PAGE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+            source = RecordFile(Path(file.name))
+            source.close()
+            return source.why_buffered
+    except (OSError, ArtifactError) as error:
+        return f"{folder}: {error}"
+
+
 def _disk_rate(source: RecordFile, record_bytes: int, records: int, depth: int) -> Reading[float]:
     order = np.random.default_rng(depth).integers(0, records, _DISK_READS)
     failures: list[OSError] = []
@@ -109,7 +125,7 @@ def _disk_rate(source: RecordFile, record_bytes: int, records: int, depth: int) 
         buffer = aligned(record_bytes)
         try:
             for index in own:
-                source.read_into(int(index) * record_bytes, memoryview(buffer))
+                source.read_into(int(index) * record_bytes, memoryview(buffer.data))
         except OSError as error:
             failures.append(error)
 
@@ -153,7 +169,7 @@ def timer_us(sleeps: int = 20) -> dict[str, Reading[float]]:
 
 def host_link_gb_per_s(num_bytes: int = _COPY_BYTES) -> Reading[float]:
     """Pinned host memory to a CUDA device, through our own binding."""
-    from deeptalk_edge.runtime.experts.cuda import Cudart
+    from deeptalk_edge.runtime.cuda import Cudart
 
     try:
         cuda = Cudart()

@@ -11,11 +11,11 @@ closed    every further call is a UsageError, and so it is in a forked child. Wh
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +95,8 @@ class Conversation:
             """What runs, and how."""
             self._lifetime = Lifetime("the conversation", opened.pop_all().close)
         self._answer: Answer | None = None
+        self.on_expert_counts: Callable[[dict[str, Any]], None] | None = None
+        """Gets what the experts counted in a turn when it ends, on the thread that runs it."""
 
     def _open(self, opened: ExitStack) -> None:
         """Open what `opened` then closes."""
@@ -294,6 +296,8 @@ class Conversation:
             sum(counts["stall_ms"].values()),
         )
         log.debug("experts: %s", counts)
+        if self.on_expert_counts is not None:
+            self.on_expert_counts(counts)
 
     def reset(self) -> None:
         """Forget the conversation; the next question begins a new one."""

@@ -22,8 +22,8 @@ _BUFFERED = {**os.environ, "PYTHONUNBUFFERED": ""}
 # Takes time to close its file, as a program with threads does.
 _PROGRAM = """
 import sys, time
-from deeptalk_edge import cli
-cli._PATIENCE_S = float(sys.argv[1])
+from deeptalk_edge import cli, program
+program._PATIENCE_S = float(sys.argv[1])
 
 def work():
     try:
@@ -194,7 +194,7 @@ def test_a_character_that_the_terminal_lacks_is_escaped() -> None:
     [
         (["profile", "routes", "none.npz"], ["routes", "show", "none.npz"]),
         (["profile", "replay", "none.npz"], ["routes", "replay", "none.npz"]),
-        (["profile", "run", "--bundle", "none"], ["profile", "--bundle", "none"]),
+        (["profile", "run", "--bundle", "none"], ["profile", "--offline", "--bundle", "none"]),
         (["devices", "audio", "--meter", "-1"], ["sound", "--meter", "-1"]),
     ],
 )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 
 from deeptalk_edge.bundle.expert_record import PAGE_BYTES
-from deeptalk_edge.bundle.manifest import Backend
+from deeptalk_edge.bundle.target import TargetBackend
 from deeptalk_edge.errors import DoesNotFit
 from deeptalk_edge.model.spec import DecoderSpec
 
@@ -19,7 +19,7 @@ RESERVE_BYTES = 500_000_000
 """Left to the system and to what grows later."""
 
 _NULL_ROWS = 1  # of a float cache: zeros that no query sees
-_LANES = {"ort": 3, "native": 2, "tensorrt_rtx": 2, "tensorrt": 2}
+_LANES = {"ort": 3, "cpu": 2, "tensorrt_rtx": 2, "tensorrt": 2}
 """Caches of a conversation that can answer batch-parallel. ONNX Runtime's has one item and, apart
 from it, two side by side; the others share the rows before a fork."""
 
@@ -67,12 +67,12 @@ def pool_slots(
     return num_slots
 
 
-def cache_bytes(decoder: DecoderSpec, backend: Backend, kind: str, context_rows: int) -> int:
+def cache_bytes(decoder: DecoderSpec, backend: TargetBackend, kind: str, context_rows: int) -> int:
     """The latent caches of one conversation of so many rows, all layers and lanes.
 
     `kind` is the precision of the bundle's kv_cache.
     """
-    if backend == "native":
+    if backend == "cpu":
         layer_bytes = context_rows * native_row_bytes(decoder, kind)
     else:
         value_bytes = 4 if kind == "float32" else 2

@@ -180,7 +180,7 @@ def rates_of(profile: DeviceProfile, mode: PowerMode | None) -> tuple[Rates | No
 
 _RATES = {
     "ort": ("float32_tflops", "float32_tflops"),
-    "native": ("int8_tops", "float32_tflops"),
+    "cpu": ("int8_tops", "float32_tflops"),
     "tensorrt_rtx": ("float16_tflops", "float16_tflops"),
     "tensorrt": ("float16_tflops", "float16_tflops"),
 }

@@ -33,7 +33,7 @@ _PREFILL_ROWS = 256
 _SCORE_BUFFERS = 2
 
 # Beside the weights: libraries, allocator, a CUDA context. Usual sizes, not measured per device.
-_RUNTIME_BYTES = {"ort": 192 * _MIB, "native": 192 * _MIB}
+_RUNTIME_BYTES = {"ort": 192 * _MIB, "cpu": 192 * _MIB}
 _RUNTIME_BYTES |= {"tensorrt_rtx": 512 * _MIB, "tensorrt": 512 * _MIB}
 
 

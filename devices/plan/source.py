@@ -10,7 +10,9 @@ from deeptalk_edge.bundle.manifest import MANIFEST, Manifest, read_manifest
 from deeptalk_edge.bundle.precision import FLOAT32, NATIVE, Precision
 from deeptalk_edge.checkpoint.config import read_codec_spec, read_model_spec
 from deeptalk_edge.devices.plan.device import Model
-from deeptalk_edge.devices.profile import DeviceProfile
+from deeptalk_edge.devices.plan.memory import memory_plan, record_format
+from deeptalk_edge.devices.plan.shapes import WeightShapes
+from deeptalk_edge.devices.profile import DeviceProfile, load_profile
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.model.spec import Positions
 from deeptalk_edge.schema import checked, read_json
@@ -49,6 +51,17 @@ def model_of_bundle(place: Path) -> tuple[Model, Manifest]:
     return model, manifest
 
 
+def memory_parts(manifest: Manifest) -> dict[str, int]:
+    """Bytes by source, computed: weights, cache, workspace, and all experts."""
+    profile = of_bundle(load_profile("cpu-int8"), manifest)
+    records = record_format(manifest.model, profile)
+    shapes = WeightShapes.of(manifest.model, manifest.codec.spec, with_noise=False)
+    rows = manifest.generation.context_rows
+    plan = memory_plan(manifest.model, profile, shapes, records, rows)
+    parts = {name: size for name, size in plan.parts.items() if name != "reserve"}
+    return parts | {"experts": plan.num_experts * plan.expert_bytes}
+
+
 def of_bundle(profile: DeviceProfile, manifest: Manifest) -> DeviceProfile:
     """The device, with the bundle's precision and backend in place of its own.
 
@@ -75,7 +88,7 @@ def _precision(manifest: Manifest) -> Precision:
     said: Any = manifest.precision
     if manifest.target.backend == "ort":
         return FLOAT32
-    if manifest.target.backend == "native":
+    if manifest.target.backend == "cpu":
         kept = {"encoder": said["encoder"], "kv_cache": said["kv_cache"]}
         return dataclasses.replace(NATIVE, **kept, **experts)
     parts = {part: said[part] for part in ("encoder", "decoder", "head", "codec", "kv_cache")}

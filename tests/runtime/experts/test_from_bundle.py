@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from deeptalk_edge.bundle.manifest import GATES
+from deeptalk_edge.bundle.memory import RESERVE_BYTES
 from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.errors import ArtifactError, DoesNotFit, SettingsError
 from deeptalk_edge.runtime.backends.ort.engine import OrtEngine
@@ -26,7 +27,6 @@ from deeptalk_edge.runtime.experts.open import (
 )
 from deeptalk_edge.runtime.experts.record_file import RecordFile
 from deeptalk_edge.runtime.experts.routes import RouteRecorder
-from deeptalk_edge.bundle.memory import RESERVE_BYTES
 from deeptalk_edge.runtime.experts.sizing import MemoryReading
 from tests.runtime.experts.test_engine import PROMPT, answer
 
