@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deeptalk_edge.checkpoint.mla import absorbed_projections, folded_projections
 from deeptalk_edge.checkpoint.reader import EMBEDDING, HEAD, Checkpoint
 from deeptalk_edge.export.graphs.builder import (
     BOOL,
@@ -206,8 +207,9 @@ class _Segment:
             self._rows = self._make_rows(x, cache)
         rows = self._rows
         normed = self._norm(x, f"model.layers.{layer}.input_layernorm")
+        projections = folded_projections(self._checkpoint, name, query_scale=spec.softmax_scale)
         nope, ropes, latent = graph.split(
-            linear(graph, normed, f"{name}.qkv", projections(self._checkpoint, name)),
+            linear(graph, normed, f"{name}.qkv", projections),
             [heads * spec.nope_dim, (heads + 1) * spec.rope_dim, spec.latent_dim],
         )
         ropes = graph.op("RotaryEmbedding", ropes, rows.cos, rows.sin, num_heads=heads + 1)
@@ -219,7 +221,7 @@ class _Segment:
             f"new_{layer}",
             ("T", "B", spec.cache_width),
         )
-        key_up, value_up = absorbed(self._checkpoint, name)
+        key_up, value_up = absorbed_projections(self._checkpoint, name)
         value_up = np.pad(value_up, ((0, 0), (0, spec.rope_dim), (0, 0)))
         query = self._per_head(nope, spec.nope_dim, graph.weight(f"{name}.key_up", key_up))
         query_rope = graph.reshape(query_rope, -1, heads, spec.rope_dim)
@@ -320,39 +322,6 @@ class _Segment:
 
     def _tensor(self, name: str) -> Array:
         return self._checkpoint.tensor(name)
-
-
-def projections(checkpoint: Checkpoint, name: str) -> Array:
-    """q_proj and kv_a_proj of an attention as one matrix (outputs, C).
-
-    [q_nope | q_rope, k_rope | latent], the rotary parts de-interleaved; the softmax scale stands in
-    the query rows.
-    """
-    spec = checkpoint.spec.decoder
-    query = checkpoint.tensor(f"{name}.q_proj.weight") * np.float32(spec.softmax_scale)
-    query = query.reshape(spec.num_heads, spec.nope_dim + spec.rope_dim, spec.width)
-    nope, rope = np.split(query, [spec.nope_dim], axis=1)
-    latent, key = np.split(
-        checkpoint.tensor(f"{name}.kv_a_proj_with_mqa.weight"), [spec.latent_dim]
-    )
-    # A pair stands side by side in the checkpoint; rotary operators want its halves apart.
-    halves_apart = np.arange(spec.rope_dim).reshape(-1, 2).T.ravel()
-    return np.concatenate(
-        [
-            nope.reshape(-1, spec.width),
-            rope[:, halves_apart].reshape(-1, spec.width),
-            key[halves_apart],
-            latent,
-        ]
-    )
-
-
-def absorbed(checkpoint: Checkpoint, name: str) -> tuple[Array, Array]:
-    """kv_b_proj as W_k (H, nope_dim, latent_dim) and W_v (H, latent_dim, value_dim)."""
-    spec = checkpoint.spec.decoder
-    up = checkpoint.tensor(f"{name}.kv_b_proj.weight").reshape(spec.num_heads, -1, spec.latent_dim)
-    key_up, value_up = np.split(up, [spec.nope_dim], axis=1)
-    return key_up, value_up.transpose(0, 2, 1)
 
 
 def gate_up_weights(checkpoint: Checkpoint, name: str) -> Array:

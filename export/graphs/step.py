@@ -26,9 +26,10 @@ from pathlib import Path
 import numpy as np
 
 from deeptalk_edge.bundle.expert_record import RecordFormat
+from deeptalk_edge.checkpoint.mla import absorbed_projections, folded_projections
 from deeptalk_edge.checkpoint.reader import Checkpoint
 from deeptalk_edge.export.graphs.builder import FLOAT, INT32, Array, Graph, Precision
-from deeptalk_edge.export.graphs.decoder import absorbed, gate_up_weights, projections
+from deeptalk_edge.export.graphs.decoder import gate_up_weights
 from deeptalk_edge.export.graphs.layers import (
     Dense,
     choose_experts,
@@ -158,7 +159,8 @@ class _Step:
         graph, spec = self._graph, self._spec
         heads, name = spec.num_heads, f"model.layers.{layer}.self_attn"
         normed = self.norm(x, f"model.layers.{layer}.input_layernorm")
-        both = self._linear(graph.half(normed), f"{name}.qkv", projections(self._checkpoint, name))
+        projections = folded_projections(self._checkpoint, name, query_scale=spec.softmax_scale)
+        both = self._linear(graph.half(normed), f"{name}.qkv", projections)
         nope, ropes, latent = graph.split(
             both, [heads * spec.nope_dim, (heads + 1) * spec.rope_dim, spec.latent_dim]
         )
@@ -167,7 +169,7 @@ class _Step:
         key_rope = graph.op("Squeeze", key_rope, graph.ints(2))
         self._new_latents.append(latent)
         self._new_ropes.append(key_rope)
-        key_up, value_up = absorbed(self._checkpoint, name)
+        key_up, value_up = absorbed_projections(self._checkpoint, name)
         query = self._per_head(nope, f"{name}.key_up", key_up)
         query = self._by_item(query, -1, spec.latent_dim)
         query_rope = self._by_item(query_rope, -1, spec.rope_dim)

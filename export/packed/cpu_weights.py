@@ -34,6 +34,7 @@ from deeptalk_edge.bundle.native_index import (
     write_native_index,
 )
 from deeptalk_edge.calibration.quantise import quantise_expert, quantise_int4, quantise_int8
+from deeptalk_edge.checkpoint.mla import absorbed_projections, folded_projections
 from deeptalk_edge.checkpoint.reader import EMBEDDING, HEAD, Checkpoint
 from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.model.spec import ModelSpec
@@ -85,8 +86,9 @@ def write_native_weights(
             weights = LayerWeights(checkpoint, layer)
             name = f"layers.{layer}"
             writer.matrix(f"{name}.qkv", weights.projections(), matrices)
-            writer.matrix(f"{name}.key_up", weights.key_up(), matrices)
-            writer.matrix(f"{name}.value_up", weights.value_up(), matrices)
+            key_up, value_up = weights.up_projections()
+            writer.matrix(f"{name}.key_up", key_up, matrices)
+            writer.matrix(f"{name}.value_up", value_up, matrices)
             writer.matrix(f"{name}.out", weights.tensor("self_attn.o_proj"), matrices)
             for norm in ("input_layernorm", "post_attention_layernorm", "self_attn.kv_a_layernorm"):
                 writer.vector(f"{name}.{norm}", weights.tensor(norm))
@@ -165,29 +167,15 @@ class LayerWeights:
 
     def projections(self) -> Array:
         """(H nope + (H + 1) rope + latent, C)"""
-        spec = self._spec
-        query = self.tensor("self_attn.q_proj").reshape(spec.num_heads, -1, spec.width)
-        nope, rope = np.split(query, [spec.nope_dim], axis=1)
-        latent, key = np.split(self.tensor("self_attn.kv_a_proj_with_mqa"), [spec.latent_dim])
-        # A pair stands side by side in the checkpoint; the kernel wants its halves apart.
-        halves_apart = np.arange(spec.rope_dim).reshape(-1, 2).T.ravel()
-        return np.concatenate(
-            [
-                nope.reshape(-1, spec.width),
-                rope[:, halves_apart].reshape(-1, spec.width),
-                key[halves_apart],
-                latent,
-            ]
+        return folded_projections(self._checkpoint, f"{self._name}.self_attn")
+
+    def up_projections(self) -> tuple[Array, Array]:
+        """W_k (H latent, nope) and W_v (H value, latent)."""
+        key_up, value_up = (
+            np.ascontiguousarray(up.transpose(0, 2, 1))
+            for up in absorbed_projections(self._checkpoint, f"{self._name}.self_attn")
         )
-
-    def key_up(self) -> Array:
-        """(H latent, nope)"""
-        key = self._up()[:, : self._spec.nope_dim]
-        return np.ascontiguousarray(key.transpose(0, 2, 1)).reshape(-1, self._spec.nope_dim)
-
-    def value_up(self) -> Array:
-        """(H value, latent)"""
-        return self._up()[:, self._spec.nope_dim :].reshape(-1, self._spec.latent_dim)
+        return key_up.reshape(-1, key_up.shape[2]), value_up.reshape(-1, value_up.shape[2])
 
     def own_mlps(self, records: RecordFormat) -> Iterator[tuple[RecordFormat, Array, Array]]:
         """The MLPs that every token takes, as records of gate_up (2G, C) and down (C, G)."""
@@ -202,11 +190,6 @@ class LayerWeights:
             rows, columns = ((0, missing), (0, 0)), ((0, 0), (0, missing))
             gate_up = np.concatenate([np.pad(gate[part], rows), np.pad(up[part], rows)])
             yield form, gate_up, np.pad(down[:, part], columns)
-
-    def _up(self) -> Array:
-        """(H, nope + value, latent)"""
-        spec = self._spec
-        return self.tensor("self_attn.kv_b_proj").reshape(spec.num_heads, -1, spec.latent_dim)
 
 
 class _Writer:

@@ -3,10 +3,10 @@
 // A block's scores are found for four heads and four rows at a time, the softmax takes all heads side
 // by side, then the latents are mixed for eight heads and two vectors at a time, so that arithmetic,
 // not loads, sets the pace. Int8 rows are scored by whole numbers, queries rounded to int8. Bfloat16 rows
-// become floats two vectors at a time, dealt out as is cheapest; queries are dealt out alike, and what
-// is mixed is put in order at the end. Where an instruction set multiplies pairs of 16 bits, two rows
-// are mixed at once, by shares of bfloat16 for bfloat16 rows and of 15 bits for int8 rows. Blocks begin
-// at the same rows for every caller: how rows were fed does not change a bit.
+// become floats two vectors at a time, even and odd elements apart, which is cheapest; queries are
+// deinterleaved alike, and what is mixed is interleaved at the end. Where an instruction set multiplies
+// pairs of 16 bits, two rows are mixed at once, by shares of bfloat16 for bfloat16 rows and of 15 bits
+// for int8 rows. Blocks begin at the same rows for every caller: how rows were fed does not change a bit.
 #pragma once
 
 #include <algorithm>
@@ -30,11 +30,11 @@ struct Bf16Rows {
     static constexpr bool kMixesPairs = Isa::kDotsBf16;
     template <class Isa>
     static TwoOf<Isa> load_two(const Value* p) {
-        return Isa::bf16_dealt(p);
+        return Isa::bf16_deinterleaved(p);
     }
     template <class Isa>
     static TwoOf<Isa> in_order(TwoOf<Isa> x) {
-        return Isa::undeal(x);
+        return Isa::interleave(x);
     }
 };
 
@@ -79,9 +79,9 @@ class Attention {
         } else {
             for (int i = 0; i < call.heads * call.width; i += 2 * Isa::kLanes) {
                 const float* place = call.queries + i;
-                const TwoOf<Isa> two = Isa::deal({Isa::load(place), Isa::load(place + Isa::kLanes)});
-                Isa::store(dealt_ + i, two.a);
-                Isa::store(dealt_ + i + Isa::kLanes, two.b);
+                const TwoOf<Isa> two = Isa::deinterleave({Isa::load(place), Isa::load(place + Isa::kLanes)});
+                Isa::store(deinterleaved_ + i, two.a);
+                Isa::store(deinterleaved_ + i + Isa::kLanes, two.b);
             }
         }
     }
@@ -98,7 +98,7 @@ class Attention {
                 if (begin == 0) ask_for_rows(r + kRowsAhead);
                 for (int head = 0; head < call_.heads; head += kHeads) score(head, r);
             }
-            for (int head = 0; head < call_.heads; head += Isa::kLanes) soften(head);
+            for (int head = 0; head < call_.heads; head += Isa::kLanes) softmax_block(head);
             for (int i = 0; i < call_.latent; i += kMixVectors * Isa::kLanes) {
                 int head = 0;
                 for (; head + kMixHeads <= call_.heads; head += kMixHeads) mix<kMixHeads>(head, i);
@@ -122,7 +122,7 @@ class Attention {
 
     // A line of the next block, so that memory is read while arithmetic goes on; a block is more than
     // a first cache holds.
-    void ask_ahead() {
+    void prefetch() {
         __builtin_prefetch(ahead_, 0, kIntoL2);
         ahead_ += ahead_ < ahead_end_ ? 64 : 0;
     }
@@ -183,9 +183,9 @@ class Attention {
         } else {
             for (int i = 0; i < call_.width; i += 2 * Isa::kLanes) {
                 TwoOf<Isa> keys[kRows];
-                for (int r = 0; r < kRows; ++r) keys[r] = Isa::bf16_dealt(values(first_row + r, i));
+                for (int r = 0; r < kRows; ++r) keys[r] = Isa::bf16_deinterleaved(values(first_row + r, i));
                 for (int h = 0; h < kHeads; ++h) {
-                    const float* query = dealt_ + heads[h] * call_.width + i;
+                    const float* query = deinterleaved_ + heads[h] * call_.width + i;
                     const Float a = Isa::load(query), b = Isa::load(query + Isa::kLanes);
                     for (int r = 0; r < kRows; ++r) sums[h][r] = Isa::fma(keys[r].a, a, sums[h][r]);
                     for (int r = 0; r < kRows; ++r) sums[h][r] = Isa::fma(keys[r].b, b, sums[h][r]);
@@ -225,7 +225,7 @@ class Attention {
 
     // Scores to shares of the softmax for a vector of heads, and the factor by which what was mixed
     // before shrinks.
-    void soften(int head) {
+    void softmax_block(int head) {
         const Float before = is_first_ ? Isa::splat(-1e30f) : Isa::load(call_.out.maximum + head);
         Float maximum = before, total = Isa::splat(0.f), largest = total;
         for (int r = 0; r < num_rows_; ++r) {
@@ -281,7 +281,7 @@ class Attention {
             add_pairs<kCount>(first_head, i, sums);
         } else {
             for (int r = 0; r < num_rows_; ++r) {
-                ask_ahead();
+                prefetch();
                 const TwoOf<Isa> latents = Rows::template load_two<Isa>(values(r, i));
                 for (int h = 0; h < kCount; ++h) {
                     const Float share = Isa::splat(scores_[0][r][first_head + h]);
@@ -309,7 +309,7 @@ class Attention {
         typename Rows::template PairSum<Isa> sums[kCount][kMixVectors] = {};
         const int32_t* shares = pairs_[0] + first_head;
         for (int r = 0; r < num_rows_; r += 2, shares += kAttendHeads) {
-            ask_ahead();
+            prefetch();
             const typename Isa::Pair latents =
                 Isa::interleave(Isa::words(values(r, i)), Isa::words(values(r + 1, i)));
             for (int h = 0; h < kCount; ++h) {
@@ -342,7 +342,7 @@ class Attention {
     alignas(64) int32_t pairs_[kBlockRows / 2][kAttendHeads];
     static constexpr bool kRounds = kDotsBf16 || Rows::kScaled;  // queries to a cached row's kind
     alignas(64) Value queries_[kRounds ? kAttendHeads * kMaxLatentWidth : 1];
-    alignas(64) float dealt_[kRounds ? 1 : kAttendHeads * kMaxLatentWidth];
+    alignas(64) float deinterleaved_[kRounds ? 1 : kAttendHeads * kMaxLatentWidth];
 };
 
 template <class Isa, class Rows>

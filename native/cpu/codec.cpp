@@ -79,7 +79,7 @@ Codec::Codec(dt_context& context, const dt_codec_spec& spec)
     last_bias_ = take(1);
     if (next_ != end_) refuse("bytes of weights", spec.weights.bytes, "those of the codec's sizes, and no more");
     check_range("values between two layers", int64_t(values) * kPieceFrames, 1, kMostValues);
-    for (Rows* buffer : {&x_[0], &x_[1], &bent_[0], &bent_[1], &between_}) {
+    for (Rows* buffer : {&x_[0], &x_[1], &snaked_[0], &snaked_[1], &between_}) {
         buffer->reserve(kept, values * kPieceFrames);
     }
 }
@@ -93,27 +93,27 @@ const float* Codec::take(size_t n) {
     return taken;
 }
 
-Bend Codec::take_bend(int columns, bool is_bent) {
+BiasSnake Codec::take_bias_snake(int columns, bool has_snake) {
     const size_t padded = rounded_up(size_t(columns), kPanelColumns);
-    Bend bend{take(padded), nullptr, nullptr};
-    if (is_bent) bend.alpha = take(padded), bend.inverse = take(padded);
-    return bend;
+    BiasSnake bias_snake{take(padded), nullptr, nullptr};
+    if (has_snake) bias_snake.alpha = take(padded), bias_snake.inverse = take(padded);
+    return bias_snake;
 }
 
-Codec::Layer Codec::take_layer(int taps, int channels, int columns, bool is_bent) {
+Codec::Layer Codec::take_layer(int taps, int channels, int columns, bool has_snake) {
     const size_t padded = rounded_up(size_t(columns), kPanelColumns);
     const float* weights = take(size_t(taps) * size_t(channels) * padded);
-    return {taps, 1, channels, columns, false, weights, take_bend(columns, is_bent)};
+    return {taps, 1, channels, columns, false, weights, take_bias_snake(columns, has_snake)};
 }
 
-Codec::Layer Codec::take_wide(int dilation, int channels, bool is_bent) {
+Codec::Layer Codec::take_wide(int dilation, int channels, bool has_snake) {
     if (!spec_.is_depthwise) {
-        Layer layer = take_layer(kCodecTaps, channels, channels, is_bent);
+        Layer layer = take_layer(kCodecTaps, channels, channels, has_snake);
         layer.dilation = dilation;
         return layer;
     }
     const float* weights = take(size_t(kCodecTaps) * size_t(channels));
-    return {kCodecTaps, dilation, channels, channels, true, weights, take_bend(channels, is_bent)};
+    return {kCodecTaps, dilation, channels, channels, true, weights, take_bias_snake(channels, has_snake)};
 }
 
 Codec::Frames Codec::checked(const dt_codec_call& call) const {
@@ -154,7 +154,7 @@ int32_t Codec::run(const dt_codec_call& call) {
 void Codec::decode(const Frames& frames, int first_frame) {
     float* pcm = frames.pcm + size_t(first_frame) * size_t(frame_samples_);
     float *x = x_[0].first, *other_x = x_[1].first, *between = between_.first;
-    float *bent = bent_[0].first, *other_bent = bent_[1].first;
+    float *snaked = snaked_[0].first, *other_snaked = snaked_[1].first;
     constexpr int kHistory = kCodecTaps - 1;
 
     clock_ = {spec_.vq_strides[0], 0};
@@ -166,16 +166,16 @@ void Codec::decode(const Frames& frames, int first_frame) {
         apply(deep_, past, num_rows(), {nullptr, nullptr, between, nullptr});
         past = between;
     }
-    apply(first_, past, num_rows(), {nullptr, nullptr, nullptr, bent});
+    apply(first_, past, num_rows(), {nullptr, nullptr, nullptr, snaked});
     clock_.delay += kHistory / 2;
-    silence_outside(bent, spec_.width);
+    silence_outside(snaked, spec_.width);
 
     int channels = spec_.width;
     for (int i = 0; i < spec_.num_blocks; ++i) {
         const Block& block = blocks_[size_t(i)];
-        past = with_history(bent, 1, channels);
-        apply(block.up, past, num_rows(), {nullptr, nullptr, x, spec_.has_noise ? nullptr : other_bent});
-        std::swap(bent, other_bent);
+        past = with_history(snaked, 1, channels);
+        apply(block.up, past, num_rows(), {nullptr, nullptr, x, spec_.has_noise ? nullptr : other_snaked});
+        std::swap(snaked, other_snaked);
         channels /= 2;
         const int rate = spec_.rates[i];
         clock_ = {clock_.rate * rate, clock_.delay * rate + (rate + 1) / 2};
@@ -184,25 +184,25 @@ void Codec::decode(const Frames& frames, int first_frame) {
             const float* noise = frames.noise[i] + size_t(first_frame) * size_t(clock_.rate);
             std::copy_n(noise, num_rows(), noise_.first);
             const float* gain = with_history(noise_.first, clock_.delay, 1);
-            apply(block.noise, x, num_rows(), {x, gain, other_x, bent});
+            apply(block.noise, x, num_rows(), {x, gain, other_x, snaked});
             std::swap(x, other_x);
         } else {
-            silence_outside(bent, channels);
+            silence_outside(snaked, channels);
         }
         for (int unit = 0; unit < 3; ++unit) {
             const int reach = kDilations[unit] * kHistory / 2;
-            past = with_history(bent, 2 * reach, channels);
+            past = with_history(snaked, 2 * reach, channels);
             apply(block.units[unit].wide, past, num_rows(), {nullptr, nullptr, nullptr, between});
             const float* skip = with_history(x, reach, channels);
             float* y = unit < 2 ? other_x : nullptr;  // the next block takes the snake alone
-            apply(block.units[unit].point, between, num_rows(), {skip, nullptr, y, bent});
+            apply(block.units[unit].point, between, num_rows(), {skip, nullptr, y, snaked});
             clock_.delay += reach;
             silence_outside(other_x, channels);
-            silence_outside(bent, channels);
+            silence_outside(snaked, channels);
             std::swap(x, other_x);
         }
     }
-    past = with_history(bent, kHistory, channels);
+    past = with_history(snaked, kHistory, channels);
     clock_.delay += kHistory / 2;
     context_.pool.run_ranges(num_rows(), [&](int begin, int end) {
         for (int row = begin; row < end; ++row) {
@@ -237,10 +237,10 @@ void Codec::apply(const Layer& layer, const float* x, int rows, const Ending& en
     const size_t channels = size_t(layer.channels), columns = size_t(layer.columns);
     const size_t tap_step = size_t(layer.dilation) * channels;
     if (layer.is_depthwise) {
-        float* y = ending.bent ? ending.bent : ending.y;
+        float* y = ending.snaked ? ending.snaked : ending.y;
         context_.pool.run_ranges(rows, [&](int begin, int end) {
             context_.path.convolve_depthwise(
-                {x, tap_step, layer.weights, layer.bend, layer.channels, begin, end, y});
+                {x, tap_step, layer.weights, layer.bias_snake, layer.channels, begin, end, y});
         });
         return;
     }
@@ -251,19 +251,19 @@ void Codec::apply(const Layer& layer, const float* x, int rows, const Ending& en
         for (int i = begin; i < end; ++i) {
             const int row = i / panels * kSliceRows, column = i % panels * kPanelColumns;
             const size_t out = size_t(row) * columns + size_t(column);
-            const Bend& bend = layer.bend;
+            const BiasSnake& bias_snake = layer.bias_snake;
             Convolution part{};
             part.x = x + size_t(row) * channels;
             part.row_step = channels, part.tap_step = tap_step;
             part.taps = layer.taps, part.channels = layer.channels;
             part.panel = layer.weights + size_t(column) * size_t(layer.taps) * channels;
-            part.bend = {at(bend.bias, size_t(column)), at(bend.alpha, size_t(column)),
-                         at(bend.inverse, size_t(column))};
+            part.bias_snake = {at(bias_snake.bias, size_t(column)), at(bias_snake.alpha, size_t(column)),
+                         at(bias_snake.inverse, size_t(column))};
             part.num_rows = std::min(kSliceRows, rows - row);
             part.columns = std::min(kPanelColumns, layer.columns - column);
             part.out_step = columns;
             part.skip = at(ending.skip, out), part.gain = at(ending.gain, size_t(row));
-            part.y = at(ending.y, out), part.bent = at(ending.bent, out);
+            part.y = at(ending.y, out), part.snaked = at(ending.snaked, out);
             context_.path.convolve(part);
         }
     });

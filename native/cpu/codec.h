@@ -26,7 +26,7 @@ class Codec {
         int taps, dilation, channels, columns;
         bool is_depthwise;
         const float* weights;
-        Bend bend;  // alpha and inverse are those of the snake behind it, if there is one
+        BiasSnake bias_snake;  // alpha and inverse are those of the snake behind it, if there is one
     };
     struct Unit {
         Layer wide, point;
@@ -40,7 +40,7 @@ class Codec {
         const float* skip;
         const float* gain;
         float* y;
-        float* bent;
+        float* snaked;
     };
     // Rows of values, and before them room for the history.
     struct Rows {
@@ -53,9 +53,9 @@ class Codec {
     };
 
     const float* take(size_t n);
-    Layer take_layer(int taps, int channels, int columns, bool is_bent);
-    Layer take_wide(int dilation, int channels, bool is_bent);
-    Bend take_bend(int columns, bool is_bent);
+    Layer take_layer(int taps, int channels, int columns, bool has_snake);
+    Layer take_wide(int dilation, int channels, bool has_snake);
+    BiasSnake take_bias_snake(int columns, bool has_snake);
 
     // A call's arrays, each as long as its frames.
     struct Frames {
@@ -80,7 +80,7 @@ class Codec {
     const float *last_weights_, *last_bias_;
     size_t state_size_ = 0;
     int frame_codes_ = 0, frame_samples_ = 0;
-    Rows x_[2], bent_[2], between_, noise_;
+    Rows x_[2], snaked_[2], between_, noise_;
 
     // Of the call at hand.
     Clock clock_{};

@@ -11,8 +11,8 @@ namespace {
 
 // y + sin(alpha y)^2 / alpha, each channel with its own alpha.
 template <class Isa>
-FloatOf<Isa> bent_of(FloatOf<Isa> y, const Bend& bend, int channel) {
-    return snake_of<Isa>(y, Isa::load(bend.alpha + channel), Isa::load(bend.inverse + channel));
+FloatOf<Isa> snaked_of(FloatOf<Isa> y, const BiasSnake& bias_snake, int channel) {
+    return snake_of<Isa>(y, Isa::load(bias_snake.alpha + channel), Isa::load(bias_snake.inverse + channel));
 }
 
 // R rows times V vectors of a panel's columns.
@@ -21,7 +21,7 @@ void convolve_block(const Convolution& c, int row, int column) {
     constexpr int L = Isa::kLanes;
     FloatOf<Isa> sums[R][V];
     for (int v = 0; v < V; ++v) {
-        for (int r = 0; r < R; ++r) sums[r][v] = Isa::load(c.bend.bias + column + v * L);
+        for (int r = 0; r < R; ++r) sums[r][v] = Isa::load(c.bias_snake.bias + column + v * L);
     }
     const float* w = c.panel + column;
     for (int tap = 0; tap < c.taps; ++tap) {
@@ -44,7 +44,7 @@ void convolve_block(const Convolution& c, int row, int column) {
             if (c.gain) y = y * Isa::splat(c.gain[row + r]);
             if (c.skip) y = y + load_at<Isa>(c.skip + at, 0, part);
             if (c.y) store_at<Isa>(c.y + at, 0, y, part);
-            if (c.bent) store_at<Isa>(c.bent + at, 0, bent_of<Isa>(y, c.bend, column), part);
+            if (c.snaked) store_at<Isa>(c.snaked + at, 0, snaked_of<Isa>(y, c.bias_snake, column), part);
         }
     }
 }
@@ -72,12 +72,12 @@ void convolve_depthwise(const Depthwise& d) {
     for (int row = d.begin; row < d.end; ++row) {
         const float* x = d.x + size_t(row) * channels;
         for_vectors<Isa>(d.channels, [&](int i, int part) {
-            FloatOf<Isa> sum = Isa::load(d.bend.bias + i);
+            FloatOf<Isa> sum = Isa::load(d.bias_snake.bias + i);
             for (int tap = 0; tap < kCodecTaps; ++tap) {
                 sum = Isa::fma(load_at<Isa>(x + size_t(tap) * d.tap_step, i, part),
                                load_at<Isa>(d.weights + size_t(tap) * channels, i, part), sum);
             }
-            if (d.bend.alpha) sum = bent_of<Isa>(sum, d.bend, i);
+            if (d.bias_snake.alpha) sum = snaked_of<Isa>(sum, d.bias_snake, i);
             store_at<Isa>(d.y + size_t(row) * channels, i, sum, part);
         });
     }

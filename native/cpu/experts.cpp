@@ -67,7 +67,7 @@ class Experts {
 
     // hidden = silu(gate x) * up x for a panel of a unit's gate rows and the same up rows: one behind the
     // other, for two long streams are read faster than turns of a tile.
-    void hide(const Unit& unit, int begin, int end, const QuantisedRows& x) const {
+    void gate_up(const Unit& unit, int begin, int end, const QuantisedRows& x) const {
         alignas(64) float gates[kPanelRows * kTileTokens], up[kTileRows * kTileTokens];
         const int width = record_.ffn_width, tile_rows = tile_rows_of(unit.count);
         for (int first = unit.first; first < unit.first + unit.count; first += kTileTokens) {
@@ -160,7 +160,7 @@ int32_t add_experts(dt_context& c, const Records& records, const float* x, int t
     const int panels = (ffn_width + panel_rows - 1) / panel_rows;
     c.pool.run(num_units * panels, [&](int i) {
         const int begin = i % panels * panel_rows;
-        experts.hide(room.units[size_t(i / panels)], begin, std::min(begin + panel_rows, ffn_width), rows);
+        experts.gate_up(room.units[size_t(i / panels)], begin, std::min(begin + panel_rows, ffn_width), rows);
     });
     const QuantisedRows hidden = room.quantised_hidden.reserve(c.path, total, ffn_width);
     room.hidden_rows.resize(size_t(total));

@@ -44,15 +44,15 @@ struct Avx2 {
         _mm_storeu_ps(p, _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1)));
     }
     // Two vectors of bfloat16, dealt out: the even ones, then the odd ones, an instruction each.
-    static Two bf16_dealt(const uint16_t* p) {
+    static Two bf16_deinterleaved(const uint16_t* p) {
         const Int both = load_bytes(p);
         return {_mm256_castsi256_ps(_mm256_slli_epi32(both, 16)),
                 _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(int32_t(0xffff0000))))};
     }
-    static Two deal(Two x) {
+    static Two deinterleave(Two x) {
         return {in_order(_mm256_shuffle_ps(x.a, x.b, 0x88)), in_order(_mm256_shuffle_ps(x.a, x.b, 0xdd))};
     }
-    static Two undeal(Two x) {
+    static Two interleave(Two x) {
         const Float low = _mm256_unpacklo_ps(x.a, x.b), high = _mm256_unpackhi_ps(x.a, x.b);
         return {_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31)};
     }

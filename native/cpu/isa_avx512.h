@@ -44,17 +44,17 @@ struct Avx512 {
         _mm_storeu_ps(p, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
     }
     // Two vectors of bfloat16, dealt out: the even ones, then the odd ones, an instruction each.
-    static Two bf16_dealt(const uint16_t* p) {
+    static Two bf16_deinterleaved(const uint16_t* p) {
         const Int both = _mm512_loadu_si512(p);
         return {_mm512_castsi512_ps(_mm512_slli_epi32(both, 16)),
                 _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(int32_t(0xffff0000))))};
     }
-    static Two deal(Two x) {
+    static Two deinterleave(Two x) {
         const Int even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
         const Int odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
         return {_mm512_permutex2var_ps(x.a, even, x.b), _mm512_permutex2var_ps(x.a, odd, x.b)};
     }
-    static Two undeal(Two x) {
+    static Two interleave(Two x) {
         const Int first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
         const Int others = _mm512_add_epi32(first, _mm512_set1_epi32(8));
         return {_mm512_permutex2var_ps(x.a, first, x.b), _mm512_permutex2var_ps(x.a, others, x.b)};

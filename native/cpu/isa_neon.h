@@ -37,12 +37,12 @@ struct Neon {
         vst1q_f32(p, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)));
     }
     // Two vectors of bfloat16, dealt out: nothing is gained by another order here.
-    static Two bf16_dealt(const uint16_t* p) {
+    static Two bf16_deinterleaved(const uint16_t* p) {
         return {vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)),
                 vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + kLanes), 16))};
     }
-    static Two deal(Two x) { return x; }
-    static Two undeal(Two x) { return x; }
+    static Two deinterleave(Two x) { return x; }
+    static Two interleave(Two x) { return x; }
     static Float int8(const int8_t* p) {
         int32_t four;
         std::memcpy(&four, p, sizeof four);

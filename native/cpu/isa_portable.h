@@ -46,13 +46,13 @@ struct Portable {
         p[0] = sum(a), p[1] = sum(b), p[2] = sum(c), p[3] = sum(d);
     }
     // Two vectors of bfloat16, dealt out: nothing is gained by another order here.
-    static Two bf16_dealt(const uint16_t* p) {
+    static Two bf16_deinterleaved(const uint16_t* p) {
         float values[2 * kLanes];
         for (int i = 0; i < 2 * kLanes; ++i) values[i] = float_of_bits(uint32_t(p[i]) << 16);
         return {load(values), load(values + kLanes)};
     }
-    static Two deal(Two x) { return x; }
-    static Two undeal(Two x) { return x; }
+    static Two deinterleave(Two x) { return x; }
+    static Two interleave(Two x) { return x; }
     static Float int8(const int8_t* p) {
         return Float{float(p[0]), float(p[1]), float(p[2]), float(p[3])};
     }

@@ -27,7 +27,7 @@ void store_part(float* p, FloatOf<Isa> x, int n) {
     std::memcpy(p, lanes, size_t(n) * sizeof(float));
 }
 
-// y[i] = f(x[i], i) for n floats, a vector at a time; `f` gets the index to load more from.
+// Calls f(i, part) for each vector of n floats: its first index, and how many of its lanes count.
 template <class Isa, class F>
 void for_vectors(int n, F f) {
     int i = 0;

@@ -66,7 +66,7 @@ constexpr int kPanelColumns = 32;  // of a codec layer's matrix: they lie togeth
 constexpr int kCodecTaps = 7;      // of a depthwise convolution
 
 // Of every column: the bias, and the snake's alpha and 1 / alpha where one follows. Whole panels long.
-struct Bend {
+struct BiasSnake {
     const float *bias, *alpha, *inverse;
 };
 
@@ -76,13 +76,13 @@ struct Convolution {
     size_t row_step, tap_step;  // floats from one row to the next, and from one tap's row to the next
     int taps, channels;
     const float* panel;  // (taps x channels, 32)
-    Bend bend;
+    BiasSnake bias_snake;
     int num_rows, columns;
-    size_t out_step;    // of skip, y and bent
+    size_t out_step;    // of skip, y and snaked
     const float* skip;  // null: 0
     const float* gain;  // one for each row; null: 1
     float* y;           // null: not wanted
-    float* bent;        // y's snake; null: not wanted
+    float* snaked;        // y's snake; null: not wanted
 };
 
 // Rows `begin` to `end`; dense, so a tap's rows lie `tap_step` floats apart.
@@ -90,7 +90,7 @@ struct Depthwise {
     const float* x;
     size_t tap_step;
     const float* weights;  // (7, channels)
-    Bend bend;
+    BiasSnake bias_snake;
     int channels, begin, end;
     float* y;
 };
@@ -109,7 +109,7 @@ struct Path {
     void (*snake)(const float* x, int n, float alpha, float* y);
     void (*convolve)(const Convolution& call);
     void (*convolve_depthwise)(const Depthwise& call);
-    int64_t (*read)(const uint8_t* bytes, size_t n);  // the sum of all words, to time the reading
+    int64_t (*read)(const uint8_t* bytes, size_t n);  // to time reading; one of the greatest words
 };
 
 // Null where the processor or the build lacks it.

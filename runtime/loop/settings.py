@@ -29,7 +29,7 @@ class ReplyPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopSettings:
-    """When to believe what is heard. Source: voice_loop.md, part 2 and 5.2."""
+    """When speech opens an utterance, and when silence closes it."""
 
     start_ms: int = 60
     """Voice before an utterance opens."""
