@@ -88,6 +88,11 @@ class EmulatedCuda:
         left = self._live, self._host, self._streams, self._events, self._graphs
         return not any(left)
 
+    @property
+    def num_pending(self) -> int:
+        """Pieces of work that streams were given and have not done."""
+        return sum(map(len, self._streams.values()))
+
     def check(self, address: int, num_bytes: int, what: str) -> None:
         """Raises EmulatorError unless the bytes lie in one live allocation that the device sees."""
         if not (

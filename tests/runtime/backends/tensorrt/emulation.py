@@ -19,11 +19,9 @@ from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.bundle.target import MoeForm
 from deeptalk_edge.devices.profile import DeviceProfile, load_profile
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
-from tests.places import ROOT
+from tests.places import ROOT, TINY
 from tests.runtime.backends.tensorrt import emulated_cuda
 from tests.runtime.backends.tensorrt.emulated_cuda import EmulatedCuda
-
-CHECKPOINT = ROOT / "checkpoints/tiny"
 
 
 @contextmanager
@@ -81,10 +79,10 @@ def build_plugin(folder: Path, *, sm: str = "87", ptx: str = "87", abi: int = 1)
     return library
 
 
-def export_engines(place: Path, form: DeviceProfile, plugin: Path | None = None) -> Bundle:
-    """A bundle of the tiny checkpoint whose engines the emulated TensorRT built."""
-    export_bundle(CHECKPOINT, place / "graphs", ExportSettings(profile=form))
-    settings = ExportSettings(profile=form, plugin=plugin)
+def export_engines(
+    place: Path, form: DeviceProfile, plugin: Path | None = None, *, checkpoint: Path = TINY
+) -> Bundle:
+    """A bundle whose engines the emulated TensorRT built."""
     with tensorrt_module(place):
-        export_bundle(place / "graphs", place / "bundle", settings)
+        export_bundle(checkpoint, place / "bundle", ExportSettings(profile=form, plugin=plugin))
     return Bundle.open(place / "bundle")
