@@ -453,7 +453,7 @@ class IExecutionContext:
         if self._scratch is None:
             return self._says("enqueueV3: no device memory was set")
         cuda.check(*self._scratch, "scratch")
-        owner = _scratch_of(cuda).setdefault(self._scratch[0], stream_handle)
+        owner = cuda.scratch_users.setdefault(self._scratch[0], stream_handle)
         if owner != stream_handle:
             raise EmulatorError("two streams share one scratch buffer, and may run at once")
         key = tuple(sorted(shapes.items()))
@@ -462,11 +462,6 @@ class IExecutionContext:
         self._warm.add(key)
         cuda.enqueue(stream_handle, lambda: _run(self.engine.program, cuda, shapes, addresses))
         return True
-
-
-def _scratch_of(cuda: Any) -> dict[int, int]:
-    users: dict[int, int] = cuda.__dict__.setdefault("scratch_users", {})
-    return users
 
 
 def _run(program: _Program, cuda: Any, shapes: Any, addresses: Any) -> None:

@@ -25,13 +25,18 @@ from tests.runtime.backends.tensorrt.emulated_cuda import EmulatedCuda
 
 
 @contextmanager
-def tensorrt_module(folder: Path) -> Iterator[None]:
-    """A module `tensorrt` for this process and its children; it is the emulated one."""
-    package = folder / "modules/tensorrt"
+def tensorrt_module(folder: Path, version: str | None = None) -> Iterator[None]:
+    """A module `tensorrt` for this process and its children; it is the emulated one, which may call
+    itself another version."""
+    package = folder / (version or "modules") / "tensorrt"
     package.mkdir(parents=True, exist_ok=True)
     (package / "__init__.py").write_text(
         "from tests.runtime.backends.tensorrt.emulated_tensorrt import *\n"
-        "from tests.runtime.backends.tensorrt.emulated_tensorrt import __version__\n",
+        + (
+            f"__version__ = {version!r}\n"
+            if version
+            else "from tests.runtime.backends.tensorrt.emulated_tensorrt import __version__\n"
+        ),
         encoding="utf-8",
     )
     with pytest.MonkeyPatch.context() as patch:
