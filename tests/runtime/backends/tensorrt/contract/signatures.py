@@ -26,7 +26,7 @@ def main() -> None:
     trt = importlib.import_module(sys.argv[1])
     said: dict[str, Any] = {"version": trt.__version__, "members": {}, "enums": {}}
     for kind, names in json.loads(sys.argv[2]).items():
-        owner = getattr(trt, kind, None)
+        owner: Any = getattr(trt, kind, None)
         if hasattr(owner, "__members__"):
             said["enums"][kind] = {n: int(v) for n, v in owner.__members__.items()}
             continue
