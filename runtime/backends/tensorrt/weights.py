@@ -89,8 +89,7 @@ def bind_experts(device: Device, bundle: Bundle, step: LoadedEngine, stream: int
     first = min(record.offset for record in records)
     slots = {(r.layer, r.expert): (r.offset - first) // record_bytes for r in records}
     path = bundle.file(manifest.experts.file)
-    # To the end of the last record's pages, which the file holds.
-    num_bytes = path.stat().st_size
+    num_bytes = manifest.files[path.name].bytes
     arena = device.load_file(path, num_bytes=num_bytes, check=check_records(bundle))
     table = device.pinned(4 * decoder.num_experts)
     for layer in decoder.moe_layers:

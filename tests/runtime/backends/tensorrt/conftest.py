@@ -13,6 +13,7 @@ from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
 from tests.places import TINY
 from tests.runtime.backends.tensorrt import emulated_tensorrt
+from tests.runtime.backends.tensorrt.drill import write_drill_checkpoint
 from tests.runtime.backends.tensorrt.emulated_cuda import EmulatedCuda
 from tests.runtime.backends.tensorrt.emulation import (
     build_plugin,
@@ -30,12 +31,18 @@ def exact(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """Float16, int8 experts in the plugin's own kernels, 256 rows of a prompt at once."""
+def _plugin_kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The plugin's own kernels, built for the host, for the emulator."""
     if shutil.which("g++") is None:
         pytest.skip("no g++ on this machine: the plugin's kernels were not built for the host")
+    folder = tmp_path_factory.mktemp("kernels")
+    emulated_tensorrt.moe_library = MoeLibrary(build_host(folder))
+
+
+@pytest.fixture(scope="session")
+def small(_plugin_kernels: None, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Float16, int8 experts in the plugin's own kernels, 256 rows of a prompt at once."""
     place = tmp_path_factory.mktemp("small")
-    emulated_tensorrt.moe_library = MoeLibrary(build_host(place))
     return export_engines(place, profile("plugin", "float16"), build_plugin(place / "plugin"))
 
 
@@ -45,6 +52,35 @@ def on_cpu(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     place = tmp_path_factory.mktemp("on_cpu") / "bundle"
     export_bundle(TINY, place, ExportSettings())
     return Bundle.open(place)
+
+
+@pytest.fixture(scope="session")
+def drill_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("drill") / "checkpoint"
+    write_drill_checkpoint(place)
+    return place
+
+
+@pytest.fixture(scope="session")
+def drill_on_cpu(drill_checkpoint: Path) -> Bundle:
+    place = drill_checkpoint.parent / "cpu"
+    export_bundle(drill_checkpoint, place, ExportSettings())
+    return Bundle.open(place)
+
+
+@pytest.fixture(scope="session")
+def drill_exact(drill_checkpoint: Path) -> Bundle:
+    """Float32, in operators."""
+    place = drill_checkpoint.parent / "exact"
+    return export_engines(place, profile("operators", "float32"), checkpoint=drill_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def drill_small(drill_checkpoint: Path, _plugin_kernels: None) -> Bundle:
+    """Float16 and int8, in the plugin."""
+    place = drill_checkpoint.parent / "small"
+    plugin, form = build_plugin(place / "plugin"), profile("plugin", "float16")
+    return export_engines(place, form, plugin, checkpoint=drill_checkpoint)
 
 
 @pytest.fixture

@@ -62,6 +62,8 @@ class EmulatedCuda:
         self.driver, self.runtime, self.is_integrated = driver, runtime, is_integrated
         self.calls: Counter[str] = Counter()
         self.used_bytes = 0
+        self.scratch_users: dict[int, int] = {}
+        """The stream that each scratch buffer serves."""
         self._live: dict[int, tuple[int, Any]] = {}
         self._host: dict[int, tuple[int, Any]] = {}
         self._starts: dict[str, list[int]] = {"device": [], "host": []}
@@ -87,6 +89,11 @@ class EmulatedCuda:
         """Whether everything was given back."""
         left = self._live, self._host, self._streams, self._events, self._graphs
         return not any(left)
+
+    @property
+    def num_pending(self) -> int:
+        """Pieces of work that streams were given and have not done."""
+        return sum(map(len, self._streams.values()))
 
     def check(self, address: int, num_bytes: int, what: str) -> None:
         """Raises EmulatorError unless the bytes lie in one live allocation that the device sees."""
@@ -131,15 +138,14 @@ class EmulatedCuda:
 
     def __getattr__(self, name: str) -> Any:
         """A function of libcudart: counted, and failing where a test said so."""
-        try:
-            function = object.__getattribute__(self, f"call_{name}")
-        except AttributeError:
-            raise AttributeError(f"the emulator has no {name}") from None
+        function = getattr(type(self), f"call_{name}", None)
+        if function is None and not name.startswith("cuda"):
+            raise AttributeError(name)
 
         def call(*args: Any) -> Any:
             self.calls[name] += 1
             if name == "cudaGetErrorString":
-                return function(*args)
+                return function(self, *args)  # type: ignore[misc]
             if self._lost:
                 return self._lost
             if fault := self._faults.get(name):
@@ -149,7 +155,9 @@ class EmulatedCuda:
                     self._lost = code if sticky else 0
                     return code
                 fault[1] -= 1
-            return function(*args) or 0
+            if function is None:
+                raise EmulatorError(f"the emulator has no {name}")
+            return function(self, *args) or 0
 
         call.restype = None  # type: ignore[attr-defined]
         if name == "cudaGetErrorString":
@@ -192,6 +200,7 @@ class EmulatedCuda:
         for stream in self._streams:  # it waits for the device
             self._run(stream)
         self.used_bytes -= self._live[plain(pointer)][0]
+        self.scratch_users.pop(plain(pointer), None)
         return self._release("device", self._live, plain(pointer))
 
     def call_cudaHostAlloc(self, pointer: Any, size: Any, flags: Any) -> int:

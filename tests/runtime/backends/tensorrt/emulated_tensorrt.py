@@ -32,6 +32,10 @@ SCRATCH_BYTES = 1 << 16
 moe_library: Any = None
 """The plugin's kernels for the host: a `MoeLibrary`."""
 
+compute: Any = None
+"""What runs an engine instead of ONNX Runtime: called with its program, the stream, and the shapes
+and addresses of its tensors. `make gpu-check` has torch compute on a true GPU so."""
+
 
 class TensorIOMode(enum.IntEnum):
     NONE, INPUT, OUTPUT = range(3)
@@ -196,7 +200,8 @@ class Runtime:
         self._logger = logger
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
-        current()  # without a driver the real one ends the process
+        if compute is None:
+            current()  # without a driver the real one ends the process
         header, _, model = bytes(serialized_engine).partition(b"\n")
         try:
             described = json.loads(header)
@@ -234,6 +239,7 @@ class _Program:
     """A graph as sessions and, between them, the plugin's kernels."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = model
         graph = model.graph
         self.io = {
             value.name: (mode, *_typed(value.type.tensor_type))
@@ -443,8 +449,7 @@ class IExecutionContext:
         return not self._owns_graphs
 
     def execute_async_v3(self, stream_handle: int) -> bool:
-        cuda, io = current(), self.engine.program.io
-        shapes, addresses = dict(self._shapes), dict(self._addresses)
+        io, shapes, addresses = self.engine.program.io, dict(self._shapes), dict(self._addresses)
         for name, (mode, _, shape) in io.items():
             if name not in addresses:
                 return self._says(f"enqueueV3: {name} has no address")
@@ -452,21 +457,23 @@ class IExecutionContext:
                 return self._says(f"enqueueV3: {name} has no shape")
         if self._scratch is None:
             return self._says("enqueueV3: no device memory was set")
-        cuda.check(*self._scratch, "scratch")
-        owner = _scratch_of(cuda).setdefault(self._scratch[0], stream_handle)
-        if owner != stream_handle:
-            raise EmulatorError("two streams share one scratch buffer, and may run at once")
-        key = tuple(sorted(shapes.items()))
-        if cuda.is_capturing(stream_handle) and key not in self._warm:
-            raise EmulatorError("captured before it ran once: TensorRT allocates in its first run")
-        self._warm.add(key)
-        cuda.enqueue(stream_handle, lambda: _run(self.engine.program, cuda, shapes, addresses))
+        if compute is not None:
+            compute(self.engine.program, stream_handle, shapes, addresses)
+            return True
+        self._check_use(current(), stream_handle, shapes)
+        program, cuda = self.engine.program, current()
+        cuda.enqueue(stream_handle, lambda: _run(program, cuda, shapes, addresses))
         return True
 
-
-def _scratch_of(cuda: Any) -> dict[int, int]:
-    users: dict[int, int] = cuda.__dict__.setdefault("scratch_users", {})
-    return users
+    def _check_use(self, cuda: Any, stream: int, shapes: dict[str, tuple[int, ...]]) -> None:
+        assert self._scratch is not None
+        cuda.check(*self._scratch, "scratch")
+        if cuda.scratch_users.setdefault(self._scratch[0], stream) != stream:
+            raise EmulatorError("two streams share one scratch buffer, and may run at once")
+        key = tuple(sorted(shapes.items()))
+        if cuda.is_capturing(stream) and key not in self._warm:
+            raise EmulatorError("captured before it ran once: TensorRT allocates in its first run")
+        self._warm.add(key)
 
 
 def _run(program: _Program, cuda: Any, shapes: Any, addresses: Any) -> None:

@@ -19,21 +19,24 @@ from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.bundle.target import MoeForm
 from deeptalk_edge.devices.profile import DeviceProfile, load_profile
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
-from tests.places import ROOT
+from tests.places import ROOT, TINY
 from tests.runtime.backends.tensorrt import emulated_cuda
 from tests.runtime.backends.tensorrt.emulated_cuda import EmulatedCuda
 
-CHECKPOINT = ROOT / "checkpoints/tiny"
-
 
 @contextmanager
-def tensorrt_module(folder: Path) -> Iterator[None]:
-    """A module `tensorrt` for this process and its children; it is the emulated one."""
-    package = folder / "modules/tensorrt"
+def tensorrt_module(folder: Path, version: str | None = None) -> Iterator[None]:
+    """A module `tensorrt` for this process and its children; it is the emulated one, which may call
+    itself another version."""
+    package = folder / (version or "modules") / "tensorrt"
     package.mkdir(parents=True, exist_ok=True)
     (package / "__init__.py").write_text(
         "from tests.runtime.backends.tensorrt.emulated_tensorrt import *\n"
-        "from tests.runtime.backends.tensorrt.emulated_tensorrt import __version__\n",
+        + (
+            f"__version__ = {version!r}\n"
+            if version
+            else "from tests.runtime.backends.tensorrt.emulated_tensorrt import __version__\n"
+        ),
         encoding="utf-8",
     )
     with pytest.MonkeyPatch.context() as patch:
@@ -81,10 +84,10 @@ def build_plugin(folder: Path, *, sm: str = "87", ptx: str = "87", abi: int = 1)
     return library
 
 
-def export_engines(place: Path, form: DeviceProfile, plugin: Path | None = None) -> Bundle:
-    """A bundle of the tiny checkpoint whose engines the emulated TensorRT built."""
-    export_bundle(CHECKPOINT, place / "graphs", ExportSettings(profile=form))
-    settings = ExportSettings(profile=form, plugin=plugin)
+def export_engines(
+    place: Path, form: DeviceProfile, plugin: Path | None = None, *, checkpoint: Path = TINY
+) -> Bundle:
+    """A bundle whose engines the emulated TensorRT built."""
     with tensorrt_module(place):
-        export_bundle(place / "graphs", place / "bundle", settings)
+        export_bundle(checkpoint, place / "bundle", ExportSettings(profile=form, plugin=plugin))
     return Bundle.open(place / "bundle")

@@ -1,0 +1,68 @@
+"""The conversation's and the voice loop's own tests, on emulated engines of their checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deeptalk_edge.bundle.reader import Bundle
+from tests.runtime import test_conversation
+from tests.runtime.backends.tensorrt.emulation import export_engines, gpu, profile, tensorrt_module
+from tests.runtime.loop import test_live, test_opening, test_speculation
+
+LENT = {
+    test_conversation: [
+        "frames",
+        "script",
+        "text_ids",
+        "test_a_closed_answer_stays_in_the_history_as_far_as_it_came",
+        "test_a_dropped_iterator_counts_as_closed",
+        "test_a_full_context_ends_the_answer_and_the_next_question_begins_anew",
+        "test_a_limit_on_rows_is_kept_and_reported",
+        "test_a_prompt_that_breaks_half_way_is_forgotten",
+        "test_a_prompt_without_room_for_an_answer_is_refused",
+        "test_all_text_and_all_sound_arrive",
+        "test_an_answer_is_the_torch_models_id_for_id",
+        "test_batch_parallel_owes_its_history_nothing",
+        "test_compute_s_is_the_time_within_the_answers_steps_and_nothing_else",
+        "test_the_seed_alone_decides",
+    ],
+    test_live: [
+        "question",
+        "test_a_spoken_question_gets_a_spoken_answer_in_real_time",
+    ],
+    test_opening: [
+        "test_no_answer_depends_on_when_the_opening_was_fed",
+    ],
+    test_speculation: [
+        "test_a_cut_answer_keeps_whole_words_that_were_heard_and_the_next_one_follows",
+        "test_an_answer_begun_on_trial_is_the_same_to_the_last_sample",
+    ],
+}
+"""Fixtures and tests of other modules, which find the bundles of this one."""
+
+for _module, _names in LENT.items():
+    globals().update({name: getattr(_module, name) for name in _names})
+
+
+@pytest.fixture(scope="session")
+def bundle(bundle_path: Path) -> Bundle:
+    """In place of the bundle for ONNX Runtime, of the same checkpoint."""
+    checkpoint = bundle_path.parent / "checkpoint"
+    place = bundle_path.parent / "tensorrt"
+    place.mkdir()
+    (place / "checkpoint").symlink_to(checkpoint)  # where the tests look for it
+    return export_engines(place, profile("operators", "float32"), checkpoint=checkpoint)
+
+
+@pytest.fixture(scope="session")
+def tiny(exact: Bundle) -> Bundle:
+    return exact
+
+
+@pytest.fixture(autouse=True)
+def _emulated(tmp_path: Path) -> Iterator[None]:
+    with tensorrt_module(tmp_path), gpu():
+        yield
