@@ -60,9 +60,11 @@ class StepRunner:
         arenas: Mapping[int, Arena],
         *,
         capacity: int,
+        num_items: int = 1,
         piece: onnx.ModelProto | None = None,
     ) -> None:
-        """The step at `path`, or this piece of it (step_pieces.py)."""
+        """The step at `path`, or this piece of it (step_pieces.py); `num_items` where its graph
+        leaves B open."""
         graph = path if piece is None else piece.SerializeToString()
         self._session = plain_session(graph, path.parent)
         self._outputs = [value.name for value in self._session.get_outputs()]
@@ -75,10 +77,11 @@ class StepRunner:
             if value.name in given:
                 self._feeds[value.name] = given[value.name]
             elif value.name == "x":
-                self.num_items = value.shape[0] if isinstance(value.shape[0], int) else 1
+                is_open = not isinstance(value.shape[0], int)
+                self.num_items = num_items if is_open else int(value.shape[0])
                 self._rows = value.shape[1] if isinstance(value.shape[1], int) else None
             elif kind in ("latent", "rope"):
-                items = value.shape[0] if isinstance(value.shape[0], int) else 1
+                items = value.shape[0] if isinstance(value.shape[0], int) else num_items
                 shape = (items, capacity, value.shape[2])
                 self._feeds[value.name] = np.zeros(shape, _TYPES[value.type])
                 if kind == "latent":

@@ -60,7 +60,9 @@ class Written:
         export_step(Checkpoint.open(self.place), self.place, step, name=name)
         native = self.place / f"{name}_native.onnx"
         rewrite_native(self.place / f"{name}.onnx", native)
-        return StepRunner(native, self.arenas, capacity=CAPACITY)
+        return StepRunner(
+            native, self.arenas, capacity=CAPACITY, num_items=settings.get("num_items", 1)
+        )
 
 
 @pytest.fixture(

@@ -55,7 +55,7 @@ class GraphModel:
             GraphRunner(place / f"{name}.onnx") for name in ("encoder", "embed", "head")
         )
         arenas = model_arenas(model, records)
-        self._step = StepRunner(place / "native.onnx", arenas, capacity=400)
+        self._step = StepRunner(place / "native.onnx", arenas, capacity=400, num_items=num_items)
 
     def parameters(self) -> Iterator[torch.nn.Parameter]:
         return self._parameters()
