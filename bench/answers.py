@@ -1,6 +1,6 @@
 """How fast this machine answers with a bundle, and decodes full-size SNAC.
 
-The bundle's figures are those of `deeptalk-edge profile`, in a process of its own.
+The bundle's figures are those of `deeptalk-edge profile --offline`, in a process of its own.
 """
 
 from __future__ import annotations
@@ -64,7 +64,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def measure_answers(place: Path, wavs: list[Path], threads: int, repeat: int) -> dict[str, Any]:
     """What a device measures with the same command; torch, which is loaded here, is not in it."""
-    command = [*CLI, "profile", "run", "--bundle", str(place), "--wav", *map(str, wavs), "--json"]
+    command = [
+        *CLI,
+        "profile",
+        "--offline",
+        "--bundle",
+        str(place),
+        "--wav",
+        *map(str, wavs),
+        "--json",
+    ]
     command += ["--threads", str(threads), "--repeat", str(repeat)]
     finished = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     report: dict[str, Any] = json.loads(finished.stdout)

@@ -92,11 +92,11 @@ def disk_read_gb_per_s(
     except (OSError, ArtifactError) as error:
         if path is not None:
             path.unlink(missing_ok=True)
-        return dict.fromkeys(depths, Reading[float](None, f"{folder}: {error}"))
+        return dict.fromkeys(depths, Reading(None, f"{folder}: {error}"))
     try:
         if source.why_buffered is not None:
             why = f"{folder}: {source.why_buffered}; a rate of the page cache says nothing"
-            return dict.fromkeys(depths, Reading[float](None, why))
+            return dict.fromkeys(depths, Reading(None, why))
         return {depth: _disk_rate(source, record_bytes, records, depth) for depth in depths}
     finally:
         source.close()

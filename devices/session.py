@@ -42,7 +42,7 @@ from deeptalk_edge.devices.report import (
     distribution,
 )
 from deeptalk_edge.devices.scripted_port import ScriptedPort
-from deeptalk_edge.errors import DeviceLost, SettingsError
+from deeptalk_edge.errors import AudioError, DeviceLost, SettingsError
 from deeptalk_edge.model.features import RATE_HZ
 from deeptalk_edge.runtime.audio.echo import open_canceller
 from deeptalk_edge.runtime.audio.ports import SoundPort
@@ -63,8 +63,8 @@ from deeptalk_edge.sound.wav import resample
 Array = NDArray[np.float32]
 
 _PAUSE_S = 0.6  # between an answer and the next question
-_SHOW: Callable[[int, int], None] = lambda done, total: None  # noqa: E731
-
+_ANSWER_S = 120.0  # after a recording was heard nobody waits longer for its answer
+_SPEAKER_S = 600.0  # nor for somebody to speak
 log = logging.getLogger(__name__)
 
 
@@ -119,12 +119,13 @@ def profile_bundle(
     choose: Callable[[Bundle], ConversationSettings] = ConversationSettings.of,
     port: SoundPort | None = None,
     samples: Path | None = None,
-    show: Callable[[int, int], None] = _SHOW,
+    show: Callable[[int, int], None] = lambda done, total: None,
 ) -> Report:
     """Ask all turns and report. `port` is a live one; without it the recordings are the microphone.
 
-    Raises SettingsError if there is nothing to ask, AudioError for a file that is no question,
-    DeviceLost if the sound devices go, else what `Bundle.open` and `Conversation` raise.
+    Raises SettingsError if there is nothing to ask, AudioError for a file that is no question or
+    that nobody hears, DeviceLost if the sound devices go, else what `Bundle.open` and
+    `Conversation` raise.
     """
     _check(script, port)
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -136,7 +137,7 @@ def profile_bundle(
     with Conversation(bundle, choose(bundle)) as talk:
         talk.on_expert_counts = counts.append
         with Monitor() as monitor:
-            turns, num_failed = _ask_all(talk, script, questions, port, show)
+            turns, num_failed = _ask_all(talk, script, questions, port, counts, show)
         end = state_of(state())
         counted = [turn for turn in turns if not turn.is_warmup]
         if samples is not None:
@@ -154,7 +155,7 @@ def profile_bundle(
             stages=_stages(counted),
             underruns=sum(turn.underruns for turn in counted),
             failed_turns=num_failed,
-            experts=_experts(counts[script.warmup_turns :]),
+            experts=_experts(counts),
             memory=_memory(bundle.manifest, before_mb),
             power=_power(monitor, counted),
             samples=str(samples) if samples else None,
@@ -176,9 +177,11 @@ def _ask_all(
     script: Script,
     questions: Sequence[Array],
     port: SoundPort | None,
+    counts: list[dict[str, Any]],
     show: Callable[[int, int], None],
 ) -> tuple[list[Sample], int]:
-    """Every turn that was answered, and how many failed."""
+    """Every turn that was answered, and how many failed; `counts` are the experts' of the turns
+    that count."""
     scripted = ScriptedPort() if port is None else None
     hearing = Hearing(canceller=open_canceller("none")) if scripted else Hearing()
     asked = itertools.cycle(questions)
@@ -191,10 +194,15 @@ def _ask_all(
         while len(turns) + num_failed < total:
             time.sleep(_PAUSE_S)
             show(len(turns), total)
+            if len(turns) == script.warmup_turns:
+                counts.clear()
             start_s = time.monotonic()
+            patience_s = _SPEAKER_S
             if scripted:
-                scripted.ask(next(asked))
-            done = _one_turn(live, events, script.cut_s)
+                question = next(asked)
+                scripted.ask(question)
+                patience_s = _ANSWER_S + len(question) / RATE_HZ
+            done = _one_turn(live, events, script.cut_s, patience_s)
             if done is None:
                 num_failed += 1
             else:
@@ -205,10 +213,15 @@ def _ask_all(
 
 
 def _one_turn(
-    live: LiveConversation, events: Iterator[LiveEvent], cut_s: float | None
+    live: LiveConversation, events: Iterator[LiveEvent], cut_s: float | None, patience_s: float
 ) -> TurnDone | None:
-    """None if no answer came. Raises DeviceLost if the sound is gone."""
+    """None if the answer failed.
+
+    Raises DeviceLost if the sound is gone, AudioError if nothing was heard for so long.
+    """
     timer: threading.Timer | None = None
+    watchdog = threading.Timer(patience_s, live.stop)
+    watchdog.start()
     try:
         for event in events:
             if isinstance(event, TurnDone):
@@ -222,10 +235,14 @@ def _one_turn(
                 timer = threading.Timer(cut_s, live.interrupt)
                 timer.start()
     finally:
-        if timer is not None:
-            timer.cancel()
-            timer.join()
-    raise DeviceLost("the conversation ended before all turns were asked")
+        for each in (watchdog, timer):
+            if each is not None:
+                each.cancel()
+                each.join()
+    raise AudioError(
+        f"no answer within {patience_s:.0f} s: the voice detector heard no question; "
+        "`deeptalk-edge run --wav` shows what it makes of a recording"
+    )
 
 
 def _sample(number: int, done: TurnDone, start_s: float, *, is_warmup: bool) -> Sample:
@@ -382,7 +399,7 @@ def _warnings(start: State, end: State, turns: Sequence[Sample], monitor: Monito
 
 def _experts(turns: Sequence[dict[str, Any]]) -> Experts:
     """Summed over the counted turns."""
-    if not turns or "hits" not in turns[0]:
+    if not turns or "slots" not in turns[0]:
         return Experts(
             hits=None,
             misses=None,

@@ -113,7 +113,33 @@ MEASURE = st.tuples(
     st.one_of(_flag("--wav", _SOUND), _just("--text", "Why?"), _just("--text", "")),
     _flag("--repeat", st.sampled_from(["1", "0", "x"])),
     _flags(_flag("--mode", st.sampled_from(["text", "wrong"])), _just("--json")),
-).map(lambda parts: ["profile", *parts[0], *parts[1], *parts[2], *parts[3]])
+).map(lambda parts: ["profile", "--offline", *parts[0], *parts[1], *parts[2], *parts[3]])
+
+# By voice a turn takes seconds: what is refused before one is asked.
+PROFILE = st.tuples(
+    _flag("--bundle", _BUNDLE),
+    _flag("--turns", st.sampled_from(["0", "-1", "x"])),
+    _flags(_flag("--wav"), _flag("--samples"), _flag("-o"), _just("--cut", "0"), _just("--json")),
+).map(lambda parts: ["profile", *parts[0], *parts[1], *parts[2]])
+
+PLAN = st.tuples(
+    _flag("--device", st.one_of(st.sampled_from(["thor", "cpu", "x"]), _FILE)),
+    st.one_of(
+        _flag("--checkpoint"), _just("--checkpoint", "checkpoint"), _flag("--bundle", _BUNDLE)
+    ),
+    _flags(
+        _flag("--question", st.sampled_from(["1", "0", "nan", "x"])),
+        _flag("--context", st.sampled_from(["1", "-1", "99999999999"])),
+        _flag("--power-mode", st.sampled_from(["15W", "MAXN"])),
+        _flag("--precision", st.sampled_from(["experts=int8", "experts=x", "x"])),
+        _flag("--svg"),
+        _just("--json"),
+    ),
+).map(lambda parts: ["plan", *parts[0], *parts[1], *parts[2]])
+
+PROBE = st.tuples(_flags(_flag("--place"), _just("--json"))).map(
+    lambda parts: ["probe", "--identify-only", *parts[0]]
+)
 
 ROUTES = st.tuples(
     st.sampled_from(["show", "replay"]),
@@ -126,7 +152,10 @@ ROUTES = st.tuples(
 SOUND = _FILE.map(lambda name: ["sound", name])
 
 # What a verb may write or replace, by the flag before its name.
-_OUTPUT_FLAGS = ("--out", "--record-routes", "--output-device", "--record", "--trace", "-o")
+_OUTPUT_FLAGS = (
+    *("--out", "--record-routes", "--output-device", "--record", "--trace", "-o"),
+    *("--samples", "--svg"),
+)
 
 _INPUT_FLAGS = ("--wav", "--input-device", "--require-signature", "--turn-model", "--key")
 
@@ -162,7 +191,7 @@ KNOWN = [
     ["routes", "show", "zero.wav"],
 ]
 
-ARGV = st.one_of(RUN, RUN, EXPORT, BUNDLE, ROUTES, MEASURE, SOUND)
+ARGV = st.one_of(RUN, RUN, EXPORT, BUNDLE, ROUTES, MEASURE, PROFILE, PLAN, PROBE, SOUND)
 
 
 @pytest.fixture(scope="module")

@@ -99,10 +99,12 @@ def plan_device(
     memory = memory_plan(model.spec, profile, shapes, records, model.context_rows)
     work = ModelWork.of(model.spec, model.codec, profile.precision, records)
     assumptions = MEASURED if is_measured(profile) else Assumptions()
-    floor_assumptions = FLOOR
+    floor_assumptions = dataclasses.replace(
+        FLOOR, product_efficiency=max(FLOOR.product_efficiency, assumptions.product_efficiency)
+    )
     if hangover_ms is not None:
         assumptions = dataclasses.replace(assumptions, hangover_ms=hangover_ms)
-        floor_assumptions = dataclasses.replace(FLOOR, hangover_ms=hangover_ms)
+        floor_assumptions = dataclasses.replace(floor_assumptions, hangover_ms=hangover_ms)
     rates, why_no_times = rates_of(profile, mode)
     expected = floor = None
     if rates is not None and memory.resident_share is not None:

@@ -30,7 +30,9 @@ CARDS = (
 CPUS = ("cpu", "cpu-int8", "arm-cpu", "laptop-8gb")
 NAMES = tuple(sorted((*JETSONS, *CARDS, *CPUS, "dgx-spark")))
 
-TOML = """
+READ = 'address = "https://a.b/c", date = "2026-11-30"'
+
+TOML = f"""
 name = "board"
 summary = "a board"
 backend = "tensorrt"
@@ -47,10 +49,10 @@ codec = "float16"
 kv_cache = "float16"
 
 [facts]
-compute_capabilities = { value = ["sm_87"], source = "a", confirmed = true, address = "https://a.b/c", date = "2026-11-30" }
-memory_bytes = { value = 8, source = "a page", confirmed = false }
-memory_shared = { value = true, source = "a page", confirmed = true, measured = "probe" }
-disk_read_gb_per_s = { value = 3, source = "a guess", confirmed = false }
+compute_capabilities = {{ value = ["sm_87"], source = "a list", confirmed = true, {READ} }}
+memory_bytes = {{ value = 8, source = "a page", confirmed = false }}
+memory_shared = {{ value = true, source = "a page", confirmed = true, measured = "probe" }}
+disk_read_gb_per_s = {{ value = 3, source = "a guess", confirmed = false }}
 
 [[power_modes]]
 name = "15W"

@@ -45,7 +45,7 @@ def test_a_turn_of_run_and_a_measurement_say_what_ran(
     flags = ["--bundle", str(bundle.path), "--wav", str(question), "--threads", "2"]
     flags += ["--mode", "single", "--json"]
     turn = shown(["run", *flags], capsys)
-    report = shown(["profile", "run", *flags, "--repeat", "2"], capsys)
+    report = shown(["profile", "--offline", *flags, "--repeat", "2"], capsys)
     for figures in (turn, report):
         assert_says_what_ran(figures, bundle)
     assert (report["num_questions"], report["num_answers"]) == (1, 2)
@@ -59,7 +59,16 @@ def test_a_turn_of_run_and_a_measurement_say_what_ran(
 def test_a_person_gets_a_page_and_absent_figures_are_absent(
     bundle: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    argv = ["profile", "run", "--bundle", str(bundle.path), "--text", "Why?", "--mode", "text"]
+    argv = [
+        "profile",
+        "--offline",
+        "--bundle",
+        str(bundle.path),
+        "--text",
+        "Why?",
+        "--mode",
+        "text",
+    ]
     assert main([*argv, "--repeat", "1"]) == 0
     page = capsys.readouterr().out
     assert f"SHA-256 {bundle.sha256[:12]}" in page
@@ -90,7 +99,7 @@ def test_each_question_is_measured_in_a_conversation_of_its_own(bundle: Bundle) 
 def test_a_measurement_loads_no_training_stack(bundle: Bundle) -> None:
     code = "import sys; from deeptalk_edge.cli import main; code = main(sys.argv[1:])\n"
     code += "print(*sys.modules); sys.exit(code)"
-    argv = ["profile", "run", "--bundle", str(bundle.path), "--text", "Why?", "--repeat", "1"]
+    argv = ["profile", "--offline", "--bundle", str(bundle.path), "--text", "Why?", "--repeat", "1"]
     command = [sys.executable, "-c", code, *argv]
     finished = subprocess.run(command, capture_output=True, text=True, check=True)
     assert not set(finished.stdout.split()) & TRAINING_STACK

@@ -161,7 +161,7 @@ def test_recorded_routes_are_what_profile_reads(
     assert phases.count(Phase.SPEAKING) > 2 * 20
     assert {call.layer for each in recorded.passes for call in each.calls} == set(recorded.layers)
     capsys.readouterr()
-    assert main(["profile", "replay", str(routes), "--pool", "50%", "--json"]) == 0
+    assert main(["routes", "replay", str(routes), "--pool", "50%", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)
 
 

@@ -1,0 +1,43 @@
+"""The planner agrees with tables that were reckoned by hand, or their error is shown."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from deeptalk_edge.bench.forecast_tables import (
+    EMBEDDING_BYTES,
+    as_shipped,
+    int4_everywhere,
+    main,
+    official,
+)
+from deeptalk_edge.devices.profile import load_profile
+from tests.places import ROOT
+
+OFFICIAL = ROOT / "checkpoints" / "official-size"
+
+
+def test_the_table_under_int4_is_reproduced_but_for_an_embedding_that_no_prefill_reads() -> None:
+    compared = list(int4_everywhere(official(OFFICIAL)))
+    assert len(compared) > 100
+    off = [one for one in compared if one.error > 0.05]
+    assert {one.figure for one in off} <= {"prefill, ms"}
+    for one in off:
+        fact = load_profile(one.row).facts.memory_bandwidth_gb_per_s
+        assert fact
+        by_mistake = one.planned + EMBEDDING_BYTES / (0.5 * fact.value * 1e6)
+        assert by_mistake == pytest.approx(one.by_hand, rel=0.02, abs=0.5)
+
+
+def test_the_table_under_shipped_precisions_is_reproduced() -> None:
+    compared = list(as_shipped(official(OFFICIAL)))
+    assert len(compared) == 36
+    assert max(one.error for one in compared) < 0.01
+
+
+def test_both_are_printed_with_their_worst(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--like", str(OFFICIAL)]) == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["worst"]["figure"] == "prefill, ms"

@@ -1,0 +1,61 @@
+"""What the official size moves and computes, against figures that were reckoned by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from deeptalk_edge.checkpoint.config import read_codec_spec, read_model_spec
+from deeptalk_edge.devices.plan.memory import record_format
+from deeptalk_edge.devices.plan.work import ModelWork
+from deeptalk_edge.devices.profile import load_profile
+from tests.places import ROOT
+
+OFFICIAL = ROOT / "checkpoints" / "official-size"
+
+
+@pytest.fixture(scope="module")
+def work() -> ModelWork:
+    model, codec = read_model_spec(OFFICIAL), read_codec_spec(OFFICIAL / "snac")
+    profile = load_profile("thor")  # float16, experts int4 in groups of 128
+    return ModelWork.of(model, codec, profile.precision, record_format(model, profile))
+
+
+def test_the_official_size_is_what_it_is_said_to_be(work: ModelWork) -> None:
+    assert work.dense_bytes == pytest.approx(1.79e9, rel=0.005)
+    assert work.head_bytes == 131_584 * 2048 * 2
+    assert work.expert_bytes == 3 * 2048 * 1408 * (4 + 16 / 128) / 8
+    assert work.row_operations == pytest.approx(2 * 2.24e9, rel=0.005)  # 2.24 B active weights
+    assert work.prefill_operations(280) == pytest.approx(1.26e12, rel=0.005)
+    assert work.encoder_operations(1500) == pytest.approx(1.14e12, rel=0.005)
+    assert 1024 * work.cache_row_bytes == pytest.approx(0.03e9, rel=0.07)  # said in one digit
+
+
+def test_a_frame_of_the_codec_is_what_the_package_counts_without_its_noise(
+    work: ModelWork,
+) -> None:
+    # 0.83 GFLOP by torch's counter on the package; its noise, which bundles leave out, is a matrix
+    # of (halved, halved) a sample in each block: 2 x (512^2 x 32 + 256^2 x 256 + ...) / frame.
+    rows, width, noise = 4, 1024, 0.0
+    for stride in (8, 8, 4, 2):
+        rows, width = rows * stride, width // 2
+        noise += 2 * rows * width**2
+    assert work.codec_frame_operations + noise == pytest.approx(0.83e9, rel=0.05)
+
+
+@pytest.mark.parametrize(("items", "alike", "experts"), [(1, True, 6), (2, True, 11.4375)])
+def test_items_that_route_apart_share_a_few_experts(
+    work: ModelWork, items: int, alike: bool, experts: float
+) -> None:
+    assert work.experts_of(items, alike=alike) == pytest.approx(experts)
+    assert work.experts_of(2, alike=False) == 12
+    assert work.experts_of(1000) == pytest.approx(64)
+
+
+def test_a_step_reads_each_dense_weight_once_and_the_cache_of_each_item(work: ModelWork) -> None:
+    one, two = work.step_bytes(1, 1000), work.step_bytes(2, 1000)
+    experts = 26 * (work.experts_of(2) - 6) * work.expert_bytes
+    assert two - one == pytest.approx(experts + 1000 * work.cache_row_bytes)
+    wider = replace(work, dense_bytes=work.dense_bytes + 7)
+    assert wider.step_bytes(2, 1000) == two + 7

@@ -1,0 +1,127 @@
+"""A probe of any machine gives values or reasons, and a profile that the planner prefers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from deeptalk_edge.cli import main
+from deeptalk_edge.devices import measure
+from deeptalk_edge.devices.facts import Fact
+from deeptalk_edge.devices.measured import measured_path, planning_profile
+from deeptalk_edge.devices.probe import measured_facts, measurements, probe, state
+from deeptalk_edge.devices.profile import load_profile
+from deeptalk_edge.devices.profile_file import profile_text, write_profile
+from deeptalk_edge.devices.reading import Reading, read_file, run_command
+from deeptalk_edge.errors import SettingsError
+from tests.devices.trees import ORIN_NANO, plant
+
+
+def test_a_machine_whose_every_reading_is_missing_is_probed_all_the_same(tmp_path: Path) -> None:
+    found = probe(tmp_path, root=tmp_path, measures=False)
+    content = found.as_json()
+    readings = content["readings"]
+    missing = readings.pop("missing")
+    assert set(readings.values()) == {None}
+    assert readings.keys() == missing.keys()
+    assert all(missing.values())
+    assert content["machine"]["memory_bytes"] is None
+    assert "meminfo: no such file" in content["machine"]["missing"]["memory_bytes"]
+    json.dumps(content)
+
+
+def test_a_board_is_probed_from_its_files(tmp_path: Path) -> None:
+    readings = state(plant(tmp_path, ORIN_NANO))
+    assert readings["power_mode"].value == "15W"
+    assert readings["governor"].value == "schedutil"
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Smaller pieces than a true probe takes, and a user's directory of one's own."""
+    monkeypatch.setattr(measure, "_READ_BYTES", 1 << 20)
+    monkeypatch.setattr(measure, "_TURNS", 1)
+    monkeypatch.setattr("deeptalk_edge.devices.probe._RECORD_BYTES", 1 << 16)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    return tmp_path
+
+
+def test_what_was_measured_here_is_what_the_planner_takes(
+    quick: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["probe", "--place", str(quick), "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    profile = content["machine"]["profile"]
+    assert content["profile"] == str(measured_path(profile, content["machine"]["key"]))
+    planned = planning_profile(profile)
+    fact = planned.facts.memory_bytes
+    assert fact
+    assert fact.confirmed
+    assert fact.measured == "deeptalk-edge probe"
+    assert fact.value == content["machine"]["memory_bytes"]
+    assert load_profile(profile).facts.memory_bytes != fact  # the shipped one stays as it is
+
+
+def test_only_identifying_writes_nothing(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["probe", "--identify-only", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["profile"] is None
+    assert content["measured"] == {"missing": {}}
+    assert not (quick / "config").exists()
+
+
+def test_a_place_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["probe", "--place", "nowhere"]) == 1
+    assert "nowhere: not a directory" in capsys.readouterr().err
+
+
+def test_every_measurement_has_a_value_or_a_reason(quick: Path) -> None:
+    found = probe(quick, measures=False)
+    for name, reading in measurements(found.machine, quick).items():
+        assert (reading.value is None) is (reading.why is not None), name
+        assert reading.value is None or reading.value > 0, name
+
+
+def test_a_cpus_rates_are_not_those_of_a_board_with_a_gpu(quick: Path) -> None:
+    found = probe(quick)
+    assert measured_facts(found, load_profile("cpu-int8")).int8_tops
+    facts = measured_facts(found, load_profile("orin-nano-8gb"))
+    assert (facts.int8_tops, facts.memory_bandwidth_gb_per_s) == (None, None)
+    assert facts.memory_bytes
+
+
+def test_a_written_profile_is_read_back_and_a_spoiled_one_is_said(quick: Path) -> None:
+    base = load_profile("orin-nano-8gb")
+    fact: Fact[int] = Fact(value=8, source='a "quoted" page', confirmed=False)
+    facts = replace(base.facts, memory_bytes=fact)
+    write_profile(base, facts, quick / "deep" / "board.toml", "a head")
+    again = load_profile(str(quick / "deep" / "board.toml"))
+    assert again.facts == facts
+    assert profile_text(base, facts, "a head").startswith("# a head\n")
+
+
+def test_a_spoiled_measured_profile_is_refused_with_the_way_out(quick: Path) -> None:
+    found = probe(quick, measures=False)
+    path = measured_path(found.machine.profile, found.machine.key)
+    path.parent.mkdir(parents=True)
+    path.write_text("name = 3")
+    with pytest.raises(SettingsError, match="measure again"):
+        planning_profile(found.machine.profile)
+
+
+def test_a_disk_that_cannot_be_written_has_no_rate() -> None:
+    rates = measure.disk_read_gb_per_s(Path("/proc"), 4096, depths=(1,))
+    assert rates[1].value is None
+    assert rates[1].why
+
+
+def test_a_command_that_is_missing_or_fails_is_a_missing_reading(tmp_path: Path) -> None:
+    assert run_command("no-such-program").why == "no-such-program: not installed"
+    assert "exit code 3" in (run_command("sh", "-c", "echo no >&2; exit 3").why or "")
+    assert read_file(tmp_path).value is None
+    assert Reading("x").then(int, "a number").why == (
+        "a number: not understood (invalid literal for int() with base 10: 'x')"
+    )
