@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from deeptalk_edge.model.spec import DecoderSpec, ModelSpec
 from deeptalk_edge.training.attention import Cache, LatentAttention, rotary_turns
@@ -31,6 +32,8 @@ class DeepTalk(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
+        self.checkpoints_gradients = False
+        """Layers are computed again on the way back, instead of keeping their inner values."""
         self.model = Body(spec)
         self.lm_head = nn.Linear(spec.decoder.width, spec.vocabulary.size, bias=False)
         if spec.tied_head:
@@ -81,7 +84,10 @@ class DeepTalk(nn.Module):
         start = cache.num_rows if cache is not None else 0
         turns = rotary_turns(self.spec.decoder, start, hidden.shape[1], hidden.device)
         for layer in self.model.layers:
-            hidden = layer(hidden, turns, cache, routing)
+            if self.checkpoints_gradients and cache is None:
+                hidden = checkpoint(layer, hidden, turns, None, routing, use_reentrant=False)
+            else:
+                hidden = layer(hidden, turns, cache, routing)
         normed: Tensor = self.model.norm(hidden)
         return normed
 
@@ -95,8 +101,8 @@ class DeepTalk(nn.Module):
         logits = F.linear(hidden, self.lm_head.weight[vocabulary.text_size :])
         return logits.view(*hidden.shape[:-1], vocabulary.num_codebooks, vocabulary.codebook_block)
 
-    def set_frozen_experts(self, expert_ids: Sequence[Sequence[int]] | None) -> None:
-        """Bar experts from all tokens and from training, a list per MoE layer; None bars none.
+    def set_barred_experts(self, expert_ids: Sequence[Sequence[int]] | None) -> None:
+        """Keep all tokens away from some experts, a list per MoE layer; None bars none.
 
         Raises ValueError if the lists do not fit the model.
         """
@@ -106,7 +112,7 @@ class DeepTalk(nn.Module):
         if len(expert_ids) != len(mixtures):
             raise ValueError(f"{len(expert_ids)} lists of experts for {len(mixtures)} MoE layers")
         for mixture, barred in zip(mixtures, expert_ids, strict=True):
-            mixture.freeze_experts(barred)
+            mixture.gate.bar(barred)
 
 
 class Body(nn.Module):
