@@ -134,6 +134,12 @@ def is_first() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
+def wait_for_all() -> None:
+    """Go on when every process is here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
 def num_ranks() -> tuple[int, int]:
     """This process's number, and how many there are."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
