@@ -23,6 +23,7 @@ from deeptalk_edge.model.rows import Ids
 from deeptalk_edge.sound.sound_file import read_sound
 from deeptalk_edge.training.snac import Snac
 from deeptalk_edge.training.snac_files import load_snac
+from deeptalk_edge.training.tiny.tokens import Tokeniser
 
 CODEC_ENCODER = "codec_encoder.safetensors"
 """Beside a checkpoint's weights, where its SNAC directory holds a decoder alone."""
@@ -89,6 +90,21 @@ class _SnacWriter:
         return frames
 
 
+class _MelWriter:
+    """The tiny codec's mel encoder."""
+
+    def __init__(self, tokeniser: Tokeniser) -> None:
+        self._tokeniser = tokeniser
+
+    def codes(self, samples: Samples) -> Ids:
+        # A frame of silence on both sides: the codes of an answer's ends are then its own.
+        silence = np.zeros(self._tokeniser.spec.frame_samples, np.float32)
+        missing = -len(samples) % len(silence)
+        padded = np.concatenate([silence, np.pad(samples, (0, missing)), silence])
+        frames: Ids = self._tokeniser.codes(padded).numpy()[1:-1]
+        return frames
+
+
 def open_code_writer(checkpoint: Path) -> CodeWriter:
     """The encoder that belongs to a checkpoint's codec.
 
@@ -99,8 +115,6 @@ def open_code_writer(checkpoint: Path) -> CodeWriter:
         return _SnacWriter(codec)
     path = checkpoint / CODEC_ENCODER
     if path.is_file():
-        from deeptalk_edge.training.tiny.tokens import Tokeniser, as_code_writer
-
         tokeniser = Tokeniser.load(path)
         found = tokeniser.quantizer.state_dict()
         for name, wanted in codec.quantizer.state_dict().items():
@@ -109,7 +123,7 @@ def open_code_writer(checkpoint: Path) -> CodeWriter:
                     f"{path}: belongs to another codec ({name} differs); fit one to this codec "
                     "with `python -m deeptalk_edge.training.tiny.invert`"
                 )
-        return as_code_writer(tokeniser)
+        return _MelWriter(tokeniser)
     raise SettingsError(
         f"{checkpoint}: its codec can only decode, so codes cannot be made here; give `codec` "
         "with every answer, or a SNAC directory with the encoder"

@@ -71,6 +71,18 @@ class Sample:
     """The last user turn's text; "" where it has none."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A prompt to be answered."""
+
+    prompt: Segment
+    heard: tuple[tuple[Clip, ...], ...]
+    text: str
+    answer: str
+    """The one that is wanted."""
+    speaker: str
+
+
 class SampleWriter:
     """Writes conversations as samples, for one checkpoint's vocabulary."""
 
@@ -120,6 +132,19 @@ class SampleWriter:
 
         win = self.sample(with_codes(preferred.win), task, None)
         return win, self.sample(with_codes(preferred.lose), task, None)
+
+    def question(self, conversation: Conversation, task: str) -> Question:
+        """The prompt alone, heard where the task hears; and the answer that is wanted. Raises
+        BadSample as `sample` does."""
+        system, turns = self._turns(conversation, task, None)
+        prompt, heard = self._prompt(system, turns[:-1], task, None)
+        return Question(
+            prompt=prompt,
+            heard=tuple(heard),
+            text=turns[-2].text,
+            answer=turns[-1].text,
+            speaker=turns[-1].speaker,
+        )
 
     def _turns(
         self, conversation: Conversation, task: str, draw: random.Random | None

@@ -148,7 +148,7 @@ def prepare(recipe: Recipe) -> Prepared:
     source = Path(recipe.checkpoint)
     config = read_json(source / "config.json")
     spec = read_model_spec(source)
-    system = recipe.data.system or _system_of(source)
+    system = recipe.data.system or system_of(source)
     is_preference = recipe.stage == "preference"
     reader = _reader(recipe, recipe.data.train, source, spec, system)
     index = build_index(reader)
@@ -442,7 +442,8 @@ def _adapt(model: DeepTalk, recipe: Recipe, split: Split | None) -> None:
         layer.lora_b.requires_grad_(True)
 
 
-def _system_of(checkpoint: Path) -> str:
+def system_of(checkpoint: Path) -> str:
+    """The system text that a checkpoint was trained with, where it says so."""
     path = checkpoint / "generation_config.json"
     deeptalk = read_json(path).get("deeptalk") if path.is_file() else None
     system = deeptalk.get("system") if isinstance(deeptalk, dict) else None
