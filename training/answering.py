@@ -100,7 +100,6 @@ class Answerer:
             sound=self.sound_of(answer.frames),
         )
 
-
     def _word_frames(self, text_ids: Sequence[int]) -> Iterator[int]:
         """A word begins with a space, but for the first."""
         is_first, known = True, self.tokenizer.get_vocab_size()

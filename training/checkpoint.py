@@ -66,9 +66,7 @@ def _copy_weights(model: DeepTalk, checkpoint: Checkpoint) -> None:
                 from torch.distributed.tensor import DTensor, distribute_tensor
 
                 assert isinstance(parameter, DTensor)
-                stored = distribute_tensor(
-                    stored, mesh, parameter.placements, src_data_rank=None
-                )
+                stored = distribute_tensor(stored, mesh, parameter.placements, src_data_rank=None)
             parameter.copy_(stored)
 
 
@@ -110,9 +108,14 @@ def write_checkpoint(
     Adapters are added to the weights if `merged`, else left out. Raises DoesNotFit if the disk is
     full.
     """
+    facts = {
+        **config,
+        "mm_audio_encoder": ENCODER_DIRECTORY,  # a released one names its authors' disk
+        "torch_dtype": _DTYPE_NAMES[dtype],
+    }
     if is_first():
         (directory / ENCODER_DIRECTORY).mkdir()
-        _write_json(directory / "config.json", {**config, "torch_dtype": _DTYPE_NAMES[dtype]})
+        _write_json(directory / "config.json", facts)
         encoder_config = encoder_config_of(model.spec.encoder)
         _write_json(directory / ENCODER_DIRECTORY / "config.json", encoder_config)
     _write_shards(directory, model, dtype, shard_bytes, merged)
@@ -270,8 +273,9 @@ def _stored(
 ) -> Tensor:
     full = getattr(parameter, "full_tensor", None)
     whole: Tensor = parameter.detach() if full is None else full().detach()
-    if merged:
-        whole = whole + lora_delta(model, name)
+    delta = lora_delta(model, name) if merged else None
+    if delta is not None:
+        whole = whole + delta
     return whole.to("cpu", dtype).contiguous()
 
 

@@ -1,12 +1,12 @@
 """`deeptalk-edge train`: make and adapt checkpoints.
 
-    train RECIPE            run a recipe: a TOML file, or one of ours by its name
-    train split             find the audio experts of an aligned checkpoint
-    train check             name every problem of some data
-    train speak             a CSV of questions and answers, spoken, as data to train on
-    train pairs             sample answers, score them, pick pairs for DPO
-    train plan              memory and time of a recipe, computed
-    train eval              score a checkpoint on data
+train RECIPE            run a recipe: a TOML file, or one of ours by its name
+train split             find the audio experts of an aligned checkpoint
+train check             name every problem of some data
+train speak             a CSV of questions and answers, spoken, as data to train on
+train pairs             sample answers, score them, pick pairs for DPO
+train plan              memory and time of a recipe, computed
+train eval              score a checkpoint on data
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def _declare_split(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--count", default="adaptive", help="audio experts of each layer, or adaptive (default)"
     )
-    parser.add_argument("--by", choices=get_args(LoadBy), default="hits", help="how load is counted")
+    parser.add_argument(
+        "--by", choices=get_args(LoadBy), default="hits", help="how load is counted"
+    )
     parser.add_argument("--page", type=Path, help="an HTML page with the table and the heat map")
     parser.add_argument("--max-samples", type=int, default=2000, help="to look at (default 2000)")
 
@@ -130,10 +132,10 @@ def _speak(args: argparse.Namespace) -> int:
     """Speak a CSV of questions and answers, as data to train on."""
     from deeptalk_edge.training.kiosk import speak_table
 
-    made = speak_table(
-        args.csv, args.checkpoint, args.out, num_takes=args.takes, seed=args.seed
+    made = speak_table(args.csv, args.checkpoint, args.out, num_takes=args.takes, seed=args.seed)
+    print(
+        f"{args.out}: {made.num_train} spoken questions to train on, {made.num_held_out} held out"
     )
-    print(f"{args.out}: {made.num_train} spoken questions to train on, {made.num_held_out} held out")
     return 0
 
 

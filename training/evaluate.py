@@ -1,4 +1,4 @@
-"""How good is a checkpoint? Its answers to the same questions, typed and spoken, against the data's.
+"""How good is a checkpoint? The same questions, typed and spoken, and its answers to them.
 
 text       the answer's words as they should be
 spoken     the words that a recogniser hears in the waveform: against the *requested* text, where

@@ -106,9 +106,7 @@ def adaptive_counts(audio_loads: Tensor, text_loads: Tensor, top_k: int) -> list
     return [min(max(count, top_k), num_experts - top_k) for count in wanted]
 
 
-def random_split(
-    num_layers: int, num_experts: int, count: int, seed: int
-) -> list[list[int]]:
+def random_split(num_layers: int, num_experts: int, count: int, seed: int) -> list[list[int]]:
     """The baseline: audio experts drawn without looking."""
     draw = random.Random(seed)
     return [sorted(draw.sample(range(num_experts), count)) for _ in range(num_layers)]

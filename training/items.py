@@ -83,9 +83,7 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The same on another device."""
         moved = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Batch(
-            **{k: v.to(device) if isinstance(v, Tensor) else v for k, v in moved.items()}
-        )
+        return Batch(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in moved.items()})
 
     def speech_rows(self, vocabulary: VocabularySpec) -> Tensor:
         """Rows (B, T) that carry speech: a heard frame, or a code in any codebook."""

@@ -112,6 +112,10 @@ def _open_tensorboard(directory: Path) -> Any:
 # The page -----------------------------------------------------------------------------------------
 
 _WIDTH, _HEIGHT = 560, 160
+_STYLE = (
+    "<style>body{font:14px sans-serif;max-width:60em;margin:2em auto}"
+    "td,th{padding:.1em .6em;text-align:right}</style>"
+)
 _COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22")
 
 
@@ -136,11 +140,8 @@ def write_report(directory: Path, title: str) -> None:
         parts.append("<h2>Speed</h2>" + line_chart(rates))
     if routers:
         parts.append("<h2>Routers</h2>" + router_table(routers[-1]["facts"]))
-    page = (
-        f"<!doctype html><meta charset=utf-8><title>{escape(title)}</title><style>body{{font:14px "
-        "sans-serif;max-width:60em;margin:2em auto}td,th{padding:.1em .6em;text-align:right}"
-        f"</style>{''.join(parts)}\n"
-    ).replace("{{", "{").replace("}}", "}")
+    head = f"<!doctype html><meta charset=utf-8><title>{escape(title)}</title>{_STYLE}"
+    page = head + "".join(parts) + "\n"
     write_file(directory / REPORT, page.encode())
 
 
@@ -160,8 +161,7 @@ def line_chart(lines: Mapping[str, Sequence[tuple[float, float | None]]]) -> str
     for i, (name, points) in enumerate(kept.items()):
         colour = _COLOURS[i % len(_COLOURS)]
         path = " ".join(
-            f"{x / last * _WIDTH:.1f},{_HEIGHT - (y - low) / span * _HEIGHT:.1f}"
-            for x, y in points
+            f"{x / last * _WIDTH:.1f},{_HEIGHT - (y - low) / span * _HEIGHT:.1f}" for x, y in points
         )
         drawn.append(f'<polyline points="{path}" fill="none" stroke="{colour}"/>')
         drawn.append(
@@ -169,9 +169,7 @@ def line_chart(lines: Mapping[str, Sequence[tuple[float, float | None]]]) -> str
             f"{escape(name)} {points[-1][1] if points else ''!s:.6}</text>"
         )
     size = f'width="{_WIDTH + 180}" height="{max(_HEIGHT, 16 * len(kept)) + 4}"'
-    return (
-        f"<svg {size}>{''.join(drawn)}</svg><p>0 to step {last:g}; {low:.4g} to {high:.4g}</p>"
-    )
+    return f"<svg {size}>{''.join(drawn)}</svg><p>0 to step {last:g}; {low:.4g} to {high:.4g}</p>"
 
 
 def router_table(facts: Sequence[Mapping[str, Any]]) -> str:

@@ -76,8 +76,8 @@ class Made:
 def speak_table(table: Path, checkpoint: Path, out: Path, *, num_takes: int, seed: int) -> Made:
     """Write `train.jsonl`, `held_out.jsonl` and their recordings to a new directory.
 
-    Raises SettingsError if the table or a synthesiser is missing or a line is no pair, ArtifactError
-    if the checkpoint is damaged, AudioError if a recording cannot be read.
+    Raises SettingsError if the table or a synthesiser is missing or a line is no pair,
+    ArtifactError if the checkpoint is damaged, AudioError if a recording cannot be read.
     """
     pairs = read_table(table)
     if any(not pair.question_wavs for pair in pairs):
@@ -167,9 +167,7 @@ class _Answers:
         assert self._writer is not None
         if pair.answer_wav is not None:
             sound = read_sound(pair.answer_wav)
-            samples = np.asarray(
-                soxr.resample(sound.pcm, sound.rate_hz, self._rate_hz), np.float32
-            )
+            samples = np.asarray(soxr.resample(sound.pcm, sound.rate_hz, self._rate_hz), np.float32)
         else:
             pcm = speak(pair.answer, UNIT_VOICE, rate_hz=self._rate_hz, margin_ms=MARGIN_MS)
             samples = as_samples(pcm)

@@ -71,13 +71,13 @@ def adapters(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
             yield name, module
 
 
-def lora_delta(model: nn.Module, weight_name: str) -> Tensor | float:
-    """What a weight's adapter adds to it; 0 where it has none."""
+def lora_delta(model: nn.Module, weight_name: str) -> Tensor | None:
+    """What a weight's adapter adds to it, (out, in); None where it has none."""
     module_name, _, last = weight_name.rpartition(".")
     if last != "weight":
-        return 0.0
+        return None
     module = model.get_submodule(module_name)
-    return module.delta().detach() if isinstance(module, LoraLinear) else 0.0
+    return module.delta().detach() if isinstance(module, LoraLinear) else None
 
 
 @torch.no_grad()

@@ -29,9 +29,7 @@ def with_audio_experts(model: DeepTalk, count: int) -> DeepTalk:
         raise SettingsError(
             f"num_audio_experts = {count}: expected {decoder.top_k} to {decoder.num_experts}"
         )
-    spec = replace(
-        model.spec, decoder=replace(decoder, num_experts=decoder.num_experts + count)
-    )
+    spec = replace(model.spec, decoder=replace(decoder, num_experts=decoder.num_experts + count))
     extended = DeepTalk(spec)
     old, new = model.state_dict(), extended.state_dict()
     for name, tensor in new.items():

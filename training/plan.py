@@ -107,7 +107,9 @@ class TrainingPlan:
         if not self.fits:
             lines += self._ways_out()
         if self.hours is not None:
-            lines.append(f"time          {self.hours:.1f} hours at {machine.tflops:g} TFLOP/s a GPU")
+            lines.append(
+                f"time          {self.hours:.1f} hours at {machine.tflops:g} TFLOP/s a GPU"
+            )
         return "\n".join(lines)
 
     def _ways_out(self) -> list[str]:

@@ -188,6 +188,7 @@ def shard(model: nn.Module, layers: Sequence[nn.Module]) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo knows no scaled sum
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -21,7 +21,9 @@ def token_loss(
     targets: torch.Tensor,
     weights: Sequence[float] = OFFICIAL_WEIGHTS,
 ) -> torch.Tensor:
-    return torch.stack(list(token_losses(text_logits, code_logits, targets, weights).values())).sum()
+    return torch.stack(
+        list(token_losses(text_logits, code_logits, targets, weights).values())
+    ).sum()
 
 
 def _logits(num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:

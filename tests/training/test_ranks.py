@@ -87,4 +87,6 @@ def test_the_others_have_nothing_of_a_single_batch(tmp_path: Path) -> None:
 
 def _write_shares(rank: int, place: Path) -> None:
     with joined(rank, RANKS, place / "meeting"):
-        (place / f"{rank}.txt").write_text(f"{share([7], *num_ranks())} {share([1, 2, 3], *num_ranks())}")
+        (place / f"{rank}.txt").write_text(
+            f"{share([7], *num_ranks())} {share([1, 2, 3], *num_ranks())}"
+        )

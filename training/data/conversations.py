@@ -107,9 +107,8 @@ class SampleFile:
             return
         try:
             with self.path.open("rb") as file:
-                offset, line = 0, 0
-                for text in file:
-                    line += 1
+                offset = 0
+                for line, text in enumerate(file, start=1):
                     if text.strip():
                         yield line, offset
                     offset += len(text)

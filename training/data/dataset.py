@@ -139,9 +139,7 @@ def build_index(reader: Reader, *, is_deep: bool = False) -> Index:
             rows = max(len(sample.item.rows) for sample in read)
             entries.append(Entry(number, line, offset, rows))
             digest.update(f"{number}:{line}:{rows};".encode())
-    return Index(
-        entries=tuple(entries), problems=tuple(problems), digest=digest.hexdigest()[:16]
-    )
+    return Index(entries=tuple(entries), problems=tuple(problems), digest=digest.hexdigest()[:16])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -111,9 +111,11 @@ def encode_batch(model: DeepTalk, batch: Batch, *, bfloat16: bool = False) -> Te
         return None
     ears = (model.model.audio_encoder, model.model.audio_mm_projector)
     trains = any(p.requires_grad for ear in ears for p in ear.parameters())
-    with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
-        with precision(batch.rows.device, bfloat16):
-            return model.encode(batch.log_mel).flatten(0, 1)
+    with (
+        torch.set_grad_enabled(trains and torch.is_grad_enabled()),
+        precision(batch.rows.device, bfloat16),
+    ):
+        return model.encode(batch.log_mel).flatten(0, 1)
 
 
 def preference_batch_losses(
@@ -135,9 +137,7 @@ def preference_batch_losses(
     with precision(batch.win.rows.device, settings.bfloat16):
         win_hidden, win, lose = _code_scores(model, batch, mode, settings, routing)
         with torch.no_grad():
-            _, reference_win, reference_lose = _code_scores(
-                reference, batch, mode, settings, None
-            )
+            _, reference_win, reference_lose = _code_scores(reference, batch, mode, settings, None)
         asked = batch.win.targets[..., -1] != IGNORE
         text_logits = model.text_logits(win_hidden[asked])
     targets = batch.win.targets[asked].clone()

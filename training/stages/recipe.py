@@ -154,6 +154,9 @@ class Recipe:
     stage: StageName
     optimiser: Optimiser
     checkpoint: str = ""
+    encoder: str = ""
+    """A Whisper directory, instead of the one that the checkpoint's config names."""
+
     output: str = ""
     experts: str = ""
     """The split's JSON; "" takes the checkpoint's `audio_experts_file`."""

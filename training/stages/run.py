@@ -1,6 +1,6 @@
 """Runs a recipe: from its checkpoint and its data to a run directory.
 
-    torchrun --nproc-per-node 8 -m deeptalk_edge.cli train joint ...    over several processes
+torchrun --nproc-per-node 8 -m deeptalk_edge.cli train joint ...    over several processes
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from deeptalk_edge.training.expert_split import (
 from deeptalk_edge.training.experts import Routing
 from deeptalk_edge.training.items import Batch
 from deeptalk_edge.training.journal import Journal, router_facts, write_report
-from deeptalk_edge.training.lora import add_adapters, adapters, save_adapter
 from deeptalk_edge.training.loop import LoopSettings, StepReport, StopTraining, train
+from deeptalk_edge.training.lora import adapters, add_adapters, save_adapter
 from deeptalk_edge.training.losses import Losses
 from deeptalk_edge.training.model import DeepTalk
 from deeptalk_edge.training.moextend import added_experts, with_audio_experts
@@ -52,6 +52,8 @@ from deeptalk_edge.training.stages.objective import (
     encode_batch,
     preference_batch_losses,
     preference_margin,
+)
+from deeptalk_edge.training.stages.objective import (
     run as run_batch,
 )
 from deeptalk_edge.training.stages.recipe import Recipe, Source
@@ -105,9 +107,7 @@ class Objective(nn.Module):
                 mode=preference.mode,
             )
         features = encode_batch(self.deeptalk, batch, bfloat16=self.losses.bfloat16)
-        return answer_losses(
-            self.deeptalk, batch, features, self.losses, parent=self.reference
-        )
+        return answer_losses(self.deeptalk, batch, features, self.losses, parent=self.reference)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +147,8 @@ def prepare(recipe: Recipe) -> Prepared:
     """Read the checkpoint and the data of a recipe, and set what trains. Raises as `run_recipe`."""
     source = Path(recipe.checkpoint)
     config = read_json(source / "config.json")
-    spec = read_model_spec(source)
+    encoder = Path(recipe.encoder) if recipe.encoder else None
+    spec = read_model_spec(source, encoder)
     system = recipe.data.system or system_of(source)
     is_preference = recipe.stage == "preference"
     reader = _reader(recipe, recipe.data.train, source, spec, system)
@@ -161,7 +162,7 @@ def prepare(recipe: Recipe) -> Prepared:
     else:
         judge = reader
         kept, judged_entries = held_out(index.entries, recipe.data.held_out)
-    model = load_model(source)
+    model = load_model(source, encoder=encoder)
     if recipe.stage == "moextend":
         model, config = _extended(recipe, model, config)
     split = _split_of(recipe, model, config, source)
@@ -171,7 +172,8 @@ def prepare(recipe: Recipe) -> Prepared:
     model.checkpoints_gradients = recipe.gradient_checkpointing
     reference = None
     if is_preference or recipe.stage == "distil":
-        reference = load_model(Path(recipe.parent or recipe.checkpoint)).eval()
+        parent = Path(recipe.parent or recipe.checkpoint)
+        reference = load_model(parent, encoder=encoder).eval()
         reference.requires_grad_(False)
     return Prepared(
         recipe=recipe,
@@ -427,6 +429,7 @@ def _quarter(config: Mapping[str, Any]) -> int:
 def _adapt(model: DeepTalk, recipe: Recipe, split: Split | None) -> None:
     """Adapters on the matrices of the parts that the recipe names; nothing else trains."""
     assert recipe.lora is not None
+    torch.manual_seed(recipe.seed)  # a run that resumes starts from the same adapters
     decoder = model.spec.decoder
     names = [
         name

@@ -68,9 +68,7 @@ def split_checkpoint(
 
 
 @torch.no_grad()
-def loads_of(
-    checkpoint: Path, data: Sequence[str], *, by: LoadBy, max_samples: int
-) -> ExpertLoads:
+def loads_of(checkpoint: Path, data: Sequence[str], *, by: LoadBy, max_samples: int) -> ExpertLoads:
     """Where a checkpoint sends the rows of some data."""
     spec = read_model_spec(checkpoint)
     reader = Reader(

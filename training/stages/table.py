@@ -87,18 +87,14 @@ class Rule:
 
 RULES: dict[StageName, Rule] = {
     "align": Rule(trains=frozenset({"projector", "embedding"})),
-    "audio_experts": Rule(
-        trains=_SPECIAL - {"text_experts"}, barred="text", needs_split=True
-    ),
+    "audio_experts": Rule(trains=_SPECIAL - {"text_experts"}, barred="text", needs_split=True),
     "text_experts": Rule(trains=_SPECIAL - {"audio_experts"}, barred="audio", needs_split=True),
     "joint": Rule(trains=_DECODER),
     "preference": Rule(trains=_DECODER),
     # Baselines. Whisper is frozen in every stage; puremoe's script moves all the rest.
     "puremoe": Rule(trains=_DECODER | {"projector"}),
     "moextend": Rule(trains=_SPECIAL - {"text_experts"}, barred="text", needs_split=True),
-    "random_split": Rule(
-        trains=_SPECIAL - {"text_experts"}, barred="text", needs_split=True
-    ),
+    "random_split": Rule(trains=_SPECIAL - {"text_experts"}, barred="text", needs_split=True),
     "distil": Rule(trains=_DECODER),
     "finetune": Rule(trains=_DECODER),
 }

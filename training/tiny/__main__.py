@@ -23,7 +23,9 @@ def main() -> None:
     """Make everything and say how long it took."""
     arguments, began = _arguments(), time.monotonic()
     out, scale = arguments.out, arguments.steps_scale
-    settings = TrainSettings(losses=replace(TINY_LOSSES, bfloat16=arguments.bfloat16), seed=arguments.seed)
+    settings = TrainSettings(
+        losses=replace(TINY_LOSSES, bfloat16=arguments.bfloat16), seed=arguments.seed
+    )
     plan = Plan(
         work=arguments.work or out.with_name(out.name + ".work"),
         device=arguments.device,

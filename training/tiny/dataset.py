@@ -42,6 +42,7 @@ from deeptalk_edge.training.tiny.domain import (
 from deeptalk_edge.training.tiny.shape import SPEAKER, SYSTEM_PROMPT
 from deeptalk_edge.training.tiny.units import UnitVoice
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetSettings:
     """What a step trains on."""

@@ -27,9 +27,9 @@ from deeptalk_edge.training.loop import LoopSettings, StateFile, train
 from deeptalk_edge.training.losses import Losses, added
 from deeptalk_edge.training.model import DeepTalk
 from deeptalk_edge.training.ranks import is_first
-from deeptalk_edge.training.tiny.corpus import Corpus
 from deeptalk_edge.training.stages.objective import LossSettings, answer_losses
 from deeptalk_edge.training.stages.table import apply_rule
+from deeptalk_edge.training.tiny.corpus import Corpus
 from deeptalk_edge.training.tiny.dataset import (
     DatasetSettings,
     ItemWriter,

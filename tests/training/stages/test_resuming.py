@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from deeptalk_edge.training.expert_split import save_split
 from deeptalk_edge.training.journal import read_journal
 from deeptalk_edge.training.stages.recipe import read_recipe
 from deeptalk_edge.training.stages.run import run_recipe
+from deeptalk_edge.training.stages.run_directory import RunDirectory
 from tests.places import ROOT
 from tests.training.toys import (
     parameters_of,
@@ -39,7 +41,12 @@ def data(tmp_path: Path) -> Path:
 
 
 def _run(
-    checkpoint: Path, data: Path, output: Path, *more: str, name: str = "joint", resume: bool = False
+    checkpoint: Path,
+    data: Path,
+    output: Path,
+    *more: str,
+    name: str = "joint",
+    resume: bool = False,
 ) -> Path:
     changes = [*recipe_changes(checkpoint, data, output), "saving.dtype=float32", *more]
     return run_recipe(read_recipe(name, changes), resume=resume)
@@ -111,9 +118,7 @@ def test_resuming_with_changed_data_is_refused(
         _run(checkpoint, data, tmp_path / "run", resume=True)
 
 
-def test_resuming_another_recipe_is_refused(
-    checkpoint: Path, data: Path, tmp_path: Path
-) -> None:
+def test_resuming_another_recipe_is_refused(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     _run(checkpoint, data, tmp_path / "run")
     with pytest.raises(ArtifactError, match="another recipe"):
         _run(checkpoint, data, tmp_path / "run", "loss.text=2.0", resume=True)
@@ -128,25 +133,29 @@ def test_a_directory_with_a_run_is_not_written_over(
 
 
 def test_a_disk_that_fills_leaves_the_last_checkpoint_whole(
-    checkpoint: Path, data: Path, tmp_path: Path
+    checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A limit on the size of files stands for the disk, from the fourth step on."""
+    """A limit on the size of files stands for the full disk, from the second checkpoint on."""
     output = tmp_path / "run"
-    _run(checkpoint, data, output, "optimiser.num_steps=6", "saving.every=6")
-    size = (output / "step-000006" / "model.safetensors").stat().st_size
-    for name in ("final", "step-000006"):
-        subprocess.run(["rm", "-r", str(output / name)], check=True)
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, hard))
+    save = RunDirectory.save
+
+    def save_then_fill(directory: RunDirectory, *state: Any) -> None:
+        save(directory, *state)
+        size = (output / "step-000002" / "model.safetensors").stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, hard))
+
+    monkeypatch.setattr(RunDirectory, "save", save_then_fill)
     try:
-        with pytest.raises(DoesNotFit, match="cannot be written"):
-            _run(checkpoint, data, tmp_path / "full")
+        with pytest.raises(DoesNotFit, match=r"cannot be written"):
+            _run(checkpoint, data, output)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
         signal.signal(signal.SIGXFSZ, old)
-    assert not list((tmp_path / "full").glob("step-*"))
-    assert not list((tmp_path / "full").glob(".step-*"))
+    assert [path.name for path in output.glob("*step-*")] == ["step-000002"]
+    monkeypatch.setattr(RunDirectory, "save", save)
+    _run(checkpoint, data, output, resume=True)  # once there is room
 
 
 def test_a_split_of_another_layer_count_is_refused(
