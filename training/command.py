@@ -5,6 +5,7 @@ train split             find the audio experts of an aligned checkpoint
 train check             name every problem of some data
 train speak             a CSV of questions and answers, spoken, as data to train on
 train pairs             sample answers, score them, pick pairs for DPO
+train merge             an adapter into its checkpoint
 train plan              memory and time of a recipe, computed
 train eval              score a checkpoint on data
 """
@@ -139,6 +140,21 @@ def _speak(args: argparse.Namespace) -> int:
     return 0
 
 
+def _declare_merge(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="that the adapter was trained on")
+    parser.add_argument("adapter", type=Path, help="`final` of a run with lora.keep = adapter")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="checkpoint to write")
+
+
+def _merge(args: argparse.Namespace) -> int:
+    """Add an adapter to the checkpoint it was trained on, ready to export."""
+    from deeptalk_edge.training.stages.merge import merge
+
+    merge(args.checkpoint, args.adapter, args.out)
+    print(f"{args.out}: done; export it with `deeptalk-edge export {args.out} -o BUNDLE`")
+    return 0
+
+
 def _declare_pairs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("data", nargs="+", help="TASK=PATH of conversations, or PATH")
@@ -227,6 +243,7 @@ _ACTIONS: dict[str, tuple[Declare, Callable[[argparse.Namespace], int]]] = {
     "check": (_declare_check, _check),
     "speak": (_declare_speak, _speak),
     "pairs": (_declare_pairs, _pairs),
+    "merge": (_declare_merge, _merge),
     "plan": (_declare_plan, _plan),
     "eval": (_declare_eval, _eval),
 }

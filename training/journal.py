@@ -48,6 +48,11 @@ class Journal:
             for name, value in _scalars(kind, values):
                 self._writer.add_scalar(name, value, step)
 
+    def scores(self) -> list[float]:
+        """The scores of all evaluations so far."""
+        entries = read_journal(self._path) if self._path.is_file() else []
+        return [entry["score"] for entry in entries if entry["kind"] == "evaluation"]
+
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()

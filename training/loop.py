@@ -103,8 +103,8 @@ class Keeper(Protocol):
         num_done: int,
         score: float | None,
     ) -> None:
-        """Keep the state after `num_done` steps; `score` is the last evaluation's, less is better.
-        Every process calls it."""
+        """Keep the state after `num_done` steps; `score` is these weights' evaluation, if there was
+        one, less is better. Every process calls it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +129,10 @@ Evaluator = Callable[[int], float | None]
 
 class StopTraining(Exception):
     """An evaluator's wish: the run has become as good as it will."""
+
+    def __init__(self, score: float) -> None:
+        super().__init__(score)
+        self.score = score
 
 
 def train(
@@ -163,7 +167,7 @@ def train(
         mininterval=5,
         disable=None if is_first() else True,  # None: where stderr is no terminal
     )
-    guard, score, num_done = _Guard(name, settings.explosion), None, first
+    guard, best, num_done = _Guard(name, settings.explosion), math.inf, first
     began, since = time.monotonic(), 0
     for step, batches in _stream(plans_at, load, settings, first):
         rate = settings.rate_at(step)
@@ -191,13 +195,15 @@ def train(
             shown = watch(report) if watch and is_first() else None
             progress.set_postfix({k: f"{v:.3f}" for k, v in report.losses.items()} | (shown or {}))
             began, since = time.monotonic(), 0
-        is_last = num_done == settings.num_steps
-        try:
-            if evaluate and settings.evaluate_every and num_done % settings.evaluate_every == 0:
+        is_last, score = num_done == settings.num_steps, None
+        if evaluate and settings.evaluate_every and num_done % settings.evaluate_every == 0:
+            try:
                 score = evaluate(num_done)
-        except StopTraining:
-            is_last = True
-        if keeper and (num_done % settings.save_every == 0 or is_last):
+            except StopTraining as stop:
+                is_last, score = True, stop.score
+        is_best = score is not None and score < best
+        best = best if score is None else min(best, score)
+        if keeper and (num_done % settings.save_every == 0 or is_best or is_last):
             keeper.save(model, optimiser, settings, num_done, score)
         if is_last:
             break

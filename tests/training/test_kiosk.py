@@ -44,7 +44,7 @@ def test_a_table_that_is_none_is_refused_with_its_line(
 
 
 def test_the_example_tables_are_tables() -> None:
-    assert len(read_table(ROOT / "examples" / "kiosk" / "answers.csv")) == 20
-    old = read_table(ROOT / "examples" / "kiosk" / "rehearse.csv")
+    assert len(read_table(ROOT / "examples" / "kiosk_answers" / "answers.csv")) == 20
+    old = read_table(ROOT / "examples" / "kiosk_answers" / "rehearse.csv")
     assert len(old) > 100
     assert not any(pair.answer for pair in old)

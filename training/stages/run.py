@@ -312,6 +312,8 @@ class _Judge:
     ) -> None:
         self._prepared, self._objective, self._journal = prepared, objective, journal
         self._device, self._best, self._waited = device, float("inf"), 0
+        for score in journal.scores() if journal else ():  # of a run that is resumed
+            self._count(score)
 
     @torch.no_grad()
     def __call__(self, num_done: int) -> float:
@@ -349,10 +351,13 @@ class _Judge:
 
     def _wait(self, score: float) -> None:
         patience = self._prepared.recipe.saving.patience
-        self._waited = 0 if score < self._best else self._waited + 1
-        self._best = min(self._best, score)
+        self._count(score)
         if patience and self._waited >= patience:
             raise StopTraining(score)
+
+    def _count(self, score: float) -> None:
+        self._waited = 0 if score < self._best else self._waited + 1
+        self._best = min(self._best, score)
 
 
 @torch.no_grad()
