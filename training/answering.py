@@ -3,6 +3,7 @@ rehearsal share."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.model.rows import Ids
@@ -24,6 +26,8 @@ from deeptalk_edge.training.snac_files import load_snac
 from deeptalk_edge.training.stages.recipe import Source
 
 Samples = NDArray[np.float32]
+
+BATCH_SIZE = 16
 
 _SPACE = "\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}"  # how byte-level BPE writes it
 
@@ -53,23 +57,47 @@ class Answerer:
         settings = read_json(path).get("deeptalk", {}) if path.is_file() else {}
         self._max_rows = int(settings.get("max_rows", 1000))
 
+    def answers(
+        self, questions: Sequence[Question], sampling: Sampling | None = None
+    ) -> list[Said]:
+        """Answer questions, in their order; those with prompts of one length share a batch.
+
+        Raises BadSample if a recording cannot be read.
+        """
+        by_shape: dict[tuple[int, bool, str], list[int]] = defaultdict(list)
+        for i, question in enumerate(questions):
+            length = len(question.prompt.rows)
+            by_shape[length, bool(question.heard), question.speaker].append(i)
+        groups = [
+            places[i : i + BATCH_SIZE]
+            for places in by_shape.values()
+            for i in range(0, len(places), BATCH_SIZE)
+        ]
+        said: dict[int, Said] = {}
+        for group in tqdm(groups, desc="answer", unit="batch", mininterval=5, disable=None):
+            answers = self._generate([questions[i] for i in group], sampling)
+            said |= zip(group, map(self._said, answers), strict=True)
+        return [said[i] for i in range(len(questions))]
+
     @torch.inference_mode()
-    def answer(self, question: Question, sampling: Sampling | None = None) -> Said:
-        """Answer one question. Raises BadSample if its recording cannot be read."""
+    def _generate(self, questions: Sequence[Question], sampling: Sampling | None) -> list[Answer]:
         features, mask = None, None
-        if question.heard:
-            mask = torch.from_numpy(question.prompt.audio_mask)[None]
-            features = align_features(self._hear(question), mask)
-        answer = generate(
+        if questions[0].heard:
+            masks = [torch.from_numpy(question.prompt.audio_mask)[None] for question in questions]
+            heard = [
+                align_features(self._hear(question), one)
+                for question, one in zip(questions, masks, strict=True)
+            ]
+            features, mask = torch.cat(heard), torch.cat(masks)
+        return generate(
             self.model,
-            question.prompt.rows[None],
+            np.stack([question.prompt.rows for question in questions]),
             features,
             mask,
-            speaker=question.speaker,
+            speaker=questions[0].speaker,
             sampling=sampling,
             max_rows=self._max_rows,
-        )[0]
-        return self._said(answer)
+        )
 
     def sound_of(self, frames: Ids) -> Samples:
         """Codec frames (A, K) decoded without noise."""
@@ -107,14 +135,13 @@ class Answerer:
         for row, text_id in enumerate(text_ids):
             if text_id >= known or text_id in specials:
                 continue
-            if is_first or self.tokenizer.id_to_token(text_id).startswith(_SPACE):
+            token = self.tokenizer.id_to_token(text_id) or ""
+            if is_first or token.startswith(_SPACE):
                 yield row
             is_first = False
 
 
-def questions_of(
-    reader: Reader, sources: Sequence[Source], task: str, max_questions: int
-) -> Iterator[tuple[str, Question]]:
+def questions_of(reader: Reader, task: str, max_questions: int) -> Iterator[tuple[str, Question]]:
     """Name and question of some samples, spread evenly; those that a task does not fit are left
     out.
 

@@ -126,6 +126,9 @@ def _declare_speak(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("-o", "--out", type=Path, required=True, help="directory to make")
     parser.add_argument("--takes", type=int, default=24, help="voices a question (default 24)")
+    parser.add_argument(
+        "--held-out", type=int, default=3, help="voices more that training never hears (default 3)"
+    )
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -133,7 +136,14 @@ def _speak(args: argparse.Namespace) -> int:
     """Speak a CSV of questions and answers, as data to train on."""
     from deeptalk_edge.training.kiosk import speak_table
 
-    made = speak_table(args.csv, args.checkpoint, args.out, num_takes=args.takes, seed=args.seed)
+    made = speak_table(
+        args.csv,
+        args.checkpoint,
+        args.out,
+        num_takes=args.takes,
+        num_held_out=args.held_out,
+        seed=args.seed,
+    )
     print(
         f"{args.out}: {made.num_train} spoken questions to train on, {made.num_held_out} held out"
     )

@@ -137,8 +137,8 @@ def evaluate_checkpoint(
     sources = sources_of(data)
     reader = open_reader(checkpoint, sources)
     answerer = Answerer(checkpoint)
-    spoken = score_answers(answerer, reader, sources, "AQACONVA", max_samples)
-    typed = score_answers(answerer, reader, sources, "TQAA", max_samples)
+    spoken = score_answers(answerer, reader, "AQACONVA", max_samples)
+    typed = score_answers(answerer, reader, "TQAA", max_samples)
     typed_sources = tuple(Source(path=s.path, task="TQA", system=s.system) for s in sources)
     language = open_reader(checkpoint, typed_sources)
     loss = text_loss(answerer.model, language, max_samples)
@@ -155,17 +155,15 @@ def evaluate_checkpoint(
 
 
 def score_answers(
-    answerer: Answerer, reader: Reader, sources: Sequence[Source], task: str, max_samples: int
+    answerer: Answerer, reader: Reader, task: str, max_samples: int
 ) -> AnswerScores | None:
     """Ask every question once, greedily; None where no sample has such a question."""
-    wanted, texts, sounds = [], [], []
-    for _, question in questions_of(reader, sources, task, max_samples):
-        said = answerer.answer(question)
-        wanted.append(normalise(question.answer))
-        texts.append(normalise(said.text))
-        sounds.append(said.sound)
-    if not wanted:
+    questions = [question for _, question in questions_of(reader, task, max_samples)]
+    if not questions:
         return None
+    wanted = [normalise(question.answer) for question in questions]
+    said = answerer.answers(questions)
+    texts, sounds = [normalise(one.text) for one in said], [one.sound for one in said]
     rate_hz = answerer.codec.spec.sampling_rate
     closed = GrammarRecogniser(rate_hz, grammar=sentences_grammar(wanted))
     opened = GrammarRecogniser(rate_hz, grammar=words_grammar(wanted))

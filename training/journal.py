@@ -111,7 +111,7 @@ def _open_tensorboard(directory: Path) -> Any:
         raise SettingsError(
             "tensorboard = true needs TensorBoard: pip install 'deeptalk-edge[tensorboard]'"
         ) from error
-    return SummaryWriter(str(directory / "tensorboard"))  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(directory / "tensorboard"))
 
 
 # The page -----------------------------------------------------------------------------------------

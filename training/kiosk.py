@@ -48,7 +48,6 @@ from deeptalk_edge.training.tiny.voices import (
 )
 
 TRAIN, HELD_OUT = "train.jsonl", "held_out.jsonl"
-HELD_OUT_TAKES = 3
 _COLUMNS = {"question", "answer", "question_wav", "answer_wav"}
 _WORKERS = 2
 
@@ -73,7 +72,9 @@ class Made:
     num_held_out: int
 
 
-def speak_table(table: Path, checkpoint: Path, out: Path, *, num_takes: int, seed: int) -> Made:
+def speak_table(
+    table: Path, checkpoint: Path, out: Path, *, num_takes: int, num_held_out: int, seed: int
+) -> Made:
     """Write `train.jsonl`, `held_out.jsonl` and their recordings to a new directory.
 
     Raises SettingsError if the table or a synthesiser is missing or a line is no pair,
@@ -89,7 +90,7 @@ def speak_table(table: Path, checkpoint: Path, out: Path, *, num_takes: int, see
         kept: list[str] = []
         with ThreadPoolExecutor(_WORKERS) as pool:
             jobs = [
-                pool.submit(_speak_question, staging, number, pair, num_takes, seed)
+                pool.submit(_speak_question, staging, number, pair, (num_takes, num_held_out), seed)
                 for number, pair in enumerate(pairs)
             ]
             for pair, job in zip(
@@ -146,24 +147,19 @@ def _pair(path: Path, line: int, row: Mapping[str | None, Any]) -> Pair:
 
 
 class _Answers:
-    """Codes of the answers, each made once."""
+    """The answers' turns."""
 
     def __init__(self, checkpoint: Path, pairs: Sequence[Pair]) -> None:
-        self._checkpoint = checkpoint
         self._writer: CodeWriter | None = None
-        self._answerer: Answerer | None = None
         if any(pair.answer for pair in pairs):
             self._writer = open_code_writer(checkpoint)
-        if any(not pair.answer for pair in pairs):
-            self._answerer = Answerer(checkpoint)
-            source = Source(path="", task="TQAA")
-            self._rehearsal = open_reader(checkpoint, [source]).writers[0]
+        self._own = _own_answers(checkpoint, [pair for pair in pairs if not pair.answer])
         self._rate_hz = read_codec_spec(checkpoint / "snac").sampling_rate
 
     def of(self, pair: Pair) -> dict[str, Any]:
         """The answer's turn."""
         if not pair.answer:
-            return self._own_answer(pair)
+            return self._own[pair.line]
         assert self._writer is not None
         if pair.answer_wav is not None:
             sound = read_sound(pair.answer_wav)
@@ -180,32 +176,42 @@ class _Answers:
             "word_frames": list(share_frames(phones, len(codes))),
         }
 
-    def _own_answer(self, pair: Pair) -> dict[str, Any]:
-        assert self._answerer is not None
-        typed = [{"role": "user", "content": pair.question}, {"role": "assistant", "codec": [0]}]
-        conversation = read_conversation(typed, f"line {pair.line}", Path())
-        said = self._answerer.answer(self._rehearsal.question(conversation, "TQAA"))
+
+def _own_answers(checkpoint: Path, pairs: Sequence[Pair]) -> dict[int, dict[str, Any]]:
+    """What the checkpoint answers to typed questions, by their lines."""
+    if not pairs:
+        return {}
+    writer = open_reader(checkpoint, [Source(path="", task="TQAA")]).writers[0]
+    questions = []
+    for pair in pairs:
+        turns = [{"role": "user", "content": pair.question}, {"role": "assistant", "codec": [0]}]
+        conversation = read_conversation(turns, f"line {pair.line}", Path())
+        questions.append(writer.question(conversation, "TQAA"))
+    found = {}
+    for pair, said in zip(pairs, Answerer(checkpoint).answers(questions), strict=True):
         if not said.text or not len(said.frames):
             raise SettingsError(
                 f"line {pair.line}: the checkpoint has no answer to {pair.question!r}; give one"
             )
-        return {
+        found[pair.line] = {
             "role": "assistant",
             "content": said.text,
             "codec": said.frames.flatten().tolist(),
             "word_frames": list(said.word_frames),
         }
+    return found
 
 
 def _speak_question(
-    staging: Path, number: int, pair: Pair, num_takes: int, seed: int
+    staging: Path, number: int, pair: Pair, num_takes: tuple[int, int], seed: int
 ) -> tuple[list[str], list[str]]:
     """Recordings to train on, and those that are held out."""
     if pair.question_wavs:
         own = [str(wav.resolve()) for wav in pair.question_wavs]
         return (own[:-1], own[-1:]) if len(own) > 1 else (own, [])
-    takes, held_out = [], []
-    for name, voice in _voices(f"{seed}|{pair.question}", num_takes):
+    takes: list[str] = []
+    held_out: list[str] = []
+    for name, voice in _voices(f"{seed}|{pair.question}", *num_takes):
         wav = f"wav/{number}-{name}.wav"
         pcm = speak(pair.question, voice, rate_hz=RATE_HZ)
         writer = WavWriter(staging / wav, RATE_HZ)
@@ -215,10 +221,10 @@ def _speak_question(
     return takes, held_out
 
 
-def _voices(seed: str, num_takes: int) -> Iterator[tuple[str, Voice]]:
+def _voices(seed: str, num_takes: int, num_held_out: int) -> Iterator[tuple[str, Voice]]:
     draw = random.Random(seed)
     yield from ((f"take{i}", training_voice(draw)) for i in range(num_takes))
-    yield from ((f"new{i}", held_out_voice(draw)) for i in range(HELD_OUT_TAKES))
+    yield from ((f"new{i}", held_out_voice(draw)) for i in range(num_held_out))
 
 
 def _line(pair: Pair, wav: str, answer: Mapping[str, Any]) -> str:

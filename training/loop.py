@@ -193,7 +193,9 @@ def train(
                 num_steps=since,
             )
             shown = watch(report) if watch and is_first() else None
-            progress.set_postfix({k: f"{v:.3f}" for k, v in report.losses.items()} | (shown or {}))
+            progress.set_postfix(
+                {k: f"{v:.3f}" for k, v in report.losses.items()} | dict(shown or {})
+            )
             began, since = time.monotonic(), 0
         is_last, score = num_done == settings.num_steps, None
         if evaluate and settings.evaluate_every and num_done % settings.evaluate_every == 0:
@@ -343,7 +345,7 @@ def _stream(
         return
     loader: Iterable[list[Any]] = DataLoader(
         dataset,
-        sampler=steps,  # type: ignore[arg-type]  # any iterable of numbers will do
+        sampler=steps,
         batch_size=None,
         num_workers=settings.workers,
         multiprocessing_context="spawn",

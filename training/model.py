@@ -85,9 +85,14 @@ class DeepTalk(nn.Module):
         turns = rotary_turns(self.spec.decoder, start, hidden.shape[1], hidden.device)
         for layer in self.model.layers:
             if self.checkpoints_gradients and cache is None:
-                hidden = checkpoint(layer, hidden, turns, None, routing, use_reentrant=False)
+                hidden, *routed = checkpoint(layer, hidden, turns, None, use_reentrant=False)
             else:
-                hidden = layer(hidden, turns, cache, routing)
+                hidden, *routed = layer(hidden, turns, cache)
+            if routing is not None and routed:
+                probabilities, ids = routed
+                routing.append(
+                    Routing(layer=layer.index, probabilities=probabilities, expert_ids=ids)
+                )
         normed: Tensor = self.model.norm(hidden)
         return normed
 
@@ -133,7 +138,7 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, spec: DecoderSpec, index: int) -> None:
         super().__init__()
-        self._index = index
+        self.index = index
         self.self_attn = LatentAttention(spec)
         self.mlp: nn.Module
         if index in spec.moe_layers:
@@ -143,20 +148,15 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = nn.RMSNorm(spec.width, eps=spec.norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(spec.width, eps=spec.norm_eps)
 
-    def forward(
-        self, hidden: Tensor, turns: Tensor, cache: Cache | None, routing: list[Routing] | None
-    ) -> Tensor:
-        """(B, T, C) to (B, T, C)."""
-        hidden = hidden + self.self_attn(self.input_layernorm(hidden), turns, self._index, cache)
+    def forward(self, hidden: Tensor, turns: Tensor, cache: Cache | None) -> tuple[Tensor, ...]:
+        """(B, T, C) to (B, T, C); of experts also the probabilities (B, T, E) and the ids
+        (B, T, top_k). Plain tensors: what shards a model watches those alone."""
+        hidden = hidden + self.self_attn(self.input_layernorm(hidden), turns, self.index, cache)
         normed = self.post_attention_layernorm(hidden)
         if not isinstance(self.mlp, MixtureOfExperts):
-            dense: Tensor = hidden + self.mlp(normed)
-            return dense
+            return (hidden + self.mlp(normed),)
         mixed, probabilities, ids = self.mlp(normed)
-        if routing is not None:
-            routing.append(Routing(layer=self._index, probabilities=probabilities, expert_ids=ids))
-        routed: Tensor = hidden + mixed
-        return routed
+        return hidden + mixed, probabilities, ids
 
 
 def align_features(features: Tensor, audio_mask: Tensor) -> Tensor:

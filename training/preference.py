@@ -15,8 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.files import check_output, write_file
 from deeptalk_edge.training.answering import Answerer, Said, open_reader, questions_of
@@ -54,23 +52,24 @@ def make_pairs(
     check_output(out)
     sources = sources_of(data)
     reader, answerer = open_reader(checkpoint, sources), Answerer(checkpoint)
-    named = list(questions_of(reader, sources, "TQAA", max_questions))
+    named = list(questions_of(reader, "TQAA", max_questions))
     if not named:
         raise SettingsError("no question can be typed and answered aloud")
     hear = GrammarRecogniser(
         answerer.codec.spec.sampling_rate,
         grammar=words_grammar(question.answer for _, question in named),
     )
+    takes = [
+        answerer.answers(
+            [question for _, question in named],
+            Sampling(audio_top_k=top_k, temperature=temperature, seed=seed + i),
+        )
+        for i in range(num_samples)
+    ]
     lines, rates = [], []
-    for number, (_, question) in enumerate(
-        tqdm(named, desc="pairs", unit="question", mininterval=5, disable=None)
-    ):
+    for (_, question), answers in zip(named, zip(*takes, strict=True), strict=True):
         scored = []
-        for i in range(num_samples):
-            sampling = Sampling(
-                audio_top_k=top_k, temperature=temperature, seed=seed + number * num_samples + i
-            )
-            said = answerer.answer(question, sampling)
+        for said in answers:
             heard = hear(said.sound) if len(said.frames) else ""
             rate = score([question.answer], [heard]).word_error_rate
             scored.append(Scored(said=said, word_error_rate=rate))

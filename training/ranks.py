@@ -23,6 +23,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import FileStore, Store, rendezvous
 
 from deeptalk_edge.errors import TrainingFailed
 
@@ -42,7 +43,7 @@ def joined(rank: int, count: int, meeting: Path) -> Iterator[None]:
     if count == 1:
         yield
         return
-    store = dist.FileStore(str(meeting.absolute()), count)
+    store = FileStore(str(meeting.absolute()), count)
     with _group(store, rank, count, "gloo"):
         yield
 
@@ -57,7 +58,7 @@ def joined_by_torchrun() -> Iterator[None]:
         yield
         return
     rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    store, _, _ = next(dist.rendezvous("env://", rank, count))
+    store, _, _ = next(rendezvous("env://", rank, count))
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if backend == "nccl":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -66,7 +67,7 @@ def joined_by_torchrun() -> Iterator[None]:
 
 
 @contextmanager
-def _group(store: dist.Store, rank: int, count: int, backend: str) -> Iterator[None]:
+def _group(store: Store, rank: int, count: int, backend: str) -> Iterator[None]:
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group(backend, store=store, rank=rank, world_size=count)
     try:
@@ -88,7 +89,7 @@ def _group(store: dist.Store, rank: int, count: int, backend: str) -> Iterator[N
 class _Heartbeat:
     """Shows that this process lives, and sees which others no longer do."""
 
-    def __init__(self, store: dist.Store, rank: int, count: int) -> None:
+    def __init__(self, store: Store, rank: int, count: int) -> None:
         self._store, self._rank, self._count = store, rank, count
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from deeptalk_edge.errors import ArtifactError, SettingsError
@@ -25,7 +26,7 @@ from deeptalk_edge.files import sha256_of
 from deeptalk_edge.model.prompt import AUDIO_TOKEN, Template
 from deeptalk_edge.model.spec import ModelSpec
 from deeptalk_edge.training.data.codes import CodeCache
-from deeptalk_edge.training.data.conversations import BadSample, SampleFile
+from deeptalk_edge.training.data.conversations import BadSample, Clip, SampleFile
 from deeptalk_edge.training.data.samples import Sample, SampleWriter, heard_log_mel
 from deeptalk_edge.training.items import Batch, pad_items
 from deeptalk_edge.training.stages.objective import PreferenceBatch
@@ -68,6 +69,9 @@ class Reader:
     max_rows: int
     is_preference: bool = False
     cache: Path = field(default=Path("build/codes"))
+    remembered: Mapping[tuple[Clip, ...], int] | None = None
+    """Where in the table of remembered features a turn's recordings begin; else log-mels travel
+    with each batch."""
 
     @cached_property
     def files(self) -> list[SampleFile]:
@@ -87,6 +91,7 @@ class Reader:
     ) -> tuple[Sample, ...]:
         """One sample, or a pair. Raises BadSample, saying what is wrong."""
         file, writer, task = self.files[source], self.writers[source], self.sources[source].task
+        read: tuple[Sample, ...]
         if self.is_preference:
             read = writer.pair(file.preferred(line, offset), task)
         else:
@@ -235,16 +240,35 @@ def load_batch(reader: Reader, plan: Plan) -> Batch | PreferenceBatch:
 
 def _padded(reader: Reader, samples: Sequence[Sample], names: Sequence[str]) -> Batch:
     padded = pad_items([sample.item for sample in samples], reader.spec)
-    mels, window = [], reader.spec.encoder.max_frames
+    window = reader.spec.encoder.max_frames
+    mels: list[NDArray[np.float32]] = []
     for i, sample in enumerate(samples):
-        heard = padded.frames[i] >= 0
-        padded.frames[i][heard] += len(mels) * window
-        try:
-            mels += [heard_log_mel(clips, reader.spec) for clips in sample.heard]
-        except BadSample as error:
-            raise ArtifactError(f"{names[i]}: {error}") from error
+        turns, frames = padded.frames[i] // window, padded.frames[i] % window
+        for turn, clips in enumerate(sample.heard):
+            here = turns == turn
+            if reader.remembered is not None:
+                padded.frames[i][here] = frames[here] + reader.remembered[clips]
+                continue
+            padded.frames[i][here] = frames[here] + len(mels) * window
+            try:
+                mels.append(heard_log_mel(clips, reader.spec))
+            except BadSample as error:
+                raise ArtifactError(f"{names[i]}: {error}") from error
     log_mel = torch.from_numpy(np.stack(mels)) if mels else None
     return padded.batch(log_mel=log_mel, names=names)
+
+
+def recordings(reader: Reader, entries: Sequence[Entry]) -> list[tuple[Clip, ...]]:
+    """What may be heard in some samples, each turn's recordings once."""
+    found: dict[tuple[Clip, ...], None] = {}
+    for entry in entries:
+        file = reader.files[entry.source]
+        if reader.is_preference:
+            turns = file.preferred(entry.line, entry.offset).prompt.turns
+        else:
+            turns = file.conversation(entry.line, entry.offset).turns
+        found |= dict.fromkeys(t.clips for t in turns if t.role == "user" and t.clips)
+    return list(found)
 
 
 def evaluation_plans(entries: Sequence[Entry], batch_size: int) -> list[Plan]:

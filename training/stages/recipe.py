@@ -15,20 +15,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 from deeptalk_edge.errors import ArtifactError, SettingsError
 from deeptalk_edge.schema import Between, Items, from_json
 from deeptalk_edge.training.stages.objective import PreferenceMode
 from deeptalk_edge.training.stages.table import RULES, Part, Rule, StageName
-
-try:
-    import tomllib
-except ModuleNotFoundError:  # Python 3.10
-    import tomli as tomllib
 
 RECIPES = Path(__file__).resolve().parent
 
@@ -77,6 +78,9 @@ class Data:
     """Of the samples may be refused before the run is."""
 
     workers: Annotated[int, Between(0, 64)] = 0
+    remember: bool = False
+    """Hear every recording once, before the first step, and keep its features in memory: half the
+    work of a small model's step, where the ear stands still."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

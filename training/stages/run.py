@@ -8,18 +8,20 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from tqdm import tqdm
 
 from deeptalk_edge.checkpoint.config import read_model_spec
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.files import write_file
 from deeptalk_edge.schema import read_json
 from deeptalk_edge.training.checkpoint import load_model, load_weights
+from deeptalk_edge.training.data.conversations import Clip
 from deeptalk_edge.training.data.dataset import (
     Batches,
     Entry,
@@ -30,7 +32,9 @@ from deeptalk_edge.training.data.dataset import (
     evaluation_plans,
     held_out,
     load_batch,
+    recordings,
 )
+from deeptalk_edge.training.data.samples import heard_log_mel, num_frames_of
 from deeptalk_edge.training.expert_split import (
     ExpertLoads,
     load_split,
@@ -50,6 +54,7 @@ from deeptalk_edge.training.stages.objective import (
     PreferenceBatch,
     answer_losses,
     encode_batch,
+    precision,
     preference_batch_losses,
     preference_margin,
 )
@@ -82,6 +87,8 @@ class Objective(nn.Module):
         self.deeptalk = model
         self._recipe = recipe
         self._reference = [reference]  # in a list: its parameters are none of ours
+        self.remembered: Tensor | None = None
+        """The table of features that the batches' frames index, if they bring no log-mels."""
         self.losses = LossSettings(
             weights=(recipe.loss.text, *recipe.loss.codes),
             balance=recipe.loss.balance,
@@ -106,8 +113,14 @@ class Objective(nn.Module):
                 beta=preference.beta,
                 mode=preference.mode,
             )
-        features = encode_batch(self.deeptalk, batch, bfloat16=self.losses.bfloat16)
+        features = self.features_of(batch)
         return answer_losses(self.deeptalk, batch, features, self.losses, parent=self.reference)
+
+    def features_of(self, batch: Batch) -> Tensor | None:
+        """What the batch hears, (N, C)."""
+        if self.remembered is not None:
+            return self.remembered
+        return encode_batch(self.deeptalk, batch, bfloat16=self.losses.bfloat16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +159,7 @@ def run_recipe(recipe: Recipe, *, resume: bool, device: str = "cpu") -> Path:
 def prepare(recipe: Recipe) -> Prepared:
     """Read the checkpoint and the data of a recipe, and set what trains. Raises as `run_recipe`."""
     source = Path(recipe.checkpoint)
-    config = read_json(source / "config.json")
+    config: Mapping[str, Any] = read_json(source / "config.json")
     encoder = Path(recipe.encoder) if recipe.encoder else None
     spec = read_model_spec(source, encoder)
     system = recipe.data.system or system_of(source)
@@ -211,6 +224,9 @@ def loop_settings(recipe: Recipe, steps_per_epoch: float) -> LoopSettings:
 
 def _train(prepared: Prepared, output: Path, device: str) -> Path:
     recipe, model = prepared.recipe, prepared.model
+    remembered = None
+    if recipe.data.remember:
+        prepared, remembered = _remember(prepared, device)
     batches = Batches(
         prepared.reader,
         prepared.train_entries,
@@ -227,6 +243,7 @@ def _train(prepared: Prepared, output: Path, device: str) -> Path:
     settings = loop_settings(recipe, batches.steps_per_epoch)
     bfloat16 = recipe.precision == "bfloat16"
     objective = Objective(model.to(device), recipe, prepared.reference, bfloat16)
+    objective.remembered = remembered
     if prepared.reference is not None:
         prepared.reference.to(device)
     shard(objective, list(model.model.layers))
@@ -271,6 +288,35 @@ def _train(prepared: Prepared, output: Path, device: str) -> Path:
         journal.close()
         write_report(output, f"{recipe.stage}: {output}")
     return final
+
+
+@torch.no_grad()
+def _remember(prepared: Prepared, device: str) -> tuple[Prepared, Tensor]:
+    """Hear every recording once, with whole windows as in each step."""
+    recipe, model = prepared.recipe, prepared.model.to(device)
+    moving = recipe.rule.trains if recipe.lora is None else set(recipe.lora.parts)
+    if recipe.stage == "preference" or {"encoder", "projector"} & moving:
+        raise SettingsError("data.remember needs an ear that stands still, and no DPO")
+    judge, plans = prepared.evaluation
+    heard = dict.fromkeys(recordings(prepared.reader, prepared.index.entries))
+    heard |= dict.fromkeys(recordings(judge, [entry for p in plans for entry in p.entries]))
+    starts: dict[tuple[Clip, ...], int] = {}
+    features, first = [], 0
+    for clips in tqdm(heard, desc="hear", unit="clip", mininterval=5, disable=None):
+        mel = torch.from_numpy(heard_log_mel(clips, model.spec))[None].to(device)
+        with precision(mel.device, recipe.precision == "bfloat16"):
+            features.append(model.encode(mel)[0, : num_frames_of(clips)].half())
+        starts[clips] = first
+        first += len(features[-1])
+    table = torch.cat(features) if features else torch.zeros(1, model.spec.decoder.width)
+    return (
+        replace(
+            prepared,
+            reader=replace(prepared.reader, remembered=starts),
+            evaluation=(replace(judge, remembered=starts), plans),
+        ),
+        table,
+    )
 
 
 def _finish(recipe: Recipe, model: DeepTalk, directory: RunDirectory) -> Path:
@@ -328,7 +374,8 @@ class _Judge:
             for name, loss in self._objective(batch).items():
                 totals[name] = totals.get(name, 0.0) + float(loss) / len(plans)
             if isinstance(batch, Batch):
-                count_loads(self._prepared.model, batch, loads)
+                features = self._objective.features_of(batch)
+                count_loads(self._prepared.model, batch, features, loads)
             elif self._objective.reference is not None:
                 margins.append(
                     preference_margin(
@@ -361,10 +408,10 @@ class _Judge:
 
 
 @torch.no_grad()
-def count_loads(model: DeepTalk, batch: Batch, loads: ExpertLoads) -> None:
+def count_loads(model: DeepTalk, batch: Batch, features: Tensor | None, loads: ExpertLoads) -> None:
     """Add a batch's routing to some loads."""
     routing: list[Routing] = []
-    run_batch(model, batch, encode_batch(model, batch), routing)
+    run_batch(model, batch, features, routing)
     audio = batch.speech_rows(model.spec.vocabulary)
     loads.count(routing, audio & batch.live, ~audio & batch.live)
 

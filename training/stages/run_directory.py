@@ -127,7 +127,9 @@ class RunDirectory:
         """
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         place = self.path / f"step-{num_done:06}"
-        state = {"optimiser": get_optimizer_state_dict(model, optimiser, options=options)}
+        state: dict[str, Any] = {
+            "optimiser": get_optimizer_state_dict(model, optimiser, options=options)
+        }
         if self._adapters:
             state["adapters"] = self._adapter_tensors()
         with self._room(place):

@@ -29,6 +29,7 @@ from deeptalk_edge.training.expert_split import (
 )
 from deeptalk_edge.training.items import Batch
 from deeptalk_edge.training.journal import router_facts, router_table
+from deeptalk_edge.training.stages.objective import encode_batch
 from deeptalk_edge.training.stages.run import count_loads
 
 BATCH_SIZE = 8
@@ -86,7 +87,7 @@ def loads_of(checkpoint: Path, data: Sequence[str], *, by: LoadBy, max_samples: 
     for plan in evaluation_plans(entries[:: max(1, len(entries) // max_samples)], BATCH_SIZE):
         batch = load_batch(reader, plan)
         assert isinstance(batch, Batch)
-        count_loads(model, batch, loads)
+        count_loads(model, batch, encode_batch(model, batch), loads)
     return loads
 
 

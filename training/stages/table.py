@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-import torch
 from torch import nn
 
 from deeptalk_edge.errors import SettingsError
@@ -184,9 +183,3 @@ def trainable(model: nn.Module) -> list[str]:
 def num_trainable(model: nn.Module) -> int:
     """Parameters that train."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def open_rows(model: DeepTalk, layer: int) -> torch.Tensor:
-    """Which rows of a MoE layer's router can move, (E,)."""
-    barred: torch.Tensor = model.model.layers[layer].mlp.gate.barred
-    return ~barred

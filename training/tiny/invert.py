@@ -30,7 +30,12 @@ from deeptalk_edge.training.data.dataset import open_template
 from deeptalk_edge.training.generate import generate
 from deeptalk_edge.training.loop import LoopSettings, train
 from deeptalk_edge.training.losses import Losses
-from deeptalk_edge.training.snac import ResidualQuantizer, Snac, scales_from_rows
+from deeptalk_edge.training.snac import (
+    ResidualQuantizer,
+    Snac,
+    VectorQuantizer,
+    scales_from_rows,
+)
 from deeptalk_edge.training.snac_files import load_snac
 from deeptalk_edge.training.tiny.domain import questions
 from deeptalk_edge.training.tiny.shape import SPEAKER, SYSTEM_PROMPT
@@ -115,6 +120,7 @@ def scale_losses(
     """Cross-entropy of each scale's codes (B, F / stride), given the true slower ones."""
     residual, losses = latent, {}
     for i, (scale, wanted) in enumerate(zip(quantizer.quantizers, scales, strict=True)):
+        assert isinstance(scale, VectorQuantizer)
         rows = F.normalize(scale.project(residual), dim=1).transpose(1, 2)
         logits = SHARPNESS * rows @ F.normalize(scale.codebook.weight).T
         losses[f"scale{i}"] = nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten())

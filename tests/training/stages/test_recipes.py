@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from deeptalk_edge.errors import SettingsError
-from deeptalk_edge.training.data.dataset import load_batch
+from deeptalk_edge.training.data.dataset import Plan, load_batch
 from deeptalk_edge.training.experts import MixtureOfExperts, Routing
 from deeptalk_edge.training.items import Batch
+from deeptalk_edge.training.journal import read_journal
 from deeptalk_edge.training.stages.objective import encode_batch, run
 from deeptalk_edge.training.stages.recipe import RECIPES, read_recipe
 from deeptalk_edge.training.stages.run import Objective, Prepared, prepare, run_recipe
@@ -124,11 +125,9 @@ def test_tensors_with_a_gradient_are_those_of_the_table(
 
 def _descend(run_of: Prepared, objective: Objective) -> None:
     """All of the data, and rows that go to every expert that is not barred."""
-    from deeptalk_edge.training.data.dataset import Plan
-
     for entry in run_of.train_entries:
         batch = load_batch(run_of.reader, Plan(entries=(entry,), seed=entry.line))
-        torch.stack(list(objective(batch).values())).sum().backward()
+        torch.autograd.backward(torch.stack(list(objective(batch).values())).sum())
 
 
 @pytest.mark.parametrize(("name", "side"), [("audio_experts", 0), ("text_experts", 1)])
@@ -149,9 +148,7 @@ def test_no_mass_goes_to_a_barred_expert(
         assert not torch.isin(layer.expert_ids, torch.tensor(barred)).any()
 
 
-def _plan_of_all(run_of: Prepared) -> object:
-    from deeptalk_edge.training.data.dataset import Plan
-
+def _plan_of_all(run_of: Prepared) -> Plan:
     return Plan(entries=tuple(run_of.train_entries), seed=0)
 
 
@@ -176,6 +173,38 @@ def test_a_run_moves_what_trains_and_nothing_else(
     assert (tmp_path / "run" / "report.html").is_file()
     assert (tmp_path / "run" / "step-000006" / "model.safetensors").is_file()
     assert not (tmp_path / "run" / "step-000004").exists()
+
+
+def test_remembered_recordings_give_the_same_losses(
+    checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
+    """But for the half precision in which they are kept."""
+    losses = []
+    for remember in ("false", "true"):
+        output = tmp_path / remember
+        changes = _changes("joint", checkpoint, data, data, output)
+        more = [f"data.remember={remember}", "optimiser.num_steps=1", "data.held_out=0.2"]
+        run_recipe(read_recipe("joint", [*changes, *more]), resume=False)
+        (step,) = (e for e in read_journal(output / "journal.jsonl") if e["kind"] == "step")
+        losses.append(step["losses"])
+    assert losses[1] == pytest.approx(losses[0], rel=5e-3)
+    assert losses[1] != losses[0]
+
+
+def test_gradients_are_the_same_when_layers_are_computed_again(
+    prepared: dict[str, Prepared],
+) -> None:
+    run_of, gradients = prepared["joint"], []
+    objective = Objective(run_of.model, run_of.recipe, None, bfloat16=False)
+    batch = load_batch(run_of.reader, _plan_of_all(run_of))
+    for again in (False, True):
+        run_of.model.checkpoints_gradients = again
+        run_of.model.zero_grad()
+        torch.autograd.backward(torch.stack(list(objective(batch).values())).sum())
+        gradients.append([p.grad.clone() for p in run_of.model.parameters() if p.grad is not None])
+    run_of.model.checkpoints_gradients = False
+    for whole, recomputed in zip(*gradients, strict=True):
+        assert torch.equal(whole, recomputed)
 
 
 def test_an_unknown_key_is_refused_by_name() -> None:

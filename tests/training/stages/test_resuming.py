@@ -175,9 +175,9 @@ def test_a_split_of_another_layer_count_is_refused(
 def test_a_batch_with_nan_stops_the_run_and_names_the_sample(
     checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from deeptalk_edge.training.data import dataset
+    from deeptalk_edge.training.data import dataset, samples
 
-    hear = dataset.heard_log_mel
+    hear = samples.heard_log_mel
     calls = []
 
     def broken(clips: object, spec: object) -> object:
