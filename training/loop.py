@@ -156,7 +156,6 @@ def train(
     Raises ArtifactError if what is kept is of another run, TrainingFailed if a loss or a gradient
     is not finite, or a loss explodes; the state from before the step stays.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = make_optimiser(model, settings)
     first = keeper.resume(model, optimiser, settings) if keeper else 0
     progress = tqdm(
@@ -170,47 +169,69 @@ def train(
     guard, best, num_done = _Guard(name, settings.explosion), math.inf, first
     began, since = time.monotonic(), 0
     for step, batches in _stream(plans_at, load, settings, first):
-        rate = settings.rate_at(step)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        torch.manual_seed((settings.seed * _SEED_STRIDE + step) % SEED_LIMIT)
-        optimiser.zero_grad()
-        losses = _descend(batches, losses_of)
-        if not is_sharded(model):
-            add_up_gradients(parameters)
-        norm = _norm(nn.utils.clip_grad_norm_(parameters, settings.clip_norm))
-        guard.check(step, losses, norm, batches)
-        optimiser.step()
+        losses, norm = _take_step(model, optimiser, step, batches, losses_of, settings, guard)
         num_done, since = step + 1, since + 1
         progress.update()
         if num_done % settings.log_every == 0 or num_done == settings.num_steps:
             report = StepReport(
                 num_done=num_done,
                 losses=add_up_losses(losses),
-                learning_rate=rate,
+                learning_rate=settings.rate_at(step),
                 gradient_norm=norm,
                 seconds=time.monotonic() - began,
                 num_steps=since,
             )
             shown = watch(report) if watch and is_first() else None
-            progress.set_postfix(
-                {k: f"{v:.3f}" for k, v in report.losses.items()} | dict(shown or {})
-            )
+            spelt = {k: f"{v:.3f}" for k, v in report.losses.items()}
+            progress.set_postfix(spelt | dict(shown or {}))
             began, since = time.monotonic(), 0
-        is_last, score = num_done == settings.num_steps, None
-        if evaluate and settings.evaluate_every and num_done % settings.evaluate_every == 0:
-            try:
-                score = evaluate(num_done)
-            except StopTraining as stop:
-                is_last, score = True, stop.score
+        score, is_over = _judge(evaluate, settings, num_done)
         is_best = score is not None and score < best
-        best = best if score is None else min(best, score)
-        if keeper and (num_done % settings.save_every == 0 or is_best or is_last):
+        best = min(best, math.inf if score is None else score)
+        if keeper and (num_done % settings.save_every == 0 or is_best or is_over):
             keeper.save(model, optimiser, settings, num_done, score)
-        if is_last:
+        if is_over:
             break
     progress.close()
     return num_done
+
+
+def _take_step(
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    step: int,
+    batches: Sequence[B],
+    losses_of: Callable[[B], Losses],
+    settings: LoopSettings,
+    guard: _Guard,
+) -> tuple[Losses, float]:
+    """Change the weights; returns this process's losses, and the gradient's norm before it was
+    clipped."""
+    for group in optimiser.param_groups:
+        group["lr"] = settings.rate_at(step)
+    torch.manual_seed((settings.seed * _SEED_STRIDE + step) % SEED_LIMIT)
+    optimiser.zero_grad()
+    losses = _descend(batches, losses_of)
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    if not is_sharded(model):
+        add_up_gradients(parameters)
+    norm = _norm(nn.utils.clip_grad_norm_(parameters, settings.clip_norm))
+    guard.check(step, losses, norm, batches)
+    optimiser.step()
+    return losses, norm
+
+
+def _judge(
+    evaluate: Evaluator | None, settings: LoopSettings, num_done: int
+) -> tuple[float | None, bool]:
+    """The score after a step, if it is due; and whether the run is over."""
+    is_last = num_done == settings.num_steps
+    if not (evaluate and settings.evaluate_every) or num_done % settings.evaluate_every:
+        return None, is_last
+    try:
+        return evaluate(num_done), is_last
+    except StopTraining as stop:
+        return stop.score, True
 
 
 def make_optimiser(model: nn.Module, settings: LoopSettings) -> torch.optim.AdamW:

@@ -23,7 +23,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import FileStore, Store, rendezvous
+from torch.distributed import FileStore, Store, rendezvous  # type: ignore[attr-defined]
 
 from deeptalk_edge.errors import TrainingFailed
 
