@@ -22,7 +22,7 @@ def test_the_official_size_has_the_published_parameters() -> None:
 
 
 def test_all_of_it_fits_on_eight_big_cards_and_adapters_not_on_one_small_one() -> None:
-    whole = [f"checkpoint={OFFICIAL}", "gradient_checkpointing=true"]
+    whole = [f"checkpoint={OFFICIAL}"]
     full = plan_recipe(read_recipe("joint", whole), EIGHT_80_GB, num_rows=600, num_samples=1000)
     assert full.fits
     assert full.optimiser_gb == pytest.approx(8 * 15.557 / 8, rel=0.001)

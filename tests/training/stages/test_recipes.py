@@ -215,3 +215,23 @@ def test_an_unknown_key_is_refused_by_name() -> None:
 def test_an_unknown_recipe_names_those_there_are() -> None:
     with pytest.raises(SettingsError, match="audio_experts, distil"):
         read_recipe("nothing")
+
+
+@pytest.mark.parametrize("mode", ["proper", "released"])
+def test_dpo_raises_the_margin_between_the_answers(
+    mode: str, checkpoint: Path, pairs: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    changes = [
+        *_changes("preference", checkpoint, pairs, pairs, output),
+        f'data.evaluate=[{{path = "{pairs}", task = "RQACONVA"}}]',
+        f"preference.mode={mode}",
+        "optimiser.num_steps=16",
+        "optimiser.learning_rate=2e-3",
+        "saving.every=16",
+        "saving.evaluate_every=8",
+    ]
+    run_recipe(read_recipe("preference", changes), resume=False)
+    judged = [e for e in read_journal(output / "journal.jsonl") if e["kind"] == "evaluation"]
+    margins = [entry["margin"] for entry in judged]
+    assert 0 < margins[0] < margins[1]
