@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,8 @@ import torch
 
 from deeptalk_edge.checkpoint.reader import Checkpoint, expected_tensors
 from deeptalk_edge.training.journal import read_journal
+from deeptalk_edge.training.stages.recipe import read_recipe
+from deeptalk_edge.training.stages.run import run_recipe
 from tests.places import ROOT
 from tests.training.toys import (
     parameters_of,
@@ -34,8 +37,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def _start(
     toy: tuple[Path, Path], output: Path, count: int, *more: str, resume: bool = False
 ) -> list[subprocess.Popen[str]]:
-    changes = [*recipe_changes(*toy, output), "saving.dtype=float32", *more]
-    words = [word for change in changes for word in ("--set", change)]
+    words = [word for change in _changes(toy, output, *more) for word in ("--set", change)]
     command = [sys.executable, "-m", "deeptalk_edge.cli", "train", "joint", *words]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
@@ -51,9 +53,11 @@ def _start(
     ]
 
 
-def _free_port() -> int:
-    import socket
+def _changes(toy: tuple[Path, Path], output: Path, *more: str) -> list[str]:
+    return [*recipe_changes(*toy, output), "saving.dtype=float32", *more]
 
+
+def _free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port: int = found.getsockname()[1]
@@ -74,7 +78,7 @@ def _losses(output: Path) -> dict[int, dict[str, float]]:
 @pytest.fixture(scope="module")
 def alone(toy: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("alone") / "run"
-    _finish(_start(toy, output, 1))
+    run_recipe(read_recipe("joint", _changes(toy, output)), resume=False)
     return output
 
 
@@ -99,6 +103,7 @@ def test_a_sharded_run_writes_whole_tensors_in_the_official_layout(together: Pat
     assert sorted(expected_tensors(checkpoint.spec)) == sorted(checkpoint._weights.shapes)
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_goes_on_where_two_were(
     toy: tuple[Path, Path], together: Path, tmp_path: Path
 ) -> None:
