@@ -41,8 +41,6 @@ class Said:
     """The row of the answer in which each word begins."""
     frames: Ids
     """(A, K)."""
-    sound: Samples
-    """At the codec's rate."""
 
 
 class Answerer:
@@ -125,7 +123,6 @@ class Answerer:
             text=self.tokenizer.decode(known, skip_special_tokens=True).strip(),
             word_frames=tuple(self._word_frames(answer.text_ids)),
             frames=answer.frames,
-            sound=self.sound_of(answer.frames),
         )
 
     def _word_frames(self, text_ids: Sequence[int]) -> Iterator[int]:

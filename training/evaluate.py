@@ -163,7 +163,8 @@ def score_answers(
         return None
     wanted = [normalise(question.answer) for question in questions]
     said = answerer.answers(questions)
-    texts, sounds = [normalise(one.text) for one in said], [one.sound for one in said]
+    texts = [normalise(one.text) for one in said]
+    sounds = [answerer.sound_of(one.frames) for one in said]
     rate_hz = answerer.codec.spec.sampling_rate
     closed = GrammarRecogniser(rate_hz, grammar=sentences_grammar(wanted))
     opened = GrammarRecogniser(rate_hz, grammar=words_grammar(wanted))

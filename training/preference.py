@@ -70,7 +70,7 @@ def make_pairs(
     for (_, question), answers in zip(named, zip(*takes, strict=True), strict=True):
         scored = []
         for said in answers:
-            heard = hear(said.sound) if len(said.frames) else ""
+            heard = hear(answerer.sound_of(said.frames)) if len(said.frames) else ""
             rate = score([question.answer], [heard]).word_error_rate
             scored.append(Scored(said=said, word_error_rate=rate))
             rates.append(rate)

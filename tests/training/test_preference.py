@@ -59,7 +59,6 @@ def _scored(rate: float, text: str = "gate one", num_frames: int = 3) -> Scored:
         text=text,
         word_frames=(1, 2),
         frames=np.zeros((num_frames, 7), np.int64),
-        sound=np.zeros(1, np.float32),
     )
     return Scored(said=said, word_error_rate=rate)
 
