@@ -15,6 +15,7 @@ __all__ = ["as_program", "main"]
 
 # verb: (its module, which offers `add_arguments` and `main`; its line in the help)
 _VERBS = {
+    "train": ("deeptalk_edge.training.command", "make and adapt checkpoints"),
     "export": ("deeptalk_edge.export.command", "checkpoint to bundle"),
     "run": ("deeptalk_edge.runtime.commands.run", "ask a bundle and hear its answer"),
     "bundle": ("deeptalk_edge.runtime.commands.bundle", "inspect, verify or sign a bundle"),

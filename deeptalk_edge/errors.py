@@ -7,6 +7,7 @@ EdgeError
 ├── DoesNotFit         the work needs more room than there is
 ├── BackendError       ONNX Runtime or TensorRT refused to load or to run
 ├── ExpertUnavailable  an expert's record could not be read or is damaged
+├── TrainingFailed     a loss is not finite, a process died: the run stopped, what it kept is whole
 ├── UsageError         a call that this object cannot take now
 └── AudioError         sound that cannot be read, heard or played
     └── DeviceLost     a microphone or loudspeaker is not there, or no longer
@@ -41,6 +42,10 @@ class BackendError(EdgeError):
 
 class ExpertUnavailable(EdgeError):
     """An expert's record could not be read or is damaged; a miss never changes the output."""
+
+
+class TrainingFailed(EdgeError):
+    """A training run cannot go on: a loss is not finite or explodes, or a process has died."""
 
 
 class UsageError(EdgeError):

@@ -27,6 +27,9 @@ MICROPHONE = (
 )
 JETSON = "needs a Jetson"
 LONG = "takes minutes to hours, or downloads; the target is checked to exist"
+KIOSK = (
+    "takes minutes and speech synthesisers; tests/training runs every action on a toy checkpoint"
+)
 SUITE = "is the suite itself, or its checks"
 
 NOT_RUN = {
@@ -35,6 +38,23 @@ NOT_RUN = {
     "deeptalk-edge run --bundle B --mic": MICROPHONE,
     "deeptalk-edge sound": MICROPHONE,
     "deeptalk-edge sound --meter 5": MICROPHONE,
+    **dict.fromkeys(
+        (
+            "deeptalk-edge train speak examples/kiosk_answers/answers.csv "
+            "--checkpoint checkpoints/tiny -o kiosk/new",
+            "deeptalk-edge train speak examples/kiosk_answers/rehearse.csv --takes 3 --held-out 1 "
+            "--checkpoint checkpoints/tiny -o kiosk/old",
+            "deeptalk-edge train check AQACONVA=kiosk/new/train.jsonl --checkpoint "
+            "checkpoints/tiny",
+            "deeptalk-edge train examples/kiosk_answers/kiosk.toml",
+            "deeptalk-edge train eval kiosk/run/final AQACONVA=kiosk/new/held_out.jsonl",
+            "deeptalk-edge train eval kiosk/run/final AQACONVA=kiosk/old/held_out.jsonl "
+            "--base checkpoints/tiny",
+            "deeptalk-edge export kiosk/run/final -o kiosk/bundle",
+            'deeptalk-edge run --bundle kiosk/bundle --text "where can i rent a bike"',
+        ),
+        KIOSK,
+    ),
     **dict.fromkeys(("make test", "make test-slow", "make check"), SUITE),
     **dict.fromkeys(
         (

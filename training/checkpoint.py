@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from deeptalk_edge.checkpoint.reader import HEAD, Checkpoint, expected_tensors
+from deeptalk_edge.checkpoint.reader import Checkpoint, expected_tensors
 from deeptalk_edge.checkpoint.shards import INDEX, WEIGHTS
-from deeptalk_edge.errors import ArtifactError
+from deeptalk_edge.errors import ArtifactError, DoesNotFit
 from deeptalk_edge.files import staged_directory
 from deeptalk_edge.model.spec import DecoderSpec, EncoderSpec, ModelSpec, VocabularySpec
+from deeptalk_edge.training.lora import lora_delta
 from deeptalk_edge.training.model import INITIAL_STD, DeepTalk
+from deeptalk_edge.training.ranks import is_first
 
 ENCODER_DIRECTORY = "audio_encoder"
 SHARD_BYTES = 5 * 10**9  # Hugging Face's own
@@ -38,11 +41,33 @@ def load_model(directory: Path, *, encoder: Path | None = None) -> DeepTalk:
     """
     checkpoint = Checkpoint.open(directory, encoder=encoder)
     model = DeepTalk(checkpoint.spec)
+    _copy_weights(model, checkpoint)
+    return model
+
+
+def load_weights(model: DeepTalk, directory: Path) -> None:
+    """Read a checkpoint of the same shape into a model that is there, sharded or not.
+
+    Raises ArtifactError if it is not whole, or another model's.
+    """
+    checkpoint = Checkpoint.open(directory)
+    if checkpoint.spec != model.spec:
+        raise ArtifactError(f"{directory}: its config.json describes another model")
+    _copy_weights(model, checkpoint)
+
+
+def _copy_weights(model: DeepTalk, checkpoint: Checkpoint) -> None:
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name in expected_tensors(checkpoint.spec):
-            parameters[name].copy_(torch.from_numpy(checkpoint.tensor(name)))
-    return model
+            parameter, stored = parameters[name], torch.from_numpy(checkpoint.tensor(name))
+            mesh = getattr(parameter, "device_mesh", None)
+            if mesh is not None:
+                from torch.distributed.tensor import DTensor, distribute_tensor
+
+                assert isinstance(parameter, DTensor)
+                stored = distribute_tensor(stored, mesh, parameter.placements, src_data_rank=None)
+            parameter.copy_(stored)
 
 
 def save_checkpoint(
@@ -65,11 +90,35 @@ def save_checkpoint(
     if directory.exists():
         raise ArtifactError(f"{directory} exists; name another directory or remove it")
     with staged_directory(directory) as staging:
-        (staging / ENCODER_DIRECTORY).mkdir()
-        _write_json(staging / "config.json", {**config, "torch_dtype": _DTYPE_NAMES[dtype]})
+        write_checkpoint(staging, model, config, dtype=dtype, shard_bytes=shard_bytes)
+
+
+def write_checkpoint(
+    directory: Path,
+    model: DeepTalk,
+    config: Mapping[str, Any],
+    *,
+    dtype: torch.dtype,
+    shard_bytes: int = SHARD_BYTES,
+    merged: bool = True,
+) -> None:
+    """Fill a directory with a model in the official layout, whatever the number of processes that
+    it is sharded over; every process calls it, the first one writes.
+
+    Adapters are added to the weights if `merged`, else left out. Raises DoesNotFit if the disk is
+    full.
+    """
+    facts = {
+        **config,
+        "mm_audio_encoder": ENCODER_DIRECTORY,  # a released one names its authors' disk
+        "torch_dtype": _DTYPE_NAMES[dtype],
+    }
+    if is_first():
+        (directory / ENCODER_DIRECTORY).mkdir()
+        _write_json(directory / "config.json", facts)
         encoder_config = encoder_config_of(model.spec.encoder)
-        _write_json(staging / ENCODER_DIRECTORY / "config.json", encoder_config)
-        _write_shards(staging, model, dtype, shard_bytes)
+        _write_json(directory / ENCODER_DIRECTORY / "config.json", encoder_config)
+    _write_shards(directory, model, dtype, shard_bytes, merged)
 
 
 def config_of(spec: ModelSpec, *, model_type: str = "lucy-deepseek_v2") -> dict[str, Any]:
@@ -179,22 +228,32 @@ def _vocabulary_config(spec: VocabularySpec) -> dict[str, Any]:
     }
 
 
-def _write_shards(directory: Path, model: DeepTalk, dtype: torch.dtype, shard_bytes: int) -> None:
-    """Fill shards in the order of the state dict, none beyond `shard_bytes` but for one tensor."""
-    state = model.state_dict()
-    if model.spec.tied_head:
-        del state[HEAD]
-    sizes = {name: tensor.numel() * dtype.itemsize for name, tensor in state.items()}
+def _write_shards(
+    directory: Path, model: DeepTalk, dtype: torch.dtype, shard_bytes: int, merged: bool
+) -> None:
+    """Fill shards in the order of the state dict, none beyond `shard_bytes` but for one tensor; of
+    a sharded model one shard at a time is gathered."""
+    names = list(expected_tensors(model.spec))
+    parameters = dict(model.named_parameters())
+    sizes = {name: parameters[name].numel() * dtype.itemsize for name in names}
     shards = _split(sizes, shard_bytes)
     weight_map: dict[str, str] = {}
-    for i, names in enumerate(shards, 1):
+    for i, in_shard in enumerate(shards, 1):
         file = WEIGHTS if len(shards) == 1 else f"model-{i:05}-of-{len(shards):05}.safetensors"
-        stored = {name: _stored(state[name], dtype) for name in names}
-        save_file(stored, directory / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(names, file)
-    if len(shards) > 1:
+        stored = {name: _stored(model, name, parameters[name], dtype, merged) for name in in_shard}
+        if is_first():
+            _save_file(stored, directory / file)
+        weight_map |= dict.fromkeys(in_shard, file)
+    if len(shards) > 1 and is_first():
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         _write_json(directory / INDEX, index)
+
+
+def _save_file(tensors: Mapping[str, Tensor], path: Path) -> None:
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:  # its way to say what the system refused
+        raise DoesNotFit(f"{path}: cannot be written ({error}); free room on the disk") from error
 
 
 def _split(sizes: Mapping[str, int], shard_bytes: int) -> list[list[str]]:
@@ -209,8 +268,15 @@ def _split(sizes: Mapping[str, int], shard_bytes: int) -> list[list[str]]:
     return shards
 
 
-def _stored(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.detach().to("cpu", dtype).contiguous()
+def _stored(
+    model: DeepTalk, name: str, parameter: Tensor, dtype: torch.dtype, merged: bool
+) -> Tensor:
+    full = getattr(parameter, "full_tensor", None)
+    whole: Tensor = parameter.detach() if full is None else full().detach()
+    delta = lora_delta(model, name) if merged else None
+    if delta is not None:
+        whole = whole + delta
+    return whole.to("cpu", dtype).contiguous()
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -27,7 +27,7 @@ class Routing:
     """Index of the layer in the decoder, dense layers counted."""
 
     probabilities: Tensor
-    """(B, T, E), float32, 0 for frozen experts; part of the autograd graph."""
+    """(B, T, E), float32, 0 for barred experts; part of the autograd graph."""
 
     expert_ids: Tensor
     """(B, T, top_k), int64, in no order."""
@@ -51,14 +51,14 @@ class SwiGlu(nn.Module):
 class Router(nn.Module):
     """Softmax over all experts, then the greatest `top_k`, weighted as DeepSeek-V2 does."""
 
-    frozen: Tensor
+    barred: Tensor
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
         self._spec = spec
         self.weight = nn.Parameter(torch.empty(spec.num_experts, spec.width))
         nobody = torch.zeros(spec.num_experts, dtype=torch.bool)
-        self.register_buffer("frozen", nobody, persistent=False)
+        self.register_buffer("barred", nobody, persistent=False)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden (..., C) to probabilities (..., E), weights (..., top_k) and ids (..., top_k).
@@ -67,13 +67,13 @@ class Router(nn.Module):
         """
         with torch.autocast(hidden.device.type, enabled=False):
             logits = F.linear(hidden.float(), self.weight.float())
-            probabilities = logits.masked_fill(self.frozen, -torch.inf).softmax(dim=-1)
+            probabilities = logits.masked_fill(self.barred, -torch.inf).softmax(dim=-1)
             weights, ids = probabilities.topk(self._spec.top_k, dim=-1, sorted=False)
             if self._spec.normalises_weights:
                 return probabilities, weights / weights.sum(dim=-1, keepdim=True), ids
             return probabilities, weights * self._spec.routed_scale, ids
 
-    def freeze(self, expert_ids: Iterable[int]) -> None:
+    def bar(self, expert_ids: Iterable[int]) -> None:
         """Keep every token away from these experts, and let it at all others.
 
         Raises ValueError if an id is not an expert's or fewer than `top_k` experts are left.
@@ -84,10 +84,10 @@ class Router(nn.Module):
             raise ValueError(f"experts {sorted(barred)}: this model has 0 to {num_experts - 1}")
         if num_experts - len(barred) < top_k:
             raise ValueError(
-                f"{len(barred)} of {num_experts} experts frozen leaves fewer than top_k = {top_k}"
+                f"{len(barred)} of {num_experts} experts barred leaves fewer than top_k = {top_k}"
             )
-        self.frozen.zero_()
-        self.frozen[sorted(barred)] = True
+        self.barred.zero_()
+        self.barred[sorted(barred)] = True
 
 
 class MixtureOfExperts(nn.Module):
@@ -129,13 +129,6 @@ class MixtureOfExperts(nn.Module):
         )
         by_token = by_expert.index_select(0, order.argsort()).view(*ids.shape, -1)
         return (by_token * weights[..., None]).sum(dim=1).to(tokens.dtype)
-
-    def freeze_experts(self, expert_ids: Iterable[int]) -> None:
-        """Bar these experts from every token and from training; release all others."""
-        barred = set(expert_ids)
-        self.gate.freeze(barred)
-        for i, expert in enumerate(self.experts):
-            expert.requires_grad_(i not in barred)
 
 
 def _run(expert: nn.Module, tokens: Tensor, chosen: Tensor) -> Tensor:

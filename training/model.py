@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from deeptalk_edge.model.spec import DecoderSpec, ModelSpec
 from deeptalk_edge.training.attention import Cache, LatentAttention, rotary_turns
@@ -31,6 +32,8 @@ class DeepTalk(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
+        self.checkpoints_gradients = False
+        """Layers are computed again on the way back, instead of keeping their inner values."""
         self.model = Body(spec)
         self.lm_head = nn.Linear(spec.decoder.width, spec.vocabulary.size, bias=False)
         if spec.tied_head:
@@ -81,7 +84,15 @@ class DeepTalk(nn.Module):
         start = cache.num_rows if cache is not None else 0
         turns = rotary_turns(self.spec.decoder, start, hidden.shape[1], hidden.device)
         for layer in self.model.layers:
-            hidden = layer(hidden, turns, cache, routing)
+            if self.checkpoints_gradients and cache is None:
+                hidden, *routed = checkpoint(layer, hidden, turns, None, use_reentrant=False)
+            else:
+                hidden, *routed = layer(hidden, turns, cache)
+            if routing is not None and routed:
+                probabilities, ids = routed
+                routing.append(
+                    Routing(layer=layer.index, probabilities=probabilities, expert_ids=ids)
+                )
         normed: Tensor = self.model.norm(hidden)
         return normed
 
@@ -95,8 +106,8 @@ class DeepTalk(nn.Module):
         logits = F.linear(hidden, self.lm_head.weight[vocabulary.text_size :])
         return logits.view(*hidden.shape[:-1], vocabulary.num_codebooks, vocabulary.codebook_block)
 
-    def set_frozen_experts(self, expert_ids: Sequence[Sequence[int]] | None) -> None:
-        """Bar experts from all tokens and from training, a list per MoE layer; None bars none.
+    def set_barred_experts(self, expert_ids: Sequence[Sequence[int]] | None) -> None:
+        """Keep all tokens away from some experts, a list per MoE layer; None bars none.
 
         Raises ValueError if the lists do not fit the model.
         """
@@ -106,7 +117,7 @@ class DeepTalk(nn.Module):
         if len(expert_ids) != len(mixtures):
             raise ValueError(f"{len(expert_ids)} lists of experts for {len(mixtures)} MoE layers")
         for mixture, barred in zip(mixtures, expert_ids, strict=True):
-            mixture.freeze_experts(barred)
+            mixture.gate.bar(barred)
 
 
 class Body(nn.Module):
@@ -127,7 +138,7 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, spec: DecoderSpec, index: int) -> None:
         super().__init__()
-        self._index = index
+        self.index = index
         self.self_attn = LatentAttention(spec)
         self.mlp: nn.Module
         if index in spec.moe_layers:
@@ -137,20 +148,15 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = nn.RMSNorm(spec.width, eps=spec.norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(spec.width, eps=spec.norm_eps)
 
-    def forward(
-        self, hidden: Tensor, turns: Tensor, cache: Cache | None, routing: list[Routing] | None
-    ) -> Tensor:
-        """(B, T, C) to (B, T, C)."""
-        hidden = hidden + self.self_attn(self.input_layernorm(hidden), turns, self._index, cache)
+    def forward(self, hidden: Tensor, turns: Tensor, cache: Cache | None) -> tuple[Tensor, ...]:
+        """(B, T, C) to (B, T, C); of experts also the probabilities (B, T, E) and the ids
+        (B, T, top_k). Plain tensors: what shards a model watches those alone."""
+        hidden = hidden + self.self_attn(self.input_layernorm(hidden), turns, self.index, cache)
         normed = self.post_attention_layernorm(hidden)
         if not isinstance(self.mlp, MixtureOfExperts):
-            dense: Tensor = hidden + self.mlp(normed)
-            return dense
+            return (hidden + self.mlp(normed),)
         mixed, probabilities, ids = self.mlp(normed)
-        if routing is not None:
-            routing.append(Routing(layer=self._index, probabilities=probabilities, expert_ids=ids))
-        routed: Tensor = hidden + mixed
-        return routed
+        return hidden + mixed, probabilities, ids
 
 
 def align_features(features: Tensor, audio_mask: Tensor) -> Tensor:

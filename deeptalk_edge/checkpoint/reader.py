@@ -134,7 +134,8 @@ class Checkpoint:
                 yield f"{name} is stored as {_few(sorted(dtypes))}, not {' or '.join(_DTYPES)}"
             found = _joined_shape([stored.shapes[part] for part in parts])
             if found != expected:
-                yield f"{name} is {_spell(found)}, expected {_spell(expected)}"
+                files = _few({stored.file_of(part) for part in parts})
+                yield f"{name} is {_spell(found)} in {files}, expected {_spell(expected)}"
 
 
 class CodecCheckpoint:

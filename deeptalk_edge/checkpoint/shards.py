@@ -54,6 +54,10 @@ class Weights:
         """A stored tensor as float32."""
         return self._shards[name].tensor(name)
 
+    def file_of(self, name: str) -> str:
+        """The name of the file that holds a tensor."""
+        return self._shards[name].name
+
     def rows(self, name: str, start: int, stop: int) -> Array:
         """The rows from `start` to `stop`, or to the tensor's end, as float32."""
         return self._shards[name].rows(name, start, min(stop, self.shapes[name][0]))
@@ -70,6 +74,10 @@ class _Shard:
             raise ArtifactError(f"{path}: no such shard; download the checkpoint again") from None
         except (SafetensorError, OSError) as error:
             raise self._damaged(error) from error
+
+    @property
+    def name(self) -> str:
+        return self._path.name
 
     def entries(self) -> Iterator[tuple[str, Shape, str]]:
         """Name, shape and dtype of every tensor, from the header."""

@@ -182,7 +182,7 @@ def test_missing_and_misshapen_tensors_are_named_with_both_shapes(tmp_path: Path
     _edit_weights(checkpoint, {EXPERT: None, "model.norm.weight": torch.ones(23)})
     message = _refusal(checkpoint)
     assert f"{EXPERT} is missing, expected [8, 24]" in message
-    assert "model.norm.weight is [23], expected [24]" in message
+    assert "model.norm.weight is [23] in model.safetensors, expected [24]" in message
     assert "no shard is missing" in message
 
 
@@ -294,7 +294,7 @@ def test_a_head_that_differs_is_the_models_own_if_the_config_says_so(tmp_path: P
 @pytest.mark.parametrize("tie", SAYS.values(), ids=SAYS.keys())
 def test_a_head_of_another_shape_is_refused(tie: bool | None, tmp_path: Path) -> None:
     message = _refusal(_with_stored_head(tmp_path, "fewer rows", tie))
-    assert "lm_head.weight is [40, 24], expected [376, 24]" in message
+    assert "lm_head.weight is [40, 24] in model.safetensors, expected [376, 24]" in message
 
 
 def test_an_untied_checkpoint_without_its_head_or_its_embedding_is_refused(tmp_path: Path) -> None:

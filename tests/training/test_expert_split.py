@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.training.expert_split import (
     ExpertLoads,
+    adaptive_counts,
+    load_split,
+    random_split,
     save_split,
     split_experts,
     text_experts,
@@ -73,3 +77,36 @@ def test_the_file_is_a_list_of_lists(tmp_path: Path) -> None:
     save_split([[0, 2], [1]], tmp_path / "audio_experts.json")
     assert json.loads((tmp_path / "audio_experts.json").read_text()) == [[0, 2], [1]]
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_mass_counts_probability_where_hits_count_picks() -> None:
+    routing = Routing(
+        layer=1,
+        probabilities=torch.tensor([[[0.5, 0.3, 0.2, 0.0], [0.1, 0.2, 0.3, 0.4]]]),
+        expert_ids=torch.tensor([[[0, 1], [3, 2]]]),
+    )
+    everywhere = torch.tensor([[True, True]])
+    loads = ExpertLoads(1, 4, "mass")
+    loads.count([routing], everywhere, everywhere)
+    audio, _ = loads.shares()
+    assert audio[0].tolist() == pytest.approx([0.3, 0.25, 0.25, 0.2])
+
+
+def test_the_adaptive_count_is_what_audio_uses_more_than_text() -> None:
+    audio = torch.tensor([[0.5, 0.3, 0.1, 0.1, 0.0], [0.9, 0.1, 0.0, 0.0, 0.0]])
+    text = torch.tensor([[0.1, 0.1, 0.0, 0.4, 0.4], [0.0, 0.2, 0.2, 0.3, 0.3]])
+    assert adaptive_counts(audio, text, top_k=1) == [3, 1]
+    assert adaptive_counts(audio, text, top_k=2) == [3, 2]
+
+
+def test_a_random_split_is_the_seeds_alone() -> None:
+    split = random_split(3, 8, 4, seed=5)
+    assert split == random_split(3, 8, 4, seed=5) != random_split(3, 8, 4, seed=6)
+    assert all(len(set(layer)) == 4 for layer in split)
+
+
+@pytest.mark.parametrize("content", ["{}", "[1]", "[[-1]]", "[[true]]", '[["0"]]'])
+def test_a_file_that_is_no_split_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "split.json").write_text(content)
+    with pytest.raises(SettingsError, match="list of lists"):
+        load_split(tmp_path / "split.json")

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deeptalk_edge.errors import ArtifactError
-from deeptalk_edge.training.loop import LoopSettings, Losses, train
+from deeptalk_edge.errors import ArtifactError, TrainingFailed
+from deeptalk_edge.training.loop import LoopSettings, StateFile, train
+from deeptalk_edge.training.losses import Losses
 
 SETTINGS = LoopSettings(num_steps=8, learning_rate=0.1, warmup_steps=2, save_every=3)
 
@@ -48,7 +49,8 @@ def _run(
         noise = torch.rand(())  # the loss may draw; the draw belongs to the step
         return {"square": (model(batch) - noise).square().mean()}
 
-    train(model, batches_at, losses_of, settings, state_path=state_path)
+    keeper = StateFile(state_path) if state_path else None
+    train(model, batches_at, losses_of, settings, keeper=keeper)
     return done
 
 
@@ -101,7 +103,7 @@ def test_what_needs_no_gradient_stands_still() -> None:
 def test_a_loss_that_is_not_finite_ends_the_run() -> None:
     model = _model()
     settings = replace(SETTINGS, num_steps=50)
-    with pytest.raises(ValueError, match="lower the rate"):
+    with pytest.raises(TrainingFailed, match="lower the rate"):
         train(model, _batches, lambda batch: {"nan": model(batch).sum() * torch.nan}, settings)
 
 

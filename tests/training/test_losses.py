@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
 
 from deeptalk_edge.training.experts import Routing
-from deeptalk_edge.training.losses import IGNORE, balance_loss, token_loss
+from deeptalk_edge.training.losses import IGNORE, OFFICIAL_WEIGHTS, balance_loss, token_losses
 
 V_TEXT, K, V_CODE = 10, 7, 6
+LIVE = torch.ones(1, 2, dtype=torch.bool)
+
+
+def token_loss(
+    text_logits: torch.Tensor,
+    code_logits: torch.Tensor,
+    targets: torch.Tensor,
+    weights: Sequence[float] = OFFICIAL_WEIGHTS,
+) -> torch.Tensor:
+    return torch.stack(
+        list(token_losses(text_logits, code_logits, targets, weights).values())
+    ).sum()
 
 
 def _logits(num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,9 +92,9 @@ def _routing(ids: list[list[int]], probabilities: list[list[float]]) -> Routing:
 def test_even_routing_costs_the_weight_and_uneven_routing_more() -> None:
     even = _routing([[0, 1], [2, 3]], [[0.25] * 4] * 2)
     uneven = _routing([[0, 1], [0, 1]], [[0.5, 0.5, 0.0, 0.0]] * 2)
-    assert balance_loss([even], 0.001).item() == pytest.approx(0.001)
-    assert balance_loss([uneven], 0.001).item() == pytest.approx(0.002)
-    assert balance_loss([even, uneven], 0.001).item() == pytest.approx(0.003)
+    assert balance_loss([even], LIVE, 0.001).item() == pytest.approx(0.001)
+    assert balance_loss([uneven], LIVE, 0.001).item() == pytest.approx(0.002)
+    assert balance_loss([even, uneven], LIVE, 0.001).item() == pytest.approx(0.003)
 
 
 def test_the_balance_is_kept_within_each_sequence() -> None:
@@ -91,4 +104,22 @@ def test_the_balance_is_kept_within_each_sequence() -> None:
         probabilities=torch.tensor([[[0.5, 0.5, 0.0, 0.0]], [[0.0, 0.0, 0.5, 0.5]]]),
         expert_ids=torch.tensor([[[0, 1]], [[2, 3]]]),
     )
-    assert balance_loss([both], 1.0).item() == pytest.approx(2.0)
+    assert balance_loss([both], LIVE[:, :1].expand(2, 1), 1.0).item() == pytest.approx(2.0)
+
+
+def test_padding_has_no_part_in_the_balance() -> None:
+    """By hand: rows 0 and 1 are live, the third would change every number below.
+
+    Picks 0, 1, 0, 2 of E = 4, top_k = 2, S = 2: shares (2, 1, 1, 0) * 4 / 4; mass is the mean of
+    the two live rows (0.5, 0.2, 0.2, 0.1): 2 * 0.5 + 0.2 + 0.2 = 1.4.
+    """
+    routing = _routing(
+        [[0, 1], [0, 2], [3, 2]],
+        [[0.6, 0.2, 0.1, 0.1], [0.4, 0.2, 0.3, 0.1], [0.0, 0.0, 0.1, 0.9]],
+    )
+    live = torch.tensor([[True, True, False]])
+    assert balance_loss([routing], live, 1.0).item() == pytest.approx(1.4)
+    loss = balance_loss([routing], live, 1.0)
+    torch.autograd.backward(loss)
+    assert routing.probabilities.grad is not None
+    assert (routing.probabilities.grad[0, 2] == 0).all()

@@ -210,7 +210,7 @@ FROZEN = [[0, 4], [1, 2, 3]]
 
 def test_a_frozen_expert_gets_no_token_and_the_rest_all_the_probability() -> None:
     model = random_model(PLAIN)
-    model.set_frozen_experts(FROZEN)
+    model.set_barred_experts(FROZEN)
     routing: list[Routing] = []
     model(random_rows(PLAIN, 2, 30), routing=routing)
     for layer, barred in zip(routing, FROZEN, strict=True):
@@ -221,7 +221,7 @@ def test_a_frozen_expert_gets_no_token_and_the_rest_all_the_probability() -> Non
 
 def test_a_stage_trains_all_experts_but_the_frozen_ones() -> None:
     model = random_model(PLAIN)
-    model.set_frozen_experts(FROZEN)
+    model.set_barred_experts(FROZEN)
     model(random_rows(PLAIN, 4, 30)).square().sum().backward()
     for layer, barred in zip(PLAIN.decoder.moe_layers, FROZEN, strict=True):
         mixture = model.model.layers[layer].mlp
@@ -239,9 +239,9 @@ def test_released_experts_are_as_before_the_stage() -> None:
     model = random_model(PLAIN)
     rows = random_rows(PLAIN, 1, 8)
     before = model(rows)
-    model.set_frozen_experts(FROZEN)
+    model.set_barred_experts(FROZEN)
     assert not torch.equal(model(rows), before)
-    model.set_frozen_experts(None)
+    model.set_barred_experts(None)
     assert torch.equal(model(rows), before)
     assert all(parameter.requires_grad for parameter in model.parameters())
 
@@ -256,7 +256,7 @@ def test_released_experts_are_as_before_the_stage() -> None:
 )
 def test_a_stage_that_does_not_fit_is_refused(frozen: list[list[int]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        DeepTalk(PLAIN).set_frozen_experts(frozen)
+        DeepTalk(PLAIN).set_barred_experts(frozen)
 
 
 def test_frames_go_to_the_masked_rows_in_order() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from deeptalk_edge.training.loop import LoopSettings, train
-from deeptalk_edge.training.ranks import is_first, joined, share
+from deeptalk_edge.training.loop import LoopSettings, StateFile, train
+from deeptalk_edge.training.ranks import is_first, joined, num_ranks, share
 
 SETTINGS = LoopSettings(num_steps=6, learning_rate=0.1, warmup_steps=2, save_every=3)
 RANKS = 2
@@ -29,7 +29,7 @@ def _trained(state_path: Path | None = None) -> nn.Linear:
         _batches,
         lambda batch: {"square": (model(batch) - 1).square().mean()},
         SETTINGS,
-        state_path=state_path,
+        keeper=StateFile(state_path) if state_path else None,
     )
     return model
 
@@ -77,7 +77,7 @@ def test_one_process_alone_does_all_the_work_and_joins_nobody(tmp_path: Path) ->
     with joined(0, 1, tmp_path / "meeting"):
         assert not torch.distributed.is_initialized()
         assert is_first()
-        assert share([1, 2, 3]) == [1, 2, 3]
+        assert share([1, 2, 3], *num_ranks()) == [1, 2, 3]
 
 
 def test_the_others_have_nothing_of_a_single_batch(tmp_path: Path) -> None:
@@ -87,4 +87,6 @@ def test_the_others_have_nothing_of_a_single_batch(tmp_path: Path) -> None:
 
 def _write_shares(rank: int, place: Path) -> None:
     with joined(rank, RANKS, place / "meeting"):
-        (place / f"{rank}.txt").write_text(f"{share([7])} {share([1, 2, 3])}")
+        (place / f"{rank}.txt").write_text(
+            f"{share([7], *num_ranks())} {share([1, 2, 3], *num_ranks())}"
+        )

@@ -12,12 +12,10 @@ from tokenizers import Tokenizer
 from deeptalk_edge.model.prompt import Typed
 from deeptalk_edge.model.rows import AnswerRows
 from deeptalk_edge.model.spec import ModelSpec, TextAlignment
+from deeptalk_edge.training.items import LENGTH_STEP, NO_FRAME, Batch
 from deeptalk_edge.training.losses import IGNORE
 from deeptalk_edge.training.tiny.corpus import Clips, Corpus, Utterance
 from deeptalk_edge.training.tiny.dataset import (
-    LENGTH_STEP,
-    NO_FRAME,
-    Batch,
     DatasetSettings,
     ItemWriter,
     TinyBatches,

@@ -28,6 +28,7 @@ def published(tmp_path: Path) -> Path:
         Tokenizer.from_file(str(SHIPPED / "tokenizer.json")),
         json.loads((SHIPPED / "audio_experts.json").read_text(encoding="utf-8")),
         SHIPPED / "snac",
+        SHIPPED / "codec_encoder.safetensors",
         place,
     )
     return place

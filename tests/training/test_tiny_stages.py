@@ -12,11 +12,11 @@ import torch
 from deeptalk_edge.model.features import log_mel, num_frames
 from deeptalk_edge.model.spec import EncoderSpec
 from deeptalk_edge.training.model import DeepTalk
+from deeptalk_edge.training.stages.table import apply_rule
 from deeptalk_edge.training.tiny.hearing import Ear, HearingSettings
 from deeptalk_edge.training.tiny.stages import (
     HeardMemory,
     Stage,
-    prepare,
     remember,
     start_decoder,
 )
@@ -140,7 +140,7 @@ def test_a_stage_moves_what_the_table_of_the_official_trainer_says(
     stage: Stage, attention: bool, audio_expert: bool, text_expert: bool
 ) -> None:
     model = DeepTalk(PLAIN)
-    prepare(model, stage, [[0, 1], [2, 3]])
+    apply_rule(model, stage.rule, [[0, 1], [2, 3]])
     moves = {name: p.requires_grad for name, p in model.named_parameters()}
     assert moves["model.layers.0.self_attn.q_proj.weight"]
     assert moves["model.embed_tokens.weight"]
@@ -156,7 +156,7 @@ def test_a_stage_moves_what_the_table_of_the_official_trainer_says(
 def test_stages_can_follow_one_another() -> None:
     model = DeepTalk(PLAIN)
     for stage in Stage:
-        prepare(model, stage, [[0, 1], [2, 3]])
+        apply_rule(model, stage.rule, [[0, 1], [2, 3]])
     assert all(p.requires_grad for p in model.model.layers.parameters())
 
 

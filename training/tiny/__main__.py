@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from deeptalk_edge.training.tiny.codec import DecoderSettings
 from deeptalk_edge.training.tiny.make import Plan, make
-from deeptalk_edge.training.tiny.stages import LossSettings
+from deeptalk_edge.training.tiny.stages import TINY_LOSSES
 from deeptalk_edge.training.tiny.train import TrainSettings
 
 
@@ -22,7 +23,9 @@ def main() -> None:
     """Make everything and say how long it took."""
     arguments, began = _arguments(), time.monotonic()
     out, scale = arguments.out, arguments.steps_scale
-    settings = TrainSettings(losses=LossSettings(bfloat16=arguments.bfloat16), seed=arguments.seed)
+    settings = TrainSettings(
+        losses=replace(TINY_LOSSES, bfloat16=arguments.bfloat16), seed=arguments.seed
+    )
     plan = Plan(
         work=arguments.work or out.with_name(out.name + ".work"),
         device=arguments.device,

@@ -18,12 +18,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from deeptalk_edge.model.prompt import Heard, Segment, Template, Typed, speak_as
-from deeptalk_edge.model.rows import Ids, delay, text_rows
+from deeptalk_edge.model.prompt import Heard, Segment, Template, Typed
+from deeptalk_edge.model.rows import Ids
 from deeptalk_edge.model.spec import ModelSpec
+from deeptalk_edge.training.items import (
+    Batch,
+    Item,
+    joined_segments,
+    pad_items,
+    spoken_item,
+    text_segment,
+    written_item,
+)
 from deeptalk_edge.training.losses import IGNORE
 from deeptalk_edge.training.tiny.corpus import Corpus
 from deeptalk_edge.training.tiny.domain import (
@@ -34,11 +41,6 @@ from deeptalk_edge.training.tiny.domain import (
 )
 from deeptalk_edge.training.tiny.shape import SPEAKER, SYSTEM_PROMPT
 from deeptalk_edge.training.tiny.units import UnitVoice
-
-NO_FRAME = -1
-
-LENGTH_STEP = 8
-"""Batches come in few lengths, for a matrix product is compiled for each (`experts.STRETCH`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,38 +117,6 @@ class UtterancePool:
         return pool[first : first + count]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Item:
-    """One conversation, before padding."""
-
-    rows: Ids
-    """(T, K + 1)."""
-
-    targets: Ids
-    """(T, K + 1): what the next row holds, codes un-shifted, IGNORE where nothing is asked."""
-
-    frames: Ids
-    """(T,): the remembered audio frame that a row hears, else NO_FRAME."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """Items padded on the right, on the device."""
-
-    rows: Tensor
-    targets: Tensor
-    frames: Tensor
-
-    def halves(self) -> tuple[Batch, Batch]:
-        """The first items and the last."""
-        middle = len(self.rows) // 2
-        first, last = (
-            Batch(rows=self.rows[part], targets=self.targets[part], frames=self.frames[part])
-            for part in (slice(None, middle), slice(middle, None))
-        )
-        return first, last
-
-
 class ItemWriter:
     """Writes conversations as items, for one checkpoint's vocabulary and answer voice."""
 
@@ -158,13 +128,8 @@ class ItemWriter:
         segments = []
         for i, (user, answer) in enumerate(turns):
             segments.append(self._user(user, is_first=i == 0))
-            rows = text_rows(self._template.vocabulary, self.text_ids(answer))
-            segments.append(Segment(rows=rows, audio_mask=np.zeros(len(rows), np.bool_)))
-        segments.append(self._user(last, is_first=not turns))
-        return Segment(
-            rows=np.concatenate([segment.rows for segment in segments]),
-            audio_mask=np.concatenate([segment.audio_mask for segment in segments]),
-        )
+            segments.append(text_segment(self._template.vocabulary, self.text_ids(answer)))
+        return joined_segments([*segments, self._user(last, is_first=not turns)])
 
     def text_ids(self, answer: str) -> list[int]:
         """BOS, the words, EOS; with `word` alignment each in the row in which its sound begins."""
@@ -182,27 +147,19 @@ class ItemWriter:
     def spoken(self, prompt: Segment, answer: str, frames: Ids, *, train_text: bool = True) -> Item:
         """The answer in text and codes. Without `train_text` the question does not tell the
         answer, so the first code, which is said before any text, is not asked for either."""
-        vocabulary, ids = self._template.vocabulary, self.text_ids(answer)
-        codes, _ = self._units.answer_codes(answer)
-        answer_rows = delay(vocabulary, codes, ids)
-        labels = np.full_like(answer_rows, IGNORE)
-        if train_text:
-            labels[: len(ids) + 1, -1] = answer_rows[: len(ids) + 1, -1]
-        for i in range(vocabulary.num_codebooks):
-            labels[i + 1 : i + 1 + len(codes), i] = codes[:, i]
-            labels[i + 1 + len(codes), i] = vocabulary.end_audio
-        if not train_text:
-            labels[1, 0] = IGNORE
-        rows = speak_as(vocabulary, prompt.rows, SPEAKER)
-        return _item(rows, prompt.audio_mask, answer_rows, labels, frames)
+        return spoken_item(
+            self._template.vocabulary,
+            prompt,
+            self.text_ids(answer),
+            self._units.answer_codes(answer)[0],
+            frames,
+            speaker=SPEAKER,
+            train_text=train_text,
+        )
 
     def written(self, prompt: Segment, answer: str, frames: Ids) -> Item:
         """The answer in text only: what the second item of batch-parallel decoding sees."""
-        ids = [*self.text_ids(answer), self._template.vocabulary.eot]
-        answer_rows = text_rows(self._template.vocabulary, ids)
-        labels = np.full_like(answer_rows, IGNORE)
-        labels[:, -1] = ids
-        return _item(prompt.rows, prompt.audio_mask, answer_rows, labels, frames)
+        return written_item(self._template.vocabulary, prompt, self.text_ids(answer), frames)
 
     def _user(self, user: Heard | Typed, *, is_first: bool) -> Segment:
         if is_first:
@@ -299,16 +256,12 @@ class TinyBatches:
         return np.random.default_rng(draw.getrandbits(64)), draw
 
     def _batch(self, items: Sequence[Item], rng: np.random.Generator) -> Batch:
-        rows, targets, frames = pad_items(items, self._spec)
-        self._corrupt(rows, rng)
-        text = targets[..., -1]
+        padded = pad_items(items, self._spec)
+        self._corrupt(padded.rows, rng)
+        text = padded.targets[..., -1]
         spare = rng.random(text.shape) >= self._settings.pad_text_share
         text[(text == self._spec.vocabulary.pad_text) & spare] = IGNORE
-        return Batch(
-            rows=torch.from_numpy(rows).to(self._device),
-            targets=torch.from_numpy(targets).to(self._device),
-            frames=torch.from_numpy(frames).to(self._device),
-        )
+        return padded.batch(device=self._device)
 
     def _corrupt(self, rows: Ids, rng: np.random.Generator) -> None:
         """Replace some codes of the answers, in place: history must not be a reason to ignore the
@@ -322,39 +275,6 @@ class TinyBatches:
                 0, vocabulary.codebook_size, local.shape
             )
             rows[..., i] = np.where(hit, wrong, rows[..., i])
-
-
-def pad_items(items: Sequence[Item], spec: ModelSpec) -> tuple[Ids, Ids, Ids]:
-    """Rows and targets (B, T, K + 1) and frames (B, T), padded on the right; T is a multiple of
-    LENGTH_STEP."""
-    longest = max(len(item.rows) for item in items)
-    length = longest + -longest % LENGTH_STEP
-    padding = text_rows(spec.vocabulary, [spec.vocabulary.pad_text])
-    rows = np.repeat(np.repeat(padding[None], length, axis=1), len(items), axis=0)
-    targets = np.full_like(rows, IGNORE)
-    frames = np.full(rows.shape[:2], NO_FRAME, np.int64)
-    for i, item in enumerate(items):
-        rows[i, : len(item.rows)] = item.rows
-        targets[i, : len(item.rows)] = item.targets
-        frames[i, : len(item.rows)] = item.frames
-    return rows, targets, frames
-
-
-def _item(
-    prompt_rows: Ids,
-    audio_mask: npt.NDArray[np.bool_],
-    answer_rows: Ids,
-    labels: Ids,
-    heard_frames: Ids,
-) -> Item:
-    """Join prompt and answer; the target of a row is the label of the next one."""
-    num_prompt = len(prompt_rows)
-    rows = np.concatenate([prompt_rows, answer_rows])
-    targets = np.full_like(rows, IGNORE)
-    targets[num_prompt - 1 : -1] = labels
-    frames = np.full(len(rows), NO_FRAME, np.int64)
-    frames[:num_prompt][audio_mask] = heard_frames
-    return Item(rows=rows, targets=targets, frames=frames)
 
 
 def _heard(spans: Mapping[int, tuple[int, int]], utterance: int) -> Heard:

@@ -23,12 +23,12 @@ from torch.nn import functional as F
 
 from deeptalk_edge.model.spec import ModelSpec
 from deeptalk_edge.training.encoder import EncoderLayer
-from deeptalk_edge.training.loop import Losses
+from deeptalk_edge.training.losses import Losses
 from deeptalk_edge.training.model import DeepTalk
+from deeptalk_edge.training.stages.objective import precision
 from deeptalk_edge.training.tiny.corpus import Corpus
 from deeptalk_edge.training.tiny.dataset import UtterancePool
 from deeptalk_edge.training.tiny.hearing import Ear
-from deeptalk_edge.training.tiny.stages import precision
 
 WINDOW_STEP = 32
 """Mel frames: windows come in few lengths, for a product is compiled for each

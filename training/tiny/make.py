@@ -124,7 +124,7 @@ def _answer(out: Path, plan: Plan) -> None:
     workshop = plan.workshop()
     model = learn_to_answer(workshop, plan.work)
     if is_first():
-        publish(model, workshop.tokenizer, read_split(plan.work), plan.snac, out)
+        publish(model, workshop.tokenizer, read_split(plan.work), plan.snac, plan.tokeniser, out)
 
 
 def _run_side_by_side(plan: Plan, *jobs: Sequence[Callable[[Plan], None]]) -> None:

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from deeptalk_edge.files import swap_directory
 from deeptalk_edge.training.checkpoint import config_of, save_checkpoint
+from deeptalk_edge.training.data.codes import CODEC_ENCODER
 from deeptalk_edge.training.expert_split import save_split
 from deeptalk_edge.training.model import DeepTalk
 from deeptalk_edge.training.tiny.shape import SPEAKER, SYSTEM_PROMPT
@@ -31,9 +32,11 @@ def publish(
     tokenizer: Tokenizer,
     audio_experts: Sequence[Sequence[int]],
     snac: Path,
+    codec_encoder: Path,
     directory: Path,
 ) -> None:
-    """Write everything that an export needs, in float16, over a checkpoint that stands there.
+    """Write everything that an export needs, in float16, over a checkpoint that stands there, and
+    the codec's encoder for those who train it on.
 
     What else stands in `directory`, a model card say, is kept.
     """
@@ -41,6 +44,7 @@ def publish(
     with TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as folder:
         staging = Path(folder) / directory.name
         _write_checkpoint(model, tokenizer, audio_experts, snac, staging)
+        shutil.copy2(codec_encoder, staging / CODEC_ENCODER)
         for other in directory.iterdir() if directory.exists() else ():
             if not (staging / other.name).exists():
                 copy = shutil.copytree if other.is_dir() else shutil.copy2

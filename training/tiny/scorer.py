@@ -9,7 +9,7 @@ Text that the model wrote proves nothing about what it said, so an answer counts
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -56,12 +56,13 @@ class SpokenScore:
 class GrammarRecogniser:
     """The closed one. Hears one of the grammar's sentences, or "" where none fits."""
 
-    def __init__(self, rate_hz: int = 24000) -> None:
-        """Raises SettingsError if pocketsphinx is not installed."""
+    def __init__(self, rate_hz: int = 24000, *, grammar: str | None = None) -> None:
+        """The kiosk's answers, unless another JSGF grammar is given. Raises SettingsError if
+        pocketsphinx is not installed."""
         sphinx = _need_package("pocketsphinx", "pocketsphinx")
         self._rate_hz = rate_hz
         self._decoder = sphinx.Decoder(samprate=HEARD_RATE_HZ, lm=None, loglevel="FATAL")
-        self._decoder.add_jsgf_string("answers", answer_grammar())
+        self._decoder.add_jsgf_string("answers", grammar or answer_grammar())
         self._decoder.activate_search("answers")
 
     def __call__(self, samples: Samples) -> str:
@@ -98,6 +99,18 @@ class WhisperRecogniser:
             condition_on_previous_text=False,
         )
         return normalise(" ".join(segment.text for segment in segments))
+
+
+def sentences_grammar(sentences: Iterable[str]) -> str:
+    """The JSGF grammar of some sentences, for a recogniser that tells which one it was."""
+    choices = " | ".join(sorted({normalise(sentence) for sentence in sentences}))
+    return f"#JSGF V1.0; grammar answers; public <answer> = {choices};"
+
+
+def words_grammar(sentences: Iterable[str]) -> str:
+    """Any string of the sentences' words: stricter, and it can count wrong words."""
+    words = " | ".join(sorted({w for text in sentences for w in normalise(text).split()}))
+    return f"#JSGF V1.0; grammar answers; public <answer> = ({words})+;"
 
 
 def score(references: Sequence[str], heard: Sequence[str]) -> SpokenScore:

@@ -1,18 +1,15 @@
-"""The decoder's stages of the tiny training, and what each of them moves; the ear is frozen.
+"""The decoder's stages of the tiny training; the ear is frozen, and the product's table says what
+each of them moves.
 
 align     the whole decoder, its experts not yet told apart
-audio     audio experts; text experts are barred, attention above the dense layers stands still
-text      text experts, the audio experts barred, likewise
+audio     audio experts
+text      text experts
 joint     the whole decoder
-
-Source: DeepTalk `train_deeptalk.py`; there the decoder begins as a trained language model, here
-from nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -25,13 +22,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from deeptalk_edge.files import write_file
-from deeptalk_edge.model.spec import ModelSpec
-from deeptalk_edge.training.expert_split import ExpertLoads, split_experts, text_experts
+from deeptalk_edge.training.expert_split import ExpertLoads, split_experts
 from deeptalk_edge.training.experts import Router, Routing
-from deeptalk_edge.training.loop import Losses
-from deeptalk_edge.training.losses import IGNORE, balance_loss, token_loss
+from deeptalk_edge.training.items import Batch
 from deeptalk_edge.training.model import DeepTalk
-from deeptalk_edge.training.tiny.dataset import NO_FRAME, Batch
+from deeptalk_edge.training.stages.objective import LossSettings, precision, run
+from deeptalk_edge.training.stages.table import RULES, Rule, StageName
 from deeptalk_edge.training.tiny.hearing import Ear
 
 
@@ -43,67 +39,22 @@ class Stage(str, Enum):
     TEXT = "text"
     JOINT = "joint"
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LossSettings:
-    """What a step descends."""
-
-    weights: tuple[float, ...] = (12.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
-    """Of the text, then of each codebook; the official trainer has eight ones. Text and the slowest
-    codebook decide what is said, and from nothing they need the push."""
-
-    balance: float = 0.01
-    bfloat16: bool = False
-    """Matrix products in bfloat16: half the time where the processor can."""
+    @property
+    def rule(self) -> Rule:
+        """Its row of the product's table. The first stage moves the whole decoder, as the joint
+        one does: a decoder that begins from nothing has nothing to be aligned with."""
+        return RULES[_RULES[self]]
 
 
-def prepare(model: DeepTalk, stage: Stage, audio_experts: Sequence[Sequence[int]]) -> None:
-    """Set what `stage` trains and where its tokens may go."""
-    model.requires_grad_(True)
-    model.model.audio_encoder.requires_grad_(False)
-    model.model.audio_mm_projector.requires_grad_(False)
-    decoder = model.spec.decoder
-    if stage is Stage.AUDIO:
-        model.set_frozen_experts(text_experts(audio_experts, decoder.num_experts))
-    elif stage is Stage.TEXT:
-        model.set_frozen_experts(audio_experts)
-    else:
-        model.set_frozen_experts(None)
-        return
-    for i in decoder.moe_layers:
-        model.model.layers[i].self_attn.requires_grad_(False)
+_RULES: dict[Stage, StageName] = {
+    Stage.ALIGN: "joint",
+    Stage.AUDIO: "audio_experts",
+    Stage.TEXT: "text_experts",
+    Stage.JOINT: "joint",
+}
 
-
-def answer_losses(
-    model: DeepTalk, batch: Batch, memory: HeardMemory | None, settings: LossSettings
-) -> Losses:
-    """The losses of one batch of conversations; heads are computed where something is asked."""
-    routing: list[Routing] = []
-    with precision(batch.rows.device, settings.bfloat16):
-        hidden = _hidden(model, batch, memory, routing)
-        asked = (batch.targets != IGNORE).any(dim=-1)
-        said, targets = hidden[asked], batch.targets[asked]
-        text_logits, code_logits = model.text_logits(said), model.code_logits(said)
-    return {
-        "tokens": token_loss(text_logits, code_logits, targets, settings.weights),
-        "balance": balance_loss(routing, settings.balance),
-    }
-
-
-def _hidden(
-    model: DeepTalk, batch: Batch, memory: HeardMemory | None, routing: list[Routing]
-) -> Tensor:
-    if memory is None:
-        hidden: Tensor = model(batch.rows, routing=routing)
-        return hidden
-    features = memory.features[batch.frames.clamp(min=0)].float()
-    hidden = model(batch.rows, features, batch.frames != NO_FRAME, routing=routing)
-    return hidden
-
-
-def precision(device: torch.device, bfloat16: bool) -> AbstractContextManager[object]:
-    """Matrix products in bfloat16, for the forward pass of a step, or all in float32."""
-    return torch.autocast(device.type, torch.bfloat16) if bfloat16 else nullcontext()
+TINY_LOSSES = LossSettings(weights=(12.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0), balance=0.01)
+"""Text and the slowest codebook decide what is said, and from nothing they need the push."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,21 +120,11 @@ def choose_audio_experts(
     loads = ExpertLoads(len(decoder.moe_layers), decoder.num_experts)
     for batch in batches:
         routing: list[Routing] = []
-        _hidden(model, batch, memory, routing)
-        audio = speech_rows(batch, model.spec)
-        live = (batch.targets != IGNORE).flip(1).any(dim=-1).cumsum(dim=1).flip(1) > 0
-        loads.count(routing, audio & live, ~audio & live)
+        run(model, batch, memory.features, routing)
+        audio = batch.speech_rows(model.spec.vocabulary)
+        loads.count(routing, audio & batch.live, ~audio & batch.live)
     audio_loads, text_loads = loads.shares()
     return split_experts(audio_loads, text_loads, counts, decoder.top_k)
-
-
-def speech_rows(batch: Batch, spec: ModelSpec) -> Tensor:
-    """Rows (B, T) that carry speech: a heard frame, or a code in any codebook."""
-    vocabulary = spec.vocabulary
-    local = torch.stack(
-        [batch.rows[..., i] - vocabulary.codebook_base(i) for i in range(vocabulary.num_codebooks)]
-    )
-    return (batch.frames != NO_FRAME) | (local < vocabulary.codebook_size).any(dim=0)
 
 
 @torch.no_grad()

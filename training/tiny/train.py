@@ -22,12 +22,15 @@ from deeptalk_edge.files import write_file
 from deeptalk_edge.model.noise import check_seed
 from deeptalk_edge.model.spec import CodecSpec
 from deeptalk_edge.training.expert_split import save_split
-from deeptalk_edge.training.loop import LoopSettings, Losses, train
+from deeptalk_edge.training.items import Batch
+from deeptalk_edge.training.loop import LoopSettings, StateFile, train
+from deeptalk_edge.training.losses import Losses, added
 from deeptalk_edge.training.model import DeepTalk
 from deeptalk_edge.training.ranks import is_first
+from deeptalk_edge.training.stages.objective import LossSettings, answer_losses
+from deeptalk_edge.training.stages.table import apply_rule
 from deeptalk_edge.training.tiny.corpus import Corpus
 from deeptalk_edge.training.tiny.dataset import (
-    Batch,
     DatasetSettings,
     ItemWriter,
     TinyBatches,
@@ -48,12 +51,10 @@ from deeptalk_edge.training.tiny.shape import (
     tiny_template,
 )
 from deeptalk_edge.training.tiny.stages import (
+    TINY_LOSSES,
     HeardMemory,
-    LossSettings,
     Stage,
-    answer_losses,
     choose_audio_experts,
-    prepare,
     remember,
     start_decoder,
 )
@@ -75,7 +76,7 @@ class TrainSettings:
     hearing_rate: float = 2e-3
     augmentation: HearingSettings = field(default_factory=HearingSettings)
     dataset: DatasetSettings = field(default_factory=DatasetSettings)
-    losses: LossSettings = field(default_factory=LossSettings)
+    losses: LossSettings = TINY_LOSSES
     speaking_steps: int = 2500
     decoder_steps: int = 3200
     decoder_rate: float = 2e-3
@@ -169,7 +170,7 @@ def learn_to_hear(workshop: Workshop, work: Path) -> Path:
             seed=settings.seed,
         ),
         name="hearing",
-        state_path=work / "hearing.state",
+        keeper=StateFile(work / "hearing.state"),
     )
     if is_first():
         _save_part(model, path, is_ear=True)
@@ -182,7 +183,7 @@ def learn_to_speak(workshop: Workshop, work: Path) -> Path:
     if path.exists():
         return path
     model = workshop.new_model()
-    prepare(model, Stage.ALIGN, [])
+    apply_rule(model, Stage.ALIGN.rule, None)
     train(
         model,
         lambda step: [workshop.batches.typed(step)],
@@ -194,7 +195,7 @@ def learn_to_speak(workshop: Workshop, work: Path) -> Path:
             seed=workshop.settings.seed,
         ),
         name="speaking",
-        state_path=work / "speaking.state",
+        keeper=StateFile(work / "speaking.state"),
     )
     _save_part(model, path, is_ear=False)
     return path
@@ -234,7 +235,7 @@ def learn_to_answer(workshop: Workshop, work: Path) -> DeepTalk:
             experts = _split(model, workshop, memory)
             if is_first():
                 save_split(experts, work / "audio_experts.json")
-        prepare(model, stage, experts)
+        apply_rule(model, stage.rule, experts or None)
         _train_stage(model, workshop, memory, stage, first, num_steps, work)
         first += num_steps
     return model.cpu()
@@ -263,11 +264,11 @@ def _train_stage(
         return list(zip(heard.halves(), typed.halves(), strict=True))
 
     def losses_of(half: tuple[Batch, Batch]) -> Losses:
-        heard, typed = (
+        both = [
             answer_losses(model, batch, source, settings.losses)
-            for batch, source in zip(half, (memory, None), strict=True)
-        )
-        return {name: (heard[name] + typed[name]) / 2 for name in heard}
+            for batch, source in zip(half, (memory.features, None), strict=True)
+        ]
+        return added([{name: loss / 2 for name, loss in part.items()} for part in both])
 
     is_partial = stage in (Stage.AUDIO, Stage.TEXT)
     train(
@@ -282,7 +283,7 @@ def _train_stage(
             seed=settings.seed,
         ),
         name=stage.value,
-        state_path=work / f"{stage.value}.state",
+        keeper=StateFile(work / f"{stage.value}.state"),
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
@@ -21,6 +22,7 @@ from deeptalk_edge.export.graphs.builder import FLOAT, FLOAT16, INT32, Graph, Pr
 from deeptalk_edge.export.graphs.moe_node import moe_node
 from deeptalk_edge.export.graphs.moe_operators import rewrite_native
 from deeptalk_edge.export.verify.run_step import Arena
+from deeptalk_edge.training.experts import MixtureOfExperts, SwiGlu
 from tests.export.arenas import filled_arena
 from tests.specs import DECODER
 
@@ -209,3 +211,45 @@ def test_both_forms_read_the_same_weights(tmp_path: Path) -> None:
     write_node(tmp_path, FORMATS["int8"], 1)
     with pytest.raises(ValueError, match="where the weights lie"):
         rewrite_native(tmp_path / "moe.onnx", tmp_path / "elsewhere" / "moe.onnx")
+
+
+@pytest.mark.parametrize("kind", ["random", "an expert without tokens", "all tokens on the same"])
+def test_training_evaluation_and_export_give_one_sum(kind: str, tmp_path: Path) -> None:
+    records, num_tokens = FORMATS["float32"], 9
+    case = Case.random(records, num_tokens)
+    if kind == "an expert without tokens":  # expert 4's tokens go to one that the token lacks
+        free = [next(e for e in range(NUM_EXPERTS) if e not in (4, *t)) for t in case.ids[0]]
+        ids = np.where(case.ids == 4, np.array(free, np.int32)[None, :, None], case.ids)
+        assert 4 in case.ids and 4 not in ids  # noqa: PT018
+        case = replace(case, ids=ids)
+    elif kind == "all tokens on the same":
+        case = replace(case, ids=np.broadcast_to(case.ids[:, :1], case.ids.shape).copy())
+    mixture = _mixture_of(case)
+    given = [torch.from_numpy(array[0]) for array in (case.x, case.weights, case.ids.astype("i8"))]
+    trained = mixture.routed(*given)
+    trained.sum().backward()
+    with torch.inference_mode():
+        evaluated = mixture.eval().routed(*given)
+    exported = case.run(tmp_path, filled_arena(case.experts, records, 0))["y"]
+    assert torch.equal(trained, evaluated)
+    np.testing.assert_allclose(evaluated[None], exported, atol=TOLERANCES["float32"], rtol=0)
+    used = {i for i, e in enumerate(mixture.experts) if _has_gradient(e)}
+    assert used == set(case.ids.flatten().tolist())
+
+
+def _mixture_of(case: Case) -> MixtureOfExperts:
+    spec = replace(
+        DECODER, width=WIDTH, expert_ffn_width=FFN_WIDTH, num_experts=NUM_EXPERTS, top_k=TOP_K
+    )
+    mixture = MixtureOfExperts(spec)
+    for expert, (gate_up, down) in zip(mixture.experts, case.experts, strict=True):
+        assert isinstance(expert, SwiGlu)
+        gate, up = np.split(gate_up, 2)
+        expert.gate_proj.weight.data = torch.from_numpy(gate)
+        expert.up_proj.weight.data = torch.from_numpy(up)
+        expert.down_proj.weight.data = torch.from_numpy(down)
+    return mixture
+
+
+def _has_gradient(expert: torch.nn.Module) -> bool:
+    return any(p.grad is not None and bool((p.grad != 0).any()) for p in expert.parameters())

@@ -1,0 +1,131 @@
+"""Batches follow from (seed, step), and an epoch has every sample as often as it should."""
+
+from __future__ import annotations
+
+import pickle
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from deeptalk_edge.checkpoint.config import read_model_spec
+from deeptalk_edge.errors import ArtifactError, SettingsError
+from deeptalk_edge.training.data.dataset import (
+    Batches,
+    Entry,
+    Reader,
+    build_index,
+    evaluation_plans,
+    held_out,
+    load_batch,
+)
+from deeptalk_edge.training.items import NO_FRAME, Batch
+from deeptalk_edge.training.stages.recipe import Source
+from tests.training.toys import write_toy_checkpoint, write_toy_data
+
+COUNT = 13
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
+    place = tmp_path_factory.mktemp("toy")
+    checkpoint = write_toy_checkpoint(place / "checkpoint")
+    data = write_toy_data(place / "data", COUNT)
+    sources = tuple(
+        Source(path=str(data), task=task, repeat=repeat)
+        for task, repeat in (("AQACONVA", 1), ("TQA", 2))
+    )
+    return Reader(
+        checkpoint=checkpoint,
+        spec=read_model_spec(checkpoint),
+        sources=sources,
+        system="you are a toy",
+        max_rows=1000,
+    )
+
+
+def _batches(reader: Reader, seed: int = 0) -> Batches:
+    entries = build_index(reader).entries
+    return Batches(reader, entries, batch_size=4, accumulation=2, seed=seed)
+
+
+def test_a_step_is_its_number_and_the_seed_alone(reader: Reader) -> None:
+    batches = _batches(reader)
+    later = [batches.plans_at(step) for step in (9, 3, 0)]
+    again = [_batches(reader).plans_at(step) for step in (9, 3, 0)]
+    assert later == again
+    assert pickle.loads(pickle.dumps(batches)).plans_at(3) == later[1]
+    assert _batches(reader, seed=1).plans_at(3) != later[1]
+
+
+def test_an_epoch_has_every_sample_as_often_as_its_source_says(reader: Reader) -> None:
+    batches = _batches(reader)
+    num_batches = round(batches.steps_per_epoch * 2)
+    plans = [plan for step in range(num_batches) for plan in batches.plans_at(step)]
+    counts = Counter(entry for plan in plans[:num_batches] for entry in plan.entries)
+    assert {counts[e] for e in counts if e.source == 0} == {1}
+    assert {counts[e] for e in counts if e.source == 1} == {2}
+    assert sum(counts.values()) == 3 * COUNT
+
+
+def test_samples_of_like_length_share_a_batch(reader: Reader) -> None:
+    batches = _batches(reader)
+    plans = [plan for step in range(5) for plan in batches.plans_at(step)][:10]
+    spreads = [
+        max(e.num_rows for e in p.entries) - min(e.num_rows for e in p.entries) for p in plans
+    ]
+    lengths = [e.num_rows for p in plans for e in p.entries]
+    assert sum(spreads) / len(spreads) < (max(lengths) - min(lengths)) / 3
+
+
+def test_a_batch_hears_its_own_recordings(reader: Reader) -> None:
+    """Frame f of utterance u is row u * F + f of the feature table."""
+    (plan, *_) = evaluation_plans([e for e in build_index(reader).entries if e.source == 0], 4)
+    batch = load_batch(reader, plan)
+    assert isinstance(batch, Batch)
+    assert batch.log_mel is not None
+    window = reader.spec.encoder.max_frames
+    assert batch.log_mel.shape == (4, 80, 2 * window)
+    for i, frames in enumerate(batch.frames):
+        heard = frames[frames != NO_FRAME]
+        assert heard[0] == i * window
+        assert bool((heard.diff() == 1).all())
+    assert batch.live.sum(dim=1).tolist() == [entry.num_rows for entry in plan.entries]
+    assert all(
+        name.endswith(f":{e.line}") for name, e in zip(batch.names, plan.entries, strict=True)
+    )
+    assert torch.isfinite(batch.log_mel).all()
+
+
+def test_what_is_held_out_is_never_trained_on(reader: Reader) -> None:
+    entries = build_index(reader).entries
+    kept, out = held_out(entries, 0.4)
+    assert sorted(kept + out, key=_key) == sorted(entries, key=_key)
+    assert 3 < len(out) < 20
+    assert held_out(entries, 0.0) == (list(entries), [])
+
+
+def _key(entry: Entry) -> tuple[int, int]:
+    return entry.source, entry.line
+
+
+def test_a_recording_that_goes_away_is_named(reader: Reader, tmp_path: Path) -> None:
+    data = write_toy_data(tmp_path / "data", 2)
+    source = Source(path=str(data), task="AQACONVA")
+    moved = Reader(
+        checkpoint=reader.checkpoint,
+        spec=reader.spec,
+        sources=(source,),
+        system="",
+        max_rows=1000,
+    )
+    (plan,) = evaluation_plans(build_index(moved).entries, 4)
+    (tmp_path / "data" / "q1.wav").unlink()
+    with pytest.raises(ArtifactError, match=r"data\.jsonl:2: .*q1\.wav"):
+        load_batch(moved, plan)
+
+
+def test_no_data_is_refused(reader: Reader) -> None:
+    with pytest.raises(SettingsError, match="no sample is left"):
+        Batches(reader, [], batch_size=4, accumulation=1, seed=0)

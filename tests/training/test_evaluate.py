@@ -1,0 +1,34 @@
+"""What an evaluation says of its own certainty."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from deeptalk_edge.training.evaluate import Scores, wilson
+
+
+def test_an_interval_is_wilsons() -> None:
+    """By hand: 9 of 10 is 0.596 to 0.982."""
+    rate = wilson(9, 10)
+    assert (rate.low, rate.high) == pytest.approx((0.5958, 0.9821), abs=1e-4)
+    assert wilson(10, 10).high == pytest.approx(1.0)
+    assert wilson(0, 10).low == pytest.approx(0.0)
+
+
+def test_nothing_asked_is_no_rate() -> None:
+    assert math.isnan(wilson(0, 0).share)
+
+
+def test_the_language_drop_is_in_perplexity() -> None:
+    scores = Scores(
+        spoken=None,
+        typed=None,
+        codebook_accuracy=(),
+        language_loss=1.1,
+        base_language_loss=1.0,
+    )
+    assert scores.language_drop == pytest.approx(math.exp(0.1) - 1)
+    assert "spoken questions: none" in scores.text()
+    assert "+10.5%" in scores.text()

@@ -1,0 +1,70 @@
+"""What a run says of itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from deeptalk_edge.errors import SettingsError
+from deeptalk_edge.training.expert_split import ExpertLoads
+from deeptalk_edge.training.experts import Routing
+from deeptalk_edge.training.journal import (
+    Journal,
+    read_journal,
+    router_facts,
+    write_report,
+)
+
+
+def _loads() -> ExpertLoads:
+    loads = ExpertLoads(num_layers=1, num_experts=4)
+    routing = Routing(
+        layer=1,
+        probabilities=torch.full((1, 2, 4), 0.25),
+        expert_ids=torch.tensor([[[0, 1], [2, 2]]]),
+    )
+    audio = torch.tensor([[True, False]])
+    loads.count([routing], audio, ~audio)
+    return loads
+
+
+def test_the_routers_facts_are_of_each_modality() -> None:
+    text, audio = router_facts(_loads())
+    assert (audio["load"], audio["dead"]) == ([0.5, 0.5, 0, 0], [2, 3])
+    assert audio["entropy"] == pytest.approx(0.5)
+    assert (text["load"], text["dead"], text["entropy"]) == ([0, 0, 1.0, 0], [0, 1, 3], 0.0)
+
+
+def test_the_page_shows_losses_scores_and_routers_and_loads_nothing(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    for step in (1, 2):
+        losses = {"text": 1.0 / step, "code0": 2.0}
+        journal.add("step", step, losses=losses, samples_per_s=3.0)
+    journal.add("evaluation", 2, score=1.5)
+    journal.add("router", 2, facts=router_facts(_loads()))
+    write_report(tmp_path, "joint: <runs>")
+    page = (tmp_path / "report.html").read_text()
+    for said in ("joint: &lt;runs&gt;", "code0", "score", "samples a second", "entropy"):
+        assert said in page
+    assert "http" not in page
+    assert "<script" not in page
+
+
+def test_a_resumed_run_drops_the_lines_of_steps_that_are_done_again(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    for step in (1, 2, 3):
+        journal.add("step", step, losses={})
+    with (tmp_path / "journal.jsonl").open("a") as file:
+        file.write('{"kind": "step", "st')  # where the kill came
+    Journal(tmp_path).resume(2)
+    assert [entry["step"] for entry in read_journal(tmp_path / "journal.jsonl")] == [1, 2]
+
+
+def test_tensorboard_is_named_where_it_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
+    with pytest.raises(SettingsError, match="pip install"):
+        Journal(tmp_path, tensorboard=True)

@@ -1,0 +1,112 @@
+"""`train pairs`: answers to prefer and answers to avoid, from the checkpoint itself.
+
+sample    every question is answered several times; text greedily, codes drawn
+score     word errors of what a recogniser hears, against the *requested* text
+pick      the best and the worst answer, if the worst has more errors; ties are no preference
+
+The reward is the released data's (word error rate, lower is better); how its pairs were made was
+not released. Source: DeepTalk `data_util_rl.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from deeptalk_edge.errors import SettingsError
+from deeptalk_edge.files import check_output, write_file
+from deeptalk_edge.training.answering import Answerer, Said, open_reader, questions_of
+from deeptalk_edge.training.data.check import sources_of
+from deeptalk_edge.training.generate import Sampling
+from deeptalk_edge.training.tiny.scorer import GrammarRecogniser, normalise, score, words_grammar
+
+MAX_CODES = 1000
+"""Longer winning answers are dropped, as the released loader does (12 s)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """One sampled answer and its word error rate."""
+
+    said: Said
+    word_error_rate: float
+
+
+def make_pairs(
+    checkpoint: Path,
+    data: Sequence[str],
+    out: Path,
+    *,
+    num_samples: int,
+    temperature: float,
+    top_k: int,
+    max_questions: int,
+    seed: int,
+) -> str:
+    """Write pairs as JSONL; returns what was found, in a line.
+
+    Raises SettingsError if no sample is good, no pair was found or the recogniser is missing.
+    """
+    check_output(out)
+    sources = sources_of(data)
+    reader, answerer = open_reader(checkpoint, sources), Answerer(checkpoint)
+    named = list(questions_of(reader, "TQAA", max_questions))
+    if not named:
+        raise SettingsError("no question can be typed and answered aloud")
+    hear = GrammarRecogniser(
+        answerer.codec.spec.sampling_rate,
+        grammar=words_grammar(question.answer for _, question in named),
+    )
+    takes = [
+        answerer.answers(
+            [question for _, question in named],
+            Sampling(audio_top_k=top_k, temperature=temperature, seed=seed + i),
+        )
+        for i in range(num_samples)
+    ]
+    lines, rates = [], []
+    for (_, question), answers in zip(named, zip(*takes, strict=True), strict=True):
+        scored = []
+        for said in answers:
+            heard = hear(answerer.sound_of(said.frames)) if len(said.frames) else ""
+            rate = score([question.answer], [heard]).word_error_rate
+            scored.append(Scored(said=said, word_error_rate=rate))
+            rates.append(rate)
+        if (pair := pick(scored, question.answer)) is not None:
+            lines.append(json.dumps(_line(question.text, question.answer, *pair)))
+    if not lines:
+        raise SettingsError(
+            f"all answers to each of {len(named)} questions are equally good: there is nothing to "
+            "prefer; draw more boldly with --temperature or --samples"
+        )
+    write_file(out, ("\n".join(lines) + "\n").encode())
+    mean = sum(rates) / len(rates)
+    return f"{out}: {len(lines)} pairs of {len(named)} questions; mean word error rate {mean:.3f}"
+
+
+def pick(scored: Sequence[Scored], answer: str) -> tuple[Scored, Scored] | None:
+    """The best and the worst of some answers, among those whose text is the requested one; None if
+    none is better than another."""
+    usable = [
+        one
+        for one in scored
+        if 0 < one.said.frames.size < MAX_CODES and normalise(one.said.text) == normalise(answer)
+    ]
+    if len(usable) < 2:
+        return None
+    best = min(usable, key=lambda one: one.word_error_rate)
+    worst = max(usable, key=lambda one: one.word_error_rate)
+    return (best, worst) if worst.word_error_rate > best.word_error_rate else None
+
+
+def _line(question: str, answer: str, win: Scored, lose: Scored) -> dict[str, object]:
+    text = {"role": "assistant", "content": answer, "word_frames": list(win.said.word_frames)}
+    return {
+        "conversations": [{"role": "user", "content": question}, text],
+        "win_codec": win.said.frames.flatten().tolist(),
+        "win_reward": win.word_error_rate,
+        "lose_codec": lose.said.frames.flatten().tolist(),
+        "lose_reward": lose.word_error_rate,
+    }
