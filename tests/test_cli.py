@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from deeptalk_edge.cli import as_program
+from deeptalk_edge import __version__
+from deeptalk_edge.cli import as_program, main
 from deeptalk_edge.errors import SettingsError
 from tests.places import ROOT
 
@@ -187,3 +188,8 @@ def test_a_character_that_the_terminal_lacks_is_escaped() -> None:
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, b"\\u4f60 \\udcff\n")
+
+
+def test_a_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"deeptalk-edge {__version__}\n"
