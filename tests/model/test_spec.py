@@ -49,3 +49,12 @@ def test_without_yarn_nothing_is_stretched() -> None:
     plain = replace(LITE, yarn=None)
     assert plain.rope_frequencies() == [10_000.0 ** (-i / 32) for i in range(32)]
     assert (plain.rope_amplitude, plain.softmax_scale) == (1.0, 192**-0.5)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"top_k": 5}, {"num_dense_layers": 3}, {"rope_dim": 9}], ids=lambda w: next(iter(w))
+)
+def test_a_decoder_that_cannot_be_is_refused(wrong: dict[str, int]) -> None:
+    four = replace(PLAIN.decoder, num_experts=4, top_k=4, num_layers=3, num_dense_layers=2)
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} = {next(iter(wrong.values()))}"):
+        replace(four, **wrong)  # type: ignore[arg-type]
