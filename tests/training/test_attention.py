@@ -36,7 +36,7 @@ def test_fused_attention_masks_by_itself_only_where_all_rows_are_queries(
         assert scale == 0.25
         return query
 
-    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", fused)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", fused)
     query = torch.empty(1, 2, num_rows, 8, device="meta")
     keys = torch.empty(1, 2, 5, 8, device="meta")
     attention.dot_product_attention(query, keys, keys, 0.25, is_causal=is_causal)
