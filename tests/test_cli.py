@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from deeptalk_edge import __version__
 from deeptalk_edge.cli import as_program, main
 from deeptalk_edge.errors import SettingsError
 from tests.places import ROOT
@@ -206,3 +207,8 @@ def test_an_old_spelling_does_the_same_and_says_once_what_to_use(
     assert main(old) == code
     notice = f"`{' '.join(old[:2])}` is `{' '.join(new[: len(new) - len(old) + 2])}` now\n"
     assert capsys.readouterr() == (said.out, notice + said.err)
+
+
+def test_a_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"deeptalk-edge {__version__}\n"

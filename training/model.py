@@ -83,16 +83,14 @@ class DeepTalk(nn.Module):
         """Row embeddings (B, T, C) to hidden states (B, T, C) after the final norm."""
         start = cache.num_rows if cache is not None else 0
         turns = rotary_turns(self.spec.decoder, start, hidden.shape[1], hidden.device)
-        for layer in self.model.layers:
+        for index, layer in enumerate(self.model.layers):
             if self.checkpoints_gradients and cache is None:
                 hidden, *routed = checkpoint(layer, hidden, turns, None, use_reentrant=False)
             else:
                 hidden, *routed = layer(hidden, turns, cache)
             if routing is not None and routed:
                 probabilities, ids = routed
-                routing.append(
-                    Routing(layer=layer.index, probabilities=probabilities, expert_ids=ids)
-                )
+                routing.append(Routing(layer=index, probabilities=probabilities, expert_ids=ids))
         normed: Tensor = self.model.norm(hidden)
         return normed
 

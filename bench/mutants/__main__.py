@@ -95,15 +95,24 @@ def _trials(args: argparse.Namespace) -> Iterator[Trials]:
         tree.compile_bytecode(sys.executable)
         _build_library(tree)
         with WarmPython(tree) as python:
-            places = args.work / "coverage"
-            tests = importing(tree.root) if args.by_imports else record(tree, python, places)
-            yield Trials(
-                tree=tree,
-                python=python,
-                tests=tests,
-                quick_s=args.quick,
-                thorough_s=args.thorough,
+            timed = args.work / "seconds.json"
+            seconds = json.loads(timed.read_text("utf-8")) if timed.is_file() else {}
+            tests = (
+                importing(tree.root, seconds)
+                if args.by_imports
+                else record(tree, python, args.work / "coverage")
             )
+            try:
+                yield Trials(
+                    tree=tree,
+                    python=python,
+                    tests=tests,
+                    quick_s=args.quick,
+                    thorough_s=args.thorough,
+                    seconds=seconds,
+                )
+            finally:
+                timed.write_text(json.dumps(seconds, indent=1), "utf-8")
 
 
 def _build_library(tree: TreeCopy) -> None:

@@ -19,8 +19,8 @@ _LINKED_ROOMS = ("bench", "calibration", "devices", "export", "runtime", "traini
 """In deeptalk_edge/ they are links to folders of the checkout."""
 
 
-def importing(root: Path) -> list[TestFile]:
-    """Every test file, as if it executed whatever it imports."""
+def importing(root: Path, seconds: dict[str, float]) -> list[TestFile]:
+    """Every test file, as if it executed whatever it imports; `seconds` are known of some."""
     graph = _Graph(root)
     steps = {path: graph.steps(path) for path in test_files(root)}
     nearest: dict[str, int] = {}
@@ -31,7 +31,7 @@ def importing(root: Path) -> list[TestFile]:
     return [
         TestFile(
             path=path,
-            seconds=GUESSED_S,
+            seconds=seconds.get(path, GUESSED_S),
             failure="",
             lines={each: lines[each] for each in near},
             hashes={each: hash_of(root / each) for each in near},

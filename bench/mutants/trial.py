@@ -1,8 +1,8 @@
 """Plants one fault in the copy and runs the tests that could notice it.
 
 The tests that execute the faulty line come first by relevance: the test file that mirrors the
-source, then those that execute most of its module for their time. `quick_s` of them run at once;
-if they pass, `thorough_s` of the others.
+source, its neighbours, then those that execute most of its module for their time. `quick_s` of
+them run at once; if they pass, `thorough_s` of the others.
 """
 
 from __future__ import annotations
@@ -59,7 +59,10 @@ class Trials:
     tests: Sequence[TestFile]
     quick_s: float
     thorough_s: float
-    least_cpu_s: float = 60.0
+    seconds: dict[str, float] = field(default_factory=dict)
+    """What a test file took when it last passed; more is learnt here."""
+
+    least_cpu_s: float = 30.0
     """Of processor time, after which a run counts as a hang; and three times what its tests took
     when they were recorded. Ten times as long by the clock: the machine may be busy."""
 
@@ -97,6 +100,8 @@ class Trials:
             cpu_s = self.least_cpu_s + 3 * sum(test.seconds for test in stage)
             run = self.python.run(paths, limit_s=10 * cpu_s, cpu_s=cpu_s)
             ran, seconds = [*ran, *paths], seconds + run.seconds
+            if run.outcome == "passed" and len(paths) == 1:
+                self.seconds[paths[0]] = run.seconds
             if run.outcome == "timeout":
                 return Verdict(status="timeout", caught_by="", tests=ran, seconds=seconds)
             if run.outcome == "failed":
@@ -140,7 +145,8 @@ def chosen(tests: Sequence[TestFile], root: Path, path: str, line: int) -> list[
     """The test files that execute `line` of `path`, the most relevant first; line 0: any line of
     a function.
 
-    What every one of them executes is run by the import, and does not tell who uses the module.
+    What every one of them executes is run by the import, and does not tell who uses the module. If
+    none executes it, as far as we know, the tests of its folder are all there is.
     """
     users = [test for test in tests if path in test.lines and not test.failure]
     imported = (
@@ -150,12 +156,15 @@ def chosen(tests: Sequence[TestFile], root: Path, path: str, line: int) -> list[
     deep = [test for test in found if test.lines[path] - imported]
     mirror = Path("tests", path.removeprefix("deeptalk_edge/")).with_suffix("")
 
-    def rank(test: TestFile) -> tuple[bool, int, float]:
+    def rank(test: TestFile) -> tuple[bool, bool, int, float]:
         is_mirror = test.path.startswith(str(mirror.parent / f"test_{mirror.name}"))
-        depth = len(test.lines[path] - imported) / (test.seconds + 1.0)
-        return (not is_mirror, test.steps.get(path, 0), -depth)
+        depth = len(test.lines.get(path, imported) - imported) + 1
+        is_near = Path(test.path).parent == mirror.parent
+        far = test.steps.get(path, 0)
+        return (not is_mirror, not is_near, far, -depth / (test.seconds + 1.0))
 
-    return sorted(deep or found, key=rank)
+    near = [test for test in tests if Path(test.path).is_relative_to(mirror.parent)]
+    return sorted(deep or found or near, key=rank)
 
 
 def failing_tests(output: str) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from deeptalk_edge.training.tiny import __main__ as program
 from deeptalk_edge.training.tiny import make
 from deeptalk_edge.training.tiny.make import Plan
 from deeptalk_edge.training.tiny.train import TrainSettings
@@ -90,3 +91,18 @@ def test_only_a_cpu_shares_a_step_between_processes(plan: Plan) -> None:
         work=plan.work, device="cuda", settings=plan.settings, codec_steps=4, workers=1
     )
     assert (plan.ranks, on_a_card.ranks) == (2, 1)
+
+
+def test_parts_are_kept_beside_the_checkpoint_unless_another_place_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[Plan, Path]] = []
+    monkeypatch.setattr(program, "make", lambda plan, out: made.append((plan, out)))
+    out = tmp_path / "tiny"
+    for more in ([], ["--work", str(tmp_path / "parts"), "--steps-scale", "0.5"]):
+        monkeypatch.setattr("sys.argv", ["tiny", "--out", str(out), *more])
+        program.main()
+    (beside, _), (named, place) = made
+    assert (beside.work, named.work, place) == (tmp_path / "tiny.work", tmp_path / "parts", out)
+    assert named.codec_steps == round(beside.codec_steps / 2)
+    assert named.settings.speaking_steps == beside.settings.speaking_steps / 2

@@ -23,7 +23,7 @@ def test_a_source_is_asked_of_the_nearest_tests_and_those_one_import_farther(
     for path, text in FILES.items():
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text(text)
-    steps = {test.path: test.steps for test in importing(tmp_path)}
+    steps = {test.path: test.steps for test in importing(tmp_path, {})}
     assert steps["tests/test_ring.py"] == {"runtime/ring.py": 0}  # through a helper
     assert steps["tests/test_loop.py"] == {"runtime/loop.py": 0, "runtime/ring.py": 1}
     assert steps["tests/test_cli.py"] == {"runtime/command.py": 0, "runtime/loop.py": 1}

@@ -260,3 +260,24 @@ def test_widths_that_no_group_divides_are_refused() -> None:
     odd = replace(PLAIN, decoder=replace(PLAIN.decoder, width=48))
     with pytest.raises(SettingsError, match="width = 48: int4 experts need a multiple of 128"):
         plan_export(odd, CODEC, load_profile("orin-nano-8gb"))
+
+
+def test_an_exporter_holds_the_greater_of_embedding_and_encoder() -> None:
+    """Either of them twice as large raises the need where it is the greater one, and only there."""
+
+    def need(**changes: object) -> float:
+        model = replace(read_model_spec(OFFICIAL), **changes)  # type: ignore[arg-type]
+        codec = read_codec_spec(OFFICIAL / "snac")
+        plan = plan_export(model, codec, load_profile("cpu"), tokenizer_bytes=0)
+        assert plan.build_memory_bytes.value is not None
+        return plan.build_memory_bytes.value
+
+    official = read_model_spec(OFFICIAL)
+    vocabulary = replace(official.vocabulary, text_size=2 * official.vocabulary.text_size)
+    assert official.encoder is not None
+    small = replace(official.encoder, num_layers=official.encoder.num_layers // 2)
+    large = replace(official.encoder, num_layers=8 * official.encoder.num_layers)
+    assert need(encoder=small) <= need() < need(encoder=large)
+    assert need() <= need(vocabulary=vocabulary)
+    assert need(encoder=large) == need(encoder=large, vocabulary=vocabulary)
+    assert need(encoder=small) < need(encoder=small, vocabulary=vocabulary)

@@ -128,3 +128,12 @@ def test_verify_is_as_strict_as_run_about_files_that_were_not_signed(
     secret = str(signed.with_name("maker.key"))
     assert main(["bundle", "sign", str(signed), "--key", secret]) == 1
     assert "libextra.so" in capsys.readouterr().err
+
+
+def test_both_keys_are_shown_with_their_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bundle", "keygen", str(tmp_path / "maker")]) == 0
+    secret, public = capsys.readouterr().out.splitlines()
+    assert secret.startswith(f"{tmp_path / 'maker.key'}  signs")
+    assert public.endswith(f"--require-signature {tmp_path / 'maker.pub'}")

@@ -78,3 +78,16 @@ def test_only_absent_and_small_experts_are_skipped() -> None:
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         DegradeSettings(**wrong)  # type: ignore[arg-type]
+
+
+def test_gates_far_apart_do_not_overflow() -> None:
+    """e^89 is beyond float32."""
+    logits = np.linspace(-400, 0, NUM_EXPERTS, dtype=np.float32)[None]
+    gate, normed = logits.T, np.ones((1, 1), np.float32)
+    degrade = Degrade(DegradeSettings(bonus=1.0, protected=1), {LAYER: gate})
+    ids = np.array([[NUM_EXPERTS - 1, NUM_EXPERTS - 2]])
+    weights = np.array([[0.9, 0.1]], np.float32)
+    resident = np.arange(NUM_EXPERTS) == NUM_EXPERTS - 3
+    degrade.apply(LAYER, ids, weights, normed, resident)
+    assert ids.tolist() == [[NUM_EXPERTS - 1, NUM_EXPERTS - 3]]
+    np.testing.assert_array_equal(weights, np.array([[0.9, 0.0]], np.float32))

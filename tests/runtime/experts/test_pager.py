@@ -312,8 +312,9 @@ def test_a_turn_reports_its_own_counts(path: Path, records: list[ExpertRecord]) 
 
 
 def test_a_pool_shrinks_under_lasting_pressure_and_comes_back_behind_it(
-    path: Path, records: list[ExpertRecord]
+    path: Path, records: list[ExpertRecord], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     plenty, little = MemoryReading(10**9, 0.0), MemoryReading(10**8, 0.0)
     with open_pager(path, records, num_slots=8, least_slots=6) as pager:
         pager.acquire(1, range(8)).release()
@@ -324,6 +325,11 @@ def test_a_pool_shrinks_under_lasting_pressure_and_comes_back_behind_it(
         assert [turn["slots"] for turn in counts] == [8, 8, 8, 6, 6, 8]
         with pager.acquire(2, range(8)) as lease:
             assert_right(pager, lease)
+    said = [message for message in caplog.messages if message.startswith("memory is")]
+    assert said == [
+        "memory is short: 2 experts less are kept in memory",
+        "memory is there again: 2 experts more are kept in memory",
+    ]
 
 
 def test_a_pool_whose_memory_cannot_go_back_keeps_its_slots(

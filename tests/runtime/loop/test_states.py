@@ -201,6 +201,16 @@ def test_a_stop_word_of_another_voice_changes_nothing(state: State) -> None:
     assert step(loop, StopWordHeard(4 * FRAME), 6 * FRAME, SETTINGS) == (loop, ())
 
 
+def test_a_silent_room_forgets_once_after_its_wait() -> None:
+    settings = replace(SETTINGS, forget_ms=1000)
+    loop, now = Loop(is_fresh=False), 16 * 1000
+    assert step(loop, Frame(False), now - FRAME, settings)[1] == ()
+    after, actions = step(loop, Frame(False), now, settings)
+    assert actions == (signals.Forget(),)
+    assert after.is_fresh
+    assert step(after, Frame(False), now + FRAME, settings)[1] == ()
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -21,7 +21,7 @@ from deeptalk_edge.training.data.dataset import (
     load_batch,
 )
 from deeptalk_edge.training.items import NO_FRAME, Batch
-from deeptalk_edge.training.stages.recipe import Source
+from deeptalk_edge.training.stages.recipe import Source, TaskName
 from tests.training.toys import write_toy_checkpoint, write_toy_data
 
 COUNT = 13
@@ -32,10 +32,8 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Reader:
     place = tmp_path_factory.mktemp("toy")
     checkpoint = write_toy_checkpoint(place / "checkpoint")
     data = write_toy_data(place / "data", COUNT)
-    sources = tuple(
-        Source(path=str(data), task=task, repeat=repeat)
-        for task, repeat in (("AQACONVA", 1), ("TQA", 2))
-    )
+    tasks: tuple[tuple[TaskName, int], ...] = (("AQACONVA", 1), ("TQA", 2))
+    sources = tuple(Source(path=str(data), task=task, repeat=repeat) for task, repeat in tasks)
     return Reader(
         checkpoint=checkpoint,
         spec=read_model_spec(checkpoint),
