@@ -75,7 +75,7 @@ prefill_row_ms = 0.25
 record_bytes = 10
 decode_ms = 0.75
 prefill_ms = 0.125
-"""  # noqa: E501
+"""
 
 
 def test_all_promised_profiles_come_with_the_package() -> None:
