@@ -18,6 +18,7 @@ from deeptalk_edge.lifetime import Lifetime, while_open
 from deeptalk_edge.model.features import num_frames
 from deeptalk_edge.model.prompt import Heard, Typed
 from deeptalk_edge.model.rows import Ids
+from deeptalk_edge.runtime.backends.stages import GpuStages
 from deeptalk_edge.runtime.events import AudioChunk, Metrics, TextPiece
 from deeptalk_edge.runtime.history import History, PastTurn
 from deeptalk_edge.runtime.turn import Meter, Turn
@@ -38,10 +39,13 @@ class Answer:
         hear: Callable[[Array], Array],
         open_turn: Callable[[Ids, Meter], Turn],
         lifetime: Lifetime,
+        gpu_stages: GpuStages | None = None,
     ) -> None:
         """`hear` encodes 16 kHz PCM (N,) to features (n, C); `open_turn` takes the prompt's last
         row; `lifetime` is the conversation's."""
-        self._lifetime = lifetime
+        self._lifetime, self._gpu_stages = lifetime, gpu_stages
+        if gpu_stages is not None:
+            gpu_stages.begin()
         self._question, self._history = question, history
         self._hear, self._open_turn = hear, open_turn
         self._meter = Meter()
@@ -143,6 +147,7 @@ class Answer:
             compute_s=self._meter.elapsed_ms() / 1000,
             audio_s=turn.audio_s,
             text_log_p=turn.text_log_p,
+            gpu_ms=self._gpu_stages.summary() if self._gpu_stages else None,
             stopped=turn.stopped,
             num_clamped=turn.rows.num_clamped,
         )

@@ -191,6 +191,7 @@ class Conversation:
             hear=self._backend.encoder.hear,
             open_turn=self._open_turn,
             lifetime=self._lifetime,
+            gpu_stages=self._backend.gpu_stages,
         )
         return self._answer
 

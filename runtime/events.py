@@ -56,6 +56,9 @@ class Metrics:
     text_log_p: float | None
     """How sure the model was of its first words, as a mean log-probability; None if it said too
     little."""
+    gpu_ms: Mapping[str, float] | None
+    """What a GPU took, by CUDA events: encoder, prefill and codec in all, a step in the median;
+    None without one."""
     stopped: Stopped
     """Why the answer ended: the model ended it, or a limit did."""
     num_clamped: int

@@ -22,6 +22,7 @@ from deeptalk_edge.devices.plan.memory import (
 from deeptalk_edge.devices.plan.shapes import WeightShapes, weight_bytes
 from deeptalk_edge.devices.profile import DeviceProfile
 from deeptalk_edge.export.dry_run.files import PlannedFile, planned_files, step_constant_bytes
+from deeptalk_edge.export.dry_run.steps import PlannedStep, planned_steps
 from deeptalk_edge.model.spec import CodecSpec, ModelSpec
 
 # `bench export_memory`: 1.93 GB at official width, converting a table of 1.08 GB in float32.
@@ -60,6 +61,8 @@ class ExportPlan:
     files: tuple[PlannedFile, ...]
     context_rows: int
     memory: MemoryPlan
+    steps: tuple[PlannedStep, ...]
+    """Of the step's engine, by its profiles; none without engines."""
     build_memory_bytes: Estimate
     build_minutes: Estimate
 
@@ -97,6 +100,7 @@ def plan_export(
         files=files,
         context_rows=context_rows,
         memory=memory_plan(model, profile, shapes, records, context_rows),
+        steps=planned_steps(model, codec, profile, records, context_rows),
         build_memory_bytes=_build_memory(model, profile, shapes),
         build_minutes=_build_minutes(profile, shapes, sum(file.bytes for file in files)),
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from deeptalk_edge.export.dry_run.files import PlannedFile
 from deeptalk_edge.export.dry_run.forecast import ExportPlan
+from deeptalk_edge.export.dry_run.steps import PlannedStep
 
 
 def plan_page(plan: ExportPlan, checkpoint: Path) -> str:
@@ -33,6 +34,7 @@ def plan_page(plan: ExportPlan, checkpoint: Path) -> str:
         "conversation, answers in batch-parallel mode",
         f"  {_verdict(plan)}",
         "",
+        *_steps(plan.steps),
         "the export itself, estimated",
         f"  GB of memory {plan.build_memory_bytes.spelled(1e9)}: {plan.build_memory_bytes.basis}",
         f"  minutes {plan.build_minutes.spelled(1)}: {plan.build_minutes.basis}",
@@ -51,6 +53,19 @@ def _files(files: Iterable[PlannedFile]) -> list[str]:
         + (f" each, to {names[-1]}" if len(names) > 1 else "")
         for (_, size, is_exact), names in alike.items()
     ]
+
+
+def _steps(steps: Iterable[PlannedStep]) -> list[str]:
+    """One line for each profile of the step's engine."""
+    lines = [
+        f"  {step.profile:20}{step.num_items:3} item{'s' if step.num_items > 1 else ' '}"
+        f"{step.bytes / 1e9:8.2f} GB"
+        + ("" if step.kernels is None else f"{step.kernels:8} kernels")
+        + ("" if step.floor_ms is None else f"{step.floor_ms:9.2f} ms at least")
+        for step in steps
+    ]
+    title = "a pass of the language model's engine, computed from sizes; none was measured"
+    return [title, *lines, ""] if lines else []
 
 
 def _verdict(plan: ExportPlan) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from deeptalk_edge.bundle.target import BackendName
+from deeptalk_edge.runtime.backends.stages import GpuStages
 from deeptalk_edge.runtime.experts.open import PagingSettings
 from deeptalk_edge.runtime.experts.routes import RouteRecorder
 from deeptalk_edge.runtime.lm.codec_stream import Codec
@@ -81,6 +82,9 @@ class Backend:
     """The engine's; closed with it."""
     self_check: SelfCheck | None
     """None: it computes nothing that could be wrong."""
+
+    gpu_stages: GpuStages | None = None
+    """Times of a device that measures its stages."""
 
     def close(self) -> None:
         """Give everything back; doing it twice is doing it once."""

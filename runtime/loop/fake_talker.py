@@ -120,6 +120,7 @@ class FakeAnswer:
             compute_s=self._compute_ms / 1000,
             audio_s=self._made_frames * FRAME_SAMPLES / self._talker.rate_hz,
             text_log_p=self.text_log_p,
+            gpu_ms=None,
             stopped="end",
             num_clamped=0,
         )

@@ -241,7 +241,10 @@ class Mind:
             case Settle() if self._answer is not None and order.epoch == self._epoch:
                 answer, self._answer = self._answer, None
                 text = answer.settle(order.heard_samples)
-                self._deliver(Settled(order.epoch, text, answer.metrics()))
+                metrics = answer.metrics()
+                for stage, ms in (metrics.gpu_ms or {}).items():
+                    self._trace.count(f"gpu_{stage}_ms", ms)
+                self._deliver(Settled(order.epoch, text, metrics))
                 self._between_turns(self._talk.trim_history)  # now: the user may speak already
             case MakeRoom():
                 self._between_turns(self._talk.make_room)

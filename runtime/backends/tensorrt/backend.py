@@ -60,6 +60,7 @@ def open_backend(bundle: Bundle, settings: BackendSettings) -> Backend:
         codec=codec,
         experts=ResidentExperts(),
         self_check=_self_check(manifest),
+        gpu_stages=device.stages,
     )
 
 

@@ -43,6 +43,7 @@ class TensorrtCodec:
             name: self._made(device, name, num_bytes * engine.dtype(name).itemsize)
             for name, num_bytes in (("pcm", pcm), ("next_state", entry.state_size))
         }
+        self._stopwatch = device.stopwatch("codec", stream)
         self._lifetime = Lifetime("the codec", device.share())
 
     @while_open
@@ -63,6 +64,7 @@ class TensorrtCodec:
 
     def _run(self, feeds: Mapping[str, Any], num_frames: int) -> tuple[Array, Array]:
         engine, cuda, stream = self._engine, self._cuda, self._stream
+        self._stopwatch.start()
         for name, (pinned, address) in self._inputs.items():
             array, dtype = np.asarray(feeds[name]), engine.dtype(name)
             pinned.view(dtype.type, array.shape)[...] = array
@@ -76,7 +78,9 @@ class TensorrtCodec:
             dtype = engine.dtype(name)
             cuda.copy_to_host(pinned.address, address, count * dtype.itemsize, stream)
             found.append(pinned.view(dtype.type, (count,)))
+        self._stopwatch.stop()
         cuda.synchronize(stream)
+        self._stopwatch.read()
         pcm, state = (array.astype(np.float32) for array in found)
         return pcm, state
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from deeptalk_edge.bundle.reader import Bundle, Machine
 from deeptalk_edge.errors import ArtifactError, BackendError, EdgeError, ExpertUnavailable
+from deeptalk_edge.runtime.backends.stages import GpuStages, Stage
 from deeptalk_edge.runtime.backends.tensorrt.flavour import FLAVOURS, Flavour
 from deeptalk_edge.runtime.backends.tensorrt.plugin import check_plugin
 from deeptalk_edge.runtime.cuda import Cudart
@@ -64,6 +65,7 @@ class Device:
         self._held = ExitStack()
         self._streams: list[int] = []
         self._num_users = 0
+        self.stages = GpuStages()
         self.runtime: Any = trt.Runtime(self.log)
         self.runtime_cache: Any = None
         """Compiled kernels, shared by all contexts; made with the first one that wants it."""
@@ -92,6 +94,13 @@ class Device:
         pointer = self.cuda.host_malloc(max(num_bytes, ALIGNMENT))
         self._held.callback(self.cuda.host_free, pointer)
         return Pinned(np.frombuffer(_memory(pointer, num_bytes), np.uint8), pointer)
+
+    def stopwatch(self, stage: Stage, stream: int) -> Stopwatch:
+        """Times a stage of a stream by two events."""
+        events = [self.cuda.make_event(is_timed=True) for _ in range(2)]
+        for event in events:
+            self._held.callback(self.cuda.destroy_event, event)
+        return Stopwatch(self, stage, stream, events[0], events[1])
 
     def hold(self, give_back: Callable[[], None]) -> None:
         """Have something given back by `close`, before everything that was made earlier."""
@@ -173,6 +182,28 @@ class Device:
         except EdgeError as error:
             log.warning("the GPU's memory is given back when the process ends: %s", error)
         self.runtime_cache = self.runtime = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stopwatch:
+    """Two events around a stage's work."""
+
+    device: Device
+    stage: Stage
+    stream: int
+    first: int
+    last: int
+
+    def start(self) -> None:
+        self.device.cuda.record(self.first, self.stream)
+
+    def stop(self) -> None:
+        self.device.cuda.record(self.last, self.stream)
+
+    def read(self) -> None:
+        """Add the time, once the stream was waited for."""
+        elapsed_ms = self.device.cuda.elapsed_ms(self.first, self.last)
+        self.device.stages.add(self.stage, elapsed_ms)
 
 
 def open_device(bundle: Bundle) -> Device:

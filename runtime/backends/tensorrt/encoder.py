@@ -37,6 +37,7 @@ class TensorrtEncoder:
         self._features_at = device.malloc(self._features.nbytes)
         engine.bind("log_mel", self._mel_at)
         engine.bind("features", self._features_at)
+        self._stopwatch = device.stopwatch("encoder", stream)
         self._lifetime = Lifetime("the encoder", device.share())
 
     @while_open
@@ -48,11 +49,14 @@ class TensorrtEncoder:
         """
         self._mel[...] = log_mel
         cuda, stream = self._cuda, self._stream
+        self._stopwatch.start()
         cuda.copy_to_device(self._mel_at, self._inputs.address, self._mel.nbytes, stream)
         self._engine.enqueue()
         size = self._features.nbytes
         cuda.copy_to_host(self._outputs.address, self._features_at, size, stream)
+        self._stopwatch.stop()
         cuda.synchronize(stream)
+        self._stopwatch.read()
         return self._features[:num_frames].astype(np.float32, copy=True)
 
     def close(self) -> None:

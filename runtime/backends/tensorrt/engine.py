@@ -25,7 +25,7 @@ from deeptalk_edge.errors import ArtifactError, BackendError, EdgeError, Setting
 from deeptalk_edge.lifetime import while_open
 from deeptalk_edge.model.rows import Ids
 from deeptalk_edge.runtime.backends.tensorrt.cache import KINDS, CacheShape, DeviceCache
-from deeptalk_edge.runtime.backends.tensorrt.device import Device
+from deeptalk_edge.runtime.backends.tensorrt.device import Device, Stopwatch
 from deeptalk_edge.runtime.backends.tensorrt.engine_file import LoadedEngine
 from deeptalk_edge.runtime.backends.tensorrt.passes import PassInputs, PassOutputs
 from deeptalk_edge.runtime.backends.tensorrt.weights import (
@@ -80,7 +80,10 @@ class TensorrtEngine(CachedEngine[DeviceCache]):
         self._uses_graphs = uses_graphs
         self._graphs: dict[tuple[int, bool], int] = {}
         self._failure: str | None = None
-        self._in_flight = False
+        self._in_flight: Stopwatch | None = None
+        """Of the pass under way."""
+        self._step_watch = device.stopwatch("step", stream)
+        self._prompt_watch = device.stopwatch("prefill", stream)
         super().__init__(self._open_cache(context_rows), device.share())
         self._open_passes()
         self._bind(bundle)
@@ -162,13 +165,15 @@ class TensorrtEngine(CachedEngine[DeviceCache]):
 
     def _run_row(self, *, with_head: bool) -> None:
         """Launch a step for the row in the inputs, and append what it gives out."""
+        watch = self._step_watch if with_head else self._prompt_watch
+        watch.start()
         profile = self._plan.decode_profile(self._cache.num_rows)
         graph = self._graphs.get((profile, with_head))
         if graph is None:
             self._enqueue_row(profile, with_head=with_head)
         else:
             self._cuda.launch(graph, self._stream)
-        self._append(self._plan.num_lanes, 1)
+        self._append(self._plan.num_lanes, 1, watch)
 
     def _enqueue_row(self, profile: int, *, with_head: bool) -> None:
         """All of a step that does not depend on the row: what a graph holds."""
@@ -189,6 +194,7 @@ class TensorrtEngine(CachedEngine[DeviceCache]):
         profile, lanes, count = self._plan.prefill, self._plan.prefill_lanes, len(rows)
         assert profile is not None
         inputs = self._prompt_inputs
+        self._prompt_watch.start()
         shape = (lanes, *rows.shape)
         inputs.fill(np.broadcast_to(rows, shape), self._cache.num_rows, features, mask)
         of_prompts = self._embed.num_profiles - 1
@@ -198,18 +204,22 @@ class TensorrtEngine(CachedEngine[DeviceCache]):
         self._bind_rows(profile, inputs, lanes, count)
         self._step.enqueue(profile)
         self._outputs.fetch_missing(self._stream)
-        self._append(lanes, count)
+        self._append(lanes, count, self._prompt_watch)
         self._last_row = count - 1
 
-    def _append(self, num_lanes: int, num_rows: int) -> None:
-        self._in_flight = True
+    def _append(self, num_lanes: int, num_rows: int, watch: Stopwatch) -> None:
+        """Put the new rows in place: the end of a pass."""
         self._has_logits = False
         self._last_row = 0
         self._cache.append(self._outputs.new, num_lanes=num_lanes, num_rows=num_rows)
+        watch.stop()
+        self._in_flight = watch
 
     def _head_of_prompt(self) -> None:
         """The logits of the last row of lane 0, which every lane holds."""
-        outputs, lanes = self._outputs, self._plan.num_lanes
+        outputs, lanes, watch = self._outputs, self._plan.num_lanes, self._prompt_watch
+        self._wait()
+        watch.start()
         width = self._spec.decoder.width * self._step.dtype("hidden").itemsize
         source = outputs.hidden + self._last_row * width
         for lane in range(lanes):
@@ -217,14 +227,16 @@ class TensorrtEngine(CachedEngine[DeviceCache]):
         self._bind_head(outputs.last)
         self._head.enqueue()
         outputs.fetch_logits(lanes, self._stream)
-        self._in_flight = self._has_logits = True
+        watch.stop()
+        self._in_flight, self._has_logits = watch, True
 
     def _wait(self) -> None:
         """Wait for the pass under way, and check that it had every expert."""
-        if not self._in_flight:
+        if self._in_flight is None:
             return
         self._cuda.synchronize(self._stream)
-        self._in_flight = False
+        self._in_flight.read()
+        self._in_flight = None
         if self._outputs.missing.any():
             layers = self._spec.decoder.moe_layers
             where = [layers[i] for i in np.flatnonzero(self._outputs.missing)]
@@ -335,7 +347,7 @@ class TensorrtEngine(CachedEngine[DeviceCache]):
             raise
 
     def _fail(self, reason: str) -> None:
-        self._failure, self._cache.is_lost, self._in_flight = reason, True, False
+        self._failure, self._cache.is_lost, self._in_flight = reason, True, None
 
     def _check_alive(self) -> None:
         if self._failure is not None:

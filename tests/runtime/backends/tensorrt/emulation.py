@@ -43,8 +43,10 @@ def tensorrt_module(folder: Path, version: str | None = None) -> Iterator[None]:
         patch.syspath_prepend(str(package.parent))
         patch.setenv("PYTHONPATH", f"{package.parent}{os.pathsep}{ROOT}")
         patch.delitem(sys.modules, "tensorrt", raising=False)
-        yield
-        sys.modules.pop("tensorrt", None)
+        try:
+            yield
+        finally:
+            sys.modules.pop("tensorrt", None)
 
 
 @contextmanager

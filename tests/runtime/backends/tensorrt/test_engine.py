@@ -86,6 +86,8 @@ def test_a_step_is_one_launch_two_to_four_copies_and_one_wait(
             "cudaGraphLaunch": 1,
             "cudaMemcpy2DAsync": copies,
             "cudaStreamSynchronize": 1,
+            "cudaEventRecord": 2,
+            "cudaEventElapsedTime": 1,
         }
     backend.close()
 

@@ -105,8 +105,8 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
     ),
     "logits are read before the stream is done": (
         "engine.py",
-        "        self._cuda.synchronize(self._stream)\n        self._in_flight = False\n",
-        "        self._in_flight = False\n",
+        "        self._cuda.synchronize(self._stream)\n        self._in_flight.read()\n",
+        "",
     ),
     "the next row is written before the last one left": (
         "engine.py",
@@ -118,10 +118,10 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
         "        self._row_inputs.upload(self._stream)\n",
         "",
     ),
-    "new rows are copied before the step": (
+    "new rows never reach the cache": (
         "engine.py",
-        "        self._append(self._plan.num_lanes, 1)\n",
-        "        pass\n",
+        "        self._append(self._plan.num_lanes, 1, watch)\n",
+        "        self._in_flight = None\n",
     ),
     "logits of another row of the prompt": (
         "engine.py",

@@ -72,6 +72,7 @@ def test_the_command_line_answers_with_engines(
     assert main([*arguments, "--json", "--out", str(out)]) == 0
     turn = json.loads(capsys.readouterr().out)
     assert (turn["backend"], turn["kernel_path"]) == ("tensorrt", "TensorRT 10.16.2.1, sm_87")
+    assert turn["gpu_ms"] == {"encoder": 0.0, "prefill": 0.0, "step": 0.0, "codec": 0.0}  # emulated
     assert turn["text"] == "eight tickets to berlin that will be eighty pounds"
     assert out.stat().st_size > 2 * 24_000
 
