@@ -13,6 +13,8 @@ BENCHES = {
     "end_of_turn": ("end_of_turn", "what the end-of-turn cues say of whole and broken questions"),
     "export_full": ("export_full", "the official size's step as an engine for RTX cards"),
     "export_memory": ("export_memory", "an export's memory by number of layers"),
+    "forecast": ("forecast", "the planner's figures beside measured ones on this machine"),
+    "forecast_tables": ("forecast_tables", "the planner beside two tables reckoned by hand"),
     "full_size": ("full_size", "spoken questions to a model of the official size"),
     "gpu_plans": ("gpu.plans", "small TensorRT-RTX plans for the GPU check, built without a GPU"),
     "paging": ("paging.main", "expert paging at full size from this machine's disk"),

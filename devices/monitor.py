@@ -20,7 +20,7 @@ from deeptalk_edge.devices.energy import PowerSample, energy_j, watts_of_counter
 from deeptalk_edge.devices.reading import Reading
 
 HZ = 5.0
-_TOTAL_RAILS = ("VDD_IN", "VIN", "VIN_SYS_5V0")
+_TOTAL_RAILS = ("VDD_IN", "VIN")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def power_source(root: Path = Path("/")) -> Reading[PowerSource]:
         return Reading(PowerSource("NVML, the card alone", lambda: device.read()["power_w"].value))
     rails = sensors.ina_power_mw(root)
     if rails.value:
-        return Reading(PowerSource(f"INA3221, {_rails(rails.value)}", lambda: _total_w(root)))
+        return Reading(_rails(sensors.ina_rails(root)))
     energy = sensors.rapl_energy_j(root)
     if energy.value is not None:
         return Reading(
@@ -56,17 +56,18 @@ def power_source(root: Path = Path("/")) -> Reading[PowerSource]:
     return Reading(None, f"{card.why}; {rails.why}; {energy.why}")
 
 
-def _rails(rails: dict[str, float]) -> str:
+def _rails(rails: dict[str, sensors.Rail]) -> PowerSource:
+    """The rail that carries all of a module's power, or the sum of its rails."""
     total = next((name for name in _TOTAL_RAILS if name in rails), None)
-    return f"rail {total}, all of the module" if total else "the sum of its rails"
+    chosen = list(rails.values()) if total is None else [rails[total]]
 
+    def read() -> float | None:
+        values = [sensors.rail_mw(rail) for rail in chosen]
+        known = [value for value in values if value is not None]
+        return sum(known) / 1000 if len(known) == len(values) else None
 
-def _total_w(root: Path) -> float | None:
-    rails = sensors.ina_power_mw(root).value
-    if not rails:
-        return None
-    total = next((rails[name] for name in _TOTAL_RAILS if name in rails), None)
-    return (sum(rails.values()) if total is None else total) / 1000
+    what = "the sum of its rails" if total is None else f"rail {total}, all of the module"
+    return PowerSource(f"INA3221, {what}", read)
 
 
 class Monitor:
@@ -74,7 +75,7 @@ class Monitor:
 
     def __init__(self, root: Path = Path("/"), hz: float = HZ) -> None:
         self.hz = hz
-        self._root = root
+        self._zones = list(sensors.temperature_files(root).values())
         self._source = power_source(root)
         self._readings: list[tuple[float, float]] = []
         self._hottest_c: float | None = None
@@ -149,6 +150,6 @@ class Monitor:
             value = self._source.value.read()
             if value is not None:
                 self._readings.append((time.monotonic(), value))
-        zones = sensors.temperatures_c(self._root).value
-        if zones:
-            self._hottest_c = max(self._hottest_c or -273.0, *zones.values())
+        zones = [sensors.temperature_c(zone) for zone in self._zones]
+        if known := [value for value in zones if value is not None]:
+            self._hottest_c = max(known if self._hottest_c is None else [*known, self._hottest_c])

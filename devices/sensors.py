@@ -17,15 +17,26 @@ _MAX_TEMPERATURE_C = 200
 
 def temperatures_c(root: Path = Path("/")) -> Reading[dict[str, float]]:
     """By thermal zone; zones that are off, or say what cannot be, are left out."""
-    found = {}
-    for zone in _sorted(root / "sys/class/thermal", "thermal_zone*"):
-        name = read_file(zone / "type").value or zone.name
-        value = read_file(zone / "temp").then(integer, "temperature").value
-        if value is not None and -50 < value / 1000 < _MAX_TEMPERATURE_C:
-            found[name] = value / 1000
+    found = {
+        name: value
+        for name, place in temperature_files(root).items()
+        if (value := temperature_c(place)) is not None
+    }
     if found:
         return Reading(found)
     return Reading(None, f"{root / 'sys/class/thermal'}: no zone with a temperature")
+
+
+def temperature_files(root: Path = Path("/")) -> dict[str, Path]:
+    """Where each zone's temperature is: found once, read often."""
+    zones = _sorted(root / "sys/class/thermal", "thermal_zone*")
+    return {read_file(zone / "type").value or zone.name: zone / "temp" for zone in zones}
+
+
+def temperature_c(place: Path) -> float | None:
+    """Of one zone; None if it is off."""
+    value = read_file(place).then(integer, "temperature").value
+    return value / 1000 if value is not None and -50 < value / 1000 < _MAX_TEMPERATURE_C else None
 
 
 def cpu_mhz(root: Path = Path("/")) -> Reading[tuple[float, ...]]:
@@ -74,18 +85,35 @@ def emc_mhz(root: Path = Path("/")) -> Reading[float]:
 
 def ina_power_mw(root: Path = Path("/")) -> Reading[dict[str, float]]:
     """By rail: volts times amperes of INA3221 sensors, on a Jetson."""
-    found: dict[str, float] = {}
+    found = {
+        name: value
+        for name, rail in ina_rails(root).items()
+        if (value := rail_mw(rail)) is not None
+    }
+    return Reading(found) if found else Reading(None, "no INA3221 under /sys/class/hwmon")
+
+
+Rail = tuple[Path, Path]
+"""Where its millivolts and its milliamperes are."""
+
+
+def ina_rails(root: Path = Path("/")) -> dict[str, Rail]:
+    """By rail: found once, read often."""
+    found: dict[str, Rail] = {}
     for chip in _sorted(root / "sys/class/hwmon", "hwmon*"):
         if not (read_file(chip / "name").value or "").startswith("ina3221"):
             continue
         for label in _sorted(chip, "in*_label"):
             number = re.sub(r"\D", "", label.name)
-            volts = read_file(chip / f"in{number}_input").then(integer, "mV").value
-            amperes = read_file(chip / f"curr{number}_input").then(integer, "mA").value
-            name = read_file(label).value
-            if name and volts is not None and amperes is not None:
-                found[name] = volts * amperes / 1000
-    return Reading(found) if found else Reading(None, "no INA3221 under /sys/class/hwmon")
+            if name := read_file(label).value:
+                found[name] = chip / f"in{number}_input", chip / f"curr{number}_input"
+    return found
+
+
+def rail_mw(rail: Rail) -> float | None:
+    """Of one rail, now."""
+    volts, amperes = (read_file(place).then(integer, "a rail").value for place in rail)
+    return None if volts is None or amperes is None else volts * amperes / 1000
 
 
 def throttled(root: Path = Path("/")) -> Reading[int]:

@@ -65,6 +65,8 @@ NOT_RUN = {
     ),
 }
 
+OFFLINE = "deeptalk-edge profile --bundle BUNDLE --wav q.wav --offline --repeat 1"
+
 # A printed command that stands for others, or names files of the reader's.
 STANDS_FOR = {
     "deeptalk-edge --help, ms": ["deeptalk-edge --help"],
@@ -74,9 +76,9 @@ STANDS_FOR = {
         "deeptalk-edge bundle keygen me",
         "deeptalk-edge bundle sign BUNDLE --key me.key",
     ],
-    "deeptalk-edge profile --offline": [
-        "deeptalk-edge profile --bundle BUNDLE --wav q.wav --offline --repeat 1"
-    ],
+    "deeptalk-edge profile --offline": [OFFLINE],
+    "deeptalk-edge profile --bundle B --wav q.wav --offline": [OFFLINE],
+    "deeptalk-edge profile --bundle BUNDLE --wav q.wav --offline": [OFFLINE],
     "deeptalk-edge profile --bundle B --wav q.wav": [  # 20 turns in real time take two minutes
         "deeptalk-edge profile --bundle BUNDLE --wav q.wav --turns 1 --warmup 0 --cut 0.1"
     ],

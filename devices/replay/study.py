@@ -38,8 +38,8 @@ _PAGE_CACHE_LINK = (
 def device_of(
     profile: DeviceProfile, *, experts: str | None = None, link_gb_per_s: float | None = None
 ) -> Device:
-    """What the simulator needs of a profile: its usual link and the precision it is exported with,
-    unless others are named.
+    """What the simulator needs of a profile: its usual link and the precision that it is exported
+    with, or the first that it has estimates for, unless others are named.
 
     Raises SettingsError if the profile has no such estimates.
     """
@@ -48,7 +48,8 @@ def device_of(
         raise SettingsError(
             f"device {profile.name} has no [paging] estimates; those that do: {known}"
         )
-    paging, chosen = profile.paging, experts or profile.precision.experts
+    paging, own = profile.paging, profile.precision.experts
+    chosen = experts or (own if own in paging.experts else next(iter(paging.experts)))
     if chosen not in paging.experts:
         raise SettingsError(
             f"device {profile.name}: no [paging] estimates for experts in {chosen}, only in "
