@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from deeptalk_edge.checkpoint.config import read_model_spec
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.model.rows import Ids
 from deeptalk_edge.schema import read_json
@@ -23,6 +24,7 @@ from deeptalk_edge.training.data.samples import Question, heard_log_mel
 from deeptalk_edge.training.generate import Answer, Sampling, generate
 from deeptalk_edge.training.model import align_features
 from deeptalk_edge.training.snac_files import load_snac
+from deeptalk_edge.training.stages.prepare import system_of
 from deeptalk_edge.training.stages.recipe import Source
 
 Samples = NDArray[np.float32]
@@ -158,9 +160,6 @@ def questions_of(reader: Reader, task: str, max_questions: int) -> Iterator[tupl
 
 def open_reader(checkpoint: Path, sources: Sequence[Source], *, max_rows: int = 4096) -> Reader:
     """A reader of data as this checkpoint meets it. Raises ArtifactError if it is damaged."""
-    from deeptalk_edge.checkpoint.config import read_model_spec
-    from deeptalk_edge.training.stages.run import system_of
-
     return Reader(
         checkpoint=checkpoint,
         spec=read_model_spec(checkpoint),

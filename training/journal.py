@@ -48,11 +48,6 @@ class Journal:
             for name, value in _scalars(kind, values):
                 self._writer.add_scalar(name, value, step)
 
-    def scores(self) -> list[float]:
-        """The scores of all evaluations so far."""
-        entries = read_journal(self._path) if self._path.is_file() else []
-        return [entry["score"] for entry in entries if entry["kind"] == "evaluation"]
-
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
@@ -69,6 +64,14 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
         if isinstance(entry, dict) and isinstance(entry.get("step"), int):
             entries.append(entry)
     return entries
+
+
+def past_scores(directory: Path, num_done: int) -> list[float]:
+    """The scores of a run's evaluations in its first steps."""
+    path = directory / JOURNAL
+    entries = read_journal(path) if path.is_file() else []
+    judged = [e for e in entries if e["kind"] == "evaluation" and e["step"] <= num_done]
+    return [entry["score"] for entry in judged]
 
 
 def router_facts(loads: ExpertLoads) -> list[dict[str, Any]]:

@@ -6,48 +6,33 @@ torchrun --nproc-per-node 8 -m deeptalk_edge.cli train joint ...    over several
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from deeptalk_edge.checkpoint.config import read_model_spec
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.files import write_file
-from deeptalk_edge.schema import read_json
-from deeptalk_edge.training.checkpoint import load_model, load_weights
 from deeptalk_edge.training.data.conversations import Clip
 from deeptalk_edge.training.data.dataset import (
     Batches,
-    Entry,
-    Index,
-    Plan,
-    Reader,
-    build_index,
-    evaluation_plans,
-    held_out,
     load_batch,
     recordings,
 )
 from deeptalk_edge.training.data.samples import heard_log_mel, num_frames_of
 from deeptalk_edge.training.expert_split import (
     ExpertLoads,
-    load_split,
-    random_split,
 )
 from deeptalk_edge.training.experts import Routing
 from deeptalk_edge.training.items import Batch
-from deeptalk_edge.training.journal import Journal, router_facts, write_report
+from deeptalk_edge.training.journal import Journal, past_scores, router_facts, write_report
 from deeptalk_edge.training.loop import LoopSettings, StepReport, StopTraining, train
-from deeptalk_edge.training.lora import adapters, add_adapters, save_adapter
+from deeptalk_edge.training.lora import save_adapter
 from deeptalk_edge.training.losses import Losses
 from deeptalk_edge.training.model import DeepTalk
-from deeptalk_edge.training.moextend import added_experts, with_audio_experts
 from deeptalk_edge.training.ranks import is_first, num_ranks, shard
 from deeptalk_edge.training.stages.objective import (
     LossSettings,
@@ -61,19 +46,16 @@ from deeptalk_edge.training.stages.objective import (
 from deeptalk_edge.training.stages.objective import (
     run as run_batch,
 )
-from deeptalk_edge.training.stages.recipe import Recipe, Source
+from deeptalk_edge.training.stages.prepare import Prepared, prepare
+from deeptalk_edge.training.stages.recipe import Recipe
 from deeptalk_edge.training.stages.run_directory import (
     RunDirectory,
     RunFacts,
     prepare_directory,
 )
-from deeptalk_edge.training.stages.table import Split, apply_rule, num_trainable, part_of
-
-AUDIO_EXPERTS_FILE = "audio_experts.json"
-DEFAULT_SYSTEM = "You are a helpful voice assistant."
+from deeptalk_edge.training.stages.table import num_trainable
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-log = logging.getLogger(__name__)
 
 
 class Objective(nn.Module):
@@ -123,21 +105,6 @@ class Objective(nn.Module):
         return encode_batch(self.deeptalk, batch, bfloat16=self.losses.bfloat16)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """All that a run works on."""
-
-    recipe: Recipe
-    model: DeepTalk
-    reference: DeepTalk | None
-    split: Split | None
-    reader: Reader
-    index: Index
-    train_entries: Sequence[Entry]
-    evaluation: tuple[Reader, Sequence[Plan]]
-    config: Mapping[str, Any]
-
-
 def run_recipe(recipe: Recipe, *, resume: bool, device: str = "cpu") -> Path:
     """Train as a recipe says; returns the final checkpoint's directory.
 
@@ -154,51 +121,6 @@ def run_recipe(recipe: Recipe, *, resume: bool, device: str = "cpu") -> Path:
         prepare_directory(output, resume=resume)
     prepared = prepare(recipe)
     return _train(prepared, output, device)
-
-
-def prepare(recipe: Recipe) -> Prepared:
-    """Read the checkpoint and the data of a recipe, and set what trains. Raises as `run_recipe`."""
-    source = Path(recipe.checkpoint)
-    config: Mapping[str, Any] = read_json(source / "config.json")
-    encoder = Path(recipe.encoder) if recipe.encoder else None
-    spec = read_model_spec(source, encoder)
-    system = recipe.data.system or system_of(source)
-    is_preference = recipe.stage == "preference"
-    reader = _reader(recipe, recipe.data.train, source, spec, system)
-    index = build_index(reader)
-    _report_problems(index, recipe.data.bad_share)
-    if recipe.data.evaluate:
-        judge = _reader(recipe, recipe.data.evaluate, source, spec, system)
-        judged = build_index(judge)
-        _report_problems(judged, recipe.data.bad_share)
-        kept, judged_entries = list(index.entries), list(judged.entries)
-    else:
-        judge = reader
-        kept, judged_entries = held_out(index.entries, recipe.data.held_out)
-    model = load_model(source, encoder=encoder)
-    if recipe.stage == "moextend":
-        model, config = _extended(recipe, model, config)
-    split = _split_of(recipe, model, config, source)
-    apply_rule(model, recipe.rule, split)
-    if recipe.lora is not None:
-        _adapt(model, recipe, split)
-    model.checkpoints_gradients = recipe.gradient_checkpointing
-    reference = None
-    if is_preference or recipe.stage == "distil":
-        parent = Path(recipe.parent or recipe.checkpoint)
-        reference = load_model(parent, encoder=encoder).eval()
-        reference.requires_grad_(False)
-    return Prepared(
-        recipe=recipe,
-        model=model,
-        reference=reference,
-        split=split,
-        reader=reader,
-        index=index,
-        train_entries=kept,
-        evaluation=(judge, evaluation_plans(judged_entries, recipe.data.batch_size)),
-        config={**config, "audio_experts_file": AUDIO_EXPERTS_FILE} if split else config,
-    )
 
 
 def loop_settings(recipe: Recipe, steps_per_epoch: float) -> LoopSettings:
@@ -258,12 +180,15 @@ def _train(prepared: Prepared, output: Path, device: str) -> Path:
         adapters=recipe.lora is not None,
     )
     if is_first():
-        write_file(output / "recipe.json", (json.dumps(asdict(recipe), indent=1) + "\n").encode())
+        _write_recipe(recipe, output / "recipe.json")
         _say(prepared, settings)
+    steps = directory.steps()
+    num_done = int(steps[-1].name.rpartition("-")[2]) if steps else 0
+    judge = _Judge(prepared, objective, device, past_scores(output, num_done))
     journal = Journal(output, tensorboard=recipe.tensorboard) if is_first() else None
-    if journal and (steps := directory.steps()):
-        journal.resume(int(steps[-1].name.rpartition("-")[2]))
-    judge = _Judge(prepared, objective, journal, device)
+    if journal:
+        journal.resume(num_done)
+        judge.journal = journal
     weight = 1 / recipe.data.accumulation
 
     def losses_of(batch: Batch | PreferenceBatch) -> Losses:
@@ -281,8 +206,8 @@ def _train(prepared: Prepared, output: Path, device: str) -> Path:
         watch=_Watcher(journal, recipe) if journal else None,
         evaluate=judge if prepared.evaluation[1] else None,
     )
-    if recipe.saving.patience and (best := directory.best()) is not None:
-        load_weights(model, best)  # stopping early is worth nothing without going back
+    if recipe.saving.patience:
+        directory.go_back_to_best()  # stopping early is worth nothing without it
     final = _finish(recipe, model, directory)
     if journal:
         journal.close()
@@ -354,11 +279,14 @@ class _Judge:
     """Scores the model on what is held out, and stops a run that gets no better."""
 
     def __init__(
-        self, prepared: Prepared, objective: Objective, journal: Journal | None, device: str
+        self, prepared: Prepared, objective: Objective, device: str, past: Sequence[float]
     ) -> None:
-        self._prepared, self._objective, self._journal = prepared, objective, journal
-        self._device, self._best, self._waited = device, float("inf"), 0
-        for score in journal.scores() if journal else ():  # of a run that is resumed
+        """`past` are the scores so far of a run that is resumed."""
+        self._prepared, self._objective, self._device = prepared, objective, device
+        self._best, self._waited = float("inf"), 0
+        self.journal: Journal | None = None
+        """In the first process."""
+        for score in past:
             self._count(score)
 
     @torch.no_grad()
@@ -388,11 +316,11 @@ class _Judge:
                 )
         self._objective.train()
         score = sum(totals.values())
-        if self._journal:
+        if self.journal:
             facts = {"margin": sum(margins) / len(margins)} if margins else {}
-            self._journal.add("evaluation", num_done, score=score, losses=totals, **facts)
+            self.journal.add("evaluation", num_done, score=score, losses=totals, **facts)
             if not margins:
-                self._journal.add("router", num_done, facts=router_facts(loads))
+                self.journal.add("router", num_done, facts=router_facts(loads))
         self._wait(score)
         return score
 
@@ -416,101 +344,18 @@ def count_loads(model: DeepTalk, batch: Batch, features: Tensor | None, loads: E
     loads.count(routing, audio & batch.live, ~audio & batch.live)
 
 
-def _reader(
-    recipe: Recipe, sources: Sequence[Source], checkpoint: Path, spec: Any, system: str
-) -> Reader:
-    return Reader(
-        checkpoint=checkpoint,
-        spec=spec,
-        sources=tuple(sources),
-        system=system,
-        max_rows=recipe.data.max_rows,
-        is_preference=recipe.stage == "preference",
-    )
-
-
-def _report_problems(index: Index, bad_share: float) -> None:
-    """Bad samples are counted, and refused where they are too many."""
-    if not index.problems:
-        return
-    total = len(index.problems) + len(index.entries)
-    said = f"{len(index.problems)} of {total} samples are bad, the first: {index.problems[0]}"
-    if len(index.problems) > bad_share * total:
-        raise SettingsError(
-            f"{said}. `deeptalk-edge train check` names all of them; mend them, or allow so many "
-            "with data.bad_share"
-        )
-    log.warning("%s; they are left out", said)
-
-
-def _split_of(
-    recipe: Recipe, model: DeepTalk, config: Mapping[str, Any], source: Path
-) -> Split | None:
-    decoder = model.spec.decoder
-    if recipe.stage == "random_split":
-        count = recipe.num_audio_experts or decoder.num_experts // 4
-        return random_split(len(decoder.moe_layers), decoder.num_experts, count, recipe.seed)
-    if recipe.stage == "moextend":
-        return added_experts(decoder, recipe.num_audio_experts or _quarter(config))
-    if recipe.experts:
-        return load_split(Path(recipe.experts))
-    named = config.get("audio_experts_file")
-    path = source / Path(str(named)).name  # released configs name a path on their authors' disk
-    return load_split(path) if named and path.is_file() else None
-
-
-def _extended(
-    recipe: Recipe, model: DeepTalk, config: Mapping[str, Any]
-) -> tuple[DeepTalk, Mapping[str, Any]]:
-    """The model with audio experts beside its own; one that has them keeps them."""
-    if config.get("moextend_audio_experts") or "moextend" in str(config.get("model_type")):
-        return model, config
-    count = recipe.num_audio_experts or model.spec.decoder.num_experts // 4
-    extended = with_audio_experts(model, count)
-    return extended, {
-        **config,
-        "n_routed_experts": extended.spec.decoder.num_experts,
-        "moextend_audio_experts": count,
-    }
-
-
-def _quarter(config: Mapping[str, Any]) -> int:
-    return int(config.get("moextend_audio_experts") or config.get("audio_num_experts") or 0)
-
-
-def _adapt(model: DeepTalk, recipe: Recipe, split: Split | None) -> None:
-    """Adapters on the matrices of the parts that the recipe names; nothing else trains."""
-    assert recipe.lora is not None
-    torch.manual_seed(recipe.seed)  # a run that resumes starts from the same adapters
-    decoder = model.spec.decoder
-    names = [
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.dim() == 2 and part_of(name, decoder, split) in recipe.lora.parts
-    ]
-    model.requires_grad_(False)
-    count = add_adapters(model, names, rank=recipe.lora.rank, alpha=recipe.lora.alpha)
-    if not count:
-        raise SettingsError(f"lora.parts = {list(recipe.lora.parts)}: no matrix is part of these")
-    for _, layer in adapters(model):
-        layer.lora_a.requires_grad_(True)
-        layer.lora_b.requires_grad_(True)
-
-
-def system_of(checkpoint: Path) -> str:
-    """The system text that a checkpoint was trained with, where it says so."""
-    path = checkpoint / "generation_config.json"
-    deeptalk = read_json(path).get("deeptalk") if path.is_file() else None
-    system = deeptalk.get("system") if isinstance(deeptalk, dict) else None
-    return system if isinstance(system, str) else DEFAULT_SYSTEM
-
-
 def _on(batch: Batch | PreferenceBatch, device: str) -> Batch | PreferenceBatch:
     if device == "cpu":
         return batch
     if isinstance(batch, PreferenceBatch):
         return PreferenceBatch(win=batch.win.to(device), lose=batch.lose.to(device))
     return batch.to(device)
+
+
+def _write_recipe(recipe: Recipe, path: Path) -> None:
+    """As the run began; a run that resumes leaves it."""
+    if not path.exists():
+        write_file(path, (json.dumps(asdict(recipe), indent=1) + "\n").encode())
 
 
 def _say(prepared: Prepared, settings: LoopSettings) -> None:

@@ -105,10 +105,7 @@ class RunDirectory:
                 f"{newest}: was written by another recipe (see {self.path}/recipe.json); resume "
                 "with that one, or start anew with another `output`"
             )
-        load_weights(self._model, newest)
-        state = torch.load(newest / TRAINER, map_location="cpu", weights_only=True)
-        if self._adapters:
-            self._load_adapters(state["adapters"])
+        state = self._load(newest)
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=False)
         set_optimizer_state_dict(model, optimiser, state["optimiser"], options=options)
         return int(facts["step"])
@@ -160,6 +157,19 @@ class RunDirectory:
         if scored:
             return min(scored, key=lambda pair: pair[0])[1]
         return steps[-1] if steps else None
+
+    def go_back_to_best(self) -> None:
+        """Load the best step's weights, if there is a step."""
+        if (best := self.best()) is not None:
+            self._load(best)
+
+    def _load(self, step: Path) -> dict[str, Any]:
+        """Load a step's weights and adapters; returns what else the trainer kept."""
+        load_weights(self._model, step)
+        state: dict[str, Any] = torch.load(step / TRAINER, map_location="cpu", weights_only=True)
+        if self._adapters:
+            self._load_adapters(state["adapters"])
+        return state
 
     def finish(self, dtype: torch.dtype, *, merged: bool = True) -> Path:
         """Write `final/`. Raises DoesNotFit if the disk is full."""

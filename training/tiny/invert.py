@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     held_out = max(1, len(said) // 20)
     tokeniser = fit_encoder(codec, said[held_out:], args.steps)
     shares = recovered(tokeniser, codec, said[:held_out])
-    tokeniser.save(args.out or args.checkpoint / CODEC_ENCODER)
+    tokeniser.half().save(args.out or args.checkpoint / CODEC_ENCODER)
     print("codes recovered, slowest scale first:", " ".join(f"{share:.3f}" for share in shares))
     return 0
 

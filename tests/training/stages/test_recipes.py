@@ -14,8 +14,9 @@ from deeptalk_edge.training.experts import MixtureOfExperts, Routing
 from deeptalk_edge.training.items import Batch
 from deeptalk_edge.training.journal import read_journal
 from deeptalk_edge.training.stages.objective import encode_batch, run
+from deeptalk_edge.training.stages.prepare import Prepared, prepare
 from deeptalk_edge.training.stages.recipe import RECIPES, read_recipe
-from deeptalk_edge.training.stages.run import Objective, Prepared, prepare, run_recipe
+from deeptalk_edge.training.stages.run import Objective, run_recipe
 from deeptalk_edge.training.stages.table import RULES, part_of, trainable
 from tests.training.toys import (
     parameters_of,
