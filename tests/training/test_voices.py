@@ -15,7 +15,7 @@ from deeptalk_edge.training.tiny.voices import ANSWER_VOICE, PEAK_LEVEL, speak
 RATE_HZ = 16000
 
 
-def synthesise(monkeypatch: pytest.MonkeyPatch, samples: np.ndarray) -> None:  # type: ignore[type-arg]
+def synthesise(monkeypatch: pytest.MonkeyPatch, samples: np.ndarray) -> None:
     """A program in flite's place that says `samples`."""
 
     def call(command: list[str], text: str) -> str:
