@@ -179,6 +179,22 @@ def test_random_sentences_would_hit_held_out_answers_if_nobody_looked(
     assert not said & answers_never_trained()
 
 
+@pytest.mark.parametrize(("share", "learns_text"), [(0.0, True), (1.0, False)])
+def test_a_sentence_for_its_sound_alone_trains_no_text(
+    share: float, learns_text: bool, corpus: Corpus, units: UnitVoice, tokenizer: Tokenizer
+) -> None:
+    spec, lengths = _spec(tokenizer), np.arange(len(corpus.utterances))
+    batches = TinyBatches(
+        corpus,
+        UtterancePool(corpus, lengths),
+        ItemWriter(spec, tiny_template(spec, tokenizer), units),
+        spec,
+        DatasetSettings(num_typed=8, speech_only_share=share),
+    )
+    text = batches.typed(3).targets[..., -1] != IGNORE
+    assert text.any(dim=1).tolist() == [learns_text] * 8
+
+
 def test_targets_are_the_next_row_wherever_something_is_asked(
     corpus: Corpus, units: UnitVoice, tokenizer: Tokenizer
 ) -> None:
