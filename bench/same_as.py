@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("build/same_as"))
     parser.add_argument("--every", type=int, default=1, help="ask one question in so many")
     args = parser.parse_args(argv)
+    args.work = args.work.resolve()  # each checkout is another working directory
     args.work.mkdir(parents=True, exist_ok=True)
     with measured(args) as figures, _worktree(args.base, args.work / "base") as base:
         before = observe(base, args.work / "of_base", args)

@@ -20,6 +20,7 @@ import numpy as np
 
 import deeptalk_edge
 from deeptalk_edge.bundle.expert_record import ExpertRecord
+from deeptalk_edge.bundle.golden import CPU_PREFIX, write_golden
 from deeptalk_edge.bundle.manifest import (
     ENGINES,
     GATES,
@@ -352,14 +353,13 @@ class _Export:
             outputs = golden_outputs(place, manifest, inputs)
         if self._profile.backend == "cpu":
             outputs |= self._native_logits(inputs, outputs["features"])
-        golden: dict[str, Any] = {**dataclasses.asdict(inputs), **outputs}
-        np.savez(place / GOLDEN, **golden)
+        write_golden(place, manifest, {**dataclasses.asdict(inputs), **outputs})
 
     def _native_logits(self, inputs: GoldenInputs, features: Floats) -> dict[str, Floats]:
         """What the checkpoint makes of the golden rows with the weights of native.bin."""
         reference = NativeReference(self._checkpoint, self._records, NativePrecision())
         text, codes = reference.logits(reference_hidden(reference, inputs, features)[-2:])
-        return {"native_text_logits": text, "native_code_logits": codes}
+        return {f"{CPU_PREFIX}text_logits": text, f"{CPU_PREFIX}code_logits": codes}
 
     def _check_parity(self, place: Path, manifest: Manifest) -> None:
         """Raises ParityError if the graphs do not do what the checkpoint says."""

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from deeptalk_edge.bundle.golden import NEAR_FEATURES
 from deeptalk_edge.bundle.target import BackendName
 from deeptalk_edge.runtime.backends.stages import GpuStages
 from deeptalk_edge.runtime.experts.open import PagingSettings
@@ -63,7 +64,7 @@ class SelfCheck:
     codec_tolerance: float
     logits_prefix: str = ""
     """Of the names in `golden.npz`: the logits that this backend's weights give."""
-    features: str = "near_features"
+    features: str = NEAR_FEATURES
     """The features there that the encoder is held to: of a window that ends with the sound, or
     `features`, of the whole window, for an encoder that knows no other."""
 

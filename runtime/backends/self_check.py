@@ -6,17 +6,13 @@ driver, a broken library or a damaged file that its hash missed ends here and no
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
-from deeptalk_edge.bundle.arrays import Form, read_arrays
-from deeptalk_edge.bundle.manifest import GOLDEN, Manifest
+from deeptalk_edge.bundle.golden import FEATURES, read_golden
 from deeptalk_edge.bundle.reader import Bundle
-from deeptalk_edge.errors import ArtifactError, BackendError
-from deeptalk_edge.model.features import max_samples, num_frames
-from deeptalk_edge.runtime.backends.base import Backend, SelfCheck
+from deeptalk_edge.errors import BackendError
+from deeptalk_edge.runtime.backends.base import Backend
 
 Array = NDArray[np.float32]
 
@@ -29,16 +25,16 @@ def check_golden(bundle: Bundle, backend: Backend) -> None:
     check = backend.self_check
     if check is None:
         return
-    golden = _read(bundle, check)
+    golden = read_golden(bundle, features=check.features, logits_prefix=check.logits_prefix)
     heard = golden[check.features]
-    if check.features == "features":
+    if check.features == FEATURES:
         features = backend.encoder.hear(golden["pcm"])
     else:  # in a window of their own: a whole one takes a CPU seconds
         features = backend.encoder.hear_window(golden["pcm"], len(heard))
     _compare(check.encoder, features, heard, check.encoder_tolerance)
 
     engine, mask, prefix = backend.engine, golden["audio_mask"], check.logits_prefix
-    engine.prefill(golden["rows"][0], golden["features"][: mask.sum()], mask)
+    engine.prefill(golden["rows"][0], golden[FEATURES][: mask.sum()], mask)
     for row in range(2):
         logits = engine.decode_step(golden["next_row"][0]) if row else engine.logits()
         for found, name in ((logits.text[0], "text_logits"), (logits.codes[0], "code_logits")):
@@ -67,48 +63,3 @@ def _compare(graph: str, found: Array, expected: Array, tolerance: float) -> Non
             f"{graph}: this device computes something else than the exporter did (relative error "
             f"{error:.1e}, allowed {tolerance:.0e}); export the bundle again on this device"
         )
-
-
-def _read(bundle: Bundle, check: SelfCheck) -> dict[str, NDArray[Any]]:
-    path, model = bundle.file(GOLDEN), bundle.manifest.model
-    golden = read_arrays(path, _forms(bundle.manifest, check))
-    num_marked, num_heard = int(golden["audio_mask"].sum()), len(golden[check.features])
-    num_samples = len(golden["pcm"])
-    if num_samples > max_samples(model.encoder) or num_heard != num_frames(num_samples):
-        raise ArtifactError(
-            f"{path}: {check.features} has {num_heard} frames for pcm of {num_samples} samples; "
-            "export the bundle again"
-        )
-    frame_samples = bundle.manifest.codec.spec.frame_samples
-    if len(golden["sound"]) != len(golden["codes"]) * frame_samples:
-        raise ArtifactError(
-            f"{path}: sound has {len(golden['sound'])} samples for {len(golden['codes'])} frames "
-            f"of {frame_samples}; export the bundle again"
-        )
-    if num_marked > num_heard:
-        raise ArtifactError(
-            f"{path}: audio_mask marks {num_marked} rows, {check.features} has {num_heard} frames; "
-            "export the bundle again"
-        )
-    return golden
-
-
-def _forms(manifest: Manifest, check: SelfCheck) -> dict[str, Form]:
-    """The arrays and their shapes. Source: docs/bundle.md."""
-    vocabulary, width = manifest.model.vocabulary, manifest.model.decoder.width
-    codebooks, text = vocabulary.num_codebooks, vocabulary.text_size
-    return {
-        "pcm": (np.float32, ("N",)),
-        "rows": (np.int64, (1, "T", codebooks + 1)),
-        "audio_mask": (np.bool_, ("T",)),
-        "next_row": (np.int64, (1, 1, codebooks + 1)),
-        "codes": (np.int64, ("A", codebooks)),
-        "features": (np.float32, ("n", width)),
-        check.features: (np.float32, ("n", width)),
-        f"{check.logits_prefix}text_logits": (np.float32, (2, text)),
-        f"{check.logits_prefix}code_logits": (
-            np.float32,
-            (2, codebooks, vocabulary.codebook_block),
-        ),
-        "sound": (np.float32, ("S",)),
-    }

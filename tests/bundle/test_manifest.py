@@ -101,7 +101,7 @@ def test_a_checksum_cannot_be_switched_off(place: Path, checksum: object) -> Non
         ("graphs.encoder", "../x", 'graphs.encoder = "../x": expected a plain file name'),
         ("graphs.encoder", "a\0b", "graphs.encoder = .*: expected a plain file name"),
         ("checkpoint.sha256", "x", 'checkpoint.sha256 = "x": expected a SHA-256'),
-        ("target.backend", "cuda", 'target.backend = "cuda": expected one of ort, native'),
+        ("target.backend", "cuda", 'target.backend = "cuda": expected one of ort, cpu'),
     ],
 )
 def test_what_cannot_be_is_refused_by_field(

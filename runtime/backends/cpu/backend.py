@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from contextlib import ExitStack
 
+from deeptalk_edge.bundle.golden import CPU_PREFIX
 from deeptalk_edge.bundle.manifest import NATIVE_CODEC, NATIVE_WEIGHTS
 from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.errors import BackendError
@@ -78,7 +79,7 @@ def open_backend(bundle: Bundle, settings: BackendSettings) -> Backend:
             encoder_tolerance=encoder_tolerance(bundle),
             decoder_tolerance=DECODER_TOLERANCE,
             codec_tolerance=TOLERANCE,
-            logits_prefix="native_",
+            logits_prefix=CPU_PREFIX,
         ),
     )
 
