@@ -48,7 +48,8 @@ routes: $(VENV)/.device bundles  ## record which experts the tiny checkpoint ask
 	$(BIN)/deeptalk-edge routes replay $(ROUTES) --pool 25% 42% 65% --device orin-nano-8gb
 	$(BIN)/deeptalk-edge routes replay synthetic:mid --device all
 
-gpu-check:  ## check the expert pools, check and time the MoE kernels on this machine's NVIDIA GPU (nvcc and a CUDA PyTorch)
+gpu-check:  ## the TensorRT backend, the expert pools and the MoE kernels on this machine's NVIDIA GPU (nvcc and a CUDA PyTorch); without a GPU the backend alone, emulated
+	$(PYTHON) -m deeptalk_edge.bench gpu_check
 	$(PYTHON) -m deeptalk_edge.bench.gpu.cuda_check
 	$(PYTHON) -m deeptalk_edge.bench.gpu.paged
 	$(PYTHON) -m deeptalk_edge.bench.gpu.check

@@ -16,6 +16,7 @@ BENCHES = {
     "forecast": ("forecast", "the planner's figures beside measured ones on this machine"),
     "forecast_tables": ("forecast_tables", "the planner beside two tables reckoned by hand"),
     "full_size": ("full_size", "spoken questions to a model of the official size"),
+    "gpu_check": ("gpu.backend", "the TensorRT backend on what this machine has, in three tiers"),
     "gpu_plans": ("gpu.plans", "small TensorRT-RTX plans for the GPU check, built without a GPU"),
     "paging": ("paging.main", "expert paging at full size from this machine's disk"),
     "parity": ("parity", "a bundle's graphs beside the torch reference"),

@@ -204,9 +204,8 @@ class Manifest:
         if self.graphs is None:
             raise BackendError(
                 f"this bundle is for {self.target.backend} on {self.target.device}; ONNX Runtime "
-                "cannot run it, and nothing of ours runs engines yet: today they can be built, "
-                "inspected, verified and signed. To talk, export the checkpoint with "
-                "--device cpu-int8 for this CPU, or with --device cpu for ONNX Runtime alone"
+                "cannot run it. Leave out --backend to run its engines on that device, or export "
+                "the checkpoint with --device cpu-int8 for this CPU"
             )
         return self.graphs
 
