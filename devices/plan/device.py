@@ -33,9 +33,7 @@ Verdict = Literal["fits", "pages", "refuses", "unknown"]
 """All experts stay in memory; some are read while it talks; it cannot run, or not in real time;
 the profile does not say enough."""
 
-MEASURED = Assumptions(
-    step_efficiency=0.9, product_efficiency=1.0, prefill_memory_efficiency=0.9, guesses=True
-)
+MEASURED = Assumptions(step_efficiency=0.9, product_efficiency=1.0, prefill_memory_efficiency=0.9)
 """For rates that `probe` measured with our own kernels: they are what is reached, not a peak."""
 
 
@@ -73,10 +71,6 @@ class DevicePlan:
     """The smallest change that works, of a device that refuses."""
     unconfirmed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By group of figures, the facts under it that no one has confirmed."""
-
-    def is_real_time(self, items: int) -> bool | None:
-        """A step takes no longer than the sound that it makes."""
-        return None if self.expected is None else self.expected.step_ms[items] <= FRAME_MS
 
 
 def plan_device(
@@ -136,7 +130,7 @@ def plan_device(
         verdict=verdict,
         reason=reason,
         nearest=nearest,
-        unconfirmed=_unconfirmed(profile.facts, mode, pages=verdict == "pages"),
+        unconfirmed=_unconfirmed(profile, mode, pages=(memory.resident_share or 1) < 1),
     )
 
 
@@ -176,7 +170,6 @@ def rates_of(profile: DeviceProfile, mode: PowerMode | None) -> tuple[Rates | No
             product_tops=product.value,
             encoder_tops=encoder.value if encoder else None,
             link_gb_per_s=link[1].value if link else None,
-            step_overhead_ms=facts.step_overhead_ms.value if facts.step_overhead_ms else 0.0,
         ),
         None,
     )
@@ -240,24 +233,31 @@ def near_window(question: Question, spec: ModelSpec) -> Question:
 
 
 def _unconfirmed(
-    facts: DeviceFacts, mode: PowerMode | None, *, pages: bool
+    profile: DeviceProfile, mode: PowerMode | None, *, pages: bool
 ) -> dict[str, tuple[str, ...]]:
-    """A group of figures rests on these facts, and none of them is confirmed."""
+    """A group of figures rests on these facts, and none of them is confirmed; `total` is what the
+    others add up to."""
+    facts, products = profile.facts, tuple(dict.fromkeys(_RATES[profile.backend]))
     link = link_of(facts)
     groups = {
         "memory": ("usable_memory_bytes",),
         "step": ("memory_bandwidth_gb_per_s",),
-        "prefill": ("memory_bandwidth_gb_per_s", "float16_tflops"),
+        "prefill": ("memory_bandwidth_gb_per_s", *products),
         "paging": (link[0],) if link and pages else (),
     }
     if pages:
-        groups["step"] += groups["paging"] + groups["memory"]
+        groups["paging"] += groups["memory"]
+        groups["step"] += groups["paging"]
+    groups["total"] = (*groups["step"], *groups["prefill"])
     unsure = {
         group: tuple(
-            name for name in names if (fact := getattr(facts, name)) and not fact.confirmed
+            name
+            for name in dict.fromkeys(names)
+            if (fact := getattr(facts, name)) and not fact.confirmed
         )
         for group, names in groups.items()
     }
     if mode is not None and mode.memory_bandwidth_gb_per_s is not None and not mode.confirmed:
-        unsure["step"] += (f"power mode {mode.name}",)
+        for group in ("step", "total"):
+            unsure[group] += (f"power mode {mode.name}",)
     return {group: names for group, names in unsure.items() if names}
