@@ -69,8 +69,6 @@ class DeviceFacts:
     """Sequential, of the disk that such a device usually has; measure it at install."""
     storage: Fact[tuple[str, ...]] | None = None
     """Kinds of disk that it takes: nvme, sd, emmc."""
-    step_overhead_ms: Fact[float] | None = None
-    """Of a decoding step, whatever the model's size; measured by `probe`."""
     jetpack: Fact[str] | None = None
     tensorrt: Fact[str] | None = None
     cuda: Fact[str] | None = None

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deeptalk_edge.devices.reading import Reading, first_of, read_file, run_command
+from deeptalk_edge.errors import SettingsError
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,26 @@ def parse_status(text: str, modes: dict[int, str]) -> ActiveMode | None:
     if not found or int(found[1]) not in modes:
         return None
     return ActiveMode(modes[int(found[1])], int(found[1]))
+
+
+def set_mode(name: str) -> None:
+    """Choose a mode by its name, and read it back. Needs root.
+
+    Raises SettingsError if the board has no such mode, or is in another one afterwards.
+    """
+    modes = parse_modes(read_file(Path("/etc/nvpmodel.conf")).value or "")
+    numbers = [number for number, known in modes.items() if known == name]
+    if not numbers:
+        known = ", ".join(modes.values()) or "none: no /etc/nvpmodel.conf"
+        raise SettingsError(f"power mode {name!r}: this board has {known}")
+    done = run_command("nvpmodel", "-m", str(numbers[0]))
+    now = active_mode()
+    if now.value is None or now.value.name != name:
+        found = now.value.name if now.value else now.why
+        raise SettingsError(
+            f"power mode {name}: asked for, the board is in {found} ({done.why or done.value}); "
+            "run as root, or reboot if nvpmodel asks for it"
+        )
 
 
 def active_mode(root: Path = Path("/")) -> Reading[ActiveMode]:

@@ -15,7 +15,8 @@ from deeptalk_edge.devices.facts import DeviceFacts, Fact
 from deeptalk_edge.devices.identity import Machine, identify
 from deeptalk_edge.devices.nvpmodel import active_mode
 from deeptalk_edge.devices.profile import DeviceProfile, load_profile
-from deeptalk_edge.devices.reading import Reading, as_json
+from deeptalk_edge.devices.reading import Reading, as_json, first_line
+from deeptalk_edge.devices.tegrastats import parse_line
 
 SCHEMA = "deeptalk-edge.probe/1"
 _COMMAND = "deeptalk-edge probe"
@@ -80,10 +81,23 @@ def state(root: Path = Path("/")) -> dict[str, Reading[Any]]:
     }
     if root != Path("/"):
         return readings
+    if Path("/etc/nv_tegra_release").exists():
+        readings |= _tegra_readings(readings)
     card = nvml.open_card()
     if card.value is None:
         return readings | {"card": Reading(None, card.why)}
     return readings | {f"card_{name}": value for name, value in card.value.read().items()}
+
+
+def _tegra_readings(known: Mapping[str, Reading[Any]]) -> dict[str, Reading[Any]]:
+    """What only tegrastats says without root: the memory's clock, and its largest free block."""
+    line = first_line("tegrastats", "--interval", "200")
+    sample = parse_line(line.value or "")
+    why = line.why or "tegrastats does not say it"
+    emc = known["emc_mhz"]
+    if emc.value is None and sample.emc_mhz is not None:
+        emc = Reading(float(sample.emc_mhz))
+    return {"emc_mhz": emc, "lfb_mb": Reading(sample.lfb_mb, None if sample.lfb_mb else why)}
 
 
 def measurements(machine: Machine, place: Path) -> dict[str, Reading[float]]:

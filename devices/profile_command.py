@@ -43,6 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     live.add_argument("--mic", action="store_true", help="somebody asks, through the microphone")
     live.add_argument("--input-device", metavar="NAME")
     live.add_argument("--output-device", metavar="NAME")
+    live.add_argument(
+        "--power-mode", metavar="NAME", help="a Jetson's, set before and read back; needs root"
+    )
     live.add_argument("-o", "--output", type=Path, metavar="FILE", help="the report")
     live.add_argument(
         "--samples", type=Path, metavar="FILE", help="every turn, a JSON object a line"
@@ -80,6 +83,10 @@ def _by_voice(args: argparse.Namespace) -> int:
             check_output(place)
     if args.cut is not None and not 0 < args.cut < 3600:
         raise SettingsError(f"--cut {args.cut}: expected seconds of sound, more than 0")
+    if args.power_mode is not None:
+        from deeptalk_edge.devices.nvpmodel import set_mode
+
+        set_mode(args.power_mode)
     script = Script(questions=args.wav, turns=args.turns, warmup_turns=args.warmup, cut_s=args.cut)
     report = profile_bundle(
         args.bundle,

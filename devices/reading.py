@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,26 @@ def run_command(*argv: str) -> Reading[str]:
         said = done.stderr.decode("utf-8", "replace").strip().splitlines()
         return Reading(None, f"{argv[0]}: exit code {done.returncode} {' '.join(said[-1:])}"[:200])
     return Reading(text)
+
+
+def first_line(*argv: str, within_s: float = _COMMAND_S) -> Reading[str]:
+    """The first line of a program that prints one after the other until it is ended."""
+    try:
+        program = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    except FileNotFoundError:
+        return Reading(None, f"{argv[0]}: not installed")
+    except OSError as error:
+        return Reading(None, f"{argv[0]}: {error}"[:200])
+    killer = threading.Timer(within_s, program.kill)
+    killer.start()
+    try:
+        assert program.stdout is not None
+        line = program.stdout.readline(1 << 16).decode("utf-8", "replace").strip()
+    finally:
+        killer.cancel()
+        program.kill()
+        program.communicate()
+    return Reading(line) if line else Reading(None, f"{argv[0]}: no line within {within_s:g} s")
 
 
 def integer(text: str) -> int:

@@ -6,10 +6,8 @@ and heat are read before and after.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
-import json
 import logging
 import threading
 import time
@@ -32,7 +30,6 @@ from deeptalk_edge.devices.report import (
     SCHEMA,
     BundleUsed,
     Device,
-    Distribution,
     Experts,
     Memory,
     Power,
@@ -40,6 +37,13 @@ from deeptalk_edge.devices.report import (
     State,
     Workload,
     distribution,
+)
+from deeptalk_edge.devices.samples import (
+    Sample,
+    metrics_of,
+    sample_of,
+    stages_of,
+    write_samples,
 )
 from deeptalk_edge.devices.scripted_port import ScriptedPort
 from deeptalk_edge.errors import AudioError, DeviceLost, SettingsError
@@ -80,38 +84,6 @@ class Script:
     """Interrupt each answer so long after its first sound was made."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """One turn, as it is written to the samples' file. Milliseconds; None: there was none."""
-
-    turn: int
-    is_warmup: bool
-    start_s: float
-    """Of `time.monotonic`."""
-    end_s: float
-    eot_hangover_ms: float | None
-    ttfa_ms: float | None
-    """From the turn's end as it was noticed to the first sample in the loudspeaker's queue; 0 where
-    the answer was begun inside the hangover and was ready."""
-    v2v_ms: float | None
-    """From the last voiced sample to the first audible one."""
-    encoder_ms: float | None
-    prefill_ms: float
-    first_frame_ms: float | None
-    first_sample_ms: float | None
-    step_ms_p50: float | None
-    step_ms_p95: float | None
-    rtf: float | None
-    """Compute over sound, below 1 is faster."""
-    audio_s: float
-    heard_s: float
-    underruns: int
-    barge_in_stop_ms: float | None
-    was_on_trial: bool
-    num_prompt_rows: int
-    num_rows: int
-
-
 def profile_bundle(
     place: Path,
     script: Script,
@@ -141,7 +113,7 @@ def profile_bundle(
         end = state_of(state())
         counted = [turn for turn in turns if not turn.is_warmup]
         if samples is not None:
-            _write_samples(samples, turns)
+            write_samples(samples, turns)
         return Report(
             schema=SCHEMA,
             started=started,
@@ -151,8 +123,8 @@ def profile_bundle(
             state_end=end,
             bundle=_used(place, talk),
             workload=_workload(script, port),
-            metrics=_metrics(counted),
-            stages=_stages(counted),
+            metrics=metrics_of(counted),
+            stages=stages_of(counted),
             underruns=sum(turn.underruns for turn in counted),
             failed_turns=num_failed,
             experts=_experts(counts),
@@ -207,7 +179,7 @@ def _ask_all(
                 num_failed += 1
             else:
                 is_warmup = len(turns) < script.warmup_turns
-                turns.append(_sample(len(turns), done, start_s, is_warmup=is_warmup))
+                turns.append(sample_of(len(turns), done, start_s, is_warmup=is_warmup))
     show(total, total)
     return turns, num_failed
 
@@ -243,57 +215,6 @@ def _one_turn(
         f"no answer within {patience_s:.0f} s: the voice detector heard no question; "
         "`deeptalk-edge run --wav` shows what it makes of a recording"
     )
-
-
-def _sample(number: int, done: TurnDone, start_s: float, *, is_warmup: bool) -> Sample:
-    voice, metrics = done.voice, done.metrics
-    assert voice is not None  # it was asked by voice
-    ttfa_ms = None
-    if voice.queued_ms is not None:
-        ttfa_ms = max(voice.queued_ms - voice.hangover_ms, 0.0)
-    return Sample(
-        turn=number,
-        is_warmup=is_warmup,
-        start_s=start_s,
-        end_s=time.monotonic(),
-        eot_hangover_ms=voice.hangover_ms,
-        ttfa_ms=ttfa_ms,
-        v2v_ms=voice.audible_ms,
-        encoder_ms=metrics.encoder_ms,
-        prefill_ms=metrics.prefill_ms,
-        first_frame_ms=metrics.first_frame_ms,
-        first_sample_ms=metrics.first_sample_ms,
-        step_ms_p50=metrics.step_ms_p50,
-        step_ms_p95=metrics.step_ms_p95,
-        rtf=metrics.real_time_factor,
-        audio_s=metrics.audio_s,
-        heard_s=voice.heard_s,
-        underruns=voice.underruns,
-        barge_in_stop_ms=voice.stop_ms,
-        was_on_trial=voice.was_on_trial,
-        num_prompt_rows=metrics.num_prompt_rows,
-        num_rows=metrics.num_rows,
-    )
-
-
-_METRICS = ("v2v_ms", "ttfa_ms", "eot_hangover_ms", "rtf", "heard_s", "barge_in_stop_ms")
-_STAGES = ("encoder_ms", "prefill_ms", "first_frame_ms", "first_sample_ms", "step_ms_p50")
-
-
-def _metrics(turns: Sequence[Sample]) -> dict[str, Distribution]:
-    return {name: distribution([getattr(turn, name) for turn in turns]) for name in _METRICS}
-
-
-def _stages(turns: Sequence[Sample]) -> dict[str, Distribution]:
-    """Encoder and prefill by themselves; first frame and first sample from the question on."""
-    return {name: distribution([getattr(turn, name) for turn in turns]) for name in _STAGES}
-
-
-def _write_samples(place: Path, turns: Sequence[Sample]) -> None:
-    from deeptalk_edge.files import write_file
-
-    lines = [json.dumps(dataclasses.asdict(turn)) for turn in turns]
-    write_file(place, ("\n".join(lines) + "\n").encode())
 
 
 def state_of(readings: dict[str, Any]) -> State:

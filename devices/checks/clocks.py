@@ -8,7 +8,7 @@ from deeptalk_edge.devices import sensors
 from deeptalk_edge.devices.finding import Examined, Finding, ok, unknown
 from deeptalk_edge.devices.nvpmodel import active_mode
 from deeptalk_edge.devices.profile import load_profile
-from deeptalk_edge.devices.reading import run_command
+from deeptalk_edge.devices.reading import first_line
 from deeptalk_edge.devices.tegrastats import parse_line
 
 _LEAST_LFB_MB = 4
@@ -79,9 +79,9 @@ def _power_mode(examined: Examined) -> Iterator[Finding]:
 def largest_free_block(examined: Examined) -> Iterator[Finding]:
     if examined.machine.kind != "jetson" or not examined.is_live:
         return
-    line = run_command("timeout", "1.5", "tegrastats", "--interval", "500")
-    sample = parse_line((line.value or "").splitlines()[0]) if line.value else None
-    if sample is None or sample.lfb_mb is None:
+    line = first_line("tegrastats", "--interval", "200")
+    sample = parse_line(line.value or "")
+    if sample.lfb_mb is None:
         yield unknown("lfb", line.why or "tegrastats does not say it")
         return
     is_whole = sample.lfb_mb >= _LEAST_LFB_MB

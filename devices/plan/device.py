@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from deeptalk_edge.devices.facts import DeviceFacts, Fact, PowerMode
 from deeptalk_edge.devices.plan.memory import (
@@ -33,9 +33,7 @@ Verdict = Literal["fits", "pages", "refuses", "unknown"]
 """All experts stay in memory; some are read while it talks; it cannot run, or not in real time;
 the profile does not say enough."""
 
-MEASURED = Assumptions(
-    step_efficiency=0.9, product_efficiency=1.0, prefill_memory_efficiency=0.9, guesses=True
-)
+MEASURED = Assumptions(step_efficiency=0.9, product_efficiency=1.0, prefill_memory_efficiency=0.9)
 """For rates that `probe` measured with our own kernels: they are what is reached, not a peak."""
 
 
@@ -74,10 +72,6 @@ class DevicePlan:
     unconfirmed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By group of figures, the facts under it that no one has confirmed."""
 
-    def is_real_time(self, items: int) -> bool | None:
-        """A step takes no longer than the sound that it makes."""
-        return None if self.expected is None else self.expected.step_ms[items] <= FRAME_MS
-
 
 def plan_device(
     model: Model,
@@ -115,7 +109,9 @@ def plan_device(
     verdict, reason = _verdict(memory, expected, profile, rates, question.num_items)
     nearest = None
     if verdict == "refuses" and look_for_options:
-        nearest = _nearest(model, profile, question, power_mode)
+        from deeptalk_edge.devices.plan.options import nearest_option  # which plans again
+
+        nearest = nearest_option(model, profile, question, power_mode)
     return DevicePlan(
         device=profile.name,
         summary=profile.summary,
@@ -134,7 +130,7 @@ def plan_device(
         verdict=verdict,
         reason=reason,
         nearest=nearest,
-        unconfirmed=_unconfirmed(profile.facts, mode, pages=verdict == "pages"),
+        unconfirmed=_unconfirmed(profile, mode, pages=(memory.resident_share or 1) < 1),
     )
 
 
@@ -174,7 +170,6 @@ def rates_of(profile: DeviceProfile, mode: PowerMode | None) -> tuple[Rates | No
             product_tops=product.value,
             encoder_tops=encoder.value if encoder else None,
             link_gb_per_s=link[1].value if link else None,
-            step_overhead_ms=facts.step_overhead_ms.value if facts.step_overhead_ms else 0.0,
         ),
         None,
     )
@@ -231,64 +226,6 @@ def _verdict(
     return "pages", f"{memory.slots} of {memory.num_experts} experts stay in memory"
 
 
-_CHANGES: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("one item (--items 1)", {"items": 1}),
-    ("experts paged", {"residency": "paged"}),
-    ("--precision experts=int8", {"precision": ["experts=int8"]}),
-    ("--precision experts=int4:128", {"precision": ["experts=int4:128"]}),
-    ("--context 1024", {"context": 1024}),
-    ("--precision decoder=int8", {"precision": ["decoder=int8"]}),
-    ("--encoder-window near", {"near": True}),
-)
-"""In the order of what they cost the listener."""
-
-
-def _nearest(
-    model: Model, profile: DeviceProfile, question: Question, power_mode: str | None
-) -> str | None:
-    """The fewest changes, cheapest first, after which the device fits or pages in real time."""
-    for chosen in _combinations():
-        try:
-            changed, asked, changed_profile = _changed(model, profile, question, chosen)
-            plan = plan_device(
-                changed, changed_profile, asked, power_mode=power_mode, look_for_options=False
-            )
-        except (SettingsError, ValueError):
-            continue
-        if plan.verdict in ("fits", "pages"):
-            return " ".join(name for name, _ in chosen) + f": {plan.verdict}, {plan.reason}"
-    return None
-
-
-def _combinations() -> Iterator[tuple[tuple[str, dict[str, Any]], ...]]:
-    import itertools
-
-    for size in range(1, len(_CHANGES) + 1):
-        for chosen in itertools.combinations(_CHANGES, size):
-            if sum("experts=" in name for name, _ in chosen) < 2:
-                yield chosen
-
-
-def _changed(
-    model: Model,
-    profile: DeviceProfile,
-    question: Question,
-    chosen: tuple[tuple[str, dict[str, Any]], ...],
-) -> tuple[Model, Question, DeviceProfile]:
-    for _, change in chosen:
-        if "items" in change:
-            question = dataclasses.replace(question, num_items=change["items"])
-        if "context" in change:
-            rows = min(change["context"], model.context_rows)
-            model = dataclasses.replace(model, context_rows=rows)
-        if "near" in change:
-            question = near_window(question, model.spec)
-        if "residency" in change:
-            profile = dataclasses.replace(profile, expert_residency=change["residency"])
-        profile = profile.with_precision(change.get("precision", []))
-    return model, question, profile
-
-
 def near_window(question: Question, spec: ModelSpec) -> Question:
     """With the encoder's window near the question's length, as `--encoder-window near`."""
     frames = min(round(question.seconds * 50) + 1, spec.encoder.max_frames)
@@ -296,24 +233,31 @@ def near_window(question: Question, spec: ModelSpec) -> Question:
 
 
 def _unconfirmed(
-    facts: DeviceFacts, mode: PowerMode | None, *, pages: bool
+    profile: DeviceProfile, mode: PowerMode | None, *, pages: bool
 ) -> dict[str, tuple[str, ...]]:
-    """A group of figures rests on these facts, and none of them is confirmed."""
+    """A group of figures rests on these facts, and none of them is confirmed; `total` is what the
+    others add up to."""
+    facts, products = profile.facts, tuple(dict.fromkeys(_RATES[profile.backend]))
     link = link_of(facts)
     groups = {
         "memory": ("usable_memory_bytes",),
         "step": ("memory_bandwidth_gb_per_s",),
-        "prefill": ("memory_bandwidth_gb_per_s", "float16_tflops"),
+        "prefill": ("memory_bandwidth_gb_per_s", *products),
         "paging": (link[0],) if link and pages else (),
     }
     if pages:
-        groups["step"] += groups["paging"] + groups["memory"]
+        groups["paging"] += groups["memory"]
+        groups["step"] += groups["paging"]
+    groups["total"] = (*groups["step"], *groups["prefill"])
     unsure = {
         group: tuple(
-            name for name in names if (fact := getattr(facts, name)) and not fact.confirmed
+            name
+            for name in dict.fromkeys(names)
+            if (fact := getattr(facts, name)) and not fact.confirmed
         )
         for group, names in groups.items()
     }
     if mode is not None and mode.memory_bandwidth_gb_per_s is not None and not mode.confirmed:
-        unsure["step"] += (f"power mode {mode.name}",)
+        for group in ("step", "total"):
+            unsure[group] += (f"power mode {mode.name}",)
     return {group: names for group, names in unsure.items() if names}

@@ -38,8 +38,10 @@ def _row(plan: DevicePlan) -> str:
     for value in (expected.encoder_ms, expected.prefill_ms):
         line += f"{f'{value:.0f}' + _mark(plan, 'prefill'):>9}"
     line += f"{f'{expected.paging_ms:.0f}' + _mark(plan, 'paging'):>9}"
-    line += f"{expected.first_sound_ms:12.0f}{expected.voice_to_voice_ms:14.0f}"
-    return f"{line}{floor.voice_to_voice_ms:9.0f}  {expected.limited_by}"
+    mark = _mark(plan, "total")
+    line += f"{f'{expected.first_sound_ms:.0f}' + mark:>12}"
+    line += f"{f'{expected.voice_to_voice_ms:.0f}' + mark:>14}"
+    return f"{line}{f'{floor.voice_to_voice_ms:.0f}' + mark:>9}  {expected.limited_by}"
 
 
 def _whole(plan: DevicePlan, model: str) -> str:
@@ -85,7 +87,8 @@ def _time_lines(plan: DevicePlan, floor: Times, expected: Times) -> list[str]:
     lines = [f"{'':32}{'floor':>10}{'expected':>10}"]
 
     def line(name: str, low: float, high: float, mark: str = "", note: str = "") -> None:
-        lines.append(f"  {name:30}{low:10.1f}{f'{high:.1f}' + mark:>10}{note}".rstrip())
+        shown = f"{f'{low:.1f}' + mark:>10}{f'{high:.1f}' + mark:>10}"
+        lines.append(f"  {name:30}{shown}{note}".rstrip())
 
     for items in (1, 2):
         speed = expected.step_ms[items] / FRAME_MS
@@ -99,9 +102,10 @@ def _time_lines(plan: DevicePlan, floor: Times, expected: Times) -> list[str]:
     line("prefill, ms", floor.prefill_ms, expected.prefill_ms, _mark(plan, "prefill"))
     line("paging in prefill, ms", floor.paging_ms, expected.paging_ms, _mark(plan, "paging"))
     line("codec, a frame, ms", floor.codec_ms, expected.codec_ms, _mark(plan, "prefill"))
-    line("first sound, ms", floor.first_sound_ms, expected.first_sound_ms)
+    mark = _mark(plan, "total")
+    line("first sound, ms", floor.first_sound_ms, expected.first_sound_ms, mark)
     note = f"   {plan.question_s:g} s of question; limited by {expected.limited_by}"
-    line("voice to voice, ms", floor.voice_to_voice_ms, expected.voice_to_voice_ms, note=note)
+    line("voice to voice, ms", floor.voice_to_voice_ms, expected.voice_to_voice_ms, mark, note)
     return lines
 
 

@@ -31,8 +31,6 @@ class Rates:
     """To the experts that are not in memory; None: it cannot page."""
     encoder_tops: float | None = None
     """Of the encoder's and the codec's; None: as `product_tops`."""
-    step_overhead_ms: float = 0.0
-    """Of a step, whatever it moves: launches, sampling."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +183,7 @@ def _step(
     num_bytes = work.step_bytes(items, question.context_rows)
     memory_ms = num_bytes / (rates.memory_gb_per_s * 1e6 * assumptions.step_efficiency)
     products_ms = _ms(work.step_operations(items), rates.product_tops)
-    return max(memory_ms, products_ms) + rates.step_overhead_ms
+    return max(memory_ms, products_ms)
 
 
 def _stall_ms(work: ModelWork, rates: Rates, items: int, hits: float) -> float:
@@ -199,7 +197,6 @@ def _limit(work: ModelWork, rates: Rates, question: Question, items: int, stall_
     parts = {
         "memory": work.step_bytes(items, question.context_rows) / (rates.memory_gb_per_s * 1e6),
         "products": _ms(work.step_operations(items), rates.product_tops),
-        "overhead": rates.step_overhead_ms,
         "paging": stall_ms,
     }
     return max(parts, key=lambda name: parts[name])

@@ -15,7 +15,7 @@ from deeptalk_edge.devices.measured import measured_path, planning_profile
 from deeptalk_edge.devices.probe import measured_facts, measurements, probe, state
 from deeptalk_edge.devices.profile import load_profile
 from deeptalk_edge.devices.profile_file import profile_text, write_profile
-from deeptalk_edge.devices.reading import Reading, read_file, run_command
+from deeptalk_edge.devices.reading import Reading, first_line, read_file, run_command
 from deeptalk_edge.errors import SettingsError
 from tests.devices.trees import ORIN_NANO, plant
 
@@ -116,6 +116,13 @@ def test_a_disk_that_cannot_be_written_has_no_rate() -> None:
     rates = measure.disk_read_gb_per_s(Path("/proc"), 4096, depths=(1,))
     assert rates[1].value is None
     assert rates[1].why
+
+
+def test_an_endless_programs_first_line_is_enough_and_a_silent_one_is_given_up() -> None:
+    assert first_line("sh", "-c", "while :; do echo RAM 1/2MB; done").value == "RAM 1/2MB"
+    silent = first_line("sleep", "60", within_s=0.05)
+    assert silent.why == "sleep: no line within 0.05 s"
+    assert first_line("no-such-program").why == "no-such-program: not installed"
 
 
 def test_a_command_that_is_missing_or_fails_is_a_missing_reading(tmp_path: Path) -> None:

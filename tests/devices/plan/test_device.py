@@ -105,15 +105,24 @@ def test_every_figure_that_rests_on_an_unconfirmed_fact_is_marked(official: Mode
     assert plan.unconfirmed == {
         "memory": ("usable_memory_bytes",),
         "prefill": ("float16_tflops",),
+        "total": ("float16_tflops",),
     }
     text = page([plan], "official")
     assert "computed, not measured" in text
     lines = {line.strip().split(",")[0]: line for line in text.splitlines()}
-    assert "?" in lines["prefill"]
+    for figure in ("prefill", "voice to voice", "first sound"):
+        assert lines[figure].count("?") == 2, figure  # the floor and what to expect
     assert "?" not in lines["step"]
     for name in ("usable_memory_bytes", "float16_tflops"):
         profile = with_fact(profile, name, getattr(profile.facts, name).value)
     assert plan_device(official, profile, QUESTION).unconfirmed == {}
+
+
+def test_what_a_refusing_device_would_page_is_marked_too(official: Model) -> None:
+    plan = plan_device(official, load_profile("orin-nano-8gb"), QUESTION)
+    assert plan.verdict == "refuses"
+    assert plan.unconfirmed["paging"] == ("disk_read_gb_per_s", "usable_memory_bytes")
+    assert set(plan.unconfirmed["paging"]) <= set(plan.unconfirmed["total"])
 
 
 def test_a_bundle_for_the_cpu_is_not_timed_by_a_gpus_rates(official: Model) -> None:

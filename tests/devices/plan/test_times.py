@@ -48,13 +48,11 @@ def test_a_step_takes_its_bytes_over_what_is_reached_of_the_memorys_rate() -> No
     assert found.limit == {1: "memory", 2: "memory"}
 
 
-def test_a_slow_processor_is_the_limit_and_so_is_an_overhead() -> None:
+def test_a_slow_processor_is_the_limit() -> None:
     slow = replace(RATES, product_tops=0.05)
     found = times(WORK, slow, ASKED, 1.0, Assumptions())
     assert found.step_ms[1] == pytest.approx(100)
     assert found.limit[1] == "products"
-    late = replace(RATES, step_overhead_ms=300)
-    assert times(WORK, late, ASKED, 1.0, Assumptions()).limit[1] == "overhead"
 
 
 def test_missing_experts_are_read_once_in_prefill_and_by_chance_in_steps() -> None:
