@@ -13,19 +13,17 @@ Source: the FLOP count of arXiv 2001.08361, appendix B; activations counted from
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from deeptalk_edge.checkpoint.config import read_model_spec
+from deeptalk_edge.checkpoint.reader import expected_tensors
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.model.spec import ModelSpec
 from deeptalk_edge.training.expert_split import random_split
-from deeptalk_edge.training.lora import add_adapters
-from deeptalk_edge.training.model import DeepTalk
 from deeptalk_edge.training.stages.recipe import Recipe
-from deeptalk_edge.training.stages.table import apply_rule, part_of
+from deeptalk_edge.training.stages.table import part_of
 
 GB = 1e9
 RESERVE_GB = 3.0
@@ -161,35 +159,33 @@ def plan_recipe(
 
 
 def count_parameters(spec: ModelSpec, recipe: Recipe) -> Counts:
-    """Count a model that has sizes and no weights."""
-    with torch.device("meta"):
-        model = DeepTalk(spec)
-        decoder = spec.decoder
-        split = random_split(
-            len(decoder.moe_layers), decoder.num_experts, max(decoder.num_experts // 4, 1), 0
-        )
-        apply_rule(model, recipe.rule, split)
-        if recipe.lora is not None:
-            model.requires_grad_(False)
-            names = [
-                name
-                for name, p in model.named_parameters()
-                if p.dim() == 2 and part_of(name, decoder, split) in recipe.lora.parts
-            ]
-            add_adapters(model, names, rank=recipe.lora.rank, alpha=recipe.lora.alpha)
-    named = dict(model.named_parameters())
-    experts = {name: p for name, p in named.items() if ".mlp.experts." in name}
-    of_experts = sum(p.numel() for p in experts.values())
-    total = sum(p.numel() for p in named.values())
-    share = decoder.top_k / decoder.num_experts
-    ears = sum(p.numel() for name, p in named.items() if name.startswith("model.audio_"))
-    layers = [sum(p.numel() for p in layer.parameters()) for layer in model.model.layers]
+    """Count a model's parameters from the shapes of its tensors."""
+    decoder = spec.decoder
+    quarter = max(decoder.num_experts // 4, 1)
+    split = random_split(len(decoder.moe_layers), decoder.num_experts, quarter, 0)
+    moving = recipe.rule.trains if recipe.lora is None else frozenset(recipe.lora.parts)
+    layers = [0] * decoder.num_layers
+    total = trained = experts = frozen_experts = ears = added = 0
+    for name, shape in expected_tensors(spec).items():
+        size = math.prod(shape)
+        moves = part_of(name, decoder, split) in moving
+        total += size
+        ears += size * name.startswith("model.audio_")
+        if name.startswith("model.layers."):
+            layers[int(name.split(".")[2])] += size
+        is_expert = ".mlp.experts." in name
+        experts += size * is_expert
+        frozen_experts += size * (is_expert and not (moves and recipe.lora is None))
+        if recipe.lora is None:
+            trained += size * moves
+        elif moves and len(shape) == 2:
+            added += recipe.lora.rank * sum(shape)
     return Counts(
-        total=total,
-        trained=sum(p.numel() for p in named.values() if p.requires_grad),
-        experts=sum(p.numel() for p in experts.values() if not p.requires_grad),
+        total=total + added,
+        trained=trained + added,
+        experts=frozen_experts,
         largest_layer=max(layers),
-        active=round(total - ears - of_experts * (1 - share)),
+        active=round(total - ears - experts * (1 - decoder.top_k / decoder.num_experts)),
     )
 
 

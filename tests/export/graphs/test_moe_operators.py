@@ -227,7 +227,7 @@ def test_training_evaluation_and_export_give_one_sum(kind: str, tmp_path: Path) 
     mixture = _mixture_of(case)
     given = [torch.from_numpy(array[0]) for array in (case.x, case.weights, case.ids.astype("i8"))]
     trained = mixture.routed(*given)
-    trained.sum().backward()  # type: ignore[no-untyped-call, unused-ignore]
+    torch.autograd.backward(trained.sum())  # type: ignore[no-untyped-call, unused-ignore]
     with torch.inference_mode():
         evaluated = mixture.eval().routed(*given)
     exported = case.run(tmp_path, filled_arena(case.experts, records, 0))["y"]

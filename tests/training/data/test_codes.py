@@ -65,5 +65,5 @@ def test_the_encoder_of_another_codec_is_refused(tmp_path: Path) -> None:
     tensors = load_file(TINY / CODEC_ENCODER)
     name = "quantizer.quantizers.0.codebook.weight"
     save_file({**tensors, name: tensors[name] + 1}, tmp_path / CODEC_ENCODER)
-    with pytest.raises(ArtifactError, match=f"belongs to another codec \\({name}"):
+    with pytest.raises(ArtifactError, match="belongs to another codec"):
         open_code_writer(tmp_path)
