@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -212,3 +213,16 @@ def test_an_old_spelling_does_the_same_and_says_once_what_to_use(
 def test_a_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"deeptalk-edge {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "level"),
+    [([], "WARNING"), (["-v"], "INFO"), (["-vv"], "DEBUG"), (["-vvv"], "DEBUG")],
+)
+def test_a_program_says_more_only_if_asked(
+    flags: list[str], level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels: list[int] = []
+    monkeypatch.setattr(logging, "basicConfig", lambda **more: levels.append(more["level"]))
+    assert main(["bundle", *flags, "inspect", "no bundle"]) != 0
+    assert levels == [getattr(logging, level)]

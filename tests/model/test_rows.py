@@ -140,10 +140,11 @@ def test_a_typed_answer_is_done_with_its_text_and_never_sounds() -> None:
     assert answer.is_done
 
 
-def test_a_special_id_inside_a_frame_is_code_0_and_counted() -> None:
+@pytest.mark.parametrize("special", [VOCABULARY.codebook_size, VOCABULARY.begin_audio])
+def test_a_special_id_inside_a_frame_is_code_0_and_counted(special: int) -> None:
     answer = AnswerRows(VOCABULARY)
     codes = np.full(K, 3)
-    codes[2] = VOCABULARY.begin_audio
+    codes[2] = special
     frames = [answer.push(1, codes)[1] for _ in range(K + 1)]
     assert frames[-1] is not None
     assert frames[-1].tolist() == [3, 3, 0, 3, 3, 3, 3]

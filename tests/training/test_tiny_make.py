@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from deeptalk_edge.training.tiny import __main__ as program
 from deeptalk_edge.training.tiny import make
@@ -106,3 +107,15 @@ def test_parts_are_kept_beside_the_checkpoint_unless_another_place_is_named(
     assert (beside.work, named.work, place) == (tmp_path / "tiny.work", tmp_path / "parts", out)
     assert named.codec_steps == round(beside.codec_steps / 2)
     assert named.settings.speaking_steps == beside.settings.speaking_steps / 2
+
+
+def test_a_side_process_computes_with_one_thread(plan: Plan, tmp_path: Path) -> None:
+    before, seen = torch.get_num_threads(), list[int]()
+    torch.set_num_threads(2)
+    try:
+        make._take_part(
+            lambda plan: seen.append(torch.get_num_threads()), plan, 0, 1, tmp_path / "m"
+        )
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1]

@@ -378,3 +378,9 @@ def test_an_interrupted_wait_leaves_no_lease(
         gate.opened.set()
         with pager.acquire(1, [0, 1]) as lease:
             assert_right(pager, lease)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_least_and_the_greatest_settings_are_taken(share: float) -> None:
+    settings = PagerSettings(readers=1, wave_experts=1, sweep_share=share)
+    assert (settings.readers, settings.wave_experts) == (1, 1)

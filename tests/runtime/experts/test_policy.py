@@ -142,3 +142,15 @@ def test_an_expected_expert_is_worth_more_than_one_used_once(name: str) -> None:
     policy.begin(Phase.SPEAKING)
     policy.use([1])
     assert policy.expected_worth(2) > worths(policy)[1]
+
+
+@pytest.mark.parametrize("row", range(NUM_LAYERS))
+def test_of_experts_used_alike_those_of_the_layer_just_passed_are_worth_least(row: int) -> None:
+    """The stack goes round: the next layer is one step ahead, the one just passed a whole round."""
+    policy = Phased(NUM_KEYS, NUM_EXPERTS)
+    policy.begin(Phase.THINKING)  # counts no use
+    policy.use([row * NUM_EXPERTS])
+    keys = range(0, NUM_KEYS, NUM_EXPERTS)
+    by_worth = sorted(keys, key=lambda key: -worths(policy)[key])
+    rows = [key // NUM_EXPERTS for key in by_worth]
+    assert rows == [(row + 1 + ahead) % NUM_LAYERS for ahead in range(NUM_LAYERS)]
