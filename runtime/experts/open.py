@@ -98,6 +98,7 @@ def paged_experts(
     Raises SettingsError if the settings need the routers and the bundle lacks them.
     """
     decoder = bundle.manifest.model.decoder
+    layers = decoder.moe_layers
     look_ahead = degrade = None
     gates, norms = _routers(bundle) if GATES in bundle.manifest.files else ({}, {})
     if settings.look_ahead and gates:
@@ -110,7 +111,7 @@ def paged_experts(
         degrade = Degrade(settings.degrade, gates)
     return PagedExperts(
         pager or open_pager(bundle, settings),
-        float32_record(bundle.manifest.record_format),
+        {layer: float32_record(bundle.manifest.record_format_of(layer)) for layer in layers},
         look_ahead=look_ahead,
         degrade=degrade,
         is_shared=pager is not None,

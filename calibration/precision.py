@@ -1,0 +1,43 @@
+"""The precision of each layer's experts: the profile's own, or a search within a budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+from deeptalk_edge.bundle.expert_record import INT4_GROUPS, ExpertForm
+from deeptalk_edge.devices.profile import DeviceProfile
+from deeptalk_edge.errors import SettingsError
+from deeptalk_edge.model.spec import ModelSpec
+
+log = logging.getLogger(__name__)
+
+
+def chosen_forms(spec: ModelSpec, profile: DeviceProfile) -> dict[int, ExpertForm]:
+    """The profile's precision for every layer; of int4 the largest group that fits the widths.
+
+    Raises SettingsError if the profile's experts are not int8 or int4.
+    """
+    precision = profile.precision
+    if precision.experts not in ("int8", "int4"):
+        raise SettingsError(
+            f"device {profile.name}: experts in {precision.experts} need no calibration; name "
+            "--precision experts=int8 or experts=int4:32"
+        )
+    form = ExpertForm(dtype=precision.experts, group=precision.expert_group)
+    if form.group and form not in forms_of(spec):
+        fitting = [f for f in forms_of(spec) if f.group and f.group <= form.group]
+        if not fitting:
+            raise SettingsError(f"the experts' widths are no whole groups of {INT4_GROUPS}")
+        smaller = max(fitting, key=lambda f: f.group or 0)
+        log.warning("int4 experts in groups of %s: %s fits no width", smaller.group, form.group)
+        form = dataclasses.replace(form, group=smaller.group)
+    return dict.fromkeys(spec.decoder.moe_layers, form)
+
+
+def forms_of(spec: ModelSpec) -> list[ExpertForm]:
+    """Every form that the model's experts can take, smallest first."""
+    sizes = spec.decoder.width, spec.decoder.expert_ffn_width
+    groups = [g for g in INT4_GROUPS if not any(size % g for size in sizes)]
+    forms = [ExpertForm(dtype="int4", group=group) for group in sorted(groups, reverse=True)]
+    return [*forms, ExpertForm(dtype="int8")]
