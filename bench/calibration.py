@@ -33,7 +33,7 @@ from deeptalk_edge.calibration.corpus import Utterance
 from deeptalk_edge.calibration.gate import compared, interval
 from deeptalk_edge.calibration.layer import METHODS, Method
 from deeptalk_edge.calibration.observe import Observation, observe
-from deeptalk_edge.calibration.tape import Tape, TapedEngine
+from deeptalk_edge.calibration.tape import Tape, TapedEngine, replay
 from deeptalk_edge.checkpoint.expert_split import read_audio_experts
 from deeptalk_edge.checkpoint.hashes import FileHashes
 from deeptalk_edge.checkpoint.reader import Checkpoint
@@ -63,9 +63,13 @@ class Asked:
     """One held-out question as the float model met it."""
 
     wanted: str
-    tape: Tape
+    prompt: Tape
+    """The calls up to the answer's first row."""
+    answer: Tape | None
+    """All of the answer, with its logits, where they are compared."""
     steps: list[list[Ids]]
-    with_logits: bool
+    codes: Ids
+    """What float32 said."""
 
 
 class Ear:
@@ -98,8 +102,29 @@ class Model:
         self.step_s: list[float] = []
 
     def _tap(self, engine: Engine) -> Engine:
-        self._engine: Any = engine
-        return engine
+        self._experts: Any = engine.experts  # type: ignore[attr-defined]
+        self._engine = TapedEngine(engine)
+        return self._engine
+
+    def prompt(self, question: Array | str) -> Tape:
+        """The calls for a question, up to the answer's first row."""
+        self._engine.tape = tape = Tape()
+        self.talk.reset()
+        answer = self.talk.begin(question)
+        while not any(name == "decode_step" for name, _ in tape.calls):
+            answer.advance()  # hearing and prefill are steps of their own
+        self._engine.tape = None
+        answer.discard()
+        first = next(i for i, (name, _) in enumerate(tape.calls) if name == "decode_step")
+        return Tape(tape.calls[: first + 1])
+
+    def taped_answer(self, prompt: Tape) -> tuple[Ids, Tape, list[list[Ids]]]:
+        """Codec frames, the calls and logits, and the routes of its steps."""
+        self._engine.tape = tape = Tape()
+        self._experts.recorder = recorder = RouteRecorder()
+        codes = self.answer(prompt)
+        self._engine.tape = self._experts.recorder = None
+        return codes, Tape(tape.calls[:-1], tape.logits), _steps(recorder)
 
     def answer(self, tape: Tape) -> Ids:
         """Codec frames (A, K) of a free-running answer to a taped prompt."""
@@ -121,11 +146,10 @@ class Model:
 
     def forced(self, asked: Asked) -> tuple[list[Logits], list[list[Ids]]]:
         """Logits and routes for the float model's own rows."""
-        from deeptalk_edge.calibration.tape import replay
-
-        self._engine.experts.recorder = recorder = RouteRecorder()
-        found = [Logits(x.text.copy(), x.codes.copy()) for x in replay(asked.tape, self._engine)]
-        self._engine.experts.recorder = None
+        assert asked.answer is not None
+        self._experts.recorder = recorder = RouteRecorder()
+        found = [Logits(x.text.copy(), x.codes.copy()) for x in replay(asked.answer, self._engine)]
+        self._experts.recorder = None
         self._engine.reset()
         return found, _steps(recorder)
 
@@ -257,51 +281,30 @@ class Study:
             for i in self.corpus.select(split, is_test=is_test)
         ][:: self.args.every]
         asked: list[Asked] = []
-        engines: list[Any] = []
-
-        def tap(engine: Engine) -> Engine:
-            engines.append(engine)
-            taped = TapedEngine(engine)
-            engines.append(taped)
-            return taped
-
-        settings = replace(ConversationSettings.of(self.reference), context_rows=1024)
-        with Conversation(self.reference, settings, tap=tap) as talk:
-            engine, taped = engines
-            for number, i in enumerate(held_out):
-                recorder = engine.experts.recorder = RouteRecorder()
-                taped.tape = tape = Tape()
-                talk.reset()
-                answer = talk.begin(self._utterance(i).turns[0])
-                while answer.advance() is not None:
-                    pass
-                answer.settle()
-                taped.tape = None
-                engine.experts.recorder = None
-                with_logits = number % self.args.kl_every == 0
-                if not with_logits:
-                    tape.logits.clear()
-                tape.calls = _until_settled(tape)
-                wanted = normalise(self.corpus.utterances[i].answer)
-                asked.append(Asked(wanted, tape, _steps(recorder), with_logits))
-                if number % 100 == 0:
-                    print(f"float: {number} of {len(held_out)}", file=sys.stderr, flush=True)
+        model = Model(self.reference)
+        for number, i in enumerate(held_out):
+            prompt = model.prompt(self._utterance(i).turns[0])
+            codes, tape, steps = model.taped_answer(prompt)
+            compares = number % self.args.kl_every == 0
+            wanted = normalise(self.corpus.utterances[i].answer)
+            asked.append(Asked(wanted, prompt, tape if compares else None, steps, codes))
+            if number % 100 == 0:
+                print(f"float: {number} of {len(held_out)}", file=sys.stderr, flush=True)
+        model.talk.close()
         return asked
 
     def _float_row(self, asked: Sequence[Asked], ear: Ear) -> dict[str, Any]:
-        model = Model(self.reference)
-        row = self._spoken(model, asked, ear)
+        row = self._row([ear(each.codes) for each in asked], asked)
         row["expert_mb"] = sum(r.bytes for r in self.reference.manifest.experts.records) / 1e6
-        model.talk.close()
         print(json.dumps({k: v for k, v in row.items() if k != "right"}), flush=True)
         return row
 
     def _kl(self, model: Model, asked: Sequence[Asked]) -> dict[str, Any]:
         figures = []
         for each in asked:
-            if each.with_logits:
+            if each.answer is not None:
                 found, steps = model.forced(each)
-                streams = compared(each.tape, found, each.steps, steps)
+                streams = compared(each.answer, found, each.steps, steps)
                 figures.append(
                     (
                         np.mean(streams.text_kl),
@@ -315,7 +318,10 @@ class Study:
         return {n: float(v) for n, v in zip(names, np.mean(figures, axis=0), strict=True)}
 
     def _spoken(self, model: Model, asked: Sequence[Asked], ear: Ear) -> dict[str, Any]:
-        right = [float(ear(model.answer(each.tape)) == each.wanted) for each in asked]
+        return self._row([ear(model.answer(each.prompt)) for each in asked], asked)
+
+    def _row(self, heard: Sequence[str], asked: Sequence[Asked]) -> dict[str, Any]:
+        right = [float(a == each.wanted) for a, each in zip(heard, asked, strict=True)]
         row: dict[str, Any] = {"spoken": float(np.mean(right)), "n": len(right), "right": right}
         if self.float_row:
             change = [a - b for a, b in zip(right, self.float_row["right"], strict=True)]
@@ -370,12 +376,6 @@ class Study:
                 f"({100 * low:+.2f} to {100 * high:+.2f}) | {r['step_ms']:.2f} |"
             )
         return lines
-
-
-def _until_settled(tape: Tape) -> list[tuple[str, tuple[Any, ...]]]:
-    """The calls up to the last step: what follows only tidies the history."""
-    last = max(i for i, (name, _) in enumerate(tape.calls) if name == "decode_step")
-    return tape.calls[: last + 1]
 
 
 if __name__ == "__main__":

@@ -8,12 +8,14 @@ one way only); `--bundle` spares the first where a float bundle is at hand.
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:  # loading these takes longer than `--help` may
     from deeptalk_edge.calibration.corpus import Corpus
     from deeptalk_edge.calibration.layer import Method
     from deeptalk_edge.devices.profile import DeviceProfile
+    from deeptalk_edge.model.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 
@@ -141,19 +144,34 @@ def _calibrated(
     staging: Path,
 ) -> Findings:
     from deeptalk_edge.bundle.manifest import Origin
+    from deeptalk_edge.calibration.budget import parse_bytes
     from deeptalk_edge.calibration.calibrate import CalibrateSettings, calibrate
     from deeptalk_edge.calibration.coverage import FLOOR, THRESHOLD
-    from deeptalk_edge.calibration.precision import chosen_forms
+    from deeptalk_edge.calibration.precision import chosen_forms, forms_within
     from deeptalk_edge.checkpoint.expert_split import read_audio_experts
     from deeptalk_edge.checkpoint.hashes import FileHashes
     from deeptalk_edge.checkpoint.reader import Checkpoint
 
     checkpoint = Checkpoint.open(args.checkpoint)
-    forms = chosen_forms(checkpoint.spec, profile)
+    audio = read_audio_experts(args.checkpoint, checkpoint.spec.decoder)
+    threshold = THRESHOLD if args.threshold is None else args.threshold
+    forms: Any = chosen_forms(checkpoint.spec, profile)
+    budget_bytes = parse_bytes(args.budget) if args.budget else None
+    if budget_bytes is not None:
+        fixed_bytes = _fixed_bytes(args, checkpoint.spec)
+        forms = partial(
+            forms_within,
+            checkpoint,
+            audio,
+            fixed_bytes=fixed_bytes,
+            budget_bytes=budget_bytes,
+            threshold=threshold,
+        )
     method: Method = args.method or ("gptq" if profile.precision.experts == "int4" else "mse")
     settings = CalibrateSettings(
         method=method,
-        threshold=THRESHOLD if args.threshold is None else args.threshold,
+        threshold=threshold,
+        budget_bytes=budget_bytes,
         floor=FLOOR if args.floor is None else args.floor,
         seed=args.seed,
         threads=args.threads,
@@ -161,7 +179,6 @@ def _calibrated(
     origin = Origin(
         name=args.checkpoint.resolve().name, sha256=FileHashes().of_weights(args.checkpoint)
     )
-    audio = read_audio_experts(args.checkpoint, checkpoint.spec.decoder)
     with _bar() as show:
         return calibrate(
             checkpoint, origin, audio, reference, corpus, profile, forms, staging, settings, show
@@ -217,8 +234,20 @@ def _reported(found: Findings, staging: Path) -> Findings:
     return replace(found, table=write_table(found.table, staging))
 
 
-def _export(arguments: Sequence[str]) -> None:
-    """Run `deeptalk-edge export` in a process of its own.
+def _fixed_bytes(args: argparse.Namespace, spec: ModelSpec) -> int:
+    """Bytes of the bundle beside the routed experts, as the exporter plans them."""
+    from deeptalk_edge.bundle.routing import planned_bytes
+
+    flags = [f"--precision={flag}" for flag in args.precision]
+    planned = json.loads(
+        _export([str(args.checkpoint), "--device", args.device, *flags, "--dry-run", "--json"])
+    )
+    others = (file["bytes"] for file in planned["files"] if file["name"] != "experts.bin")
+    return sum(others) + planned_bytes(spec.decoder)
+
+
+def _export(arguments: Sequence[str]) -> str:
+    """Run `deeptalk-edge export` in a process of its own; returns what it printed.
 
     Raises ArtifactError with what it said if it fails.
     """
@@ -229,6 +258,7 @@ def _export(arguments: Sequence[str]) -> None:
     if done.returncode:
         said = done.stderr.strip().removeprefix("deeptalk-edge: ") or f"code {done.returncode}"
         raise ArtifactError(f"export {' '.join(arguments)} failed: {said}")
+    return done.stdout
 
 
 @contextmanager

@@ -141,11 +141,30 @@ class LayerTask:
             most = float(np.abs(x).max(initial=0.0))
             yield QuantisedExpert(expert, weights, _relative(found, expected), most, tokens.forced)
 
+    def errors(self, forms: Sequence[RecordFormat]) -> list[float]:
+        """The squared relative error of the busiest experts' outputs in each form, rounded to
+        nearest: what a budget's search weighs."""
+        found: list[list[float]] = [[] for _ in forms]
+        for expert in self._busiest():
+            tokens = self.tokens_of(expert, _SEARCHED_TOKENS)
+            gate_up, down = self.matrices(expert)
+            expected = _outputs(gate_up, down, tokens.plain) * tokens.weights[:, None]
+            for place, form in zip(found, forms, strict=True):
+                held = form.dequantise(quantise_expert(form, gate_up, down))
+                outputs = _outputs(*held, tokens.plain) * tokens.weights[:, None]
+                place.append(_relative(outputs, expected) ** 2)
+        return [float(np.mean(errors)) for errors in found]
+
+    def _busiest(self) -> list[int]:
+        counts = np.bincount(self._tokens.ids.ravel(), minlength=self.num_experts)
+        busiest: list[int] = np.argsort(-counts, kind="stable")[:_SEARCHED_EXPERTS].tolist()
+        return busiest
+
     def _awq_inputs(self, form: RecordFormat) -> Array:
         """One vector for all that read the layer's normed input, (C,)."""
-        counts = np.bincount(self._tokens.ids.ravel(), minlength=self.num_experts)
-        busiest = np.argsort(-counts, kind="stable")[:_SEARCHED_EXPERTS].tolist()
-        sample = [(self.matrices(e)[0], self.tokens_of(e, _SEARCHED_TOKENS).x) for e in busiest]
+        sample = [
+            (self.matrices(e)[0], self.tokens_of(e, _SEARCHED_TOKENS).x) for e in self._busiest()
+        ]
         expected = [x @ gate_up.T for gate_up, x in sample]
 
         def error_of(scales: Array) -> float:

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 
 from deeptalk_edge.bundle.expert_record import INT4_GROUPS, ExpertForm
+from deeptalk_edge.calibration.budget import search
+from deeptalk_edge.calibration.layer import LayerTask
+from deeptalk_edge.calibration.observe import Observation
+from deeptalk_edge.calibration.table import record_form
+from deeptalk_edge.checkpoint.reader import Checkpoint
 from deeptalk_edge.devices.profile import DeviceProfile
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.model.spec import ModelSpec
@@ -33,6 +39,38 @@ def chosen_forms(spec: ModelSpec, profile: DeviceProfile) -> dict[int, ExpertFor
         log.warning("int4 experts in groups of %s: %s fits no width", smaller.group, form.group)
         form = dataclasses.replace(form, group=smaller.group)
     return dict.fromkeys(spec.decoder.moe_layers, form)
+
+
+def forms_within(
+    checkpoint: Checkpoint,
+    audio_experts: Sequence[Sequence[int]],
+    seen: Observation,
+    *,
+    fixed_bytes: int,
+    budget_bytes: int,
+    threshold: int,
+) -> dict[int, ExpertForm]:
+    """What the budget's search finds, with the errors of each layer measured on its tokens.
+
+    Raises DoesNotFit if the smallest forms exceed the budget.
+    """
+    spec = checkpoint.spec
+    forms = forms_of(spec)
+    records = [record_form(spec, form) for form in forms]
+    errors = {}
+    for layer, tokens in seen.tokens.items():
+        task = LayerTask(checkpoint, layer, tokens, audio_experts, threshold=threshold)
+        errors[layer] = dict(zip(forms, task.errors(records), strict=True))
+    plan = search(spec, forms, errors, fixed_bytes, budget_bytes)
+    if plan.unused_share > 0.01:
+        log.warning(
+            "--budget: %.1f %% of it is unused: %s",
+            100 * plan.unused_share,
+            "all experts are in int8"
+            if all(form.dtype == "int8" for form in plan.forms.values())
+            else "a layer's next step is larger than what is left",
+        )
+    return plan.forms
 
 
 def forms_of(spec: ModelSpec) -> list[ExpertForm]:

@@ -37,10 +37,6 @@ class TapedEngine:
         self._kept = False
 
     @property
-    def kernel_path(self) -> str | None:
-        return self._engine.kernel_path
-
-    @property
     def num_rows(self) -> int:
         return self._engine.num_rows
 

@@ -340,7 +340,11 @@ class _Export:
         """Segments and an expert for ONNX Runtime, the whole step for an engine: the file names."""
         if self._profile.has_engines:
             settings = step_settings(
-                self._profile, self._precision, self._generation, self._records
+                self._profile,
+                self._precision,
+                self._generation,
+                self._records,
+                {layer: self._experts.form(layer) for layer in self._spec.decoder.moe_layers},
             )
             return [write_step(self._checkpoint, settings, self._profile.moe, graphs)]
         export_expert(self._spec.decoder, graphs)

@@ -25,16 +25,10 @@ def check_exportable(table: OpenTable, profile: DeviceProfile) -> None:
             f"{table.path}: the accuracy gate failed: {found}. Calibrate with more utterances, "
             "another method or finer experts, or set other limits in the profile's [gate]"
         )
-    forms = set(table.table.layers.values())
     if profile.backend == "ort":
         raise SettingsError(
             f"{table.path}: backend ort holds float32 experts; export for --device cpu-int8, which "
             "ONNX Runtime runs as well"
-        )
-    if profile.has_engines and len(forms) > 1:
-        raise SettingsError(
-            f"{table.path}: precision differs by layer ({', '.join(sorted(map(str, forms)))}), "
-            "and an engine holds one; calibrate without --budget for this device"
         )
 
 

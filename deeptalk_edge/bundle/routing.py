@@ -33,6 +33,12 @@ class Routing:
         np.savez(path, listen=self.listen, speak=self.speak, succession=self.succession)
 
 
+def planned_bytes(spec: DecoderSpec) -> int:
+    """The size of the file, but for a kilobyte of headers."""
+    values = len(spec.moe_layers) * spec.num_experts * (2 + spec.num_experts)
+    return 4 * values + 1024
+
+
 def read_routing(path: Path, spec: DecoderSpec) -> Routing:
     """Raises ArtifactError if the file does not fit the model or holds anything but shares."""
     size = (len(spec.moe_layers), spec.num_experts)
