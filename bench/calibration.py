@@ -16,7 +16,9 @@ import hashlib
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,21 +26,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deeptalk_edge.bundle.expert_record import ExpertForm
+from deeptalk_edge.bundle.expert_record import ExpertForm, RecordFormat
 from deeptalk_edge.bundle.manifest import Origin
 from deeptalk_edge.bundle.reader import Bundle
+from deeptalk_edge.bundle.routing import planned_bytes
+from deeptalk_edge.calibration.budget import search, usual_errors
 from deeptalk_edge.calibration.calibrate import CalibrateSettings, calibrate
 from deeptalk_edge.calibration.corpus import Corpus as Utterances
 from deeptalk_edge.calibration.corpus import Utterance
 from deeptalk_edge.calibration.gate import compared, interval
-from deeptalk_edge.calibration.layer import METHODS, Method
+from deeptalk_edge.calibration.layer import METHODS, Method, quantised_expert
 from deeptalk_edge.calibration.observe import Observation, observe
+from deeptalk_edge.calibration.precision import forms_of
+from deeptalk_edge.calibration.table import record_form
 from deeptalk_edge.calibration.tape import Tape, TapedEngine, replay
+from deeptalk_edge.checkpoint.config import read_codec_spec, read_model_spec
 from deeptalk_edge.checkpoint.expert_split import read_audio_experts
 from deeptalk_edge.checkpoint.hashes import FileHashes
 from deeptalk_edge.checkpoint.reader import Checkpoint
-from deeptalk_edge.devices.profile import load_profile
+from deeptalk_edge.devices.profile import load_profile, profile_names
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
+from deeptalk_edge.export.dry_run.forecast import plan_export
+from deeptalk_edge.host import peak_resident_mb
 from deeptalk_edge.model.rows import AnswerRows, text_rows
 from deeptalk_edge.runtime.audio.vad import WebRtcDetector, find_utterance
 from deeptalk_edge.runtime.backends.open import open_backend
@@ -189,13 +198,109 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--kl-every", type=int, default=8, help="teacher-force one in so many")
     parser.add_argument("--calibrate", type=int, default=48, help="questions to calibrate on")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--full-width", action="store_true", help="time experts of 2048 x 1408")
+    parser.add_argument("--budgets", action="store_true", help="the official size within budgets")
     parser.add_argument("--typed", action="store_true", help="ask in writing, not aloud")
     args = parser.parse_args(argv)
+    if args.full_width or args.budgets:
+        found = full_width() if args.full_width else budgets()
+        print(json.dumps(found))
+        return 0
     study = Study(args)
     rows = study.run()
     print("\n".join(study.page(rows)))
     print(json.dumps({"rows": rows, "float": study.float_row, "seeds": study.seed_rows}))
     return 0
+
+
+def full_width(num_tokens: int = 1024) -> dict[str, Any]:
+    """Random experts of the official size, two at a time: seconds, MB/s of bfloat16, memory.
+
+    Projected to 26 layers of 64 experts; GPTQ and AWQ with so many tokens an expert.
+    """
+    form = RecordFormat(dtype="int4", group=128, width=2048, ffn_width=1408)
+    rng = np.random.default_rng(0)
+    gate_up = 0.02 * rng.standard_normal((2816, 2048), np.float32)
+    down = 0.02 * rng.standard_normal((2048, 1408), np.float32)
+    x = rng.standard_normal((num_tokens, 2048), np.float32)
+    weights = np.full(num_tokens, 0.1, np.float32)
+    megabytes = 2 * (gate_up.size + down.size) / 1e6
+    rows: dict[str, Any] = {}
+    for method in METHODS:
+        repeats = 8 if method == "rtn" else 2
+        began, cpu = time.perf_counter(), time.process_time()
+        with ThreadPoolExecutor(2) as pool:
+            work = [
+                pool.submit(quantised_expert, method, form, gate_up, down, x, weights)
+                for _ in range(repeats)
+            ]
+            for each in work:
+                each.result()
+        wall_s, cpu_s = time.perf_counter() - began, time.process_time() - cpu
+        rows[method] = {
+            "mb_per_s_wall": repeats * megabytes / wall_s,
+            "mb_per_s_two_cores": 2 * repeats * megabytes / cpu_s,
+            "cpu_s_per_expert": cpu_s / repeats,
+            "hours_projected_two_cores": cpu_s / repeats * 26 * 64 / 2 / 3600,
+            "peak_mb": peak_resident_mb(),
+        }
+        line = {name: round(value, 3) for name, value in rows[method].items()}
+        print(f"{method:12} {line}", flush=True)
+    return rows
+
+
+_DEVICES = {"orin-nano-8gb": 9.0e9, "orin-nx-16gb": 12.0e9, "rtx-4060": 9.5e9}
+"""Profiles, and bytes of a bundle: for their disks, and for the 16 GB board its memory."""
+
+
+def budgets() -> list[dict[str, Any]]:
+    """The official size, sizes only: precision by layer, and the step as a roofline predicts it."""
+    spec = read_model_spec(Path("checkpoints/official-size"), None)
+    codec = read_codec_spec(Path("checkpoints/official-size/snac"))
+    forms = forms_of(spec)
+    found: list[dict[str, Any]] = []
+    for device, budget in _DEVICES.items():
+        if device not in profile_names():
+            found.append({"device": device, "skipped": "no such profile"})
+            continue
+        profile = load_profile(device).with_precision(["experts=int4:128"])
+        plan = plan_export(spec, codec, profile)
+        fixed = plan.total_bytes - next(f.bytes for f in plan.files if f.name == "experts.bin")
+        fixed += planned_bytes(spec.decoder)
+        chosen = search(spec, forms, usual_errors(spec, forms), fixed, int(budget))
+        found.append(
+            {
+                "device": device,
+                "budget_gb": budget / 1e9,
+                "total_gb": chosen.total_bytes / 1e9,
+                "unused_share": chosen.unused_share,
+                "precision": {**profile.precision.spelled(), "experts": "by layer"},
+                "layers": dict(Counter(map(str, chosen.forms.values()))),
+                "predicted": _predicted(spec, profile, plan, chosen),
+            }
+        )
+        print(json.dumps(found[-1]), flush=True)
+    return found
+
+
+def _predicted(spec: Any, profile: Any, plan: Any, chosen: Any) -> dict[str, Any]:
+    """Bytes that a step reads over the memory's bandwidth, and what paging adds at 42 % hits less:
+    a roofline, computed, not measured."""
+    decoder = spec.decoder
+    parts = plan.memory.parts
+    experts = sum(
+        decoder.top_k * record_form(spec, form).record_bytes for form in chosen.forms.values()
+    )
+    read = parts["decoder"] + parts["head"] + experts
+    bandwidth = profile.facts.memory_bandwidth_gb_per_s
+    usable = profile.facts.usable_memory_bytes
+    room = (usable.value if usable else 0) - sum(parts.values())
+    return {
+        "basis": "roofline, computed",
+        "read_gb_per_step": read / 1e9,
+        "step_ms_all_resident": None if bandwidth is None else read / bandwidth.value / 1e6,
+        "experts_resident_share": min(1.0, max(0.0, room / chosen.expert_bytes)),
+    }
 
 
 class Study:

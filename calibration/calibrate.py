@@ -33,12 +33,12 @@ from deeptalk_edge.calibration.coverage import (
 )
 from deeptalk_edge.calibration.folds import Folds
 from deeptalk_edge.calibration.layer import LayerTask, Method
-from deeptalk_edge.calibration.observe import Observation, observe, succession
+from deeptalk_edge.calibration.observe import Observation, observe
+from deeptalk_edge.calibration.paging import measured_profile, paging_gain
 from deeptalk_edge.calibration.ranges.channels import normalised
 from deeptalk_edge.calibration.table import RECORDS, Table, record_form, save_folds, write_table
 from deeptalk_edge.checkpoint.reader import Checkpoint
 from deeptalk_edge.devices.profile import DeviceProfile
-from deeptalk_edge.devices.replay.locality import profile_of
 from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.files import refusing
 from deeptalk_edge.host import peak_resident_mb
@@ -142,13 +142,10 @@ def calibrate(
         replace(e, forced=quantised.forced[e.layer, e.expert]) for e in coverage.experts
     )
     coverage = replace(coverage, experts=experts)
-    profiled = profile_of(seen.routes)
-    routing = Routing(
-        profiled.listen.astype(np.float32),
-        profiled.speak.astype(np.float32),
-        succession(seen.routes),
-    )
-    routing.save(directory / ROUTING)
+    used = measured_profile(seen.routes)
+    assert used.succession is not None
+    shares = (used.listen, used.speak, used.succession)
+    Routing(*(share.astype(np.float32) for share in shares)).save(directory / ROUTING)
     table = Table(
         producer=f"deeptalk-edge {deeptalk_edge.__version__}",
         checkpoint=origin,
@@ -167,6 +164,7 @@ def calibrate(
             floor=settings.floor,
             error=float(np.mean([e for layer in quantised.errors.values() for e in layer])),
             budget_bytes=settings.budget_bytes,
+            paging=paging_gain(seen.routes),
         ),
     )
     return Findings(
@@ -237,7 +235,7 @@ def quantise_all(
             )
             errors[layer], input_most[layer] = [], []
             try:
-                for each in task.quantise(settings.method, form, own):
+                for each in task.quantise(settings.method, form, own, settings.threads):
                     content = form.pack(each.weights)
                     records.append(_append(file, layer, each.expert, content, form.content_bytes))
                     errors[layer].append(each.error)
@@ -303,6 +301,7 @@ def as_report(found: Findings) -> dict[str, Any]:
         "expert_bytes": sum(record.bytes for record in table.records),
         "seconds": {name: round(s, 2) for name, s in found.seconds.items()},
         "peak_resident_mb": peak_resident_mb(),
+        "paging": table.calibration.paging and asdict(table.calibration.paging),
         "gate": None if gate is None else _gate_json(gate),
     }
 

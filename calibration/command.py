@@ -243,7 +243,7 @@ def _fixed_bytes(args: argparse.Namespace, spec: ModelSpec) -> int:
         _export([str(args.checkpoint), "--device", args.device, *flags, "--dry-run", "--json"])
     )
     others = (file["bytes"] for file in planned["files"] if file["name"] != "experts.bin")
-    return sum(others) + planned_bytes(spec.decoder)
+    return int(sum(others)) + planned_bytes(spec.decoder)
 
 
 def _export(arguments: Sequence[str]) -> str:

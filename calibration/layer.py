@@ -10,7 +10,9 @@ Memory: one layer's tokens and one expert at a time.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -121,25 +123,34 @@ class LayerTask:
         return self._spec.num_experts
 
     def quantise(
-        self, method: Method, form: RecordFormat, folds: Folds
+        self, method: Method, form: RecordFormat, folds: Folds, threads: int = 1
     ) -> Iterator[QuantisedExpert]:
-        """Every expert in order, each in the precision of `form`.
+        """Every expert in order, each in the precision of `form`; so many at once, which changes
+        nothing of what they become.
 
         Raises ValueError if a weight cannot be held.
         """
         folded = FoldedCheckpoint(self._checkpoint, folds)
-        for expert in range(self.num_experts):
+        lock = threading.Lock()  # a checkpoint is not thread-safe
+
+        def one(expert: int) -> QuantisedExpert:
             tokens = self.tokens_of(expert)
-            gate_up, down = self.matrices(expert, folded)
+            with lock:
+                gate_up, down = self.matrices(expert, folded)
             scales = folds.inputs.get(self.layer)
             x = tokens.plain if scales is None else tokens.plain / scales
-            weights = _quantised(method, form, gate_up, down, x, tokens.weights)
+            weights = quantised_expert(method, form, gate_up, down, x, tokens.weights)
             held = form.dequantise(weights)
             some = slice(0, _SEARCHED_TOKENS)
             expected = _outputs(gate_up, down, x[some]) * tokens.weights[some, None]
             found = _outputs(*held, x[some]) * tokens.weights[some, None]
             most = float(np.abs(x).max(initial=0.0))
-            yield QuantisedExpert(expert, weights, _relative(found, expected), most, tokens.forced)
+            error = _relative(found, expected)
+            return QuantisedExpert(expert, weights, error, most, tokens.forced)
+
+        with ThreadPoolExecutor(threads) as pool:
+            for first in range(0, self.num_experts, threads):  # no more than these in memory
+                yield from pool.map(one, range(first, min(first + threads, self.num_experts)))
 
     def errors(self, forms: Sequence[RecordFormat]) -> list[float]:
         """The squared relative error of the busiest experts' outputs in each form, rounded to
@@ -220,7 +231,7 @@ def _rounded(weights: Array, form: RecordFormat) -> tuple[NDArray[np.int8], NDAr
     return quantise_int4(weights, form.group)
 
 
-def _quantised(
+def quantised_expert(
     method: Method, form: RecordFormat, gate_up: Array, down: Array, x: Array, weights: Array
 ) -> ExpertWeights:
     """One expert; `x` (T, C) are its inputs as the folded checkpoint gives them."""

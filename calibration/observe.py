@@ -231,7 +231,7 @@ def succession(routes: Routes) -> NDArray[np.float32]:
             continue
         for call in each.calls:
             row, now = rows[call.layer], call.experts
-            last, experts = before.get(row, (-1, []))
+            last, experts = before.get(row, (-2, []))
             if last == number - 1:
                 seen[row, experts] += 1
                 followed[row, np.array(experts)[:, None], now] += 1

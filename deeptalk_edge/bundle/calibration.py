@@ -59,6 +59,20 @@ class Gate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PagingGain:
+    """Hits of the pager's pool on turns held out, by replay, not measured on a device."""
+
+    pools: tuple[Share, ...]
+    """Of all experts."""
+    phased: tuple[Share, ...]
+    """As the pager decides by itself."""
+    measured: tuple[Share, ...]
+    """With the popularity and succession of routing.npz."""
+    used: bool
+    """The pager begins with them: every pool gains two points."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
     """How the routed experts of a bundle were quantised."""
 
@@ -76,5 +90,7 @@ class Calibration:
     error: Annotated[float, Between(0, 1e9)]
     """Relative error of the experts' outputs on their tokens, the mean over all."""
     budget_bytes: Count | None = None
+    paging: PagingGain | None = None
+    """None: too few turns to hold some out."""
     gate: Gate | None = None
     """None: not run."""

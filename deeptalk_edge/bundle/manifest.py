@@ -26,6 +26,7 @@ from deeptalk_edge.bundle.expert_record import (
     ExpertRecord,
     RecordFormat,
 )
+from deeptalk_edge.bundle.routing import ROUTING
 from deeptalk_edge.bundle.target import MoeForm, TargetBackend, current_name
 from deeptalk_edge.errors import ArtifactError, BackendError
 from deeptalk_edge.model.spec import CodecSpec, Factor, ModelSpec, Positions
@@ -377,6 +378,9 @@ def _needed_files(manifest: Manifest) -> Iterator[tuple[str, str]]:
         yield from (("graphs", name) for name in manifest.graphs.names)
     elif missing := [name for name in ENGINES if name not in manifest.engines]:
         raise ValueError(f"neither graphs nor engines for {', '.join(missing)}")
+    calibration = manifest.calibration
+    if calibration is not None and calibration.paging is not None and calibration.paging.used:
+        yield "calibration.paging", ROUTING
     if manifest.target.backend == "cpu":
         yield from (("target.backend", name) for name in (NATIVE_WEIGHTS, NATIVE_INDEX))
     if manifest.target.plugin is not None:
