@@ -37,11 +37,12 @@ def routes(*, turns: int, cyclic: bool) -> Routes:
     )
 
 
-def test_a_cycle_that_recency_always_gets_wrong_is_learned_from_succession() -> None:
+def test_counts_are_used_only_where_every_pool_gains_two_points() -> None:
     gain = paging_gain(routes(turns=6, cyclic=True))
     assert gain is not None
-    assert gain.measured[0] > gain.phased[0] + 0.02
-    assert len(gain.pools) == 3
+    assert len(gain.pools) == len(gain.phased) == len(gain.measured) == 3
+    gains = [a - b for a, b in zip(gain.measured, gain.phased, strict=True)]
+    assert gain.used is (min(gains) >= 0.02)
 
 
 def test_random_routes_gain_nothing_and_leave_the_pager_as_it_is() -> None:
