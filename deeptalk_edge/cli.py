@@ -16,6 +16,10 @@ __all__ = ["as_program", "main"]
 # verb: (its module, which offers `add_arguments` and `main`; its line in the help)
 _VERBS = {
     "train": ("deeptalk_edge.training.command", "make and adapt checkpoints"),
+    "calibrate": (
+        "deeptalk_edge.calibration.command",
+        "measure, quantise and prove a checkpoint's experts",
+    ),
     "export": ("deeptalk_edge.export.command", "checkpoint to bundle"),
     "run": ("deeptalk_edge.runtime.commands.run", "ask a bundle and hear its answer"),
     "bundle": ("deeptalk_edge.runtime.commands.bundle", "inspect, verify or sign a bundle"),

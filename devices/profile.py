@@ -67,6 +67,28 @@ _MOE_FORMS: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GateLimits:
+    """What the accuracy gate of a calibration allows beside the float model: `[gate]`.
+
+    Means over held-out utterances, on this device's precision. KL divergence is in nats a row.
+    """
+
+    text_kl: float = 0.1
+    code_kl: float = 0.1
+    text_agreement: float = 0.95
+    code_agreement: float = 0.85
+    router_agreement: float = 0.8
+    text_accuracy_drop: float = 0.05
+    word_error_rise: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name in (field.name for field in dataclasses.fields(self)):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 <= value < float("inf"):
+                raise ValueError(f"gate.{name} = {value!r}: expected a number of 0 or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceProfile:
     """One device and how bundles are made for it."""
 
@@ -80,6 +102,7 @@ class DeviceProfile:
     power_modes: tuple[PowerMode, ...] = ()
     paging: PagingEstimates | None = None
     """Of those that `routes replay` can simulate."""
+    gate: GateLimits = dataclasses.field(default_factory=GateLimits)
 
     def __post_init__(self) -> None:
         for name in ("name", "summary"):
@@ -220,6 +243,7 @@ def parse_profile(text: str, place: str) -> DeviceProfile:
     try:
         content = tomllib.loads(text)
         content["precision"] = Precision(**fields(Precision, content, "precision"))
+        content["gate"] = GateLimits(**fields(GateLimits, content, "gate"))
         for field in ("backend", "moe"):
             if isinstance(content.get(field), str):
                 content[field] = current_name(field, content[field])

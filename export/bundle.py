@@ -37,11 +37,16 @@ from deeptalk_edge.bundle.manifest import (
     write_manifest,
 )
 from deeptalk_edge.bundle.reader import Bundle
+from deeptalk_edge.bundle.routing import ROUTING
+from deeptalk_edge.calibration.folds import FoldedCheckpoint
+from deeptalk_edge.calibration.table import OpenTable, record_form
 from deeptalk_edge.checkpoint.codec import open_codec
+from deeptalk_edge.checkpoint.expert_split import read_audio_experts
 from deeptalk_edge.checkpoint.reader import Checkpoint
 from deeptalk_edge.devices.plan.memory import fitted_profile, record_format
 from deeptalk_edge.devices.profile import DeviceProfile, load_profile
 from deeptalk_edge.errors import ArtifactError, SettingsError
+from deeptalk_edge.export.calibrated import check_exportable, common_form, other_forms
 from deeptalk_edge.export.engines.bundle import (
     GRAPHS,
     GraphPrecision,
@@ -65,7 +70,12 @@ from deeptalk_edge.export.graphs.encoder import export_encoder
 from deeptalk_edge.export.inputs import InputHashes
 from deeptalk_edge.export.packed.cpu_codec import write_native_codec
 from deeptalk_edge.export.packed.cpu_weights import NativePrecision, write_native_weights
-from deeptalk_edge.export.packed.experts import EXPERTS_FILE, read_audio_experts, write_experts
+from deeptalk_edge.export.packed.experts import (
+    EXPERTS_FILE,
+    ExpertSource,
+    RoundedExperts,
+    write_experts,
+)
 from deeptalk_edge.export.packed.gates import write_gates
 from deeptalk_edge.export.staging import Staging, check_place, resumable_directory
 from deeptalk_edge.export.verify.cpu_reference import NativeReference
@@ -100,6 +110,9 @@ class ExportSettings:
 
     profile: DeviceProfile = field(default_factory=lambda: load_profile("cpu"))
     """What the bundle is made for."""
+
+    table: Path | None = None
+    """A calibration table: its records and folded scales instead of round-to-nearest."""
 
     plugin: Path | None = None
     """libdt_moe_plugin.so for the device, where the profile's experts run in the plugin."""
@@ -156,7 +169,7 @@ def export_bundle(
     steps = _Steps(progress, total=total)
     steps.begin("checkpoint")
     hashes = InputHashes()
-    given = (checkpoint_directory, settings.encoder, settings.snac)
+    given = (checkpoint_directory, settings.encoder, settings.snac, settings.table)
     inputs = hashes.of_all(
         [folder for folder in given if folder],
         [settings.plugin] if settings.plugin else [],
@@ -186,7 +199,7 @@ def _check_inputs(checkpoint: Path, place: Path, settings: ExportSettings) -> No
     if settings.plugin is not None and not settings.plugin.is_file():
         raise SettingsError(f"{settings.plugin}: no such file; build the plugin with `make plugin`")
     replaced = Path(os.path.realpath(place))
-    for path in (checkpoint, settings.encoder, settings.snac):
+    for path in (checkpoint, settings.encoder, settings.snac, settings.table):
         if path is not None and replaced in Path(os.path.realpath(path)).parents:
             raise SettingsError(
                 f"{place}: holds {path}, which the export reads; choose another place"
@@ -206,7 +219,6 @@ class _Export:
         inputs: str,
     ) -> None:
         self._directory = directory
-        self._checkpoint = checkpoint
         self._settings = settings
         self._profile = settings.profile
         self._precision = precision
@@ -216,7 +228,22 @@ class _Export:
         self._audio_experts = read_audio_experts(directory, self._spec.decoder)
         self._origin = Origin(name=directory.resolve().name, sha256=hashes.of_weights(directory))
         self._inputs = inputs
+        self._table: OpenTable | None = None
+        self._checkpoint = checkpoint
         self._records = record_format(self._spec, self._profile)
+        self._experts: ExpertSource = RoundedExperts(checkpoint, self._records)
+        if settings.table is not None:
+            self._use(OpenTable.open(settings.table, self._spec, self._origin.sha256))
+
+    def _use(self, table: OpenTable) -> None:
+        """Export what a table holds.
+
+        Raises ArtifactError if its gate failed, or the backend cannot hold its precisions.
+        """
+        check_exportable(table, self._profile)
+        self._table, self._experts = table, table
+        self._checkpoint = FoldedCheckpoint(self._checkpoint, table.folds)
+        self._records = record_form(self._spec, common_form(table.table.layers.values()))
 
     def write(self, staging: Staging, steps: _Steps) -> Manifest:
         """Everything but the renaming."""
@@ -255,6 +282,8 @@ class _Export:
             steps.begin("gates")
             gates = staging.path / GATES
             staging.step("gates", lambda: write_gates(checkpoint, gates))
+        if self._table is not None:
+            shutil.copyfile(self._table.path / ROUTING, staging.path / ROUTING)
         if self._profile.backend == "cpu":
             steps.begin("native weights")
             staging.step("native weights", lambda: self._write_native(staging.path))
@@ -281,9 +310,11 @@ class _Export:
                 file=EXPERTS_FILE,
                 dtype=self._records.dtype,
                 group=self._records.group,
+                layers={} if self._table is None else other_forms(self._table.table.layers),
                 records=tuple(ExpertRecord(**record) for record in records),
             ),
             files={},
+            calibration=None if self._table is None else self._table.table.calibration,
             licences={"weights": "those of the checkpoint", "graphs": "Apache-2.0"},
         )
         if not self._profile.has_engines:
@@ -310,7 +341,11 @@ class _Export:
         """Segments and an expert for ONNX Runtime, the whole step for an engine: the file names."""
         if self._profile.has_engines:
             settings = step_settings(
-                self._profile, self._precision, self._generation, self._records
+                self._profile,
+                self._precision,
+                self._generation,
+                self._records,
+                {layer: self._experts.form(layer) for layer in self._spec.decoder.moe_layers},
             )
             return [write_step(self._checkpoint, settings, self._profile.moe, graphs)]
         export_expert(self._spec.decoder, graphs)
@@ -327,8 +362,8 @@ class _Export:
             steps.begin("experts")
 
         records = write_experts(
-            self._checkpoint,
-            self._records,
+            self._spec.decoder,
+            self._experts,
             self._audio_experts,
             staging.path / EXPERTS_FILE,
             note,
@@ -357,14 +392,18 @@ class _Export:
 
     def _native_logits(self, inputs: GoldenInputs, features: Floats) -> dict[str, Floats]:
         """What the checkpoint makes of the golden rows with the weights of native.bin."""
-        reference = NativeReference(self._checkpoint, self._records, NativePrecision())
+        reference = NativeReference(
+            self._checkpoint, self._experts, self._records, NativePrecision()
+        )
         text, codes = reference.logits(reference_hidden(reference, inputs, features)[-2:])
         return {f"{CPU_PREFIX}text_logits": text, f"{CPU_PREFIX}code_logits": codes}
 
     def _check_parity(self, place: Path, manifest: Manifest) -> None:
         """Raises ParityError if the graphs do not do what the checkpoint says."""
         with np.load(place / GOLDEN) as golden:
-            report = parity_report(dict(golden), self._checkpoint, self._codec, manifest)
+            report = parity_report(
+                dict(golden), self._checkpoint, self._codec, manifest, self._experts
+            )
         report.check()
         text = json.dumps(report.as_json(), indent=1)
         (place / PARITY_FILE).write_text(text + "\n", encoding="utf-8")

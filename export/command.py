@@ -43,6 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="instead of the device's: experts=int8, experts=int4:128, decoder=float16; repeatable",
     )
     parser.add_argument(
+        "--table", type=Path, help="a calibration table of this checkpoint, by `calibrate`"
+    )
+    parser.add_argument(
         "--plugin", type=Path, metavar="SO", help="our TensorRT plugin, as `make plugin` built it"
     )
     parser.add_argument(
@@ -102,6 +105,7 @@ def _export(args: argparse.Namespace, profile: DeviceProfile) -> int:
         snac=args.snac,
         codec_noise=args.codec_noise,
         profile=profile,
+        table=args.table,
         plugin=args.plugin,
         replace=args.force,
         if_changed=args.if_changed,

@@ -34,6 +34,7 @@ from deeptalk_edge.runtime.events import AudioChunk, Metrics, Setup, TextPiece, 
 from deeptalk_edge.runtime.experts.open import recorded_routes
 from deeptalk_edge.runtime.experts.routes import RouteRecorder
 from deeptalk_edge.runtime.history import History
+from deeptalk_edge.runtime.lm.engine import Engine
 from deeptalk_edge.runtime.lm.text import TextTokenizer
 from deeptalk_edge.runtime.settings import ConversationSettings
 from deeptalk_edge.runtime.turn import Meter, Turn
@@ -66,8 +67,17 @@ __all__ = [
 class Conversation:
     """One conversation with one model. One owner; not thread-safe."""
 
-    def __init__(self, bundle: Bundle, settings: ConversationSettings | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        settings: ConversationSettings | None = None,
+        *,
+        tap: Callable[[Engine], Engine] | None = None,
+    ) -> None:
         """Load the graphs and check on them that this device computes what the exporter did.
+
+        `tap` gets the checked engine and returns what the conversation uses in its place, for who
+        wants to observe it; the conversation still closes the engine itself.
 
         Raises ArtifactError if the bundle lacks what the settings ask for, BackendError if a graph
         does not load or computes something else.
@@ -80,7 +90,7 @@ class Conversation:
         self._encoder_spec = manifest.model.encoder
         self._tokenizer = TextTokenizer(bundle.file("tokenizer.json"), self._vocabulary)
         with ExitStack() as opened:
-            self._open(opened)
+            self._open(opened, tap)
             self._history = History(
                 self._engine,
                 self._tokenizer.template,
@@ -98,12 +108,13 @@ class Conversation:
         self.on_expert_counts: Callable[[dict[str, Any]], None] | None = None
         """Gets what the experts counted in a turn when it ends, on the thread that runs it."""
 
-    def _open(self, opened: ExitStack) -> None:
+    def _open(self, opened: ExitStack, tap: Callable[[Engine], Engine] | None) -> None:
         """Open what `opened` then closes."""
         settings = self.settings
         backend = open_backend(self.bundle, settings.backend, settings.for_backend())
         self._backend = opened.enter_context(closing(backend))
-        self._engine, self._experts = self._backend.engine, self._backend.experts
+        self._experts = backend.experts
+        self._engine = tap(backend.engine) if tap else backend.engine
         self._experts.rest()
 
     def _setup(self) -> Setup:

@@ -32,7 +32,17 @@ KIOSK = (
 )
 SUITE = "is the suite itself, or its checks"
 
+CALIBRATED = "runs with the `calibrate` of docs/calibration.md"
+
 NOT_RUN = {
+    **dict.fromkeys(
+        (
+            "deeptalk-edge export CHECKPOINT --device cpu-int8 --table TABLE -o calibrated.bundle",
+            "deeptalk-edge bundle inspect calibrated.bundle",
+            "deeptalk-edge calibrate CHECKPOINT -o TABLE",
+        ),
+        CALIBRATED,
+    ),
     "deeptalk-edge run --bundle BUNDLE --mic": MICROPHONE,
     "deeptalk-edge run --bundle cpu.bundle --mic": MICROPHONE,
     "deeptalk-edge run --bundle B --mic": MICROPHONE,
@@ -69,6 +79,15 @@ OFFLINE = "deeptalk-edge profile --bundle BUNDLE --wav q.wav --offline --repeat 
 
 # A printed command that stands for others, or names files of the reader's.
 STANDS_FOR = {
+    "deeptalk-edge calibrate CHECKPOINT --utterances checkpoints/tiny/questions "
+    "--precision experts=int4:32 -o TABLE": [
+        "deeptalk-edge calibrate CHECKPOINT --utterances "
+        "checkpoints/tiny/questions/new_voice-0.wav "
+        "checkpoints/tiny/questions/new_voice-1.wav --precision experts=int4:32 --method mse "
+        "--floor 0 --bundle BUNDLE -o TABLE",
+        "deeptalk-edge export CHECKPOINT --device cpu-int8 --table TABLE -o calibrated.bundle",
+        "deeptalk-edge bundle inspect calibrated.bundle",
+    ],
     "deeptalk-edge --help, ms": ["deeptalk-edge --help"],
     "deeptalk-edge bundle inspect|verify|sign|keygen": [
         "deeptalk-edge bundle inspect BUNDLE",

@@ -180,6 +180,7 @@ class _RandomWeights:
         qkv_rows = heads * decoder.nope_dim + (heads + 1) * decoder.rope_dim + decoder.latent_dim
         return Layer(
             record=record_of(form),
+            own_record=record_of(form),
             qkv=self._matrix(qkv_rows, decoder.width),
             key_up=self._matrix(heads * decoder.latent_dim, decoder.nope_dim),
             value_up=self._matrix(heads * decoder.value_dim, decoder.latent_dim),

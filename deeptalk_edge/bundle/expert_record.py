@@ -94,6 +94,18 @@ class ExpertWeights:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertForm:
+    """The precision of some experts: those of a layer, or the MLPs that every token takes."""
+
+    dtype: ExpertDtype
+    group: Annotated[int, Between(1, 1 << 16)] | None = None
+    """Weights that share a scale; only for int4."""
+
+    def __str__(self) -> str:
+        return f"{self.dtype}:{self.group}" if self.group else self.dtype
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RecordFormat:
     """Sizes and precision of every routed expert of a model; gives each byte its place."""
 

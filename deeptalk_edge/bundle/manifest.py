@@ -18,7 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
-from deeptalk_edge.bundle.expert_record import PAGE_BYTES, ExpertDtype, ExpertRecord, RecordFormat
+from deeptalk_edge.bundle.calibration import Calibration
+from deeptalk_edge.bundle.expert_record import (
+    PAGE_BYTES,
+    ExpertDtype,
+    ExpertForm,
+    ExpertRecord,
+    RecordFormat,
+)
+from deeptalk_edge.bundle.routing import ROUTING
 from deeptalk_edge.bundle.target import MoeForm, TargetBackend, current_name
 from deeptalk_edge.errors import ArtifactError, BackendError
 from deeptalk_edge.model.spec import CodecSpec, Factor, ModelSpec, Positions
@@ -171,6 +179,8 @@ class Experts:
     dtype: ExpertDtype = "float32"
     group: Annotated[int, Between(1, 1 << 16)] | None = None
     """Weights that share a scale; only for int4."""
+    layers: Mapping[str, ExpertForm] = field(default_factory=dict)
+    """By layer, where its experts are in another form than `dtype` and `group`."""
     records: tuple[ExpertRecord, ...]
 
 
@@ -190,6 +200,8 @@ class Manifest:
     engines: Mapping[str, EngineEntry] = field(default_factory=dict)
     """One for each of ENGINES; none for ONNX Runtime."""
     experts: Experts
+    calibration: Calibration | None = None
+    """How the experts were quantised, where a calibration table said it."""
     files: Mapping[str, FileEntry]
     licences: Mapping[str, Line]
     inputs: Sha256 | None = None
@@ -223,10 +235,18 @@ class Manifest:
 
     @property
     def record_format(self) -> RecordFormat:
-        """How the routed experts lie in their file."""
+        """How the routed experts lie in their file, but for layers with a form of their own."""
+        return self._form(ExpertForm(dtype=self.experts.dtype, group=self.experts.group))
+
+    def record_format_of(self, layer: int) -> RecordFormat:
+        """How a layer's routed experts lie in their file."""
+        own = self.experts.layers.get(str(layer))
+        return self.record_format if own is None else self._form(own)
+
+    def _form(self, form: ExpertForm) -> RecordFormat:
         return RecordFormat(
-            dtype=self.experts.dtype,
-            group=self.experts.group,
+            dtype=form.dtype,
+            group=form.group,
             width=self.model.decoder.width,
             ffn_width=self.model.decoder.expert_ffn_width,
         )
@@ -357,6 +377,9 @@ def _needed_files(manifest: Manifest) -> Iterator[tuple[str, str]]:
         yield from (("graphs", name) for name in manifest.graphs.names)
     elif missing := [name for name in ENGINES if name not in manifest.engines]:
         raise ValueError(f"neither graphs nor engines for {', '.join(missing)}")
+    calibration = manifest.calibration
+    if calibration is not None and calibration.paging is not None and calibration.paging.used:
+        yield "calibration.paging", ROUTING
     if manifest.target.backend == "cpu":
         yield from (("target.backend", name) for name in (NATIVE_WEIGHTS, NATIVE_INDEX))
     if manifest.target.plugin is not None:
@@ -370,14 +393,17 @@ def _needed_files(manifest: Manifest) -> Iterator[tuple[str, str]]:
 def _check_records(manifest: Manifest) -> None:
     """Each expert has one record, on its own pages, that ends within the file."""
     decoder, records = manifest.model.decoder, manifest.experts.records
-    num_bytes = manifest.record_format.content_bytes
+    sizes = {layer: manifest.record_format_of(layer) for layer in decoder.moe_layers}
+    if unknown := [name for name in manifest.experts.layers if name not in map(str, sizes)]:
+        raise ValueError(f"experts.layers.{unknown[0][:20]}: no such layer of experts")
+    plain = manifest.record_format
     file_bytes = manifest.files[manifest.experts.file].bytes
     for record in records:
         name = f"experts.records: layer {record.layer}, expert {record.expert}"
-        if record.bytes != num_bytes:
+        form = sizes.get(record.layer, plain)
+        if record.bytes != form.content_bytes:
             raise ValueError(
-                f"{name} has {record.bytes} bytes, {manifest.experts.dtype} experts have "
-                f"{num_bytes}"
+                f"{name} has {record.bytes} bytes, {form.dtype} experts have {form.content_bytes}"
             )
         if record.offset % PAGE_BYTES or record.offset + record.bytes > file_bytes:
             raise ValueError(

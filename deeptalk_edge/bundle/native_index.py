@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
-from deeptalk_edge.bundle.expert_record import INT4_GROUPS, ExpertDtype, RecordFormat
+from deeptalk_edge.bundle.expert_record import INT4_GROUPS, ExpertForm, RecordFormat
 from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.model.spec import DecoderSpec, ModelSpec
 from deeptalk_edge.schema import Between, from_json, read_json
@@ -80,14 +80,6 @@ class MlpPlace:
 Place: TypeAlias = VectorPlace | MatrixPlace | MlpPlace
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExpertForm:
-    """The form of the routed experts that native.bin was made for."""
-
-    dtype: ExpertDtype
-    group: Annotated[int, Between(1, 1 << 16)] | None
-
-
 def expected_arrays(model: ModelSpec) -> dict[str, type[Place]]:
     """Every array of a model, and what it is."""
     decoder = model.decoder
@@ -108,14 +100,20 @@ def expected_arrays(model: ModelSpec) -> dict[str, type[Place]]:
     return arrays
 
 
-def own_mlp_form(decoder: DecoderSpec, layer: int, records: RecordFormat) -> RecordFormat:
-    """How the MLPs lie that every token of a layer takes: shared experts like the routed ones, a
-    dense layer's as wide as it is, in whole groups."""
+def own_records(records: RecordFormat) -> RecordFormat:
+    """The form of MLPs that every token takes, beside routed experts of another: always int8, for
+    an error there meets every token."""
+    return dataclasses.replace(records, dtype="int8", group=None)
+
+
+def own_mlp_form(decoder: DecoderSpec, layer: int, own: RecordFormat) -> RecordFormat:
+    """How the MLPs lie that every token of a layer takes: shared experts as wide as the routed
+    ones, a dense layer's as wide as it is, in whole groups."""
     if layer in decoder.moe_layers:
-        return records
-    step = records.group or 16
+        return own
+    step = own.group or 16
     width = -(-decoder.dense_ffn_width // step) * step
-    return dataclasses.replace(records, ffn_width=width)
+    return dataclasses.replace(own, ffn_width=width)
 
 
 def write_native_index(
@@ -123,9 +121,11 @@ def write_native_index(
 ) -> None:
     """Write the form that `read_native_index` reads."""
     assert arrays.keys() == expected_arrays(model).keys()
+    own = own_records(records)
     content = {
         "format": FORMAT,
         "experts": {"dtype": records.dtype, "group": records.group},
+        "own_mlps": {"dtype": own.dtype, "group": own.group},
         "arrays": {name: dataclasses.asdict(place) for name, place in arrays.items()},
     }
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -133,27 +133,32 @@ def write_native_index(
 
 def read_native_index(
     path: Path, records: RecordFormat, model: ModelSpec, file_bytes: int
-) -> dict[str, Place]:
-    """The place of each array in a `native.bin` of so many bytes.
+) -> tuple[dict[str, Place], RecordFormat]:
+    """The place of each array in a `native.bin` of so many bytes, and the form of the MLPs that
+    every token takes.
 
     Raises ArtifactError naming the file and the field if it is missing, of another format, made for
     other expert records, or an array is missing or does not lie in the file.
     """
     content = read_json(path)
     try:
-        _check_header(content, records)
+        own = _checked_header(content, records)
         places = _places(content.get("arrays"), model)
         for name, place in places.items():
-            _check_place(f"arrays.{name}", place, records, file_bytes)
+            _check_place(f"arrays.{name}", place, own, file_bytes)
             if isinstance(place, MlpPlace):
-                form = own_mlp_form(model.decoder, _layer_of(name), records)
+                form = own_mlp_form(model.decoder, _layer_of(name), own)
                 _check_mlp(f"arrays.{name}", place, form)
     except (ArtifactError, ValueError) as error:
         raise ArtifactError(f"{path}: {error}; export the bundle again") from error
-    return places
+    return places, own
 
 
-def _check_header(content: Mapping[str, Any], records: RecordFormat) -> None:
+def _checked_header(content: Mapping[str, Any], records: RecordFormat) -> RecordFormat:
+    """The form of the MLPs that every token takes; files without one hold them like the experts.
+
+    Raises ArtifactError if the file was made for other experts.
+    """
     found = content.get("format")
     if type(found) is not int or found != FORMAT:
         raise ArtifactError(f"format {str(found)[:60]}, this runtime reads {FORMAT}")
@@ -163,6 +168,10 @@ def _check_header(content: Mapping[str, Any], records: RecordFormat) -> None:
             f"made for experts in {form.dtype} with group {form.group}, the bundle holds "
             f"{records.dtype} with group {records.group}"
         )
+    if "own_mlps" not in content:
+        return records
+    own = from_json(ExpertForm, content["own_mlps"], "own_mlps")
+    return dataclasses.replace(records, dtype=own.dtype, group=own.group)
 
 
 def _places(arrays: object, model: ModelSpec) -> dict[str, Place]:

@@ -139,6 +139,7 @@ class Bundle:
                 "records": len(manifest.experts.records),
                 "bytes": sum(record.bytes for record in manifest.experts.records),
             },
+            "calibration": manifest.calibration and dataclasses.asdict(manifest.calibration),
             "files": {name: entry.bytes for name, entry in manifest.files.items()},
             "bytes": sum(entry.bytes for entry in manifest.files.values()),
             "licences": dict(manifest.licences),

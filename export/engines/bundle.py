@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -99,9 +99,11 @@ def step_settings(
     precision: GraphPrecision,
     generation: Generation,
     records: RecordFormat,
+    layer_records: Mapping[int, RecordFormat],
 ) -> StepSettings:
     return StepSettings(
         records=records,
+        layer_records=layer_records,
         precision=precision["kv_cache"],
         dense=step_dense(profile),
         num_items=_num_items(generation),

@@ -20,7 +20,8 @@ Residuals, norms, the router and softmax are float32 in every precision.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,9 @@ class StepSettings:
 
     records: RecordFormat
     """How the routed experts lie in the arenas."""
+
+    layer_records: Mapping[int, RecordFormat] = field(default_factory=dict)
+    """The same of layers whose experts have a form of their own."""
 
     precision: Precision = "float16"
     """Of products and the cache."""
@@ -227,7 +231,7 @@ class _Step:
             layer=layer,
             shape=self.shape,
             spec=spec,
-            records=self._settings.records,
+            records=self._settings.layer_records.get(layer, self._settings.records),
         )
         self._expert_ids.append(ids)
         self._missing.append(missing)

@@ -31,6 +31,7 @@ from deeptalk_edge.bundle.native_index import (
     Place,
     VectorPlace,
     own_mlp_form,
+    own_records,
     write_native_index,
 )
 from deeptalk_edge.calibration.quantise import quantise_expert, quantise_int4, quantise_int8
@@ -138,7 +139,7 @@ def native_bytes(spec: ModelSpec, records: RecordFormat) -> int:
             end = _matrix_end(end, *matrix)
         for size in [width, width, latent, *router]:
             end = _end(end, 4 * size, ALIGN_BYTES)
-        form = own_mlp_form(decoder, layer, records)
+        form = own_mlp_form(decoder, layer, own_records(records))
         for _ in range(0, ffn_width, form.ffn_width):
             end = _end(end, form.record_bytes, PAGE_BYTES)
     return end
@@ -178,12 +179,13 @@ class LayerWeights:
         return key_up.reshape(-1, key_up.shape[2]), value_up.reshape(-1, value_up.shape[2])
 
     def own_mlps(self, records: RecordFormat) -> Iterator[tuple[RecordFormat, Array, Array]]:
-        """The MLPs that every token takes, as records of gate_up (2G, C) and down (C, G)."""
+        """The MLPs that every token takes, as records of gate_up (2G, C) and down (C, G), beside
+        routed experts in `records`."""
         if not self._is_dense and not self._spec.num_shared_experts:
             return
         prefix = "mlp" if self._is_dense else "mlp.shared_experts"
         gate, up, down = (self.tensor(f"{prefix}.{part}_proj") for part in ("gate", "up", "down"))
-        form = own_mlp_form(self._spec, self._layer, records)
+        form = own_mlp_form(self._spec, self._layer, own_records(records))
         for start in range(0, len(gate), form.ffn_width):
             part = slice(start, start + form.ffn_width)
             missing = max(part.stop - len(gate), 0)  # hidden values that are always zero

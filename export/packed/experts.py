@@ -10,24 +10,55 @@ import os
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from deeptalk_edge.bundle.expert_record import ExpertRecord, RecordFormat
+from deeptalk_edge.bundle.expert_record import ExpertRecord, ExpertWeights, RecordFormat
 from deeptalk_edge.calibration.quantise import quantise_expert
 from deeptalk_edge.checkpoint.reader import Checkpoint
 from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.model.spec import DecoderSpec
-from deeptalk_edge.schema import Between, Items, checked, read_json, read_json_value
 
 EXPERTS_FILE = "experts.bin"
 
 
+class ExpertSource(Protocol):
+    """Where records come from: rounded here, or from a calibration table."""
+
+    def form(self, layer: int) -> RecordFormat:
+        """How a layer's experts are held."""
+
+    def weights(self, layer: int, expert: int) -> ExpertWeights:
+        """One expert in that form.
+
+        Raises ArtifactError if a weight cannot be held in it, or the source is damaged.
+        """
+
+
+class RoundedExperts:
+    """A checkpoint's experts, rounded to nearest, all in one form."""
+
+    def __init__(self, checkpoint: Checkpoint, form: RecordFormat) -> None:
+        self._checkpoint, self._form = checkpoint, form
+
+    def form(self, layer: int) -> RecordFormat:
+        return self._form
+
+    def weights(self, layer: int, expert: int) -> ExpertWeights:
+        name = f"model.layers.{layer}.mlp.experts.{expert}"
+        gate, up, down = (
+            self._checkpoint.tensor(f"{name}.{part}_proj.weight") for part in ("gate", "up", "down")
+        )
+        try:
+            return quantise_expert(self._form, np.concatenate([gate, up]), down)
+        except ValueError as error:
+            raise ArtifactError(f"{name}: {error}") from error
+
+
 def write_experts(
-    checkpoint: Checkpoint,
-    record_format: RecordFormat,
+    spec: DecoderSpec,
+    source: ExpertSource,
     audio_experts: Sequence[Sequence[int]],
     path: Path,
     layer_done: Callable[[int, list[ExpertRecord]], object],
@@ -41,24 +72,24 @@ def write_experts(
 
     Raises ArtifactError if a weight cannot be held in the records' precision.
     """
-    spec = checkpoint.spec.decoder
     kept = list(done) if _are_sound(path, done) else []
     records = list(kept)
     with path.open("r+b" if kept else "wb") as file:
-        file.truncate(len(kept) * record_format.record_bytes)
+        file.truncate(sum(source.form(record.layer).record_bytes for record in kept))
         file.seek(0, os.SEEK_END)
         for layer, audio in zip(spec.moe_layers, audio_experts, strict=True):
             if any(record.layer == layer for record in kept):
                 continue
+            form = source.form(layer)
             for expert in expert_order(spec, audio):
-                content = _packed(checkpoint, record_format, layer, expert)
+                content = form.pack(source.weights(layer, expert))
                 records.append(
                     ExpertRecord(
                         layer=layer,
                         expert=expert,
                         offset=file.tell(),
-                        bytes=record_format.content_bytes,
-                        crc32=zlib.crc32(content[: record_format.content_bytes].data),
+                        bytes=form.content_bytes,
+                        crc32=zlib.crc32(content[: form.content_bytes].data),
                     )
                 )
                 file.write(content.data)
@@ -66,21 +97,6 @@ def write_experts(
             os.fsync(file.fileno())
             layer_done(layer, [record for record in records if record.layer == layer])
     return records
-
-
-def _packed(
-    checkpoint: Checkpoint, record_format: RecordFormat, layer: int, expert: int
-) -> NDArray[np.uint8]:
-    """One expert as a record."""
-    name = f"model.layers.{layer}.mlp.experts.{expert}"
-    gate, up, down = (
-        checkpoint.tensor(f"{name}.{part}_proj.weight") for part in ("gate", "up", "down")
-    )
-    try:
-        weights = quantise_expert(record_format, np.concatenate([gate, up]), down)
-    except ValueError as error:
-        raise ArtifactError(f"{name}: {error}") from error
-    return record_format.pack(weights)
 
 
 def _are_sound(path: Path, records: Sequence[ExpertRecord]) -> bool:
@@ -98,28 +114,3 @@ def _are_sound(path: Path, records: Sequence[ExpertRecord]) -> bool:
 def expert_order(spec: DecoderSpec, audio: Sequence[int]) -> list[int]:
     """All experts of a layer, those of `audio` first, ascending in both parts."""
     return sorted(range(spec.num_experts), key=lambda expert: (expert not in audio, expert))
-
-
-def read_audio_experts(checkpoint: Path, spec: DecoderSpec) -> list[list[int]]:
-    """One list of audio experts per MoE layer; empty ones if the checkpoint does not name them.
-
-    `audio_experts_file` may be a path on its authors' disk: a file of that name beside config.json
-    serves too. Nothing but the order of the records hangs on it.
-
-    Raises ArtifactError if the file does not fit the model.
-    """
-    named = read_json(checkpoint / "config.json").get("audio_experts_file")
-    paths = [checkpoint / named, checkpoint / Path(named).name] if named else []
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
-        return [[] for _ in spec.moe_layers]
-    num_layers, last = len(spec.moe_layers), spec.num_experts - 1
-    layers = tuple[tuple[Annotated[int, Between(0, last)], ...], ...]
-    hint = Annotated[layers, Items(num_layers, num_layers)]
-    try:
-        return [list(ids) for ids in checked(hint, read_json_value(path), "layers")]
-    except ArtifactError as error:
-        raise ArtifactError(
-            f"{path}: {error}; expected {num_layers} lists of ids below {spec.num_experts}; make "
-            "it again, or remove audio_experts_file from config.json"
-        ) from error

@@ -13,6 +13,7 @@ from deeptalk_edge.bundle.expert_record import RecordFormat
 from deeptalk_edge.calibration.quantise import quantise_expert
 from deeptalk_edge.checkpoint.reader import EMBEDDING, HEAD, Checkpoint
 from deeptalk_edge.export.packed.cpu_weights import LayerWeights, NativePrecision, round_matrix
+from deeptalk_edge.export.packed.experts import ExpertSource
 from deeptalk_edge.export.verify.reference import Floats, Reference, silu
 
 _MATRICES = ("q_proj.weight", "kv_a_proj_with_mqa.weight", "o_proj.weight")
@@ -22,9 +23,14 @@ class NativeReference(Reference):
     """A reference whose weights are rounded as native.bin and its expert records hold them."""
 
     def __init__(
-        self, checkpoint: Checkpoint, records: RecordFormat, precision: NativePrecision
+        self,
+        checkpoint: Checkpoint,
+        experts: ExpertSource,
+        records: RecordFormat,
+        precision: NativePrecision,
     ) -> None:
-        super().__init__(checkpoint, records)
+        """`records` gives the widths of the MLPs that every token takes."""
+        super().__init__(checkpoint, experts)
         self._own_records = records
         self._precision = precision
 

@@ -250,7 +250,8 @@ class DecoderRunner:
         return routed.reshape(values["normed"].shape)
 
     def _weights(self, layer: int, expert: int) -> dict[str, Array]:
-        record, records = self._records[layer, expert], self._manifest.record_format
+        record = self._records[layer, expert]
+        records = self._manifest.record_format_of(layer)
         path = self._directory / self._manifest.experts.file
         content = np.fromfile(path, np.uint8, records.record_bytes, offset=record.offset)
         gate_up, down = records.dequantise(records.unpack(content))

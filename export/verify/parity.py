@@ -24,6 +24,7 @@ from deeptalk_edge.checkpoint.codec import CodecWeights
 from deeptalk_edge.checkpoint.reader import Checkpoint
 from deeptalk_edge.errors import ParityError
 from deeptalk_edge.export.graphs.layers import Dense
+from deeptalk_edge.export.packed.experts import ExpertSource, RoundedExperts
 from deeptalk_edge.export.verify.codec_reference import decode_codes
 from deeptalk_edge.export.verify.golden import GoldenInputs, golden_inputs, golden_outputs
 from deeptalk_edge.export.verify.reference import Reference
@@ -130,15 +131,19 @@ def parity_report(
     checkpoint: Checkpoint,
     codec: CodecWeights,
     manifest: Manifest,
+    experts: ExpertSource | None = None,
 ) -> ParityReport:
     """Compare what the graphs made of the golden inputs with what the checkpoint says.
 
-    `found` has the names of golden.npz's outputs; `manifest` gives the precision and the delay.
+    `found` has the names of golden.npz's outputs; `manifest` gives the precision and the delay;
+    `experts` are those that the bundle holds, rounded to nearest by default.
     """
     decoder = manifest.precision["decoder"]
     dense: Dense = "int8" if decoder == "int8" else "int4" if decoder == "int4" else "float"
     inputs, delay = golden_inputs(checkpoint.spec), manifest.codec.delay_samples
-    reference = Reference(checkpoint, manifest.record_format, dense)
+    reference = Reference(
+        checkpoint, experts or RoundedExperts(checkpoint, manifest.record_format), dense
+    )
     expected = reference_outputs(reference, codec, inputs, delay, heard=found["features"])
     differences = []
     if not _is_float32(manifest.precision, "hidden"):

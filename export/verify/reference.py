@@ -11,11 +11,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from deeptalk_edge.bundle.expert_record import RecordFormat
-from deeptalk_edge.calibration.quantise import quantise_expert
 from deeptalk_edge.checkpoint.reader import EMBEDDING, HEAD, Checkpoint, expected_tensors
 from deeptalk_edge.export.graphs.builder import Array
 from deeptalk_edge.export.graphs.layers import Dense, rounded
+from deeptalk_edge.export.packed.experts import ExpertSource
 
 Floats = NDArray[np.float32]
 
@@ -27,11 +26,11 @@ class Reference:
     """One checkpoint; T rows, N tokens. Slow and plain."""
 
     def __init__(
-        self, checkpoint: Checkpoint, records: RecordFormat | None = None, dense: Dense = "float"
+        self, checkpoint: Checkpoint, experts: ExpertSource | None = None, dense: Dense = "float"
     ) -> None:
         """Routed experts and dense weights are rounded as a bundle holds them, or not at all."""
         self._checkpoint = checkpoint
-        self._records = records
+        self._held = experts
         self._dense = dense
         self.spec = checkpoint.spec
         self._names = expected_tensors(checkpoint.spec)
@@ -133,11 +132,11 @@ class Reference:
         return routed
 
     def _expert(self, name: str) -> tuple[Floats, Floats]:
+        if self._held is not None:
+            layer, expert = int(name.split(".")[2]), int(name.split(".")[-1])
+            return self._held.form(layer).dequantise(self._held.weights(layer, expert))
         gate, up, down = (self._tensor(f"{name}.{p}_proj.weight") for p in ("gate", "up", "down"))
-        gate_up = np.concatenate([gate, up])
-        if self._records is None:
-            return gate_up, down
-        return self._records.dequantise(quantise_expert(self._records, gate_up, down))
+        return np.concatenate([gate, up]), down
 
     def _hear(self, frames: Floats, layer: str) -> Floats:
         """The encoder's attention, every frame over all."""

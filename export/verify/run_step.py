@@ -179,7 +179,7 @@ def _decode_in_pieces(
 
 def layer_arena(experts: Path, manifest: Manifest, layer: int) -> Arena:
     """The experts of a layer as they lie in experts.bin, mapped: each in a slot."""
-    size = manifest.record_format.record_bytes
+    size = manifest.record_format_of(layer).record_bytes
     offsets = {
         record.expert: record.offset for record in manifest.experts.records if record.layer == layer
     }

@@ -139,6 +139,9 @@ Layer checked_layer(const std::string& name, const dt_layer& layer, const dt_dec
     out.record = layer.record;
     out.record_bytes = check_record(layer.record);
     check_equal("width of a record", layer.record.width, s.width);
+    out.own_record = layer.own_record;
+    const int64_t own_bytes = check_record(layer.own_record);
+    check_equal("width of an own record", layer.own_record.width, s.width);
     const int64_t heads = s.heads;
     const int64_t qkv_rows = heads * s.nope + (heads + 1) * s.rope + s.latent;
     out.qkv = matrix_of(name + "qkv", layer.qkv, qkv_rows, s.width);
@@ -153,7 +156,7 @@ Layer checked_layer(const std::string& name, const dt_layer& layer, const dt_dec
     check_range((name + "own_mlps").c_str(), num_own, 0, kMaxExperts);
     const dt_span* own = array_of<dt_span>((name + "own_mlps").c_str(), layer.own_mlps, num_own);
     for (int64_t i = 0; i < num_own; ++i) {
-        const auto* mlp = array_of<uint8_t>((name + "own_mlps").c_str(), own[i], out.record_bytes);
+        const auto* mlp = array_of<uint8_t>((name + "own_mlps").c_str(), own[i], own_bytes);
         out.own_mlps.push_back(reinterpret_cast<uint64_t>(mlp));
         check_address(out.own_mlps.back());
     }

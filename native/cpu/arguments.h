@@ -63,7 +63,7 @@ int64_t check_record(const dt_record& record);
 void check_address(uint64_t record);
 
 struct Layer {
-    dt_record record;
+    dt_record record, own_record;
     int64_t record_bytes;
     Matrix qkv, key_up, value_up, out;
     const float *attention_norm, *latent_norm, *mlp_norm;

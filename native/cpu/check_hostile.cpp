@@ -195,6 +195,7 @@ struct Decoding {
         const size_t w = size_t(width);
         dt_layer l{};
         const dt_span record = this->record(l.record, group, index == 0 ? 96 : 64);
+        l.own_record = l.record;
         own_mlps[index] = {record, record};
         l.own_mlps = span(own_mlps[index]);
         l.qkv = arrays.matrix(heads * spec.nope + (heads + 1) * spec.rope + spec.latent, width, group);
@@ -237,7 +238,7 @@ struct Decoding {
         }
         f.span(spec.rope_frequencies), f.span(spec.final_norm), f.span(spec.layers), f.matrix(spec.table), f.matrix(spec.head);
         for (dt_layer& l : layers) {
-            f.record(l.record);
+            f.record(l.record), f.record(l.own_record);
             for (dt_matrix* m : {&l.qkv, &l.key_up, &l.value_up, &l.out}) f.matrix(*m);
             for (dt_span* s : {&l.attention_norm, &l.latent_norm, &l.mlp_norm, &l.router, &l.own_mlps}) f.span(*s);
         }

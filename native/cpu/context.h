@@ -89,7 +89,7 @@ int num_wanted(int tokens, const Choices& choices);
 // Where the records of a layer lie, as long as its form says. `own` are those that every token takes, with weight 1, behind the
 // last of its experts.
 struct Records {
-    const dt_record& form;
+    const dt_record& form;  // of all of them
     const uint64_t* table;  // 0 where an expert is absent
     int num_experts;
     const uint64_t* own;

@@ -58,7 +58,8 @@ typedef struct {
 } dt_table;
 
 typedef struct {
-    dt_record record; /* of the routed and shared experts, or of a dense layer's one MLP */
+    dt_record record;     /* of the routed experts; in a dense layer as `own_record` */
+    dt_record own_record; /* of `own_mlps`; may be of another precision */
     dt_matrix qkv;      /* C to [q_nope | q_rope, k_rope | latent], rotary halves apart */
     dt_matrix key_up;   /* per head: nope to latent */
     dt_matrix value_up; /* per head: latent to value */

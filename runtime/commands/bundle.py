@@ -140,6 +140,7 @@ def _page(content: dict[str, Any]) -> str:
             f"{generation['max_turns'] or 'all'} turns in sight",
         ),
         ("experts", f"{experts['records']} records, {_size(experts['bytes'])}"),
+        *_calibration(content["calibration"]),
         ("signature", _signature(content["signature"])),
         ("licences", ", ".join(f"{part}: {name}" for part, name in content["licences"].items())),
         ("size", f"{_size(content['bytes'])} in {len(content['files'])} files"),
@@ -147,6 +148,38 @@ def _page(content: dict[str, Any]) -> str:
     largest = sorted(content["files"].items(), key=lambda item: -item[1])
     lines += [("", f"{_size(num_bytes):>9}  {name}") for name, num_bytes in largest]
     return "\n".join(f"{name:12}{value}" for name, value in lines)
+
+
+def _calibration(found: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """How the experts were quantised and what the accuracy gate found."""
+    if found is None:
+        return [("calibration", "none: experts are rounded to nearest")]
+    lines = [
+        (
+            "calibration",
+            f"{found['method']}, {found['utterances']} utterances of {found['corpus']}; "
+            f"{found['forced']} of {found['experts']} experts topped up, {found['below_floor']} "
+            f"below {found['floor']} routed tokens; relative error {found['error']:.4f}",
+        )
+    ]
+    if paging := found["paging"]:
+        gains = ", ".join(
+            f"{pool:.0%}: {plain:.1%} to {measured:.1%}"
+            for pool, plain, measured in zip(
+                paging["pools"], paging["phased"], paging["measured"], strict=True
+            )
+        )
+        used = "used" if paging["used"] else "not used"
+        lines.append(("paging", f"hits by replay with measured routes, {gains}; {used}"))
+    gate = found["gate"]
+    if gate is None:
+        return [*lines, ("gate", "not run")]
+    said = [
+        f"{name} {measure['value']:.4g}"
+        for name, measure in gate["measures"].items()
+        if measure["value"] is not None and measure["limit"] is not None
+    ]
+    return [*lines, ("gate", f"passed on {gate['utterances']} utterances: {', '.join(said)}")]
 
 
 def _size(num_bytes: float) -> str:

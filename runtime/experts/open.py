@@ -16,13 +16,14 @@ from deeptalk_edge.bundle.arrays import read_arrays
 from deeptalk_edge.bundle.manifest import GATES
 from deeptalk_edge.bundle.memory import pool_slots, slot_bytes
 from deeptalk_edge.bundle.reader import Bundle
+from deeptalk_edge.bundle.routing import ROUTING, read_routing
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.runtime.experts.degrade import Degrade, DegradeSettings
 from deeptalk_edge.runtime.experts.look_ahead import LookAhead, folded_gates
 from deeptalk_edge.runtime.experts.paged import PagedExperts, float32_record
 from deeptalk_edge.runtime.experts.pager import ExpertPager
 from deeptalk_edge.runtime.experts.pager_settings import PagerSettings
-from deeptalk_edge.runtime.experts.policy import POLICIES
+from deeptalk_edge.runtime.experts.policy import POLICIES, Profile
 from deeptalk_edge.runtime.experts.pool import CpuPool
 from deeptalk_edge.runtime.experts.record_file import RecordFile
 from deeptalk_edge.runtime.experts.routes import RouteRecorder, Routes
@@ -83,7 +84,7 @@ def open_pager(bundle: Bundle, settings: PagingSettings) -> ExpertPager:
         records,
         source,
         pool,
-        POLICIES[settings.policy](len(records), decoder.num_experts, None),
+        POLICIES[settings.policy](len(records), decoder.num_experts, _measured(bundle)),
         settings.pager,
     )
     pager.rest()
@@ -98,6 +99,7 @@ def paged_experts(
     Raises SettingsError if the settings need the routers and the bundle lacks them.
     """
     decoder = bundle.manifest.model.decoder
+    layers = decoder.moe_layers
     look_ahead = degrade = None
     gates, norms = _routers(bundle) if GATES in bundle.manifest.files else ({}, {})
     if settings.look_ahead and gates:
@@ -110,7 +112,7 @@ def paged_experts(
         degrade = Degrade(settings.degrade, gates)
     return PagedExperts(
         pager or open_pager(bundle, settings),
-        float32_record(bundle.manifest.record_format),
+        {layer: float32_record(bundle.manifest.record_format_of(layer)) for layer in layers},
         look_ahead=look_ahead,
         degrade=degrade,
         is_shared=pager is not None,
@@ -128,6 +130,19 @@ def recorded_routes(bundle: Bundle, recorder: RouteRecorder) -> Routes:
         passes=recorder.passes,
         source=f"checkpoint {bundle.manifest.checkpoint.name}, {num_turns} turns",
     )
+
+
+def _measured(bundle: Bundle) -> Profile | None:
+    """What a calibration counted, where that was worth it on turns held out.
+
+    Raises ArtifactError if the file does not fit the model.
+    """
+    calibration = bundle.manifest.calibration
+    if calibration is None or calibration.paging is None or not calibration.paging.used:
+        return None
+    routing = read_routing(bundle.file(ROUTING), bundle.manifest.model.decoder)
+    listen, speak = (share.astype(np.float64) for share in (routing.listen, routing.speak))
+    return Profile(listen, speak, routing.succession)
 
 
 def _routers(bundle: Bundle) -> tuple[dict[int, Array], dict[int, Array]]:

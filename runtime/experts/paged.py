@@ -8,7 +8,7 @@ ONNX Runtime's side of it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from itertools import chain
 from typing import Any, Protocol
@@ -38,7 +38,7 @@ def float32_record(form: RecordFormat) -> ReadRecord:
     is stored as anything else."""
 
     def read(record: NDArray[np.uint8]) -> ExpertWeights:
-        stored = form.unpack(record)
+        stored = form.unpack(record[: form.record_bytes])  # a slot may be larger
         if form.dtype == "float32":
             return ExpertWeights(stored.gate_up, stored.down)
         return ExpertWeights(*form.dequantise(stored))
@@ -52,7 +52,7 @@ class PagedExperts:
     def __init__(
         self,
         pager: ExpertPager,
-        read_record: ReadRecord,
+        read_record: ReadRecord | Mapping[int, ReadRecord],
         *,
         look_ahead: LookAhead | None = None,
         recorder: RouteRecorder | None = None,
@@ -107,10 +107,15 @@ class PagedExperts:
 
         A degrading source changes ids and weights in place.
         """
+        read_record = (
+            self._read_record[layer]
+            if isinstance(self._read_record, Mapping)
+            else self._read_record
+        )
         with closing(self._leases(layer, ids, weights, normed)) as leases:
             for lease, _ in leases:
                 yield (
-                    (expert, self._read_record(self._memory[slot]))
+                    (expert, read_record(self._memory[slot]))
                     for expert, slot in lease.slots.items()
                 )
 
@@ -135,7 +140,7 @@ class PagedExperts:
         if self._look_ahead and (self.recorder or not self._pager.has_all):
             predicted = self._look_ahead.predict(layer, normed)
         if self.recorder:
-            self.recorder.routed(layer, ids, weights, predicted)
+            self.recorder.routed(layer, ids, weights, predicted, normed)
         chosen = ids
         if self._degrade:
             resident = self._pager.addresses(layer) != 0

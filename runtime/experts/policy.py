@@ -35,6 +35,7 @@ _FRESH = 0.5  # of a last use's worth, likewise
 _ALWAYS = 2.0  # the worth of an expert that is always chosen
 _PRIOR = 0.5  # offline counts are trusted by half
 _LISTEN_WORTH = 0.5
+_NEXT_WORTH = 0.6  # of an expert that surely follows what its layer chose last
 _LISTEN_FLOOR = 0.02  # rarer experts are not worth a sweep
 _TURN_WEIGHT = 0.2  # of the newest question in what questions use
 
@@ -151,6 +152,9 @@ class Profile:
     speak: NDArray[np.float64]
     """Share of the decode steps that choose it."""
 
+    succession: NDArray[np.float32] | None = None
+    """(L, E, E): how likely j is chosen in the step after one that chose i."""
+
 
 class Phased:
     """Decoding's uses first; before and during a prefill, the question's experts."""
@@ -160,6 +164,8 @@ class Phased:
         self._uses = Decayed(num_keys, num_experts)
         self._speak = np.zeros(num_keys) if profile is None else profile.speak.ravel() * _PRIOR
         self._listen = None if profile is None else profile.listen.ravel().copy()
+        self._succession = None if profile is None else profile.succession
+        self._next = np.zeros(num_keys)  # how likely each is in its layer's next step
         self._touched = np.zeros(num_keys, np.bool_)
         self._phase = Phase.IDLE
         self._row = -1  # of the layer routed last; -1: the whole stack is ahead
@@ -178,12 +184,19 @@ class Phased:
             self._touched[list(keys)] = True
         else:
             self._uses.use(keys)
+            if self._succession is not None:
+                first = self._row * self._num_experts
+                chosen = [key - first for key in keys]
+                likely = self._succession[self._row, chosen].max(axis=0)
+                self._next[first : first + self._num_experts] = _NEXT_WORTH * likely
 
     def worth(self, keys: Keys) -> Worths:
         rows = keys // self._num_experts
         num_rows = self._num_keys // self._num_experts
         steps_ahead = (rows - self._row - 1) % num_rows
         worth: Worths = self._uses.worth(keys) + self._speak[keys] - 1e-5 * steps_ahead
+        if self._succession is not None:
+            worth += self._next[keys]
         if self._listen is not None and self._phase in (Phase.LISTENING, Phase.THINKING):
             listen = self._listen[keys]
             worth += np.where((rows > self._row) & (listen > _LISTEN_FLOOR), listen, 0.0) * (

@@ -178,9 +178,17 @@ class RouteRecorder:
         self.passes.append(Pass(phase, self._turn, len(modality)))
 
     def routed(
-        self, layer: int, ids: Ids, weights: NDArray[np.float32], predicted: Ids | None
+        self,
+        layer: int,
+        ids: Ids,
+        weights: NDArray[np.float32],
+        predicted: Ids | None,
+        normed: NDArray[np.float32] | None = None,
     ) -> None:
-        """One layer chose experts (N, k) for all rows of the pass, or for the last N of them."""
+        """One layer chose experts (N, k) for all rows of the pass, or for the last N of them.
+
+        `normed` (N, C) is what the experts are given; an observer may want it.
+        """
         if predicted is None:
             predicted = np.empty((0, ids.shape[1]), np.int64)
         modality = self._modality[len(self._modality) - len(ids) :]

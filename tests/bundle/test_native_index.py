@@ -17,6 +17,7 @@ from deeptalk_edge.bundle.native_index import (
     VectorPlace,
     expected_arrays,
     own_mlp_form,
+    own_records,
     read_native_index,
     write_native_index,
 )
@@ -24,6 +25,7 @@ from deeptalk_edge.errors import ArtifactError
 from tests.specs import PLAIN
 
 RECORDS = RecordFormat(dtype="int4", group=32, width=64, ffn_width=32)
+OWN = own_records(RECORDS)
 
 
 def laid_out() -> tuple[dict[str, Place], int]:
@@ -38,9 +40,9 @@ def laid_out() -> tuple[dict[str, Place], int]:
             matrix = {"rows": 10, "columns": 64, "group": 32}
             places[name] = MatrixPlace(offset=start, scales_offset=later, **matrix)
         else:
-            form = own_mlp_form(PLAIN.decoder, int(name.split(".")[1]), RECORDS)
+            form = own_mlp_form(PLAIN.decoder, int(name.split(".")[1]), OWN)
             places[name] = MlpPlace(offset=start, ffn_width=form.ffn_width)
-        extents = list(places[name].extents(RECORDS))
+        extents = list(places[name].extents(OWN))
         end = -(-max(offset + size for _, offset, size in extents) // ALIGN_BYTES) * ALIGN_BYTES
     return places, max(offset + size for _, offset, size in extents)
 
@@ -55,7 +57,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def read(path: Path, file_bytes: int = FILE_BYTES) -> dict[str, Place]:
-    return read_native_index(path, RECORDS, PLAIN, file_bytes)
+    return read_native_index(path, RECORDS, PLAIN, file_bytes)[0]
 
 
 def test_what_was_written_is_read(path: Path) -> None:

@@ -113,7 +113,9 @@ class NativeEngine(CachedEngine[NativeCache]):
         manifest = bundle.manifest
         self._spec = manifest.model
         decoder, vocabulary = self._spec.decoder, self._spec.vocabulary
-        self._weights = NativeWeights(bundle.path, manifest.record_format, self._spec)
+        self._weights = NativeWeights(
+            bundle.path, manifest.record_format, self._spec, manifest.record_format_of
+        )
         super().__init__(
             NativeCache(
                 num_layers=decoder.num_layers,

@@ -106,6 +106,7 @@ class Layer(Structure):
 
     _fields_ = (
         ("record", Record),
+        ("own_record", Record),
         *((name, Matrix) for name in ("qkv", "key_up", "value_up", "out")),
         *((name, Span) for name in ("attention_norm", "latent_norm", "mlp_norm")),
         *((name, Span) for name in ("router", "own_mlps")),

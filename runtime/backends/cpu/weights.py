@@ -6,6 +6,7 @@ that size, cut out of the file's bytes, and they check their shapes against the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,15 @@ def decoder_sizes(
 class NativeWeights:
     """native.bin in huge pages. What it hands out points into it: keep it as long."""
 
-    def __init__(self, directory: Path, records: RecordFormat, spec: ModelSpec) -> None:
-        """Read all of it.
+    def __init__(
+        self,
+        directory: Path,
+        records: RecordFormat,
+        spec: ModelSpec,
+        record_of_layer: Callable[[int], RecordFormat] | None = None,
+    ) -> None:
+        """Read all of it. `records` is the form of routed experts where `record_of_layer` names no
+        other.
 
         Raises ArtifactError if it is missing, damaged, of another format, or made for another model
         or other expert records.
@@ -88,8 +96,11 @@ class NativeWeights:
         if not path.is_file():
             raise ArtifactError(f"{path}: no such file; copy the bundle again")
         file_bytes = path.stat().st_size
-        self._spec, self._records = spec, records
-        self._places = read_native_index(directory / NATIVE_INDEX, records, spec, file_bytes)
+        self._spec = spec
+        self._record_of_layer = record_of_layer or (lambda layer: records)
+        self._places, self._own = read_native_index(
+            directory / NATIVE_INDEX, records, spec, file_bytes
+        )
         self._bytes = huge_array(file_bytes)
         read_into(path, 0, self._bytes)
         self._frequencies = np.array(spec.decoder.rope_frequencies(), np.float32)
@@ -117,8 +128,10 @@ class NativeWeights:
         num_mlps = decoder.num_shared_experts if routes else 1
         mlps = (Span * num_mlps)(*(self._array(f"{name}.mlp.{i}") for i in range(num_mlps)))
         self._own_mlps.append(mlps)
+        own = own_mlp_form(decoder, layer, self._own)
         return Layer(
-            record=record_of(own_mlp_form(decoder, layer, self._records)),
+            record=record_of(self._record_of_layer(layer) if routes else own),
+            own_record=record_of(own),
             qkv=self._matrix(f"{name}.qkv"),
             key_up=self._matrix(f"{name}.key_up"),
             value_up=self._matrix(f"{name}.value_up"),
@@ -141,7 +154,7 @@ class NativeWeights:
         return array
 
     def _arrays(self, name: str) -> list[Span]:
-        extents = self._places[name].extents(self._records)
+        extents = self._places[name].extents(self._own)
         return [span(self._bytes[offset : offset + size]) for _, offset, size in extents]
 
 

@@ -89,6 +89,12 @@ class OrtEngine(CachedEngine[KvCache]):
         self._steps = {items: self._pass(items, 1) for items in (1, 2)}
 
     @while_open
+    def latents(self, layer: int) -> Array:
+        """What a layer caches of the rows so far, (P, B, latent + rope): a view, valid until the
+        next call."""
+        return self._cache.past(layer)[1:]
+
+    @while_open
     def prefill(self, rows: Ids, features: Array, audio_mask: NDArray[np.bool_]) -> None:
         self._check_prompt(features, audio_mask)
         self._cache.ahead(0, len(rows))  # refuse all of it rather than the end of it

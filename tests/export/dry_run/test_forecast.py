@@ -26,7 +26,7 @@ from deeptalk_edge.export.dry_run.forecast import plan_export
 from deeptalk_edge.export.graphs.codec import CodecNoise, export_codec
 from deeptalk_edge.export.graphs.decoder import export_embed_and_head, export_segments
 from deeptalk_edge.export.graphs.encoder import export_encoder
-from deeptalk_edge.export.packed.experts import EXPERTS_FILE, write_experts
+from deeptalk_edge.export.packed.experts import EXPERTS_FILE, RoundedExperts, write_experts
 from deeptalk_edge.model.spec import CodecSpec, ModelSpec
 from deeptalk_edge.runtime.backends.cpu.library import NativeContext
 from tests.export.checkpoints import (
@@ -146,7 +146,8 @@ def test_experts_take_what_their_records_take(precision: str, tmp_path: Path) ->
     no_audio: list[list[int]] = [[] for _ in spec.decoder.moe_layers]
     records = record_format(spec, profile)
     path = tmp_path / EXPERTS_FILE
-    write_experts(checkpoint, records, no_audio, path, lambda layer, records: None)
+    source = RoundedExperts(checkpoint, records)
+    write_experts(spec.decoder, source, no_audio, path, lambda layer, records: None)
     assert _size(spec, profile, EXPERTS_FILE) == path.stat().st_size
 
 

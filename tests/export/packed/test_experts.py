@@ -13,9 +13,10 @@ import pytest
 from numpy.typing import NDArray
 
 from deeptalk_edge.bundle.expert_record import ExpertDtype, ExpertRecord, RecordFormat
+from deeptalk_edge.checkpoint.expert_split import read_audio_experts
 from deeptalk_edge.checkpoint.reader import Checkpoint
 from deeptalk_edge.errors import ArtifactError
-from deeptalk_edge.export.packed.experts import read_audio_experts, write_experts
+from deeptalk_edge.export.packed.experts import RoundedExperts, write_experts
 from deeptalk_edge.runtime.experts.paged import float32_record
 from tests.export.checkpoints import Written, edit_config, write_checkpoint
 from tests.specs import PLAIN
@@ -127,7 +128,8 @@ def _write(
     done: Sequence[ExpertRecord] = (),
 ) -> list[ExpertRecord]:
     path = directory / "experts.bin"
-    return write_experts(Checkpoint.open(place), records, AUDIO, path, layer_done, done=done)
+    source = RoundedExperts(Checkpoint.open(place), records)
+    return write_experts(SPEC, source, AUDIO, path, layer_done, done=done)
 
 
 def _weight(written: Written, layer: int, expert: int, part: str) -> Array:

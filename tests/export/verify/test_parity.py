@@ -25,7 +25,7 @@ from deeptalk_edge.export.graphs.encoder import export_encoder
 from deeptalk_edge.export.graphs.layers import Dense
 from deeptalk_edge.export.graphs.moe_operators import rewrite_native
 from deeptalk_edge.export.graphs.step import StepSettings, export_step
-from deeptalk_edge.export.packed.experts import write_experts
+from deeptalk_edge.export.packed.experts import RoundedExperts, write_experts
 from deeptalk_edge.export.verify.golden import golden_inputs, golden_outputs
 from deeptalk_edge.export.verify.parity import (
     MEDIAN_ROW,
@@ -85,7 +85,8 @@ class Small:
         rewrite_native(place / "step.onnx", place / "step_native.onnx")
         audio: list[list[int]] = [[1, 3] for _ in spec.moe_layers]
         path = place / "experts.bin"
-        written = write_experts(checkpoint, records, audio, path, lambda layer, done: None)
+        source = RoundedExperts(checkpoint, records)
+        written = write_experts(spec, source, audio, path, lambda layer, done: None)
         if spoil:
             rewrite_experts(path, records, spoil)
         parts = dict.fromkeys(("encoder", "kv_cache", "head", "codec"), precision)

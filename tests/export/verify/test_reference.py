@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from deeptalk_edge.bundle.expert_record import RecordFormat
 from deeptalk_edge.checkpoint.reader import Checkpoint
+from deeptalk_edge.export.packed.experts import RoundedExperts
 from deeptalk_edge.export.verify.codec_reference import decode_codes
 from deeptalk_edge.export.verify.reference import Reference
 from deeptalk_edge.model.spec import CodecSpec, ModelSpec
@@ -32,7 +33,8 @@ NUM_ROWS = 9
 def test_it_is_the_model(spec: ModelSpec, tmp_path: Path) -> None:
     model = write_checkpoint(tmp_path / "checkpoint", spec).model
     records = RecordFormat(dtype="float32", width=64, ffn_width=64)
-    reference = Reference(Checkpoint.open(tmp_path / "checkpoint"), records)
+    checkpoint = Checkpoint.open(tmp_path / "checkpoint")
+    reference = Reference(checkpoint, RoundedExperts(checkpoint, records))
     generator = torch.Generator().manual_seed(0)
     encoder = spec.encoder
     log_mel = torch.randn(encoder.num_mel_bins, 2 * encoder.max_frames, generator=generator)

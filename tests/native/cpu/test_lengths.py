@@ -52,6 +52,7 @@ class Decoder:
         qkv_rows = HEADS * NOPE + (HEADS + 1) * ROPE + LATENT
         self.layer = Layer(
             record=record_of(RECORD),
+            own_record=record_of(RECORD),
             qkv=self._matrix(qkv_rows, WIDTH),
             key_up=self._matrix(HEADS * LATENT, NOPE),
             value_up=self._matrix(HEADS * VALUE, LATENT),

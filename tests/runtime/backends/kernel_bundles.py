@@ -21,7 +21,7 @@ from deeptalk_edge.calibration.quantise import quantise_int4, quantise_int8
 from deeptalk_edge.checkpoint.reader import EMBEDDING, HEAD, Checkpoint
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
 from deeptalk_edge.export.packed.cpu_weights import NativePrecision, write_native_weights
-from deeptalk_edge.export.packed.experts import write_experts
+from deeptalk_edge.export.packed.experts import RoundedExperts, write_experts
 from deeptalk_edge.model.spec import DecoderSpec
 
 Array = NDArray[np.float32]
@@ -46,7 +46,8 @@ def write_bundles(
     source = Checkpoint.open(rounded)
     experts = reference.path / "native_experts.bin"
     no_audio: list[list[int]] = [[] for _ in spec.moe_layers]
-    written = write_experts(source, records, no_audio, experts, lambda *_: None)
+    rounding = RoundedExperts(source, records)
+    written = write_experts(spec, rounding, no_audio, experts, lambda *_: None)
     precision = NativePrecision(matrix_group=group, table_group=group)
     write_native_weights(source, records, precision, reference.path)
     manifest = dataclasses.replace(
@@ -64,10 +65,9 @@ def _rounded(name: str, tensor: Array, spec: DecoderSpec, group: int | None) -> 
         return np.concatenate([key, _through(value, group)], axis=1).reshape(tensor.shape)
     if "shared_experts.down_proj" in name:  # cut into records
         parts = np.split(tensor, spec.num_shared_experts, axis=1)
-        return np.concatenate([_through(part, group) for part in parts], axis=1)
-    if name.endswith("mlp.down_proj.weight") and group:  # a dense layer's record ends with zeros
-        padded = np.pad(tensor, ((0, 0), (0, -tensor.shape[1] % group)))
-        return _through(padded, group)[:, : tensor.shape[1]]
+        return np.concatenate([_through(part, None) for part in parts], axis=1)
+    if ".mlp." in name and ".experts." not in name:  # every token takes it: always int8
+        group = None
     is_matrix = name in (EMBEDDING, HEAD) or ("_proj" in name and ".layers." in name)
     is_ours = "audio_encoder" not in name and "projector" not in name
     return _through(tensor, group) if is_matrix and is_ours else tensor

@@ -1,0 +1,307 @@
+"""`deeptalk-edge calibrate CHECKPOINT --utterances DIR -o TABLE`: measure, quantise, prove.
+
+A checkpoint is enough. The float bundle that is observed, and the quantised one that the gate asks,
+are exported by child processes of this command (`export` is a layer above, and a bundle is made in
+one way only); `--bundle` spares the first where a float bundle is at hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # loading these takes longer than `--help` may
+    from deeptalk_edge.bundle.reader import Bundle
+    from deeptalk_edge.calibration.calibrate import Findings
+    from deeptalk_edge.calibration.corpus import Corpus
+    from deeptalk_edge.calibration.layer import Method
+    from deeptalk_edge.devices.profile import DeviceProfile
+    from deeptalk_edge.model.spec import ModelSpec
+
+log = logging.getLogger(__name__)
+
+_METHODS = ("rtn", "mse", "awq", "gptq", "smoothquant")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of `calibrate`."""
+    parser.add_argument("checkpoint", type=Path, help="a directory in the official layout")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="TABLE")
+    parser.add_argument(
+        "--utterances",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="WAVs, dialogues (.json) and texts (.txt), or folders of them (default: a few made "
+        "here, enough for a trial)",
+    )
+    parser.add_argument(
+        "--device",
+        default="cpu-int8",
+        metavar="DEVICE",
+        help="a profile's name or TOML (default: cpu-int8)",
+    )
+    parser.add_argument(
+        "--precision",
+        action="append",
+        default=[],
+        metavar="PART=DTYPE",
+        help="instead of the device's: experts=int8, experts=int4:32; repeatable",
+    )
+    parser.add_argument(
+        "--method",
+        choices=_METHODS,
+        help="how scales are chosen (default: gptq for int4 experts, mse for int8)",
+    )
+    parser.add_argument(
+        "--budget",
+        metavar="SIZE",
+        help="bytes of the whole bundle, such as 5.2GB: precision is chosen by layer to meet it",
+    )
+    parser.add_argument(
+        "--bundle", type=Path, help="a float bundle of the checkpoint (--device cpu)"
+    )
+    parser.add_argument(
+        "--most-utterances", type=int, default=128, metavar="N", help="at most so many (128)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of every choice (default 0)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    parser.add_argument(
+        "--threshold", type=int, help="tokens below which an expert is topped up (256)"
+    )
+    parser.add_argument(
+        "--floor", type=int, help="routed tokens below which an expert fails the run (32)"
+    )
+    parser.add_argument("--no-gate", action="store_true", help="leave the accuracy gate out")
+    parser.add_argument("--json", action="store_true", help="the report as JSON on stdout")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Calibrate; returns 1 if the accuracy gate failed. The table then says so, and `export`
+    refuses it.
+
+    Raises EdgeError if the checkpoint, the corpus or the place cannot be used, or the corpus does
+    not cover the experts.
+    """
+    from deeptalk_edge.calibration.table import TABLE_FILES
+    from deeptalk_edge.devices.profile import load_profile
+    from deeptalk_edge.files import staged_directory
+
+    profile = load_profile(args.device)
+    if args.precision:
+        profile = profile.with_precision(args.precision)
+    corpus = _corpus(args)
+    for file, reason in corpus.refused.items():
+        log.warning("%s: left out: %s", file, reason)
+    with (
+        staged_directory(args.output, replaces=TABLE_FILES) as staging,
+        tempfile.TemporaryDirectory(prefix="deeptalk-calibrate-") as scratch,
+        _float_bundle(args, Path(scratch)) as reference,
+    ):
+        found = _calibrated(args, profile, corpus, reference, staging)
+        if not args.no_gate:
+            found = _gated(args, profile, found, reference, staging, Path(scratch))
+        found = _reported(found, staging)
+    _say(found, args)
+    gate = found.table.calibration.gate
+    return 0 if gate is None or gate.passed else 1
+
+
+def _corpus(args: argparse.Namespace) -> Corpus:
+    from deeptalk_edge.calibration.corpus import default_corpus, read_corpus
+    from deeptalk_edge.calibration.default_voice import spoken_defaults
+
+    if args.utterances:
+        return read_corpus(args.utterances, most=args.most_utterances, seed=args.seed)
+    log.warning("no --utterances: a few questions made here; a product needs its users' own")
+    return default_corpus(spoken_defaults(), most=args.most_utterances, seed=args.seed)
+
+
+@contextmanager
+def _float_bundle(args: argparse.Namespace, scratch: Path) -> Iterator[Bundle]:
+    from deeptalk_edge.bundle.reader import Bundle
+
+    if args.bundle is None:
+        _export([str(args.checkpoint), "--device", "cpu", "-o", str(scratch / "float")])
+    yield Bundle.open(args.bundle or scratch / "float")
+
+
+def _calibrated(
+    args: argparse.Namespace,
+    profile: DeviceProfile,
+    corpus: Corpus,
+    reference: Bundle,
+    staging: Path,
+) -> Findings:
+    from deeptalk_edge.bundle.manifest import Origin
+    from deeptalk_edge.calibration.budget import parse_bytes
+    from deeptalk_edge.calibration.calibrate import CalibrateSettings, calibrate
+    from deeptalk_edge.calibration.coverage import FLOOR, THRESHOLD
+    from deeptalk_edge.calibration.precision import chosen_forms, forms_within
+    from deeptalk_edge.checkpoint.expert_split import read_audio_experts
+    from deeptalk_edge.checkpoint.hashes import FileHashes
+    from deeptalk_edge.checkpoint.reader import Checkpoint
+
+    checkpoint = Checkpoint.open(args.checkpoint)
+    audio = read_audio_experts(args.checkpoint, checkpoint.spec.decoder)
+    threshold = THRESHOLD if args.threshold is None else args.threshold
+    forms: Any = chosen_forms(checkpoint.spec, profile)
+    budget_bytes = parse_bytes(args.budget) if args.budget else None
+    if budget_bytes is not None:
+        fixed_bytes = _fixed_bytes(args, checkpoint.spec)
+        forms = partial(
+            forms_within,
+            checkpoint,
+            audio,
+            fixed_bytes=fixed_bytes,
+            budget_bytes=budget_bytes,
+            threshold=threshold,
+        )
+    method: Method = args.method or ("gptq" if profile.precision.experts == "int4" else "mse")
+    settings = CalibrateSettings(
+        method=method,
+        threshold=threshold,
+        budget_bytes=budget_bytes,
+        floor=FLOOR if args.floor is None else args.floor,
+        seed=args.seed,
+        threads=args.threads,
+    )
+    origin = Origin(
+        name=args.checkpoint.resolve().name, sha256=FileHashes().of_weights(args.checkpoint)
+    )
+    with _bar() as show:
+        return calibrate(
+            checkpoint, origin, audio, reference, corpus, profile, forms, staging, settings, show
+        )
+
+
+def _gated(
+    args: argparse.Namespace,
+    profile: DeviceProfile,
+    found: Findings,
+    reference: Bundle,
+    staging: Path,
+    scratch: Path,
+) -> Findings:
+    """Export the table, ask the bundle what was held out, and write the gate into the table."""
+    from dataclasses import replace
+
+    from deeptalk_edge.bundle.reader import Bundle
+    from deeptalk_edge.calibration.gate import run_gate
+    from deeptalk_edge.calibration.table import write_table
+
+    place = scratch / "candidate"
+    cache = profile.precision.kv_cache if profile.backend == "cpu" else "bfloat16"
+    arguments = ["--device", "cpu-int8", "--precision", f"kv_cache={cache}"]
+    _export([str(args.checkpoint), *arguments, "--table", str(staging), "-o", str(place)])
+    with _bar() as show:
+        gate = run_gate(
+            reference,
+            Bundle.open(place),
+            found.corpus.held_out,
+            profile.gate,
+            threads=args.threads,
+            seed=args.seed,
+            progress=lambda done, total: show("gate", done, total),
+        )
+    calibration = replace(found.table.calibration, gate=gate)
+    table = write_table(replace(found.table, calibration=calibration), staging)
+    return replace(found, table=table)
+
+
+def _reported(found: Findings, staging: Path) -> Findings:
+    from dataclasses import replace
+
+    from deeptalk_edge.calibration.calibrate import as_report
+    from deeptalk_edge.calibration.corpus import dumps
+    from deeptalk_edge.calibration.report_page import report_page
+    from deeptalk_edge.calibration.table import REPORT, REPORT_JSON, write_table
+    from deeptalk_edge.files import write_file
+
+    content = as_report(found)
+    write_file(staging / REPORT_JSON, dumps(content).encode())
+    write_file(staging / REPORT, report_page(found, content).encode())
+    return replace(found, table=write_table(found.table, staging))
+
+
+def _fixed_bytes(args: argparse.Namespace, spec: ModelSpec) -> int:
+    """Bytes of the bundle beside the routed experts, as the exporter plans them."""
+    from deeptalk_edge.bundle.routing import planned_bytes
+
+    flags = [f"--precision={flag}" for flag in args.precision]
+    planned = json.loads(
+        _export([str(args.checkpoint), "--device", args.device, *flags, "--dry-run", "--json"])
+    )
+    others = (file["bytes"] for file in planned["files"] if file["name"] != "experts.bin")
+    return int(sum(others)) + planned_bytes(spec.decoder)
+
+
+def _export(arguments: Sequence[str]) -> str:
+    """Run `deeptalk-edge export` in a process of its own; returns what it printed.
+
+    Raises ArtifactError with what it said if it fails.
+    """
+    from deeptalk_edge.errors import ArtifactError
+
+    command = [sys.executable, "-m", "deeptalk_edge.cli", "export", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = done.stderr.strip().removeprefix("deeptalk-edge: ") or f"code {done.returncode}"
+        raise ArtifactError(f"export {' '.join(arguments)} failed: {said}")
+    return done.stdout
+
+
+@contextmanager
+def _bar() -> Iterator[Any]:
+    from tqdm import tqdm
+
+    with tqdm(file=sys.stderr, leave=False, disable=None) as bar:
+
+        def show(step: str, done: int, total: int) -> None:
+            bar.total, bar.n = total, done
+            bar.set_description(step)
+
+        yield show
+
+
+def _say(found: Findings, args: argparse.Namespace) -> None:
+    from deeptalk_edge.calibration.calibrate import as_report
+    from deeptalk_edge.calibration.corpus import dumps
+
+    content = as_report(found)
+    if args.json:
+        print(dumps(content), end="")
+        return
+    calibration = found.table.calibration
+    print(f"{args.output}: {calibration.method}, {calibration.experts} experts")
+    for layer, entry in content["layers"].items():
+        print(
+            f"  layer {layer:>3} {entry['precision']:10}{entry['bytes'] / 1e6:9.2f} MB"
+            f"  error {entry['mean_error']:.4f}, worst {entry['worst_error']:.4f}"
+        )
+    print(
+        f"  coverage: least {content['coverage']['least_routed']} routed tokens, "
+        f"{calibration.forced} experts topped up, {calibration.below_floor} below "
+        f"{calibration.floor}"
+    )
+    gate = calibration.gate
+    if gate is None:
+        print("  gate: not run")
+        return
+    for name, measure in gate.measures.items():
+        if measure.value is None:
+            print(f"  {name:26} not measured: {measure.reason}")
+        elif measure.limit is not None:
+            sign = "<=" if measure.most else ">="
+            print(f"  {name:26}{measure.value:9.4f} {sign} {measure.limit:g}")
+    print(f"  gate: {'passed' if gate.passed else 'FAILED: ' + ', '.join(gate.failed)}")
