@@ -9,8 +9,10 @@ from deeptalk_edge.program import as_program
 
 BENCHES = {
     "answers": ("answers", "how fast a bundle answers here, and full-size SNAC"),
+    "calibration": ("calibration", "every quantiser on the tiny checkpoint, side by side"),
     "cpu": ("cpu.main", "our kernels at full width beside roofline and peers"),
     "end_of_turn": ("end_of_turn", "what the end-of-turn cues say of whole and broken questions"),
+    "expert_split": ("expert_split", "what choosing modality experts by hits or by mass costs"),
     "export_full": ("export_full", "the official size's step as an engine for RTX cards"),
     "export_memory": ("export_memory", "an export's memory by number of layers"),
     "forecast": ("forecast", "the planner's figures beside measured ones on this machine"),
@@ -18,6 +20,7 @@ BENCHES = {
     "full_size": ("full_size", "spoken questions to a model of the official size"),
     "gpu_check": ("gpu.backend", "the TensorRT backend on what this machine has, in three tiers"),
     "gpu_plans": ("gpu.plans", "small TensorRT-RTX plans for the GPU check, built without a GPU"),
+    "mutants": ("mutants.__main__", "one-line faults from a seed, and which of them tests catch"),
     "paging": ("paging.main", "expert paging at full size from this machine's disk"),
     "parity": ("parity", "a bundle's graphs beside the torch reference"),
     "same_as": ("same_as", "this checkout's answers and graphs beside another commit's"),
@@ -35,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     name, *flags = words or ["--help"]
     if name in ("-h", "--help"):
         print(f"{__doc__}\n")
-        print("\n".join(f"  {name:14}{summary}" for name, (_, summary) in BENCHES.items()))
+        print("\n".join(f"  {name:17}{summary}" for name, (_, summary) in BENCHES.items()))
         return 0
     if name not in BENCHES:
         print(f"bench: no {name}; there are {', '.join(BENCHES)}", file=sys.stderr)

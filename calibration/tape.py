@@ -52,6 +52,10 @@ class TapedEngine:
         self._note("prefill", rows.copy(), features.copy(), audio_mask.copy())
         self._engine.prefill(rows, features, audio_mask)
 
+    def feed(self, rows: Ids) -> None:
+        self._note("feed", rows.copy())
+        self._engine.feed(rows)
+
     def decode_step(self, rows: Ids) -> Logits:
         self._note("decode_step", rows.copy())
         return self._noted(self._engine.decode_step(rows))
