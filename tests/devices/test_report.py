@@ -170,3 +170,8 @@ def test_on_a_terminal_rich_draws_the_tables_and_without_it_they_are_plain(
     assert "━" in report_page.page(REPORT)
     monkeypatch.setitem(__import__("sys").modules, "rich.console", None)
     assert "━" not in report_page.page(REPORT)
+
+
+@pytest.mark.parametrize(("n", "p99"), [(99, None), (100, 98.01)])
+def test_p99_is_given_from_a_hundred_turns_on(n: int, p99: float | None) -> None:
+    assert distribution([float(value) for value in range(n)]).p99 == p99
