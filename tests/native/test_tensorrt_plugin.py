@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 
 from deeptalk_edge.bundle.expert_record import ExpertDtype, RecordFormat
+from deeptalk_edge.errors import BackendError
+from deeptalk_edge.runtime.backends.tensorrt.plugin import check_plugin
 from tests.plugin import build_plugin
 
 pytestmark = pytest.mark.slow
@@ -138,3 +140,11 @@ def test_the_plugin_links_no_tensorrt_and_no_shared_cuda(plugin: Path) -> None:
     ).stdout
     assert "libnvinfer" not in needed
     assert "libcudart" not in needed
+
+
+def test_the_plugin_says_for_which_gpus_it_was_built(plugin: Path) -> None:
+    """What the runtime asks before TensorRT loads it."""
+    for gpu in ("sm_86", "sm_89", "sm_120"):  # machine code; for later ones there is PTX
+        check_plugin(plugin, gpu)
+    with pytest.raises(BackendError, match="holds code for sm 86, this GPU is sm_80"):
+        check_plugin(plugin, "sm_80")
