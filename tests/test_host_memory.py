@@ -98,6 +98,10 @@ CASES = {
         group(V1_ROOT, 4 * GB, 4 * GB, active_file=1, total_active_file=GB, total_inactive_file=GB),
         2.0,
     ),
+    "the limit that slows a group down is below the one that kills": (
+        {**group(ROOT, 4 * GB, GB), f"{ROOT}/memory.high": 3 * GB},
+        2.0,
+    ),
     "over its limit": (group(ROOT, GB, 2 * GB), 0.0),
 }
 

@@ -30,7 +30,7 @@ def main() -> None:
         if done.returncode:
             sys.exit(done.returncode)
         staged.replace(kept)
-    shutil.copyfile(kept, arguments[target])
+    shutil.copy(kept, arguments[target])  # a program stays executable
 
 
 def _hash(compiler: str, arguments: list[str], target: int) -> str:

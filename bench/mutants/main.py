@@ -210,7 +210,3 @@ def _row_line(row: Row) -> str:
 def _say(args: argparse.Namespace, *lines: str) -> None:
     for line in lines:
         print(line, flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
