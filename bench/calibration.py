@@ -249,8 +249,8 @@ def full_width(num_tokens: int = 1024) -> dict[str, Any]:
     return rows
 
 
-_DEVICES = {"orin-nano-8gb": 9.0e9, "orin-nx-16gb": 12.0e9, "rtx-4060": 9.5e9}
-"""Profiles, and bytes of a bundle: for their disks, and for the 16 GB board its memory."""
+_DEVICES = {"orin-nano-8gb": 13.5e9, "orin-nx-16gb": 14.5e9, "rtx-4060": 13.5e9}
+"""Profiles, and bytes of a bundle on the disk: experts that do not fit the memory are paged."""
 
 
 def budgets() -> list[dict[str, Any]]:
