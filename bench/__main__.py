@@ -20,7 +20,7 @@ BENCHES = {
     "full_size": ("full_size", "spoken questions to a model of the official size"),
     "gpu_check": ("gpu.backend", "the TensorRT backend on what this machine has, in three tiers"),
     "gpu_plans": ("gpu.plans", "small TensorRT-RTX plans for the GPU check, built without a GPU"),
-    "mutants": ("mutants.__main__", "one-line faults from a seed, and which of them tests catch"),
+    "mutants": ("mutants.main", "one-line faults from a seed, and which of them tests catch"),
     "paging": ("paging.main", "expert paging at full size from this machine's disk"),
     "parity": ("parity", "a bundle's graphs beside the torch reference"),
     "same_as": ("same_as", "this checkout's answers and graphs beside another commit's"),
