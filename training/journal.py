@@ -19,6 +19,7 @@ from torch import Tensor
 
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.files import write_file
+from deeptalk_edge.report.page import Markup, heat_map, page, section, table, text
 from deeptalk_edge.training.expert_split import ExpertLoads
 
 JOURNAL = "journal.jsonl"
@@ -120,10 +121,6 @@ def _open_tensorboard(directory: Path) -> Any:
 # The page -----------------------------------------------------------------------------------------
 
 _WIDTH, _HEIGHT = 560, 160
-_STYLE = (
-    "<style>body{font:14px sans-serif;max-width:60em;margin:2em auto}"
-    "td,th{padding:.1em .6em;text-align:right}</style>"
-)
 _COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22")
 
 
@@ -136,24 +133,21 @@ def write_report(directory: Path, title: str) -> None:
     steps = [e for e in entries if e["kind"] == "step"]
     judged = [e for e in entries if e["kind"] == "evaluation"]
     routers = [e for e in entries if e["kind"] == "router"]
-    parts = [f"<h1>{escape(title)}</h1>"]
     names = dict.fromkeys(name for e in steps for name in e["losses"])
     lines = {n: [(e["step"], e["losses"].get(n)) for e in steps] for n in names}
-    parts.append("<h2>Losses</h2>" + line_chart(lines))
+    parts = [section("Losses", line_chart(lines))]
     if judged:
         scores = {"score": [(e["step"], e["score"]) for e in judged]}
-        parts.append("<h2>Evaluation</h2>" + line_chart(scores))
+        parts.append(section("Evaluation", line_chart(scores)))
     if steps:
         rates = {"samples a second": [(e["step"], e["samples_per_s"]) for e in steps]}
-        parts.append("<h2>Speed</h2>" + line_chart(rates))
+        parts.append(section("Speed", line_chart(rates)))
     if routers:
-        parts.append("<h2>Routers</h2>" + router_table(routers[-1]["facts"]))
-    head = f"<!doctype html><meta charset=utf-8><title>{escape(title)}</title>{_STYLE}"
-    page = head + "".join(parts) + "\n"
-    write_file(directory / REPORT, page.encode())
+        parts.append(section("Routers", *router_tables(routers[-1]["facts"])))
+    write_file(directory / REPORT, page(title, parts).encode())
 
 
-def line_chart(lines: Mapping[str, Sequence[tuple[float, float | None]]]) -> str:
+def line_chart(lines: Mapping[str, Sequence[tuple[float, float | None]]]) -> Markup:
     """Some lines over steps, as SVG; what is no number is left out."""
     kept = {
         name: [(x, y) for x, y in points if isinstance(y, (int, float)) and math.isfinite(y)]
@@ -161,7 +155,7 @@ def line_chart(lines: Mapping[str, Sequence[tuple[float, float | None]]]) -> str
     }
     everything = [point for points in kept.values() for point in points]
     if not everything:
-        return "<p>nothing yet</p>"
+        return text("nothing yet")
     last = max(x for x, _ in everything) or 1
     low, high = min(0.0, *(y for _, y in everything)), max(y for _, y in everything)
     span = (high - low) or 1.0
@@ -177,22 +171,28 @@ def line_chart(lines: Mapping[str, Sequence[tuple[float, float | None]]]) -> str
             f"{escape(name)} {points[-1][1] if points else ''!s:.6}</text>"
         )
     size = f'width="{_WIDTH + 180}" height="{max(_HEIGHT, 16 * len(kept)) + 4}"'
-    return f"<svg {size}>{''.join(drawn)}</svg><p>0 to step {last:g}; {low:.4g} to {high:.4g}</p>"
+    ends = f"0 to step {last:g}; {low:.4g} to {high:.4g}"
+    return Markup(f"<svg {size}>{''.join(drawn)}</svg><p>{ends}</p>")
 
 
-def router_table(facts: Sequence[Mapping[str, Any]]) -> str:
-    """Loads of every layer and modality as a heat map: darker is more."""
-    rows = []
-    for fact in facts:
-        most = max(fact["load"]) or 1.0
-        cells = "".join(
-            f'<td style="background:rgba(31,119,180,{load / most:.2f})" title="{load}">{i}</td>'
-            for i, load in enumerate(fact["load"])
-        )
-        dead = ", ".join(map(str, fact["dead"])) or "none"
-        rows.append(
-            f"<tr><td>{escape(fact['modality'])}</td><td>{fact['layer']}</td>"
-            f"<td>{fact['entropy']:.3f}</td><td>{dead}</td>{cells}</tr>"
-        )
-    head = "<tr><th>modality</th><th>MoE layer</th><th>entropy</th><th>dead</th></tr>"
-    return f"<table>{head}{''.join(rows)}</table>"
+def router_tables(
+    facts: Sequence[Mapping[str, Any]], split: Sequence[Sequence[int]] | None = None
+) -> list[Markup]:
+    """Loads of every layer and modality as a heat map, a split's audio experts starred; entropy and
+    dead experts as a table."""
+    names = [f"{fact['modality']}, MoE layer {fact['layer']}" for fact in facts]
+    num_experts = len(facts[0]["load"])
+    marked = [
+        (row, expert)
+        for row, fact in enumerate(facts)
+        for expert in (split[fact["layer"]] if split else ())
+    ]
+    rows = [(name, fact["load"]) for name, fact in zip(names, facts, strict=True)]
+    said = [
+        (name, fact["entropy"], ", ".join(map(str, fact["dead"])) or "none")
+        for name, fact in zip(names, facts, strict=True)
+    ]
+    return [
+        heat_map([str(i) for i in range(num_experts)], rows, low=0.25 / num_experts, marked=marked),
+        table(("", "entropy of the loads", "dead experts"), said),
+    ]

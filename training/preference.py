@@ -22,6 +22,8 @@ from deeptalk_edge.training.data.check import sources_of
 from deeptalk_edge.training.generate import Sampling
 from deeptalk_edge.training.tiny.scorer import GrammarRecogniser, normalise, score, words_grammar
 
+_LAST_WORD_ROWS = 6  # ids of the last word, EOS and EOT
+
 MAX_CODES = 1000
 """Longer winning answers are dropped, as the released loader does (12 s)."""
 
@@ -92,13 +94,22 @@ def pick(scored: Sequence[Scored], answer: str) -> tuple[Scored, Scored] | None:
     usable = [
         one
         for one in scored
-        if 0 < one.said.frames.size < MAX_CODES and normalise(one.said.text) == normalise(answer)
+        if 0 < one.said.frames.size < MAX_CODES
+        and normalise(one.said.text) == normalise(answer)
+        and _has_room(one.said)
     ]
     if len(usable) < 2:
         return None
     best = min(usable, key=lambda one: one.word_error_rate)
     worst = max(usable, key=lambda one: one.word_error_rate)
     return (best, worst) if worst.word_error_rate > best.word_error_rate else None
+
+
+def _has_room(said: Said) -> bool:
+    """Whether the speech is as long as its text: what ends too early cannot be trained on."""
+    num_rows = sum(said.frames.shape)  # the last codebook ends so many rows after the text began
+    last_word = said.word_frames[-1] if said.word_frames else 0
+    return num_rows > last_word + _LAST_WORD_ROWS
 
 
 def _line(question: str, answer: str, win: Scored, lose: Scored) -> dict[str, object]:

@@ -11,6 +11,8 @@ from torch import Tensor
 from deeptalk_edge.checkpoint.config import read_model_spec
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.files import check_output, write_file
+from deeptalk_edge.report.page import page as write_page
+from deeptalk_edge.report.page import section
 from deeptalk_edge.training.checkpoint import load_model
 from deeptalk_edge.training.data.check import sources_of
 from deeptalk_edge.training.data.dataset import (
@@ -28,7 +30,7 @@ from deeptalk_edge.training.expert_split import (
     split_experts,
 )
 from deeptalk_edge.training.items import Batch
-from deeptalk_edge.training.journal import router_facts, router_table
+from deeptalk_edge.training.journal import router_facts, router_tables
 from deeptalk_edge.training.stages.objective import encode_batch
 from deeptalk_edge.training.stages.run import count_loads
 
@@ -61,10 +63,10 @@ def split_checkpoint(
         raise SettingsError(str(error)) from error
     save_split(split, out)
     if page is not None:
-        facts = router_facts(loads)
-        table = "".join(f"<li>MoE layer {i}: {chosen}" for i, chosen in enumerate(split))
-        body = f"<h1>Audio experts</h1><ul>{table}</ul>{router_table(facts)}"
-        write_file(page, f"<!doctype html><meta charset=utf-8>{body}\n".encode())
+        parts = [
+            section("Loads, audio experts starred", *router_tables(router_facts(loads), split))
+        ]
+        write_file(page, write_page("Audio experts", parts).encode())
     return _table(split, audio, text)
 
 
