@@ -32,6 +32,7 @@ class TapedEngine:
     """An `Engine` that hands everything on, and notes it while `tape` is set."""
 
     def __init__(self, engine: Engine) -> None:
+        self._fed: Ids | None = None
         self._engine = engine
         self.tape: Tape | None = None
         self._kept = False
@@ -60,7 +61,13 @@ class TapedEngine:
         self._note("decode_step", rows.copy())
         return self._noted(self._engine.decode_step(rows))
 
+    def feed(self, rows: Ids) -> None:
+        """Left to `logits`, which then is a step; the next move of the cache forgets it."""
+        self._fed = rows
+
     def logits(self) -> Logits:
+        if self._fed is not None:
+            return self.decode_step(self._fed)
         self._note("logits")
         return self._noted(self._engine.logits())
 
@@ -92,6 +99,7 @@ class TapedEngine:
         self._engine.close()
 
     def _note(self, name: str, *arguments: Any) -> None:
+        self._fed = None
         if self.tape is not None:
             self.tape.calls.append((name, arguments))
 

@@ -37,7 +37,7 @@ def ask(bundle: Bundle, questions: Sequence[Path], *, interrupt: bool, **changes
     """Ask all of them in one conversation. With `interrupt`, every second answer is cut off after
     three pieces of sound, half of which were heard."""
     said = Spoken()
-    settings = replace(ConversationSettings.of(bundle), max_turns=3, **changes)
+    settings = replace(ConversationSettings.of(bundle), **changes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(turn, "Sampler", _spy(said))
         with Conversation(bundle, settings) as conversation:
@@ -55,7 +55,7 @@ def _ask_one(conversation: Conversation, path: Path, said: Spoken, *, cuts: bool
             break
     num_samples = sum(map(len, pcm))
     said.texts.append(answer.settle(num_samples // 2 if cuts else None))
-    said.sound.append(np.concatenate(pcm))
+    said.sound.append(np.concatenate([np.empty(0, np.float32), *pcm]))
     conversation.make_room()
 
 

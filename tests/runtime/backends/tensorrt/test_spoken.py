@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +16,11 @@ from tests.runtime.backends.tensorrt.emulation import gpu, tensorrt_module
 from tests.runtime.backends.tensorrt.spoken import QUESTIONS, Spoken, ask, largest_error
 
 
-def emulated(bundle: Bundle, folder: Path, count: int, *, mode: Mode, graphs: bool) -> Spoken:
+def emulated(
+    bundle: Bundle, folder: Path, count: int, *, mode: Mode, graphs: bool, **changes: Any
+) -> Spoken:
     with tensorrt_module(folder), gpu(mode=mode) as cuda:
-        said = ask(bundle, QUESTIONS[:count], interrupt=True, cuda_graphs=graphs)
+        said = ask(bundle, QUESTIONS[:count], interrupt=True, cuda_graphs=graphs, **changes)
     assert cuda.is_clean
     assert bool(cuda.calls["cudaGraphLaunch"]) is graphs
     return said
@@ -78,6 +81,11 @@ def test_the_command_line_answers_with_engines(
     assert out.stat().st_size > 2 * 24_000
 
 
+@pytest.fixture(scope="module")
+def on_ort_with_history(on_cpu: Bundle) -> Spoken:
+    return ask(on_cpu, QUESTIONS, interrupt=True, backend="ort", max_turns=3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["late", "eager"])
 @pytest.mark.parametrize("graphs", [True, False])
@@ -86,11 +94,11 @@ def test_the_full_matrix(
     form: str,
     mode: Mode,
     graphs: bool,
-    on_ort: Spoken,
+    on_ort_with_history: Spoken,
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
     bundle: Bundle = request.getfixturevalue(form)
-    said = emulated(bundle, tmp_path, 24, mode=mode, graphs=graphs)
-    assert said.tokens == on_ort.tokens
-    assert said.texts == on_ort.texts
+    said = emulated(bundle, tmp_path, 24, mode=mode, graphs=graphs, max_turns=3)
+    assert said.tokens == on_ort_with_history.tokens
+    assert said.texts == on_ort_with_history.texts
