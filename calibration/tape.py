@@ -35,6 +35,7 @@ class TapedEngine:
         self._engine = engine
         self.tape: Tape | None = None
         self._kept = False
+        self._pending: Ids | None = None  # fed, and not computed before `logits`
 
     @property
     def num_rows(self) -> int:
@@ -56,7 +57,12 @@ class TapedEngine:
         self._note("decode_step", rows.copy())
         return self._noted(self._engine.decode_step(rows))
 
+    def feed(self, rows: Ids) -> None:
+        self._pending = rows.copy()
+
     def logits(self) -> Logits:
+        if self._pending is not None:  # one call on the tape, as engines without a device make it
+            return self.decode_step(self._pending)
         self._note("logits")
         return self._noted(self._engine.logits())
 
@@ -88,6 +94,7 @@ class TapedEngine:
         self._engine.close()
 
     def _note(self, name: str, *arguments: Any) -> None:
+        self._pending = None  # every move of the cache forgets it
         if self.tape is not None:
             self.tape.calls.append((name, arguments))
 
