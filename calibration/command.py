@@ -292,7 +292,7 @@ def _say(found: Findings, args: argparse.Namespace) -> None:
     print(
         f"  coverage: least {content['coverage']['least_routed']} routed tokens, "
         f"{calibration.forced} experts topped up, {calibration.below_floor} below "
-        f"{calibration.floor}"
+        "the default floor"
     )
     gate = calibration.gate
     if gate is None:

@@ -32,10 +32,10 @@ class TapedEngine:
     """An `Engine` that hands everything on, and notes it while `tape` is set."""
 
     def __init__(self, engine: Engine) -> None:
-        self._fed: Ids | None = None
         self._engine = engine
         self.tape: Tape | None = None
         self._kept = False
+        self._pending: Ids | None = None  # fed, and not computed before `logits`
 
     @property
     def num_rows(self) -> int:
@@ -53,21 +53,16 @@ class TapedEngine:
         self._note("prefill", rows.copy(), features.copy(), audio_mask.copy())
         self._engine.prefill(rows, features, audio_mask)
 
-    def feed(self, rows: Ids) -> None:
-        self._note("feed", rows.copy())
-        self._engine.feed(rows)
-
     def decode_step(self, rows: Ids) -> Logits:
         self._note("decode_step", rows.copy())
         return self._noted(self._engine.decode_step(rows))
 
     def feed(self, rows: Ids) -> None:
-        """Left to `logits`, which then is a step; the next move of the cache forgets it."""
-        self._fed = rows
+        self._pending = rows.copy()
 
     def logits(self) -> Logits:
-        if self._fed is not None:
-            return self.decode_step(self._fed)
+        if self._pending is not None:  # one call on the tape, as engines without a device make it
+            return self.decode_step(self._pending)
         self._note("logits")
         return self._noted(self._engine.logits())
 
@@ -99,7 +94,7 @@ class TapedEngine:
         self._engine.close()
 
     def _note(self, name: str, *arguments: Any) -> None:
-        self._fed = None
+        self._pending = None  # every move of the cache forgets it
         if self.tape is not None:
             self.tape.calls.append((name, arguments))
 

@@ -85,7 +85,7 @@ class Calibration:
     forced: Count
     """Experts topped up with lent tokens."""
     below_floor: Count
-    """Experts under the floor of routed tokens; above 0 only where the user lowered the floor."""
+    """Experts under the default floor of 32 routed tokens; 0 unless the user lowered it."""
     floor: Count
     error: Annotated[float, Between(0, 1e9)]
     """Relative error of the experts' outputs on their tokens, the mean over all."""

@@ -159,7 +159,7 @@ def _calibration(found: dict[str, Any] | None) -> list[tuple[str, str]]:
             "calibration",
             f"{found['method']}, {found['utterances']} utterances of {found['corpus']}; "
             f"{found['forced']} of {found['experts']} experts topped up, {found['below_floor']} "
-            f"below {found['floor']} routed tokens; relative error {found['error']:.4f}",
+            f"below the default floor of routed tokens; relative error {found['error']:.4f}",
         )
     ]
     if paging := found["paging"]:

@@ -107,7 +107,7 @@ def test_a_field_that_cannot_be_is_refused_by_its_name(
         ("table", "rows", 0, r"rows = 0: expected 1 to"),
         ("table", "offset", 4, "offset = 4: expected a multiple of 64"),
         ("table", "scales_offset", FILE_BYTES // 64 * 64, "scales_offset = "),
-        ("layers.0.mlp.0", "ffn_width", 32, "ffn_width = 32: expected 64"),
+        ("layers.0.mlp.0", "ffn_width", 32, "ffn_width = 32: expected 48"),
         ("layers.1.mlp.0", "ffn_width", 64, "ffn_width = 64: expected 32"),
     ],
 )
