@@ -19,9 +19,10 @@ RESERVE_BYTES = 500_000_000
 """Left to the system and to what grows later."""
 
 _NULL_ROWS = 1  # of a float cache: zeros that no query sees
-_LANES = {"ort": 3, "cpu": 2, "tensorrt_rtx": 2, "tensorrt": 2}
+_LANES = {"ort": 3.0, "cpu": 2.0, "tensorrt_rtx": 3.5, "tensorrt": 3.5}
 """Caches of a conversation that can answer batch-parallel. ONNX Runtime's has one item and, apart
-from it, two side by side; the others share the rows before a fork."""
+from it, two side by side; our kernels share the rows before a fork. Engines have two lanes of all
+rows and of a quarter, one for each decoding profile, and a lane for the rows of a dropped item."""
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def cache_bytes(decoder: DecoderSpec, backend: TargetBackend, kind: str, context
     else:
         value_bytes = 4 if kind == "float32" else 2
         layer_bytes = (context_rows + _NULL_ROWS) * decoder.cache_width * value_bytes
-    return _LANES[backend] * decoder.num_layers * layer_bytes
+    return int(_LANES[backend] * decoder.num_layers * layer_bytes)
 
 
 def native_row_bytes(decoder: DecoderSpec, kind: str) -> int:

@@ -19,13 +19,13 @@ def _own_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_json_has_what_the_page_shows(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    argv = ["plan", "--device", "thor", "orin-nx-8gb", "--checkpoint", OFFICIAL]
+    argv = ["plan", "--device", "thor", "rtx-4060", "--checkpoint", OFFICIAL]
     assert main([*argv, "--json", "--svg", str(tmp_path / "plan.svg")]) == 0
     content = json.loads(capsys.readouterr().out)
     assert content["source"] == "computed"
-    thor, nx = content["plans"]
-    assert (thor["verdict"], nx["verdict"]) == ("fits", "pages")
-    assert nx["memory"]["resident_share"] == pytest.approx(0.25, abs=0.01)
+    thor, card = content["plans"]
+    assert (thor["verdict"], card["verdict"]) == ("fits", "pages")
+    assert card["memory"]["resident_share"] == pytest.approx(0.486, abs=0.01)
     assert (tmp_path / "plan.svg").read_text().startswith("<svg")
     assert main(argv) == 0
     table = capsys.readouterr().out

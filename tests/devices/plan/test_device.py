@@ -38,7 +38,7 @@ def with_fact(profile: DeviceProfile, name: str, value: float, **more: object) -
         ("thor", "fits"),
         ("rtx-4090", "fits"),
         ("rtx-4060", "pages"),
-        ("orin-nx-8gb", "pages"),
+        ("orin-nx-8gb", "refuses"),
         ("orin-nano-8gb", "refuses"),  # two items take longer than the sound that they make
         ("orin-nano-4gb", "refuses"),
         ("cpu", "unknown"),
