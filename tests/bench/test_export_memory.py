@@ -22,6 +22,7 @@ def test_a_random_checkpoint_is_whole_and_has_the_layers_asked_for(tmp_path: Pat
     assert 0.01 < last.std() < 0.03
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_told_by_layers_and_nothing_stays_on_the_disk(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

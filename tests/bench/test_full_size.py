@@ -11,6 +11,7 @@ from deeptalk_edge.bench.full_size import main
 from tests.places import TINY
 
 
+@pytest.mark.slow
 def test_every_choice_is_asked_and_nothing_stays_on_the_disk(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

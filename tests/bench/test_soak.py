@@ -11,7 +11,7 @@ from deeptalk_edge.runtime.loop.fake_talker import FakeAnswer
 from deeptalk_edge.runtime.loop.reply import Reply
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_minutes_of_restless_conversation_leave_no_fault(seed: int) -> None:
     report = soak.Soak(seed=seed).run(hours=0.05, turns=40)
     assert report.faults() == []

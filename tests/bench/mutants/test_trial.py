@@ -65,6 +65,7 @@ def python(tree: TreeCopy) -> Iterator[WarmPython]:
         yield python
 
 
+@pytest.mark.slow
 def test_the_toys_faults_are_caught_and_its_equivalent_one_survives(
     project: Path, tree: TreeCopy, python: WarmPython
 ) -> None:

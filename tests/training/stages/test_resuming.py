@@ -52,6 +52,7 @@ def _run(
     return run_recipe(read_recipe(name, changes), resume=resume)
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_uninterrupted_ones_weights_bit_for_bit(
     checkpoint: Path, data: Path, tmp_path: Path
 ) -> None:

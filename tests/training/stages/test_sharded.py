@@ -117,6 +117,7 @@ def test_another_number_of_processes_goes_on_where_two_were(
         torch.testing.assert_close(tensor, whole[name], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_when_a_process_dies_the_other_stops_with_its_number(
     toy: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 
@@ -36,15 +37,30 @@ LENT = {
     test_opening: [
         "test_no_answer_depends_on_when_the_opening_was_fed",
     ],
+}
+"""Fixtures and tests of other modules, which find the bundles of this one."""
+
+LENT_SLOW = {
     test_speculation: [
         "test_a_cut_answer_keeps_whole_words_that_were_heard_and_the_next_one_follows",
         "test_an_answer_begun_on_trial_is_the_same_to_the_last_sample",
     ],
 }
-"""Fixtures and tests of other modules, which find the bundles of this one."""
+"""The same, of half a minute."""
+
+
+def _slow(test: Callable[..., None]) -> Callable[..., None]:
+    """A copy, for the mark is not the lender's."""
+    assert isinstance(test, FunctionType)
+    copy = FunctionType(test.__code__, test.__globals__, test.__name__, test.__defaults__)
+    copy.__dict__.update(test.__dict__)
+    return pytest.mark.slow(copy)
+
 
 for _module, _names in LENT.items():
     globals().update({name: getattr(_module, name) for name in _names})
+for _module, _names in LENT_SLOW.items():
+    globals().update({name: _slow(getattr(_module, name)) for name in _names})
 
 
 @pytest.fixture(scope="session")
