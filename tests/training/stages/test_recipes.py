@@ -218,7 +218,7 @@ def test_an_unknown_recipe_names_those_there_are() -> None:
         read_recipe("nothing")
 
 
-@pytest.mark.parametrize("mode", ["proper", "released"])
+@pytest.mark.parametrize("mode", ["proper", pytest.param("released", marks=pytest.mark.slow)])
 def test_dpo_raises_the_margin_between_the_answers(
     mode: str, checkpoint: Path, pairs: Path, tmp_path: Path
 ) -> None:

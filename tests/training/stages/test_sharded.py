@@ -27,6 +27,8 @@ from tests.training.toys import (
 
 TOLERANCE = 1e-4
 
+pytestmark = pytest.mark.slow  # each case starts two processes of torch
+
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
@@ -103,7 +105,6 @@ def test_a_sharded_run_writes_whole_tensors_in_the_official_layout(together: Pat
     assert sorted(expected_tensors(checkpoint.spec)) == sorted(checkpoint._weights.shapes)
 
 
-@pytest.mark.slow
 def test_another_number_of_processes_goes_on_where_two_were(
     toy: tuple[Path, Path], together: Path, tmp_path: Path
 ) -> None:
@@ -117,7 +118,6 @@ def test_another_number_of_processes_goes_on_where_two_were(
         torch.testing.assert_close(tensor, whole[name], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.slow
 def test_when_a_process_dies_the_other_stops_with_its_number(
     toy: tuple[Path, Path], tmp_path: Path
 ) -> None:

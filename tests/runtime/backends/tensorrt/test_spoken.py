@@ -55,6 +55,7 @@ def test_neither_streams_that_run_early_nor_a_lack_of_graphs_change_a_bit(
         assert largest_error(found, expected) == 0.0
 
 
+@pytest.mark.slow
 def test_a_prompt_at_once_through_the_plugin_gives_the_tokens_of_float32(
     small: Bundle, on_ort: Spoken, tmp_path: Path
 ) -> None:
