@@ -116,7 +116,13 @@ STANDS_FOR = {
 # Whose exit code tells of the machine that the tests run on.
 MAY_FAIL = ("deeptalk-edge doctor", "deeptalk-edge doctor --json")
 DEMOS = ("make demo", "make demo WAV=my.wav")
-SLOW = ("deeptalk-edge routes replay synthetic:mid --device all",)
+SLOW = (
+    "deeptalk-edge routes replay synthetic:mid --device all",
+    "deeptalk-edge routes replay synthetic:mid --device orin-nano-8gb",
+    "deeptalk-edge calibrate CHECKPOINT --utterances checkpoints/tiny/questions "
+    "--precision experts=int4:32 -o TABLE",
+    "deeptalk-edge profile --bundle B --wav q.wav",
+)
 
 
 def commands_of(page: Path) -> Iterator[str]:

@@ -19,6 +19,7 @@ def test_minutes_of_restless_conversation_leave_no_fault(seed: int) -> None:
     assert min(report.barge_ins, report.resumed, report.discarded_on_trial) > 0
 
 
+@pytest.mark.slow
 def test_a_lost_device_is_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soak, "_LOSSES_PER_S", 1 / 10)
     report = soak.Soak(seed=3).run(hours=0.03, turns=10)

@@ -29,6 +29,8 @@ from deeptalk_edge.runtime.experts.policy import Phase
 from tests.calibration.conftest import TINY, Workshop
 from tests.report.test_page import Outside
 
+pytestmark = pytest.mark.slow  # 45 s in all
+
 Damage = Callable[[bytes], bytes]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 INT4, INT8 = ExpertForm(dtype="int4", group=32), ExpertForm(dtype="int8")

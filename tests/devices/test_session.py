@@ -20,6 +20,8 @@ from tests.devices.trees import ORIN_NANO, plant
 from tests.places import ROOT
 from tests.runtime.sounds import PCM, encode, silence, wav_bytes
 
+pytestmark = pytest.mark.slow  # turns in real time
+
 
 @pytest.fixture
 def question(tmp_path: Path) -> Path:

@@ -22,6 +22,8 @@ from deeptalk_edge.training.tiny.train import TrainSettings, Workshop
 from deeptalk_edge.training.tiny.units import Unit, UnitVoice, unit_names
 from deeptalk_edge.training.tiny.voices import ANSWER_VOICE
 
+pytestmark = pytest.mark.slow  # 15 s in all
+
 SETTINGS = replace(
     TrainSettings(),
     hearing=HearingPlan(batch_size=2, phone_layer=1, num_steps=2),

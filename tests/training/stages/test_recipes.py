@@ -153,6 +153,7 @@ def _plan_of_all(run_of: Prepared) -> Plan:
     return Plan(entries=tuple(run_of.train_entries), seed=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_moves_what_trains_and_nothing_else(
     name: str, checkpoint: Path, data: Path, pairs: Path, tmp_path: Path

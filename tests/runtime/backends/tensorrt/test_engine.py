@@ -41,6 +41,7 @@ def error(found: list[Array], expected: list[Array]) -> float:
     return max(float(np.abs(a - b).max() / (np.abs(b).max() or 1)) for a, b in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("form", "most"), [("drill_exact", 1e-5), ("drill_small", 0.06)])
 def test_forks_trims_recalls_and_sound_are_those_of_onnx_runtime(
     form: str, most: float, drill_on_cpu: Bundle, cuda: EmulatedCuda, request: pytest.FixtureRequest

@@ -13,6 +13,8 @@ from tests.runtime import test_conversation
 from tests.runtime.backends.tensorrt.emulation import export_engines, gpu, profile, tensorrt_module
 from tests.runtime.loop import test_live, test_opening, test_speculation
 
+pytestmark = pytest.mark.slow  # 40 s in all
+
 LENT = {
     test_conversation: [
         "frames",
