@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deeptalk_edge.bench.harness import BUNDLE, arguments, measured, spoken_questions
+from deeptalk_edge.bench.harness import BUNDLE, arguments, interleaved, measured, spoken_questions
 from deeptalk_edge.bench.random_snac import SNAC_24KHZ, RandomSnac
 from deeptalk_edge.bundle.manifest import NATIVE_CODEC, CodecEntry
 from deeptalk_edge.export.graphs.codec import export_codec
@@ -110,19 +109,13 @@ def measure_codec(threads: int, num_frames: int) -> Figures:
             ways[f"one frame of sound, {native.kernel_path}, ms"] = (native, codes[:1])
         ways["one frame by a 28-token window, ms"] = (ort, codes)
         state = np.zeros(entry.state_size, np.float32)
-        times: dict[str, list[float]] = {name: [] for name in ways}
-        for _ in range(num_frames):
-            for name, (codec, frames) in ways.items():
-                start_s = time.perf_counter()
-                codec.decode(frames, position=0, length=1 << 40, state=state, noise=[])
-                times[name].append((time.perf_counter() - start_s) * 1000)
-    return {name: statistics.median(values) for name, values in times.items()}
+        decode = {
+            name: partial(codec.decode, frames, position=0, length=1 << 40, state=state, noise=[])
+            for name, (codec, frames) in ways.items()
+        }
+        return interleaved(decode, rounds=num_frames)
 
 
 def _median_ms(command: list[str], repeat: int) -> float:
-    times = []
-    for _ in range(repeat):
-        start_s = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        times.append((time.perf_counter() - start_s) * 1000)
-    return statistics.median(times)
+    run = partial(subprocess.run, command, check=True, stdout=subprocess.DEVNULL)
+    return interleaved({"": run}, rounds=repeat, warm_up=0)[""]

@@ -6,7 +6,6 @@ and heat are read before and after.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
 import threading
@@ -47,6 +46,7 @@ from deeptalk_edge.devices.samples import (
 )
 from deeptalk_edge.devices.scripted_port import ScriptedPort
 from deeptalk_edge.errors import AudioError, DeviceLost, SettingsError
+from deeptalk_edge.files import sha256_of
 from deeptalk_edge.model.features import RATE_HZ
 from deeptalk_edge.runtime.audio.echo import open_canceller
 from deeptalk_edge.runtime.audio.ports import SoundPort
@@ -274,10 +274,7 @@ def _workload(script: Script, port: SoundPort | None) -> Workload:
         turns=script.turns,
         warmup_turns=script.warmup_turns,
         cut_s=script.cut_s,
-        questions=tuple(
-            f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}"
-            for path in script.questions
-        ),
+        questions=tuple(f"{path.name} {sha256_of(path)}" for path in script.questions),
     )
 
 
