@@ -1,4 +1,4 @@
-"""What an export depends on, as hashes: the checkpoint's own, and one of all inputs together."""
+"""One hash of all that an export depends on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _EXPORTER = ("export", "calibration", "devices", "bundle", "checkpoint", "model"
 
 
 class InputHashes(FileHashes):
-    """SHA-256 of files; each is read once."""
+    """Of a checkpoint, the settings, and the exporter itself; each file is read once."""
 
     def of_all(self, folders: Iterable[Path], files: Iterable[Path], settings: object) -> str:
         """Over all files below the folders, the files, the settings as spelt, and the exporter with
