@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from pathlib import Path
 from typing import Any
@@ -81,10 +82,11 @@ def test_pieces_give_what_the_whole_step_gives(
     step = tmp_path / "step_native.onnx"
     rewrite_native(tmp_path / "step.onnx", step)
     x = np.random.default_rng(0).normal(size=(2, 7, RECORDS.width)).astype(np.float32)
-    whole = StepRunner(step, arenas, capacity=CAPACITY).run(x, rows_at_once=3)
+    of_two = functools.partial(StepRunner, step, arenas, capacity=CAPACITY, num_items=2)
+    whole = of_two().run(x, rows_at_once=3)
     outputs: dict[str, list[Any]] = {"expert_ids": [], "missing": []}
     for piece in step_pieces(step):
-        found = StepRunner(step, arenas, capacity=CAPACITY, piece=piece).run(x, rows_at_once=3)
+        found = of_two(piece=piece).run(x, rows_at_once=3)
         x = found["hidden"]
         for name, parts in outputs.items():
             parts.append(found[name])
@@ -99,9 +101,10 @@ def test_of_the_shipped_checkpoint_too(jetson: Bundle) -> None:
     layers, width = jetson.manifest.model.decoder.moe_layers, jetson.manifest.model.decoder.width
     arenas = {layer: layer_arena(experts, jetson.manifest, layer) for layer in layers}
     x = np.random.default_rng(0).normal(size=(2, 7, width)).astype(np.float32)
-    whole = StepRunner(step, arenas, capacity=CAPACITY).run(x)["hidden"]
+    of_two = functools.partial(StepRunner, step, arenas, capacity=CAPACITY, num_items=2)
+    whole = of_two().run(x)["hidden"]
     for piece in step_pieces(step):
-        x = StepRunner(step, arenas, capacity=CAPACITY, piece=piece).run(x)["hidden"]
+        x = of_two(piece=piece).run(x)["hidden"]
     np.testing.assert_array_equal(x, whole)
 
 
