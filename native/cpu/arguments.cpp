@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 
 namespace deeptalk {
 
@@ -96,6 +97,13 @@ int64_t check_record(const dt_record& record) {
         end = std::max(end, section.offset + section.bytes);
     }
     return end;
+}
+
+bool is_alike(const dt_record& a, const dt_record& b) {
+    const auto fields = [](const dt_record& r) {
+        return std::tie(r.width, r.ffn_width, r.group, r.gate_up, r.down, r.gate_up_scales, r.down_scales);
+    };
+    return fields(a) == fields(b);
 }
 
 void check_address(uint64_t record) {

@@ -60,6 +60,7 @@ Matrix checked_matrix(const std::string& name, const dt_matrix& matrix, int head
 
 // Returns how many bytes a record takes. They begin where floats may.
 int64_t check_record(const dt_record& record);
+bool is_alike(const dt_record& a, const dt_record& b);
 void check_address(uint64_t record);
 
 struct Layer {

@@ -248,17 +248,17 @@ int32_t Decoder::add_wave(int layer, const dt_table& table) {
     const int num_experts = l.router ? spec_.num_experts : 0;
     const uint64_t* addresses = addresses_of(table, num_experts, l.record_bytes);
     if (has_own_) return DT_OK;
-    // One pass where all records are alike; own records of another precision take one of their own.
-    const bool is_alike = l.record.group == l.own_record.group && l.record.ffn_width == l.own_record.ffn_width;
+    // One pass where all records are alike; own records of another form take a second pass.
+    const bool in_one_pass = is_alike(l.record, l.own_record);
     const int num_own = int(l.own_mlps.size());
-    const Records records{l.record, addresses, num_experts, l.own_mlps.data(), is_alike ? num_own : 0};
+    const Records records{l.record, addresses, num_experts, l.own_mlps.data(), in_one_pass ? num_own : 0};
     const Choices choices{ids_.data(), weights_.data(), l.router ? spec_.top_k : 0};
     const int wanted = num_wanted(tokens_, choices);  // the caller may have dropped some
     int num_left = wanted - served_;
     int32_t status = add_experts(c_, records, normed_.data(), tokens_, choices, x_.data(), &num_left);
     served_ = wanted - num_left;
     has_own_ = num_left == 0;
-    if (status == DT_OK && has_own_ && !is_alike && num_own) {
+    if (status == DT_OK && has_own_ && !in_one_pass && num_own) {
         const Records own{l.own_record, nullptr, 0, l.own_mlps.data(), num_own};
         status = add_experts(c_, own, normed_.data(), tokens_, Choices{nullptr, nullptr, 0}, x_.data(), &num_left);
     }
