@@ -25,7 +25,7 @@ demo: $(VENV)/.device  ## a spoken question in, a spoken answer out; WAV=my.wav 
 	    $(BIN)/python examples/demo.py --bundle $(KERNEL_BUNDLE) --out demo "$$@"
 
 test: $(VENV)/.dev sound  ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.dev sound  ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow

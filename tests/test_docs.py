@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -163,16 +161,6 @@ def argv_of(command: str) -> list[str]:
     return [names.get(word, word) for word in shlex.split(command)[1:]]
 
 
-def run(argv: list[str]) -> int:
-    """The command's exit code. `doctor` has a process of its own: it opens sound devices, and the
-    system's sound libraries abort a process in which they have lost a server before."""
-    if argv[0] != "doctor":
-        return main(argv)
-    command = [sys.executable, "-m", "deeptalk_edge.cli", *argv]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, env=environment, check=False).returncode
-
-
 @pytest.mark.parametrize(
     "command",
     [
@@ -192,7 +180,7 @@ def test_a_printed_command_runs(command: str, place: Path, monkeypatch: pytest.M
             argv[-1] = "another"  # the other commands use the first one
         if "-o" in argv:  # the docs name a place of the reader's; two pages may name one
             shutil.rmtree(argv[argv.index("-o") + 1], ignore_errors=True)
-        assert run(argv) in (0, int(command in MAY_FAIL)), each
+        assert main(argv) in (0, int(command in MAY_FAIL)), each
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make")])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -62,8 +63,10 @@ class DeviceFormat:
 def open_pyaudio() -> pyaudio.PyAudio:
     """Start PortAudio; the list of devices is as of now.
 
-    Raises SettingsError if PyAudio is not installed, DeviceLost if PortAudio does not start.
+    Raises SettingsError if PyAudio is not installed or ALSA's settings are not there, DeviceLost
+    if PortAudio does not start.
     """
+    _check_alsa_settings()
     try:
         import pyaudio
     except ImportError as error:
@@ -76,6 +79,15 @@ def open_pyaudio() -> pyaudio.PyAudio:
         return pyaudio.PyAudio()
     except OSError as error:
         raise DeviceLost(f"PortAudio does not start ({error}); check the sound service") from error
+
+
+def _check_alsa_settings() -> None:
+    """PortAudio 19.6 aborts the process where ALSA finds no settings (an assertion of its own)."""
+    named = os.environ.get("ALSA_CONFIG_PATH")
+    if named and not any(os.access(path, os.R_OK) for path in named.split(":")):
+        raise SettingsError(
+            f"ALSA_CONFIG_PATH names {named!r}, which cannot be read; correct it or unset it"
+        )
 
 
 def _quieten(*, is_quiet: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -88,8 +89,8 @@ for number, child in children.items():
 @pytest.mark.parametrize(
     ("backend", "numbers", "enough"),
     [
-        ("cpu", "0 1 3 5 8 10 11 14", 11),  # an encoder's 4, two pools of 3, a reader
-        ("ort", "0 1 2 9 33", 33),  # eight sessions of 4, a reader
+        ("cpu", "0 1 3 5 8 10 11 12 16", 11),  # an encoder's 4, two pools of 3, a reader
+        ("ort", "0 1 2 9 33 34 48", 33),  # eight sessions of 4, a reader
         pytest.param("cpu", " ".join(map(str, range(18))), 11, marks=pytest.mark.slow),
         pytest.param("ort", " ".join(map(str, range(48))), 33, marks=pytest.mark.slow),
     ],
@@ -102,10 +103,13 @@ def test_refused_threads_end_in_a_line_or_in_fewer_threads(
     where = built.library_place(), int8_bundle.path, tmp_path
     done = shims.run_child(REFUSALS, *where, backend, numbers, shim=shim)
     codes = {int(number): int(code) for number, code in map(str.split, done.stdout.splitlines())}
-    assert codes == {int(n): 1 if int(n) < enough else 0 for n in numbers.split()}, done.stderr
+    assert list(codes) == [int(number) for number in numbers.split()], done.stderr
+    said = {number: (tmp_path / str(number)).read_text() for number in codes}
+    assert not any("Traceback" in text for text in said.values())
+    # A math library of the process's may start a thread of its own in a child, which counts, too.
+    first = min(number for number, code in codes.items() if code == 0)
+    assert enough <= first <= enough + 1, said
     for number, code in codes.items():
-        said = (tmp_path / str(number)).read_text()
-        assert "Traceback" not in said
-        assert (code == 0) or "system refuses" in said.splitlines()[-1]
-    if enough in codes:
-        assert "1 of 4 threads read experts" in (tmp_path / str(enough)).read_text()
+        assert code == (0 if number >= first else 1), said
+        assert code == 0 or "system refuses" in said[number].splitlines()[-1]
+    assert re.search(r"[12] of 4 threads read experts", said[first])

@@ -17,6 +17,7 @@ from deeptalk_edge.runtime.audio.sound_cards import (
     DeviceFormat,
     choose_device,
     choose_format,
+    open_pyaudio,
 )
 from tests.runtime.sounds import voice
 
@@ -156,3 +157,11 @@ def test_what_alsa_and_jack_complain_of_is_for_v_alone(tmp_path: Path) -> None:
         shown[flags] = done.stderr
     assert shown[()] == ""
     assert "ALSA lib" in shown["-v",]
+
+
+def test_settings_of_alsa_that_are_not_there_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALSA_CONFIG_PATH", str(tmp_path / "gone.conf"))
+    with pytest.raises(SettingsError, match=r"gone\.conf.*correct it or unset it"):
+        open_pyaudio()

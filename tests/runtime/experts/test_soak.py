@@ -61,7 +61,8 @@ def test_nothing_grows_and_no_lease_leaks(tmp_path: Path, num_steps: int) -> Non
         table = pager.residency.table
         assert table.num_free + int(table.is_ready.sum()) == 8
     assert threading.active_count() == threads
-    assert rss[-1] - rss[1] < 2_000_000
+    # Eight loads of 130 kB a step: a leak of one in a hundred shows. Other tests' threads add 2 MB.
+    assert rss[-1] - rss[1] < 8_000_000
     tenth = num_steps // 10
     # Medians of tenths: the machine may be busy, so what would grow must grow a lot to be seen.
     assert np.median(step_ms[-tenth:]) < 3 * np.median(step_ms[:tenth])

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from deeptalk_edge.runtime.audio.pyaudio_port import DeviceSettings, PyAudioPort
 from deeptalk_edge.sound.wav import WavWriter
-from tests.runtime.sound_card.trials import repeated
 
 Array = NDArray[np.float32]
 
@@ -101,13 +100,6 @@ class Listener:
         self._recorder.wait(5)
         pcm: Array = np.frombuffer(self._path.read_bytes(), "<i2").astype(np.float32)
         return pcm / np.float32(2**15)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if repeated:
-        terminalreporter.section(f"{len(repeated)} sound trial(s) repeated")
-        for line in repeated:
-            terminalreporter.write_line(line)
 
 
 @pytest.fixture(autouse=True)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.runtime.sound_card import trials
 from tests.runtime.sound_card.sounds import assert_intact, warble
-from tests.runtime.sound_card.trials import MAX_REPEATS, STILL_S, on_a_steady_machine
+from tests.runtime.sound_card.trials import MAX_REPEATS, STILL_S, TrialRepeated, on_a_steady_machine
 
 
 class Clock:
@@ -38,11 +37,6 @@ class Room:
         assert self._results.pop(0) if len(self._results) > 1 else self._results[0]
 
 
-@pytest.fixture(autouse=True)
-def _own_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trials, "repeated", [])
-
-
 def run(room: Room, clock: Clock) -> None:
     def trial(card: Room) -> None:
         card.try_once()
@@ -60,15 +54,14 @@ def test_a_failure_on_a_steady_machine_counts_at_once(still_s: float) -> None:
 
 def test_a_failure_that_a_standstill_explains_is_repeated_and_counted() -> None:
     room = Room(False, True)
-    run(room, Clock(0.05, 0.0))
+    with pytest.warns(TrialRepeated, match=r"trial: stood still for 0\.050 s"):
+        run(room, Clock(0.05, 0.0))
     assert (room.num_trials, room.num_restarts) == (2, 1)
-    (counted,) = trials.repeated
-    assert "trial: stood still for 0.050 s" in counted
 
 
 def test_a_failure_that_stays_is_one_in_the_end() -> None:
     room = Room(False)
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError), pytest.warns(TrialRepeated):
         run(room, Clock(*[0.05] * MAX_REPEATS))
     assert room.num_trials == MAX_REPEATS + 1
 

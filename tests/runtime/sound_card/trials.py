@@ -1,8 +1,8 @@
 """Trials on a machine that may stand still: which failures count, and how often one is repeated.
 
 A sound card keeps its time only as long as the machine does. A trial that fails while the machine's
-own clock stood still proves nothing: it is repeated, three times at most, and the run's summary
-says so. Any other failure counts at once.
+own clock stood still proves nothing: it is repeated, three times at most, with a warning each, which
+the run's summary shows. Any other failure counts at once.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -17,8 +18,9 @@ MAX_REPEATS = 3
 STILL_S = 0.02
 """Of the machine: then the card's daemon stood still, too."""
 
-repeated: list[str] = []
-"""What was repeated in this run, and why."""
+
+class TrialRepeated(UserWarning):
+    """A sound trial failed while the machine stood still."""
 
 
 class Restartable(Protocol):
@@ -68,7 +70,8 @@ def on_a_steady_machine(
                 still_s = machine.stop()
                 if still_s <= STILL_S:
                     raise
-                repeated.append(f"{test.__name__}: stood still for {still_s:.3f} s; {error!r:.80}")
+                why = f"{test.__name__}: stood still for {still_s:.3f} s; {error!r:.80}"
+                warnings.warn(TrialRepeated(why), stacklevel=1)
                 card.restart()
             finally:
                 machine.stop()
