@@ -1,8 +1,8 @@
 """Trials on a machine that may stand still: which failures count, and how often one is repeated.
 
 A sound card keeps its time only as long as the machine does. A trial that fails while the machine's
-own clock stood still proves nothing: it is repeated, three times at most, with a warning each, which
-the run's summary shows. Any other failure counts at once.
+own clock stood still proves nothing: it is repeated, three times at most. Each repeat is a warning,
+which the run's summary shows. Any other failure counts at once.
 """
 
 from __future__ import annotations
