@@ -66,7 +66,6 @@ def open_pyaudio() -> pyaudio.PyAudio:
     Raises SettingsError if PyAudio is not installed or ALSA's settings are not there, DeviceLost
     if PortAudio does not start.
     """
-    _check_alsa_settings()
     try:
         import pyaudio
     except ImportError as error:
@@ -74,6 +73,7 @@ def open_pyaudio() -> pyaudio.PyAudio:
             f"live sound needs PyAudio ({error}); apt install portaudio19-dev gcc python3-dev, "
             "then pip install 'deeptalk-edge[sound]'"
         ) from error
+    _check_alsa_settings()
     _quieten(is_quiet=not log.isEnabledFor(logging.INFO))
     try:
         return pyaudio.PyAudio()
