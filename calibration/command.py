@@ -84,6 +84,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-gate", action="store_true", help="leave the accuracy gate out")
     parser.add_argument("--json", action="store_true", help="the report as JSON on stdout")
+    understanding = parser.add_argument_group(
+        "understanding", "what tells the checkpoint's questions from anything else; no table then"
+    )
+    understanding.add_argument(
+        "--understanding",
+        action="store_true",
+        help="fit it on --utterances (NAME.txt beside NAME.wav); -o is the checkpoint, or a folder",
+    )
+    understanding.add_argument(
+        "--others",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="recordings that are no questions: noise, music, other talk",
+    )
+    understanding.add_argument(
+        "--parts",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="recordings of half questions, besides those that are broken off here",
+    )
+    understanding.add_argument(
+        "--questions", type=Path, metavar="FILE", help="all known questions, one a line"
+    )
+    understanding.add_argument(
+        "--line", type=Path, metavar="WAV", help="what is said when a question is refused"
+    )
+    understanding.add_argument(
+        "--keep-head", action="store_true", help="fit the scores alone, for the word head there is"
+    )
 
 
 def main(args: argparse.Namespace) -> int:
@@ -93,6 +126,8 @@ def main(args: argparse.Namespace) -> int:
     Raises EdgeError if the checkpoint, the corpus or the place cannot be used, or the corpus does
     not cover the experts.
     """
+    if args.understanding:
+        return _fit_understanding(args)
     from deeptalk_edge.calibration.table import TABLE_FILES
     from deeptalk_edge.devices.profile import load_profile
     from deeptalk_edge.files import staged_directory
@@ -115,6 +150,17 @@ def main(args: argparse.Namespace) -> int:
     _say(found, args)
     gate = found.table.calibration.gate
     return 0 if gate is None or gate.passed else 1
+
+
+def _fit_understanding(args: argparse.Namespace) -> int:
+    from deeptalk_edge.calibration.understanding.command import fit_from_recordings, say
+
+    with (
+        tempfile.TemporaryDirectory(prefix="deeptalk-calibrate-") as scratch,
+        _float_bundle(args, Path(scratch)) as bundle,
+    ):
+        say(fit_from_recordings(args, bundle), args.output)
+    return 0
 
 
 def _corpus(args: argparse.Namespace) -> Corpus:

@@ -38,6 +38,8 @@ from deeptalk_edge.bundle.manifest import (
 )
 from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.bundle.routing import ROUTING
+from deeptalk_edge.bundle.understanding import FILES as UNDERSTANDING_FILES
+from deeptalk_edge.bundle.understanding import read_understanding
 from deeptalk_edge.calibration.folds import FoldedCheckpoint
 from deeptalk_edge.calibration.table import OpenTable, record_form
 from deeptalk_edge.checkpoint.codec import open_codec
@@ -226,6 +228,7 @@ class _Export:
         self._codec = open_codec(settings.snac or directory / "snac", checkpoint)
         self._generation = read_generation(directory, self._spec)
         self._audio_experts = read_audio_experts(directory, self._spec.decoder)
+        read_understanding(directory, self._spec.decoder.width)  # refused before any work
         self._origin = Origin(name=directory.resolve().name, sha256=hashes.of_weights(directory))
         self._inputs = inputs
         self._table: OpenTable | None = None
@@ -291,6 +294,9 @@ class _Export:
         codec = staging.step("codec", lambda: self._write_codec(graphs))
         steps.begin("tokenizer")
         staging.step("tokenizer", lambda: _copy_tokenizer(self._directory, staging.path))
+        for name in UNDERSTANDING_FILES:
+            if (self._directory / name).is_file():
+                shutil.copyfile(self._directory / name, staging.path / name)
         manifest = Manifest(
             producer=f"deeptalk-edge {deeptalk_edge.__version__}",
             checkpoint=self._origin,

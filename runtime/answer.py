@@ -1,6 +1,7 @@
 """An answer on its way: advanced in small steps, then settled into the history or discarded.
 
 step      one graph run or one row at a time, so whoever holds an answer can let go between two
+refused   a spoken line takes the answer's place; to settle it is to discard it
 settled   the history keeps the question and as much of the answer as was heard
 discard   no trace: cache, history and turn count are as if nobody had asked
 closed    with its conversation: every call raises UsageError
@@ -19,13 +20,22 @@ from deeptalk_edge.model.features import num_frames
 from deeptalk_edge.model.prompt import Heard, Typed
 from deeptalk_edge.model.rows import Ids
 from deeptalk_edge.runtime.backends.stages import GpuStages
-from deeptalk_edge.runtime.events import AudioChunk, Metrics, TextPiece
+from deeptalk_edge.runtime.events import (
+    AudioChunk,
+    Metrics,
+    NotUnderstood,
+    TextPiece,
+    Transcript,
+)
 from deeptalk_edge.runtime.history import History, PastTurn
+from deeptalk_edge.runtime.lm.engine import Logits
 from deeptalk_edge.runtime.turn import Meter, Turn
+from deeptalk_edge.runtime.understanding import Judge, Judgement
 
 Array = NDArray[np.float32]
 
-Pieces = tuple[TextPiece | AudioChunk, ...]
+Piece = TextPiece | AudioChunk | Transcript | NotUnderstood
+Pieces = tuple[Piece, ...]
 
 
 class Answer:
@@ -38,6 +48,7 @@ class Answer:
         history: History,
         hear: Callable[[Array], Array],
         open_turn: Callable[[Ids, Meter], Turn],
+        judge: Judge,
         lifetime: Lifetime,
         gpu_stages: GpuStages | None = None,
     ) -> None:
@@ -47,7 +58,9 @@ class Answer:
         if gpu_stages is not None:
             gpu_stages.begin()
         self._question, self._history = question, history
-        self._hear, self._open_turn = hear, open_turn
+        self._hear, self._open_turn, self._judge = hear, open_turn, judge
+        self._judgement: Judgement | None = None
+        self._is_refused = False
         self._meter = Meter()
         self._user: Heard | Typed
         self._features: Array
@@ -73,6 +86,21 @@ class Answer:
         has not said enough of them."""
         return self._turn.text_log_p if self._turn else None
 
+    @property
+    def text_entropy(self) -> float | None:
+        """Mean entropy of the text over the same rows, in nats; None likewise."""
+        return self._turn.text_entropy if self._turn else None
+
+    @property
+    def features(self) -> Array | None:
+        """What the encoder made of a spoken question, (n, C); None before, and for a typed one."""
+        return None if self._encoder_ms is None else self._features
+
+    @property
+    def complete_p(self) -> float | None:
+        """How likely the question is whole; None as long as that is not known, or never."""
+        return self._judgement.complete_p if self._judgement else None
+
     @while_open
     def advance(self) -> Pieces | None:
         """Do one step; returns what it brought, often nothing, or None if all is written.
@@ -96,7 +124,7 @@ class Answer:
 
         Raises UsageError as `advance` does.
         """
-        if self._turn is None:
+        if self._turn is None or self._is_refused:
             self._forget()
             return ""
         if self.is_over:
@@ -133,6 +161,9 @@ class Answer:
         """
         self._lifetime.check()
         turn = self._turn
+        understood_p = self._judgement.understood_p if self._judgement else None
+        if turn is None and self._is_refused:
+            return self._refused_metrics(understood_p)
         if turn is None:
             raise UsageError("metrics: the question is not fed yet; advance the answer first")
         return Metrics(
@@ -147,9 +178,30 @@ class Answer:
             compute_s=self._meter.elapsed_ms() / 1000,
             audio_s=turn.audio_s,
             text_log_p=turn.text_log_p,
+            understood_p=understood_p,
             gpu_ms=self._gpu_stages.summary() if self._gpu_stages else None,
-            stopped=turn.stopped,
+            stopped="not_understood" if self._is_refused else turn.stopped,
             num_clamped=turn.rows.num_clamped,
+        )
+
+    def _refused_metrics(self, understood_p: float | None) -> Metrics:
+        """Of a question that was not fed."""
+        return Metrics(
+            num_prompt_rows=0,
+            num_rows=0,
+            encoder_ms=self._encoder_ms,
+            prefill_ms=0.0,
+            first_frame_ms=None,
+            first_sample_ms=None,
+            step_ms_p50=None,
+            step_ms_p95=None,
+            compute_s=self._meter.elapsed_ms() / 1000,
+            audio_s=0.0,
+            text_log_p=None,
+            understood_p=understood_p,
+            gpu_ms=self._gpu_stages.summary() if self._gpu_stages else None,
+            stopped="not_understood",
+            num_clamped=0,
         )
 
     def _write(self) -> Generator[Pieces, None, None]:
@@ -160,8 +212,12 @@ class Answer:
             self._user = Heard(num_frames=num_frames(len(self._question)))
             self._features = self._hear(self._question)
             self._encoder_ms = meter.elapsed_ms()
+            self._judgement = self._judge.of_features(self._features)
             self.stage = "prefill"
-            yield ()
+            yield (self._judgement.transcript,)
+            if self._judgement.is_refused:
+                yield self._refuse(self._judgement)
+                return
         start_ms = meter.elapsed_ms()
         last_row, self._num_prompt_rows, self._before = self._history.prompt(
             self._user, self._features
@@ -172,7 +228,37 @@ class Answer:
         logits = self._turn.open()
         self._prefill_ms = meter.elapsed_ms() - start_ms
         self.stage = "row"
-        yield from self._turn.run(logits)
+        if self._judgement is None:
+            yield from self._turn.run(logits)
+        else:
+            yield from self._judged(self._turn, logits, self._judgement)
+
+    def _judged(
+        self, turn: Turn, logits: Logits, judgement: Judgement
+    ) -> Generator[Pieces, None, None]:
+        """Write on until the first rows' entropy is known; if that refuses the question, what was
+        written until then is dropped."""
+        waits, held = judgement.waits_for_entropy, list[Piece]()
+        is_known = False
+        for pieces in turn.run(logits):
+            if not is_known and (mean := turn.text_entropy) is not None:
+                is_known = True
+                judgement.add_entropy(mean)
+                if waits and judgement.is_refused:
+                    yield self._refuse(judgement)
+                    return
+            if waits and not is_known:
+                held += pieces
+                yield ()
+                continue
+            yield (*held, *pieces)
+            held.clear()
+        yield tuple(held)
+
+    def _refuse(self, judgement: Judgement) -> Pieces:
+        self._is_refused = True
+        refusal = NotUnderstood(judgement.understood_p or 0.0)
+        return (refusal, AudioChunk(self._judge.line)) if self._judge.line.size else (refusal,)
 
 
 def _percentile(values: list[float], percent: float) -> float | None:

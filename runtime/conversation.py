@@ -27,7 +27,7 @@ from deeptalk_edge.lifetime import Lifetime, while_open
 from deeptalk_edge.model.features import max_samples
 from deeptalk_edge.model.prompt import folded
 from deeptalk_edge.model.rows import Ids
-from deeptalk_edge.runtime.answer import Answer
+from deeptalk_edge.runtime.answer import Answer, Piece
 from deeptalk_edge.runtime.audio.level import warn_if_quiet
 from deeptalk_edge.runtime.backends.open import open_backend
 from deeptalk_edge.runtime.events import AudioChunk, Metrics, Setup, TextPiece, TurnDone
@@ -38,6 +38,7 @@ from deeptalk_edge.runtime.lm.engine import Engine
 from deeptalk_edge.runtime.lm.text import TextTokenizer
 from deeptalk_edge.runtime.settings import ConversationSettings
 from deeptalk_edge.runtime.turn import Meter, Turn
+from deeptalk_edge.runtime.understanding import Judge
 from deeptalk_edge.sound.pcm import Pcm, as_pcm
 from deeptalk_edge.trace import NO_TRACE, Trace
 
@@ -103,6 +104,7 @@ class Conversation:
             )
             self.setup = self._setup()
             """What runs, and how."""
+            self._judge = Judge(bundle, self.settings.understanding)
             self._lifetime = Lifetime("the conversation", opened.pop_all().close)
         self._answer: Answer | None = None
         self.on_expert_counts: Callable[[dict[str, Any]], None] | None = None
@@ -137,10 +139,12 @@ class Conversation:
         """At 16 kHz: what the encoder hears at a time."""
         return max_samples(self._encoder_spec)
 
-    def ask(self, question: Pcm | str) -> Generator[TextPiece | AudioChunk | TurnDone, None, None]:
+    def ask(self, question: Pcm | str) -> Generator[Piece | TurnDone, None, None]:
         """Answer a question: 16 kHz PCM (N,) of one utterance, float or int16, or text.
 
-        The last event is `TurnDone`. A closed iterator ends the answer where it is.
+        A spoken question begins with its `Transcript`, and one that is refused goes on with
+        `NotUnderstood`. The last event is `TurnDone`. A closed iterator ends the answer where it
+        is.
 
         Raises AudioError if the PCM cannot be used, SettingsError if the text cannot, DoesNotFit if
         the question is too long for the context, BackendError or ExpertUnavailable if the model
@@ -153,9 +157,7 @@ class Conversation:
             warn_if_quiet(checked)
         return self._answer_to(checked)
 
-    def _answer_to(
-        self, question: Array | str
-    ) -> Generator[TextPiece | AudioChunk | TurnDone, None, None]:
+    def _answer_to(self, question: Array | str) -> Generator[Piece | TurnDone, None, None]:
         self.expect_question()
         answer = self._begin(question)
         try:
@@ -202,6 +204,7 @@ class Conversation:
             hear=self._backend.encoder.hear,
             open_turn=self._open_turn,
             lifetime=self._lifetime,
+            judge=self._judge,
             gpu_stages=self._backend.gpu_stages,
         )
         return self._answer

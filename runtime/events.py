@@ -14,7 +14,7 @@ from deeptalk_edge.errors import EdgeError
 
 Array = NDArray[np.float32]
 
-Stopped = Literal["end", "max_rows", "context"]
+Stopped = Literal["end", "max_rows", "context", "not_understood"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,26 @@ class AudioChunk:
     """More of the answer's sound: PCM (N,) at the codec's rate."""
 
     pcm: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """The words of a spoken question, as the bundle's word head has them."""
+
+    text: str | None
+    """Lower case, without punctuation; None where the bundle has no word head."""
+    confidence: float | None
+    """0 to 1: geometric mean of the words' highest probabilities."""
+    reason: str | None
+    """Why there is no text."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotUnderstood:
+    """The question is refused: a spoken line or silence takes the answer's place, and the history
+    keeps no turn."""
+
+    understood_p: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,11 +76,14 @@ class Metrics:
     text_log_p: float | None
     """How sure the model was of its first words, as a mean log-probability; None if it said too
     little."""
+    understood_p: float | None
+    """How likely the question was understood; None for a typed one, and where the bundle cannot
+    tell."""
     gpu_ms: Mapping[str, float] | None
     """What a GPU took, by CUDA events: encoder, prefill and codec in all, a step in the median;
     None without one."""
     stopped: Stopped
-    """Why the answer ended: the model ended it, or a limit did."""
+    """Why the answer ended: the model ended it, or a limit did, or it was never begun."""
     num_clamped: int
     """Special ids found inside codec frames and read as code 0."""
 
@@ -175,6 +198,8 @@ LiveEvent: TypeAlias = (
     SpeechStarted
     | SpeechEnded
     | NothingSaid
+    | Transcript
+    | NotUnderstood
     | TextPiece
     | AudioChunk
     | BargedIn

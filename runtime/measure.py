@@ -22,7 +22,7 @@ from deeptalk_edge import host
 from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.runtime.conversation import Conversation
-from deeptalk_edge.runtime.events import Metrics, Setup, TurnDone
+from deeptalk_edge.runtime.events import Metrics, Setup, Transcript, TurnDone
 from deeptalk_edge.runtime.settings import ConversationSettings
 
 Array = NDArray[np.float32]
@@ -37,6 +37,17 @@ def record(done: TurnDone, setup: Setup) -> dict[str, Any]:
         **(dataclasses.asdict(done.voice) if done.voice else {}),
         **dataclasses.asdict(setup),
         "peak_resident_mb": host.peak_resident_mb(),
+    }
+
+
+def transcript_record(transcript: Transcript | None) -> dict[str, Any]:
+    """What was understood of a spoken question, ready for JSON; nothing for a typed one."""
+    if transcript is None:
+        return {}
+    return {
+        "transcript": transcript.text,
+        "transcript_confidence": transcript.confidence,
+        "no_transcript": transcript.reason,
     }
 
 

@@ -12,6 +12,7 @@ from deeptalk_edge.runtime.backends.base import BackendSettings
 from deeptalk_edge.runtime.experts.open import PagingSettings
 from deeptalk_edge.runtime.lm.encoder import EncoderWindow
 from deeptalk_edge.runtime.lm.sampler import Penalty, SamplerSettings
+from deeptalk_edge.runtime.understanding import UnderstandingSettings
 
 BackendChoice = Literal["auto", "cpu", "ort", "tensorrt", "fake"]
 MOST_THREADS = 1024
@@ -48,6 +49,7 @@ class ConversationSettings:
     bundle and machine have them. `native`,
     the older name of `cpu`, is understood."""
     paging: PagingSettings = field(default_factory=PagingSettings)
+    understanding: UnderstandingSettings = field(default_factory=UnderstandingSettings)
     cuda_graphs: bool = True
     """On a GPU: launch a step as one CUDA graph. The same answers without, more slowly."""
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from deeptalk_edge.bundle.manifest import Manifest
 from deeptalk_edge.model.prompt import speak_as
 from deeptalk_edge.model.rows import AnswerRows, Ids, text_rows
+from deeptalk_edge.model.understanding import entropy
 from deeptalk_edge.runtime.events import AudioChunk, Stopped, TextPiece
 from deeptalk_edge.runtime.lm.codec_stream import Codec, StreamingCodec, frames_to_sound
 from deeptalk_edge.runtime.lm.engine import Engine, Logits
@@ -93,6 +94,7 @@ class Turn:
         self._sampler = Sampler(self._vocabulary, settings.sampler, turn=number)
         self._text_ids: list[int] = []  # of the history: as fed, up to EOS
         self._text_log_ps: list[float] = []  # of the first rows
+        self._text_entropies: list[float] = []
         self._waiting: list[Ids] = []  # frames for the codec's next chunk
         self._num_chunks = 0
         self.rows = AnswerRows(self._vocabulary, speech=self._speaks)
@@ -140,9 +142,16 @@ class Turn:
     def text_log_p(self) -> float | None:
         """How sure the model is of what it says: over the first rows, the mean log-probability of
         the likeliest text id. None until they are written, or the text is."""
-        if len(self._text_log_ps) < _TELLING_ROWS and not self.rows.is_text_done:
-            return None
-        return float(np.mean(self._text_log_ps))
+        return float(np.mean(self._text_log_ps)) if self._is_telling else None
+
+    @property
+    def text_entropy(self) -> float | None:
+        """Mean entropy of the text logits over the same rows, in nats."""
+        return float(np.mean(self._text_entropies)) if self._is_telling else None
+
+    @property
+    def _is_telling(self) -> bool:
+        return len(self._text_log_ps) >= _TELLING_ROWS or self.rows.is_text_done
 
     @property
     def audio_s(self) -> float:
@@ -180,6 +189,7 @@ class Turn:
         if text_logits is not None and len(self._text_log_ps) < _TELLING_ROWS:
             likelihoods = np.exp(text_logits - text_logits.max())
             self._text_log_ps.append(-float(np.log(likelihoods.sum())))
+            self._text_entropies.append(entropy(text_logits))
         return row, frame, self._meter.elapsed_ms() - start_ms
 
     def _num_heard_ids(self, heard_samples: int) -> int:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # loading these takes longer than `--help` may
     from deeptalk_edge.runtime.audio.ports import SoundPort
     from deeptalk_edge.runtime.audio.wav_port import WavPort
     from deeptalk_edge.runtime.conversation import Conversation
-    from deeptalk_edge.runtime.events import LiveEvent, Setup, TurnDone
+    from deeptalk_edge.runtime.events import LiveEvent, Setup, Transcript, TurnDone
     from deeptalk_edge.runtime.loop.live import Hearing, LiveConversation
     from deeptalk_edge.trace import Trace
 
@@ -119,7 +119,7 @@ def main(args: argparse.Namespace, talk: Conversation) -> int:
             live.run_beside("recording", partial(_stop_behind, recording, live))
         if args.push_to_talk:
             live.run_beside("keys", partial(_press_with_enter, live))
-        show = _Transcript(talk.setup, is_json=args.json)
+        show = _Printer(talk.setup, is_json=args.json)
         try:
             for event in live:
                 show(event)
@@ -187,13 +187,15 @@ def _press_with_enter(live: LiveConversation) -> None:
         (live.release if number % 2 else live.press)()
 
 
-class _Transcript:
+class _Printer:
     """Shows what happens: a line a turn, or one JSON object a turn."""
 
     def __init__(self, setup: Setup, *, is_json: bool) -> None:
         self._setup = setup
         self._is_json, self._num_turns = is_json, 0
         self._is_mid_line = False
+        self._is_due = False  # an answer is due, and its line is not begun
+        self._transcript: Transcript | None = None
 
     def end_line(self) -> None:
         """Nothing follows; an error's line begins at the left."""
@@ -220,16 +222,25 @@ class _Transcript:
             case events.TurnDone():
                 self._num_turns += 1
                 self._done(event)
+            case events.Transcript():
+                self._transcript = event
+                if event.text and not self._is_json:
+                    self._say(f"you said: {event.text} ({event.confidence:.0%})\n")
             case events.TurnFailed(error) | events.SoundLost(error):
                 print(f"deeptalk-edge: {error}", file=sys.stderr)
             case _ if self._is_json:
                 pass
             case events.SpeechEnded(seconds):
-                self._say(f"you: {seconds:.1f} s of speech\ndeeptalk: ")
+                self._say(f"you: {seconds:.1f} s of speech\n")
+                self._is_due = True
             case events.NothingSaid():
                 self._say("(nothing was said)\n")
             case events.TextPiece(text):
+                self._begin_line()
                 self._say(text)
+            case events.NotUnderstood():
+                self._begin_line()
+                self._say("(not understood)")
             case events.BargedIn():
                 self._say(" ... (interrupted)")
             case events.AnswerResumed():
@@ -237,15 +248,26 @@ class _Transcript:
             case events.SoundRestored():
                 print("the sound devices are back", file=sys.stderr)
 
+    def _begin_line(self) -> None:
+        if self._is_due:
+            self._say("deeptalk: ")
+        self._is_due = False
+
     def _done(self, done: TurnDone) -> None:
-        from deeptalk_edge.runtime.measure import record
+        from deeptalk_edge.runtime.measure import record, transcript_record
 
         voice = done.voice
         assert voice is not None  # it was asked by voice
         if self._is_json:
-            turn = {"turn": self._num_turns, **record(done, self._setup)}
+            turn = {
+                "turn": self._num_turns,
+                **record(done, self._setup),
+                **transcript_record(self._transcript),
+            }
             self._say(json.dumps(turn) + "\n")
-        elif voice.audible_ms is None:
+            return
+        self._begin_line()
+        if voice.audible_ms is None:
             self._say("\n  (nothing was heard)\n")
         else:
             self._say(

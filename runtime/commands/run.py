@@ -19,8 +19,9 @@ from deeptalk_edge.runtime.commands import live as live_command
 
 if TYPE_CHECKING:  # loading these takes longer than `--help` may
     from deeptalk_edge.runtime.conversation import Conversation, Metrics, TurnDone
-    from deeptalk_edge.runtime.events import Setup
+    from deeptalk_edge.runtime.events import Setup, Transcript
     from deeptalk_edge.runtime.questions import Question
+    from deeptalk_edge.runtime.understanding import UnderstandingSettings
 
 _AHEAD_S = 0.5  # sound that --realtime produces ahead of its playing
 
@@ -120,6 +121,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write which experts were chosen, for `deeptalk-edge profile`",
     )
+    parser.add_argument(
+        "--answer-all",
+        action="store_true",
+        help="answer every question, understood or not (default: where the bundle can tell, what "
+        "was not understood gets a spoken line)",
+    )
+    parser.add_argument(
+        "--least-understood",
+        type=float,
+        metavar="P",
+        help="refuse a question that was understood with less than this probability, 0 to 1; "
+        "default: the bundle's",
+    )
+    parser.add_argument(
+        "--not-understood",
+        default="bundle",
+        metavar="WAV",
+        help="what is said then: a mono WAV at the codec's rate, or `silence`; default: the "
+        "bundle's line",
+    )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     parser.add_argument("--json", action="store_true", help="one JSON object a turn on stdout")
     live_command.add_arguments(parser.add_argument_group("by voice"))
@@ -178,6 +199,7 @@ def main(args: argparse.Namespace) -> int:
         backend=args.backend,
         cuda_graphs=args.cuda_graphs,
         paging=PagingSettings(pool=args.pool, policy=args.paging_policy),
+        understanding=_understanding(args),
         **{k: v for k, v in chosen.items() if v is not None},
     )
     metrics = []
@@ -194,8 +216,19 @@ def main(args: argparse.Namespace) -> int:
             out = answer_place(args.out, turn, len(questions))
             metrics.append(_take_turn(talk, question, out, turn, args))
     if not args.json:
-        print(_table(metrics), file=_transcript(args))
+        print(_table(metrics), file=_text_out(args))
     return 0
+
+
+def _understanding(args: argparse.Namespace) -> UnderstandingSettings:
+    from deeptalk_edge.runtime.understanding import UnderstandingSettings
+
+    line = args.not_understood
+    return UnderstandingSettings(
+        refuses=not args.answer_all,
+        least_p=args.least_understood,
+        line=line if line in ("bundle", "silence") else Path(line),
+    )
 
 
 def _max_turns(flag: str | None, *, default: int | None) -> int | None:
@@ -228,17 +261,21 @@ def _take_turn(
 ) -> Metrics:
     """Ask one question; show, write and pace the answer."""
     from deeptalk_edge.runtime.conversation import AudioChunk, TextPiece, TurnDone
+    from deeptalk_edge.runtime.events import NotUnderstood, Transcript
     from deeptalk_edge.sound.wav import WavWriter
 
     def say(text: str) -> None:
         if not args.json:
-            print(text, end="", flush=True, file=_transcript(args))
+            print(text, end="", flush=True, file=_text_out(args))
 
     done: TurnDone | None = None
+    transcript: Transcript | None = None
     first_sound = True
     with ExitStack() as stack:
         writer = stack.enter_context(WavWriter(out, talk.rate_hz)) if out else None
-        say(f"you: {question.shown}\ndeeptalk: ")
+        say(f"you: {question.shown}\n")
+        if isinstance(question.content, str):
+            say("deeptalk: ")
         player = _Pace(talk.rate_hz) if args.realtime else None
         events: Iterator[Any] = talk.ask(question.content)
         try:
@@ -253,6 +290,12 @@ def _take_turn(
                         first_sound = False
                     if player:
                         player.play(len(event.pcm))
+                elif isinstance(event, Transcript):
+                    transcript = event
+                    said = f"you said: {event.text} ({event.confidence:.0%})\n"
+                    say(f"{said if event.text else ''}deeptalk: ")
+                elif isinstance(event, NotUnderstood):
+                    say("(not understood)")
                 elif isinstance(event, TurnDone):
                     done = event
         except BaseException:
@@ -263,14 +306,14 @@ def _take_turn(
             raise
     assert done is not None  # `ask` ends with it or raises
     say("\n")
-    if done.metrics.stopped != "end":
+    if done.metrics.stopped not in ("end", "not_understood"):
         log.warning(
             "turn %d: cut off after %d rows (%s)", turn, done.metrics.num_rows, done.metrics.stopped
         )
     if player and player.late_s:
         log.warning("turn %d: the sound would have stuttered for %.2f s", turn, player.late_s)
     if args.json:
-        line = _as_json(turn, question, out, done, talk.setup, player)
+        line = _as_json(turn, question, out, done, transcript, talk.setup, player)
         print(json.dumps(line), flush=True)
     return done.metrics
 
@@ -297,10 +340,11 @@ def _as_json(
     question: Question,
     out: Path | None,
     done: TurnDone,
+    transcript: Transcript | None,
     setup: Setup,
     player: _Pace | None,
 ) -> dict[str, Any]:
-    from deeptalk_edge.runtime.measure import record
+    from deeptalk_edge.runtime.measure import record, transcript_record
 
     return {
         "turn": turn,
@@ -309,6 +353,7 @@ def _as_json(
         "speech_s": question.speech_s,
         "out": str(out) if out and done.metrics.audio_s else None,
         **record(done, setup),
+        **transcript_record(transcript),
         **({"late_s": player.late_s} if player else {}),
     }
 
@@ -344,6 +389,6 @@ def _table(turns: list[Metrics]) -> str:
     return "\n".join(lines)
 
 
-def _transcript(args: argparse.Namespace) -> TextIO:
+def _text_out(args: argparse.Namespace) -> TextIO:
     """Where text goes: to stdout, unless that is the sound's."""
     return sys.stderr if args.out == STDOUT else sys.stdout

@@ -119,6 +119,7 @@ class FakeAnswer:
             step_ms_p95=_ROW_MS,
             compute_s=self._compute_ms / 1000,
             audio_s=self._made_frames * FRAME_SAMPLES / self._talker.rate_hz,
+            understood_p=None,
             text_log_p=self.text_log_p,
             gpu_ms=None,
             stopped="end",

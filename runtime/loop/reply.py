@@ -12,8 +12,9 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
+from deeptalk_edge.runtime.answer import Piece
 from deeptalk_edge.runtime.audio.ports import SoundPort
-from deeptalk_edge.runtime.events import AudioChunk, TextPiece
+from deeptalk_edge.runtime.events import AudioChunk, NotUnderstood, TextPiece, Transcript
 from deeptalk_edge.runtime.loop.settings import ReplyPolicy
 
 Array = NDArray[np.float32]
@@ -31,7 +32,7 @@ class Reply:
         """Nothing will be added."""
         self.made = 0
         """Samples added so far."""
-        self.text: list[TextPiece] = []
+        self.text: list[TextPiece | Transcript | NotUnderstood] = []
         """Added and not yet shown."""
         self._port = port
         self._ahead = port.rate_hz  # what waits in the port at most: 1 s
@@ -39,13 +40,13 @@ class Reply:
         self._sent = 0
         self._base: int | None = None  # the port's position of our first sample
 
-    def add(self, piece: TextPiece | AudioChunk) -> None:
+    def add(self, piece: Piece) -> None:
         """Take more of the answer."""
-        if isinstance(piece, TextPiece):
-            self.text.append(piece)
-        else:
+        if isinstance(piece, AudioChunk):
             self._chunks.append((self.made, piece.pcm))
             self.made += piece.pcm.size
+        else:
+            self.text.append(piece)
 
     def send(self) -> list[AudioChunk]:
         """Queue what the port has room for; returns it."""
