@@ -3,7 +3,7 @@ gradients are added up, so all of them take the same step.
 
 replicas   every process has the whole model (`make tiny`): two threads of one process hardly gain
            anything on the tiny decoder, they wait for each other wherever memory is mapped and
-           Python is run (docs/measurements.md)
+           Python is run (docs/measurements/tiny_training.md)
 shards     every process has a part of each tensor, by FSDP2; gradients are summed, not averaged
 life       a thread of each process shows in the store that they share that it lives, so that those
            who wait for one that died can say which
