@@ -41,7 +41,7 @@ bench: $(VENV)/.dev bundles sound  ## run the program behind a figure of the doc
 
 BENCH_ENV_cpu := GLIBC_TUNABLES=glibc.malloc.hugetlb=1 OMP_WAIT_POLICY=passive
 
-routes: $(VENV)/.device bundles  ## record which experts the tiny checkpoint asks for; prints the figures of docs/paging.md
+routes: $(VENV)/.device bundles  ## record which experts the tiny checkpoint asks for; prints the figures of docs/measurements/routes.md
 	$(BIN)/deeptalk-edge run --bundle $(BUNDLE) --backend ort --forget --json --wav $(MODEL)/questions/*.wav \
 	    --record-routes $(ROUTES) > /dev/null
 	$(BIN)/deeptalk-edge routes show $(ROUTES)

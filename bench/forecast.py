@@ -1,6 +1,6 @@
 """The planner's figures beside measured ones on this machine, in one run.
 
-full width   three layers of the official width with random int8 weights: a step behind 256 rows
+full width   three layers of the official width with random int8 weights: a step after 256 rows
              and a prefill of 64; full-size SNAC; misses of the expert pager from this disk
 tiny         the step of a trained bundle, which is overhead: predicted from the overhead of a
              layer, measured on two other small decoders, and from the sampler
@@ -114,7 +114,7 @@ def full_width(model: ModelSpec, codec: CodecSpec, rounds: int) -> list[Checked]
     expected = _planned(spec, codec, rates)
     return [
         Checked(
-            figure=f"step of {_LAYERS} layers behind {_CACHED_ROWS} rows",
+            figure=f"step of {_LAYERS} layers after {_CACHED_ROWS} rows",
             predicted_ms=expected.step_ms[1],
             measured_ms=found["step"],
         ),

@@ -2,7 +2,7 @@
 
 int4 everywhere   floors, expected steps, encoder, prefill, paging and voice to voice of 15 devices;
                   weights at 4.125 bits, embedding in float16, no cache read, 1.6 GB beside weights
-as shipped        floors of a step behind 1,024 cached rows at six memory rates, one item and two
+as shipped        floors of a step after 1,024 cached rows at six memory rates, one item and two
                   without a common expert
 
     python -m deeptalk_edge.bench.forecast_tables

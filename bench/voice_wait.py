@@ -356,7 +356,7 @@ def _figures(turns: list[Turn]) -> dict[str, float]:
     shares = {
         "  detection": [turn.detection_ms for turn in turns],
         "  hangover": [turn.hangover_ms for turn in turns],
-        "  model, behind that": [turn.model_ms for turn in turns],
+        "  model, after that": [turn.model_ms for turn in turns],
         "  loudspeaker": [turn.sound_ms for turn in turns],
     }
     compute = {

@@ -83,7 +83,7 @@ def search(
         raise DoesNotFit(
             f"--budget {budget_bytes / 1e9:.3f} GB: the smallest bundle, all experts in "
             f"{order[0]}, takes {(budget_bytes - room) / 1e9:.3f} GB, {fixed_bytes / 1e9:.3f} of "
-            "it beside the routed experts. Experts that do not fit the memory are paged: the "
+            "it not for routed experts. Experts that do not fit the memory are paged: the "
             "budget is for the disk"
         )
     plans = [

@@ -293,7 +293,7 @@ def _fixed_bytes(args: argparse.Namespace, spec: ModelSpec) -> int:
 
 
 def _export(arguments: Sequence[str]) -> str:
-    """Run `deeptalk-edge export` in a process of its own; returns what it printed.
+    """Run `deeptalk-edge export` in a child process; returns what it printed.
 
     Raises ArtifactError with what it said if it fails.
     """

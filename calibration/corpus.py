@@ -1,4 +1,4 @@
-"""What a checkpoint is calibrated on: the user's recordings, dialogues and texts, by path.
+"""The calibration corpus: the user's recordings, dialogues and texts, by path.
 
 .wav ...     one spoken question; NAME.txt beside it may hold what is asked and, in a second line,
              the right answer

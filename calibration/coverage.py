@@ -3,7 +3,7 @@
 own modality   of an audio expert: rows heard and spoken; of a text expert: written rows. A
                checkpoint without a split has one modality, all rows
 routed         tokens that the model's own router sends to an expert
-forced         tokens of its own modality that are lent to an expert below the threshold, those with
+forced         tokens of its modality that are lent to an expert below the threshold, those with
                the best router score for it first; they serve its ranges and count for no floor
 
 An expert below the floor of routed tokens fails the run: its ranges would rest on guesses.
@@ -25,7 +25,7 @@ from deeptalk_edge.runtime.experts.routes import Modality
 THRESHOLD = 256
 """Tokens below which an expert is topped up."""
 FLOOR = 32
-"""Routed tokens of its own modality below which the run fails."""
+"""Routed tokens of its modality below which the run fails."""
 
 _NAMED = 12  # experts in a message
 
@@ -55,7 +55,7 @@ class ExpertCoverage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coverage:
-    """Every expert, and what was asked for."""
+    """Every expert, and what was required."""
 
     experts: tuple[ExpertCoverage, ...]
     floor: int
@@ -82,7 +82,7 @@ class Coverage:
         remedies = "; ".join(_REMEDIES[own] for own in sorted({each.own for each in missing}))
         raise SettingsError(
             f"{len(missing)} of {len(self.experts)} experts had fewer than {self.floor} routed "
-            f"tokens of their own modality: {named}{more}. To cover them {remedies}, or accept "
+            f"tokens of their modality: {named}{more}. To cover them {remedies}, or accept "
             "guessed ranges with a lower --floor"
         )
 

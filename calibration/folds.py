@@ -1,4 +1,4 @@
-"""Channel scales folded into a checkpoint: the same function in floats, kinder to rounding.
+"""Channel scales folded into a checkpoint: the same function in floats, rounded better.
 
     experts' inputs   norm / s, then router, shared and routed gate and up  * s      s (C,) a layer
     hidden values     up rows / t, then down columns * t                  t (G,) an expert

@@ -7,7 +7,7 @@ latents     the greatest value of every channel that the cache holds
 routes      the passes as the pager sees them, for its popularity and succession
 
 Answers are the checkpoint's own, so that rows of codec ids are covered too. Memory: a layer's
-tokens live in a file and are mapped when asked for; 16,384 tokens of the official width are 134 MB
+tokens live in a file and are mapped when needed; 16,384 tokens of the official width are 134 MB
 a layer.
 """
 
@@ -151,7 +151,7 @@ def observe(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Observation:
-    """Ask the float model everything, each utterance in a conversation of its own.
+    """Ask the float model everything, each utterance in a new conversation.
 
     `directory` takes the tokens and must outlive what is returned.
 

@@ -111,7 +111,7 @@ def rounded_against(weights: Array, scales: Array, limit: int) -> npt.NDArray[np
 
 
 def dequantised(integers: Array, scales: Array) -> npt.NDArray[np.float32]:
-    """What integers (N, K) with scales (N, K / group) stand for, float32."""
+    """The values of integers (N, K) with scales (N, K / group), float32."""
     values = integers.reshape(*scales.shape, -1) * scales.astype(np.float32)[:, :, None]
     return np.asarray(values.reshape(integers.shape), np.float32)
 

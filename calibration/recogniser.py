@@ -1,4 +1,4 @@
-"""An independent ear: pocketsphinx hears which words an answer speaks, out of those it might.
+"""An independent recogniser: pocketsphinx says which of the possible words an answer speaks.
 
 It knows the words of the reference answers in any order and number, and nothing of the sentences:
 what it hears was spoken. English alone; the extra `stop-words` or `evaluate` installs it.

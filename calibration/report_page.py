@@ -1,4 +1,4 @@
-"""The report of a calibration as a page for a person."""
+"""The report of a calibration as HTML."""
 
 from __future__ import annotations
 

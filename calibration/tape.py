@@ -1,4 +1,4 @@
-"""An engine that notes what it is asked and what it says, so that another can be asked the same.
+"""An engine that records its calls and results, so that they can be replayed on another engine.
 
 The same rows, features and forks go to both engines: what differs in the logits is the weights'
 doing, and not that of an answer that took another turn at its first word.

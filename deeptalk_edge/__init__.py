@@ -22,7 +22,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def __getattr__(name: str) -> Any:
-    """Load the runtime when it is first asked for: the package itself imports nothing."""
+    """Load the runtime when it is first used: the package itself imports nothing."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from deeptalk_edge.bundle.reader import Bundle

@@ -1,4 +1,4 @@
-"""The command `deeptalk-edge`: one verb a module, loaded only when it is asked for."""
+"""The command `deeptalk-edge`: one module a verb, loaded only when it is used."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _VERBS = {
     "train": ("deeptalk_edge.training.command", "make and adapt checkpoints"),
     "calibrate": (
         "deeptalk_edge.calibration.command",
-        "measure, quantise and prove a checkpoint's experts",
+        "quantise a checkpoint's experts and measure the accuracy",
     ),
-    "export": ("deeptalk_edge.export.command", "checkpoint to bundle"),
-    "run": ("deeptalk_edge.runtime.commands.run", "ask a bundle and hear its answer"),
+    "export": ("deeptalk_edge.export.command", "turn a checkpoint into a bundle"),
+    "run": ("deeptalk_edge.runtime.commands.run", "answer questions aloud"),
     "bundle": ("deeptalk_edge.runtime.commands.bundle", "inspect, verify or sign a bundle"),
     "probe": ("deeptalk_edge.devices.probe_command", "identify and measure this machine"),
-    "plan": ("deeptalk_edge.devices.plan_command", "will it run on a device, and how fast"),
+    "plan": ("deeptalk_edge.devices.plan_command", "will a model run on a device, and how fast"),
     "profile": ("deeptalk_edge.devices.profile_command", "measure a bundle on this machine"),
-    "doctor": ("deeptalk_edge.devices.doctor_command", "is this machine set up right"),
-    "routes": ("deeptalk_edge.devices.routes_command", "what recorded routes say of paging"),
+    "doctor": ("deeptalk_edge.devices.doctor_command", "find what is set up wrong here"),
+    "routes": ("deeptalk_edge.devices.routes_command", "show and replay the use of experts"),
     "sound": ("deeptalk_edge.runtime.commands.sound", "list microphones and loudspeakers"),
 }
 

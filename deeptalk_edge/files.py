@@ -46,7 +46,7 @@ _WAYS_OUT = {
     errno.EISDIR: "name a file",
     errno.ENOENT: "make its directory, or name another place",
     errno.ENOTDIR: "make its directory, or name another place",
-    errno.ENXIO: "nobody reads it; start the reader first",
+    errno.ENXIO: "it has no reader; start the reader first",
     errno.EPIPE: "its reader has gone; start it again",
 }
 
@@ -101,7 +101,7 @@ class OutputFile:
             rest, place = rest[num_bytes:], place + num_bytes
 
     def truncate(self, num_bytes: int) -> None:
-        """Drop what was written behind `num_bytes`."""
+        """Drop what was written after `num_bytes`."""
         os.ftruncate(self._handle, num_bytes)
 
     @property
@@ -182,7 +182,7 @@ def check_directory(place: Path) -> None:
         raise write_error(place, NotADirectoryError(errno.ENOTDIR, f"{above} is a file"))
     if not os.access(above, os.W_OK | os.X_OK):
         raise SettingsError(
-            f"{place}: cannot be written ({above} is read-only for us); name another place"
+            f"{place}: cannot be written ({above} is read-only for this user); name another place"
         )
 
 
@@ -273,7 +273,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _open_node(place: Path, old: os.stat_result) -> int:
-    """Open a device or a FIFO; an ENXIO says that nobody reads the FIFO."""
+    """Open a device or a FIFO; an ENXIO says that the FIFO has no reader."""
     flags, end_s = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC, time.monotonic() + FIFO_WAIT_S
     while True:
         try:
@@ -390,7 +390,7 @@ def scratch_directory(place: Path, *, keep: bool = False) -> Iterator[None]:
 def open_input(path: Path) -> BinaryIO:
     """Open a file to read.
 
-    Raises OSError as the system does, also if nobody writes into a FIFO within `FIFO_WAIT_S`.
+    Raises OSError as the system does, also if a FIFO has no writer within `FIFO_WAIT_S`.
     """
     found = path.stat()
     # A pipe that has no name, `<(...)` of a shell, has a writer already.
@@ -400,7 +400,7 @@ def open_input(path: Path) -> BinaryIO:
     if not select.select([handle], [], [], FIFO_WAIT_S)[0]:
         os.close(handle)
         raise TimeoutError(
-            errno.ETIMEDOUT, "nobody writes into this FIFO; start the writer first", str(path)
+            errno.ETIMEDOUT, "this FIFO has no writer; start the writer first", str(path)
         )
     os.set_blocking(handle, True)
     return os.fdopen(handle, "rb")

@@ -48,7 +48,7 @@ def drop_from_page_cache(fd: int, start: int, num_bytes: int) -> None:
 
 
 def yield_to_other_threads(steps: int) -> None:
-    """Lower the priority of the calling thread: on Linux each one has a niceness of its own."""
+    """Lower the priority of the calling thread: on Linux each thread has its own niceness."""
     with _as_advice("priority"):
         thread = threading.get_native_id()
         niceness = os.getpriority(os.PRIO_PROCESS, thread)
@@ -88,7 +88,7 @@ def _as_advice(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        log.debug("%s: the kernel does not take this advice (%s)", what, error)
+        log.debug("%s: the kernel refuses this advice (%s)", what, error)
 
 
 # Memory -------------------------------------------------------------------------------------------
@@ -141,7 +141,7 @@ class _GroupFiles:
         return min(map(int, limits)) - max(int(used) - cache, 0)
 
 
-# memory.high kills nobody: above it the kernel slows a group down until it has given memory back.
+# memory.high kills no process: above it the kernel slows a group until it has given memory back.
 _V2 = _GroupFiles(
     ("memory.max", "memory.high"),
     "memory.current",

@@ -62,7 +62,7 @@ class Lifetime:
         """
         self.check()
         if not self._inside.acquire(False):
-            self.check()  # whoever closed it meanwhile holds the lock for ever
+            self.check()  # a thread that closed it meanwhile holds the lock for ever
             raise UsageError(f"{self._name} is busy in another call; wait until that has returned")
         if self._is_closed:
             self.__exit__()

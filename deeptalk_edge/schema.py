@@ -111,7 +111,7 @@ def from_json(kind: type[T], content: object, where: str = "") -> T:
 
 
 def from_config(kind: type[T], config: object, names: Mapping[str, str], where: str) -> T:
-    """Build a dataclass from somebody else's JSON. `names` has its name for each field; fields
+    """Build a dataclass from foreign JSON. `names` has its name for each field; fields
     without one keep their default, and what else the JSON holds is left alone. Messages use its
     names.
 

@@ -1,4 +1,4 @@
-"""Is this machine set up right: findings, each with what to do about it.
+"""The findings about this machine, each with what to do about it.
 
 Every check reads; none changes anything, needs root, a GPU or a microphone, or talks to a network.
 """

@@ -1,4 +1,4 @@
-"""`deeptalk-edge doctor`: is this machine set up right, and what to do where it is not."""
+"""`deeptalk-edge doctor`: what is set up wrong on this machine, and what to do about it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path(),
         metavar="DIR",
-        help="the folder of bundles: its disk is looked at (default: here)",
+        help="the folder of bundles, whose disk is checked (default: here)",
     )
     parser.add_argument("--json", action="store_true", help="a JSON object on stdout")
 

@@ -41,7 +41,7 @@ def _at(samples: Sequence[PowerSample], moment_s: float) -> PowerSample:
 
 
 def counted_j(before_j: float, now_j: float, wrap_j: float | None) -> float | None:
-    """What a counter of joules went up by; None if it went down and nobody knows where it wraps."""
+    """What a counter of joules went up by; None if it went down and its wrap is unknown."""
     if now_j >= before_j:
         return now_j - before_j
     return None if wrap_j is None else now_j - before_j + wrap_j

@@ -141,8 +141,8 @@ def _check_source(name: str, parts: Mapping[str, Any]) -> None:
     is_read = address.startswith(("https://", "http://")) and date
     if parts["confirmed"] and not (is_read or parts.get("measured")):
         raise ValueError(
-            f"{name} is confirmed by nothing: give the address and the date on which you read it, "
-            "or the command that measured it; else confirmed = false"
+            f"{name} is confirmed without evidence: give the address and the date on which you "
+            "read it, or the command that measured it; else confirmed = false"
         )
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 from deeptalk_edge.devices.identity import Machine
 
 Level = Literal["ok", "warning", "error", "unknown"]
-"""As it should be; works, slower or later than it could; something that was asked for does not
+"""As it should be; works, slower or later than it could; something that was requested does not
 work; could not be read, and why."""
 
 

@@ -23,7 +23,7 @@ class ActiveMode:
 
 
 def parse_query(text: str) -> ActiveMode | None:
-    """Of `nvpmodel -q`: a line `NV Power Mode: MAXN`, and its number on a line of its own."""
+    """Of `nvpmodel -q`: a line `NV Power Mode: MAXN`, and its number on a separate line."""
     name = re.search(r"^NV Power Mode: *(\S{1,60})[ \t]*$", text, re.MULTILINE)
     number = re.search(r"^ *(\d{1,3}) *$", text, re.MULTILINE)
     return ActiveMode(name[1], int(number[1]) if number else None) if name else None
@@ -58,8 +58,8 @@ def set_mode(name: str) -> None:
     if now.value is None or now.value.name != name:
         found = now.value.name if now.value else now.why
         raise SettingsError(
-            f"power mode {name}: asked for, the board is in {found} ({done.why or done.value}); "
-            "run as root, or reboot if nvpmodel asks for it"
+            f"power mode {name}: was set, but the board is in {found} ({done.why or done.value}); "
+            "run as root, or reboot if nvpmodel says so"
         )
 
 

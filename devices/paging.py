@@ -14,7 +14,7 @@
     decode_ms = 0.65                 # a layer and decode step, all of its experts resident
     prefill_ms = 0.070               # an expert of a layer's union
 
-Every figure is an estimate that no one has confirmed, so the table has no `confirmed`.
+Every figure is an unconfirmed estimate, so the table has no `confirmed`.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path(),
         metavar="DIR",
-        help="on the disk that experts would be paged from; takes 143 MB there for a moment",
+        help="on the disk that experts would be paged from; needs 143 MB there for a moment",
     )
     parser.add_argument(
         "--identify-only", action="store_true", help="measure nothing, and write no profile"

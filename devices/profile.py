@@ -53,7 +53,7 @@ else:
     import tomli as tomllib
 
 Residency = Literal["resident", "paged"]
-"""All experts stay in memory, or as many as fit, the rest read when they are asked for."""
+"""All experts stay in memory, or as many as fit, the rest read when they are needed."""
 
 RTX_TARGETS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
 """What TensorRT-RTX 1.7 compiles for; no Jetson is among them."""

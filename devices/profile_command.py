@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     live.add_argument(
         "--cut", type=float, metavar="S", help="interrupt each answer after S seconds of sound"
     )
-    live.add_argument("--mic", action="store_true", help="somebody asks, through the microphone")
+    live.add_argument("--mic", action="store_true", help="you ask, through the microphone")
     live.add_argument("--input-device", metavar="NAME")
     live.add_argument("--output-device", metavar="NAME")
     live.add_argument(
@@ -77,7 +77,7 @@ def _by_voice(args: argparse.Namespace) -> int:
     from deeptalk_edge.files import check_output, write_file
 
     if args.text:
-        raise SettingsError("--text: the voice loop hears only sound; add --offline")
+        raise SettingsError("--text: the voice loop takes only sound; add --offline")
     for place in (args.output, args.samples):
         if place is not None:
             check_output(place)

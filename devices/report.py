@@ -134,7 +134,7 @@ class Experts:
     hits: Count | None
     misses: Count | None
     hit_share: float | None
-    """Null where nothing was asked for: every expert was in memory."""
+    """Null where nothing was requested: every expert was in memory."""
     loaded_bytes: Count | None
     stall_ms: float | None
     slots: Count | None

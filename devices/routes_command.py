@@ -1,4 +1,4 @@
-"""`deeptalk-edge routes`: what recorded routes say of paging.
+"""`deeptalk-edge routes`: the recorded use of experts, and its replay.
 
 show     how local they are
 replay   what pools and policies would hit, miss and read; with a device, simulated times

@@ -1,5 +1,5 @@
 """A microphone that asks recorded questions one after the other, in real time: each when it is told
-to, silence in between. The loudspeaker is played to nobody."""
+to, silence in between. The loudspeaker's sound is dropped."""
 
 from __future__ import annotations
 

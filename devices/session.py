@@ -67,8 +67,8 @@ from deeptalk_edge.sound.wav import resample
 Array = NDArray[np.float32]
 
 _PAUSE_S = 0.6  # between an answer and the next question
-_ANSWER_S = 120.0  # after a recording was heard nobody waits longer for its answer
-_SPEAKER_S = 600.0  # nor for somebody to speak
+_ANSWER_S = 120.0  # the longest wait for an answer after its recording was heard
+_SPEAKER_S = 600.0  # and for a person to speak
 log = logging.getLogger(__name__)
 
 
@@ -77,7 +77,7 @@ class Script:
     """What is asked, and how often."""
 
     questions: Sequence[Path] = ()
-    """Recordings; none: somebody speaks into the microphone."""
+    """Recordings; none: a person speaks into the microphone."""
     turns: int = 20
     warmup_turns: int = 1
     cut_s: float | None = None
@@ -212,8 +212,8 @@ def _one_turn(
                 each.cancel()
                 each.join()
     raise AudioError(
-        f"no answer within {patience_s:.0f} s: the voice detector heard no question; "
-        "`deeptalk-edge run --wav` shows what it makes of a recording"
+        f"no answer within {patience_s:.0f} s: the voice detector found no question; "
+        "`deeptalk-edge run --wav` shows what it finds in a recording"
     )
 
 
@@ -335,5 +335,5 @@ def _experts(turns: Sequence[dict[str, Any]]) -> Experts:
         loaded_bytes=sum(sum(turn["moved_bytes"].values()) for turn in turns),
         stall_ms=float(sum(sum(turn["stall_ms"].values()) for turn in turns)),
         slots=turns[-1]["slots"],
-        why=None if hits + misses else "every expert was in memory: none was asked for",
+        why=None if hits + misses else "every expert was in memory: none was requested",
     )

@@ -1,7 +1,7 @@
 """One line of NVIDIA's `tegrastats` on a Jetson, whatever the L4T release.
 
 The fields' spelling changes between releases, so each is looked for by itself, what is not there is
-None, and what nobody knows is left alone. Power is in milliwatts, now and on average; `lfb` is the
+None, and unknown fields are ignored. Power is in milliwatts, now and on average; `lfb` is the
 largest free block of memory: fragmentation fails an allocation long before RAM is full.
 
 Source: docs.nvidia.com/jetson, tegrastats utility.

@@ -1,7 +1,7 @@
 """Checkpoint in, bundle out: the order of the steps. The format is docs/bundle.md's.
 
 Every file is written in a directory under a hidden name, the manifest last, then the directory is
-renamed: whatever stops an export on the way, no half bundle stands where a bundle should. A killed
+renamed: an export that is stopped leaves no incomplete bundle in its place. A killed
 export is continued by the next one of the same inputs (export/staging.py).
 """
 
@@ -120,7 +120,7 @@ class ExportSettings:
     """libdt_moe_plugin.so for the device, where the profile's experts run in the plugin."""
 
     replace: bool = False
-    """Replace a bundle that stands there already."""
+    """Replace an existing bundle."""
 
     if_changed: bool = False
     """Leave a bundle that was made of the same checkpoint and settings by the same exporter;

@@ -1,4 +1,4 @@
-"""What an export asks of a calibration table."""
+"""What an export requires of a calibration table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a bundle decodes by default, as its checkpoint asks for it."""
+"""How a bundle decodes by default, from its checkpoint's generation config."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class Staging:
     def step(self, name: str, write: Callable[[], Any]) -> Any:
         """What `write` returned, now or in the export that was killed; plain JSON.
 
-        It writes files of its own below `path`, and may find there what a killed run left of them.
+        It writes its files below `path`, and may find there what a killed run left of them.
         """
         if name not in self._done:
             kept = self.files()
@@ -151,7 +151,7 @@ def _partial(place: Path) -> Path:
 
 
 def _is_ours(partial: Path) -> bool:
-    """Whether it is what an export left behind."""
+    """Whether it is what a killed export left."""
     if partial.is_symlink() or not partial.is_dir():
         return False
     return (partial / JOURNAL).is_file() or not any(partial.iterdir())
@@ -170,7 +170,7 @@ def _names_in_bundle(place: Path) -> set[str]:
 
 @contextmanager
 def resumable_directory(place: Path, inputs: str, *, replace: bool = False) -> Iterator[Staging]:
-    """Yield the staging directory of `place`; when the block ends well, it stands there.
+    """Yield the staging directory of `place`; when the block ends well, it is renamed to it.
 
     `inputs` is a hash of all that the result depends on. Raises what `check_place` raises,
     ArtifactError if another export is writing the place, DoesNotFit if the disk is full.

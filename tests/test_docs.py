@@ -16,7 +16,7 @@ from tests.places import ROOT
 
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "checkpoints").glob("*/README.md")),
     *sorted((ROOT / "native").glob("*/README.md")),
 ]
@@ -105,10 +105,6 @@ STANDS_FOR = {
     "--samples turns.jsonl": [
         "deeptalk-edge profile --bundle BUNDLE --wav q.wav --turns 1 --warmup 0 --cut 0.1 "
         "-o report.json --samples turns.jsonl"
-    ],
-    "deeptalk-edge routes show|replay ROUTES": [
-        "deeptalk-edge routes show ROUTES",
-        "deeptalk-edge routes replay ROUTES",
     ],
 }
 # Whose exit code tells of the machine that the tests run on.

@@ -113,9 +113,9 @@ def test_a_fifo_is_written_into(tmp_path: Path) -> None:
 def test_a_fifo_that_nobody_uses_is_no_wait_for_ever(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    with pytest.raises(SettingsError, match="nobody reads it; start the reader first"):
+    with pytest.raises(SettingsError, match="it has no reader; start the reader first"):
         write_file(fifo, b"content")
-    with pytest.raises(TimeoutError, match="nobody writes into this FIFO"):
+    with pytest.raises(TimeoutError, match="this FIFO has no writer"):
         open_input(fifo)
 
 

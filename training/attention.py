@@ -149,7 +149,7 @@ def rotary_turns(spec: DecoderSpec, start: int, num_rows: int, device: torch.dev
 
 
 def rotate(pairs: Tensor, turns: Tensor) -> Tensor:
-    """Turn (..., D) by (2, ..., D); a pair stands side by side here, so de-interleave first."""
+    """Turn (..., D) by (2, ..., D); a pair is side by side here, so de-interleave first."""
     halves = pairs.view(*pairs.shape[:-1], -1, 2).transpose(-1, -2).flatten(-2)
     left, right = halves.chunk(2, dim=-1)
     cos, sin = turns

@@ -46,7 +46,7 @@ def _declare_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a TOML file, or the name of one of ours")
     _add_set(parser)
     parser.add_argument(
-        "--resume", action="store_true", help="go on from the newest checkpoint of `output`"
+        "--resume", action="store_true", help="continue from the newest checkpoint of `output`"
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
 

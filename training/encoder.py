@@ -1,4 +1,4 @@
-"""The ear: a Whisper-shaped encoder, and the projector from its frames to the decoder's width.
+"""A Whisper-shaped encoder, and the projector from its frames to the decoder's width.
 
 Log-mel of the whole window in, one frame per two mel frames out; every frame attends to all others,
 so nothing can be encoded before the utterance is over. Parameters are named as in the checkpoint.
@@ -53,7 +53,7 @@ class AudioEncoder(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention, then a GELU MLP; the norm stands before each."""
+    """Self-attention, then a GELU MLP; the norm comes before each."""
 
     def __init__(self, spec: EncoderSpec) -> None:
         super().__init__()

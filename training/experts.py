@@ -57,8 +57,8 @@ class Router(nn.Module):
         super().__init__()
         self._spec = spec
         self.weight = nn.Parameter(torch.empty(spec.num_experts, spec.width))
-        nobody = torch.zeros(spec.num_experts, dtype=torch.bool)
-        self.register_buffer("barred", nobody, persistent=False)
+        none_barred = torch.zeros(spec.num_experts, dtype=torch.bool)
+        self.register_buffer("barred", none_barred, persistent=False)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden (..., C) to probabilities (..., E), weights (..., top_k) and ids (..., top_k).

@@ -114,7 +114,7 @@ def spoken_item(
     """An answer in text and codes (A, K); `text_ids` run from BOS to EOS.
 
     Without `train_text` the question does not tell the answer, so the first code, which is said
-    before any text, is not asked for either.
+    before any text, is not predicted either.
 
     Raises ArtifactError if the checkpoint knows no such speaker.
     """

@@ -30,7 +30,7 @@ class Journal:
     """Appends to a run's journal; a resumed run goes on in the same file."""
 
     def __init__(self, directory: Path, *, tensorboard: bool = False) -> None:
-        """Raises SettingsError if TensorBoard is asked for and not installed."""
+        """Raises SettingsError if TensorBoard is wanted and not installed."""
         self._path = directory / JOURNAL
         self._writer = _open_tensorboard(directory) if tensorboard else None
 

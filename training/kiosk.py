@@ -5,7 +5,7 @@ question    spoken in many voices by espeak-ng and flite, or your own recordings
 answer      spoken in the answer voice and encoded by the codec, or your own recording
             (`answer_wav`); left empty, the checkpoint's own answer to the typed question: what it
             knows already is rehearsed so that it is not forgotten
-held out    every question in voices that no training question has, in a file of its own
+held out    every question in voices that no training question has, in a separate file
 
 Words are folded to lower case without punctuation, as the shipped checkpoint reads them.
 """

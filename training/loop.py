@@ -1,6 +1,6 @@
 """The training loop that every stage shares: AdamW, warm-up and cosine, clipping, resuming.
 
-What step n does depends on (seed, n) and the weights alone: `plans_at` is asked for step n, and
+What step n does depends on (seed, n) and the weights alone: `plans_at` is called with step n, and
 torch is seeded anew before each step. So a run that was cut off and resumed ends where it would
 have ended, bit for bit, whatever the number of data workers.
 
@@ -235,8 +235,8 @@ def _judge(
 
 
 def make_optimiser(model: nn.Module, settings: LoopSettings) -> torch.optim.AdamW:
-    """AdamW over what trains. Routers do not decay: a barred row has no gradient, and must stand
-    still."""
+    """AdamW over what trains. Routers do not decay: a barred row has no gradient, and must not
+    change."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     routers = [p for name, p in named if name.endswith("gate.weight")]
     others = [p for name, p in named if not name.endswith("gate.weight")]
@@ -305,7 +305,7 @@ class StateFile:
         if found != (settings.num_steps, settings.seed):
             raise ArtifactError(
                 f"{self._path}: a run of (num_steps, seed) {found}, expected "
-                f"{(settings.num_steps, settings.seed)}; remove it to start anew"
+                f"{(settings.num_steps, settings.seed)}; remove it to start again"
             )
         model.load_state_dict(state["model"])
         optimiser.load_state_dict(state["optimiser"])

@@ -1,4 +1,4 @@
-"""Low-rank adapters: y = W x + scale * B (A x), with W standing still.
+"""Low-rank adapters: y = W x + scale * B (A x), with W frozen.
 
 Ours, and not `peft`'s: every expert here is a plain linear layer under its official name, so an
 adapter is two more tensors of that layer. `peft` would wrap the model, rename every tensor of the

@@ -23,7 +23,7 @@ Losses = Mapping[str, Tensor]
 """Scalars by name; their sum is what a step descends."""
 
 IGNORE = -100
-"""The label of what nobody predicts: prompts, padding, a codebook before its first frame."""
+"""The label of what is not predicted: prompts, padding, a codebook before its first frame."""
 
 OFFICIAL_WEIGHTS = (1.0,) * 8
 

@@ -50,7 +50,7 @@ class DeepTalk(nn.Module):
     ) -> Tensor:
         """Rows (B, T, K + 1) to their mean embedding (B, T, C).
 
-        Where `audio_mask` (B, T) is set, `features` (B, T, C) stand in for the embedding of each of
+        Where `audio_mask` (B, T) is set, `features` (B, T, C) replace the embedding of each of
         the K codec columns; the text column's stays.
         """
         num_codebooks = self.spec.vocabulary.num_codebooks
@@ -119,7 +119,7 @@ class DeepTalk(nn.Module):
 
 
 class Body(nn.Module):
-    """What stands under `model.` in a checkpoint."""
+    """The tensors under `model.` in a checkpoint."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class Body(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Latent attention, then a dense MLP or experts; the norm stands before each."""
+    """Latent attention, then a dense MLP or experts; the norm comes before each."""
 
     def __init__(self, spec: DecoderSpec, index: int) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class DecoderLayer(nn.Module):
 def align_features(features: Tensor, audio_mask: Tensor) -> Tensor:
     """Bring frames (B, F, C) to the rows (B, T, C) that hear them: masked row n takes frame n.
 
-    Rows outside `audio_mask` (B, T) hold frame 0 or the last one before them, which nobody reads.
+    Rows outside `audio_mask` (B, T) hold frame 0 or the last one before them, which is never read.
     """
     frame = (audio_mask.cumsum(dim=1) - 1).clamp(min=0)
     return features.gather(1, frame[..., None].expand(-1, -1, features.shape[-1]))

@@ -20,7 +20,7 @@ from deeptalk_edge.training.model import DeepTalk
 
 @torch.no_grad()
 def with_audio_experts(model: DeepTalk, count: int) -> DeepTalk:
-    """A model with `count` experts more in each MoE layer, behind its own.
+    """A model with `count` experts more in each MoE layer, after its own.
 
     Raises SettingsError if `count` is not between top_k and the number of experts.
     """

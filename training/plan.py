@@ -1,6 +1,6 @@
 """`train plan`: what a recipe needs, before a GPU is rented. Everything here is computed.
 
-weights      float32 masters of what trains, sharded; bf16 of what stands still
+weights      float32 masters of what trains, sharded; bf16 of what is frozen
 optimiser    AdamW: two float32 values a trained parameter, sharded
 gradients    one float32 value a trained parameter, sharded
 gathered     the layer at work and the next one, whole, in bf16 (FSDP2 prefetches one)
@@ -48,7 +48,7 @@ class Counts:
     total: int
     trained: int
     experts: int
-    """Routed experts that stand still: what could be stored smaller, or elsewhere."""
+    """Routed experts that are frozen: what could be stored smaller, or elsewhere."""
     largest_layer: int
     active: int
     """That one token meets."""

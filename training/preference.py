@@ -81,7 +81,7 @@ def make_pairs(
     if not lines:
         raise SettingsError(
             f"all answers to each of {len(named)} questions are equally good: there is nothing to "
-            "prefer; draw more boldly with --temperature or --samples"
+            "prefer; sample more widely with --temperature or --samples"
         )
     write_file(out, ("\n".join(lines) + "\n").encode())
     mean = sum(rates) / len(rates)

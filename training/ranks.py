@@ -3,7 +3,7 @@ gradients are added up, so all of them take the same step.
 
 replicas   every process has the whole model (`make tiny`): two threads of one process hardly gain
            anything on the tiny decoder, they wait for each other wherever memory is mapped and
-           Python is run (docs/measurements.md)
+           Python is run (docs/measurements/tiny_training.md)
 shards     every process has a part of each tensor, by FSDP2; gradients are summed, not averaged
 life       a thread of each process shows in the store that they share that it lives, so that those
            who wait for one that died can say which
@@ -36,7 +36,7 @@ _DEAD_AFTER_S = 3.0
 @contextmanager
 def joined(rank: int, count: int, meeting: Path) -> Iterator[None]:
     """Be number `rank` of `count` processes of this machine, which meet at a file that is new. One
-    alone joins nobody, so it may train on a GPU.
+    alone joins no group, so it may train on a GPU.
 
     Raises RuntimeError if the others do not come, TrainingFailed if one of them dies.
     """
@@ -50,7 +50,7 @@ def joined(rank: int, count: int, meeting: Path) -> Iterator[None]:
 
 @contextmanager
 def joined_by_torchrun() -> Iterator[None]:
-    """Join the processes that `torchrun` started; without it, nobody.
+    """Join the processes that `torchrun` started; without it, none.
 
     Raises TrainingFailed, naming it, if one of them dies.
     """
@@ -74,7 +74,7 @@ def _group(store: Store, rank: int, count: int, backend: str) -> Iterator[None]:
         with _Heartbeat(store, rank, count) as heartbeat:
             try:
                 yield
-            except RuntimeError as error:  # a collective that somebody did not come to
+            except RuntimeError as error:  # a collective that a process did not reach
                 dead = heartbeat.dead()
                 if not dead:
                     raise
@@ -127,7 +127,7 @@ class _Heartbeat:
             try:
                 self._store.set(f"alive/{self._rank}", str(count))
             except RuntimeError:
-                return  # nobody is left to read it
+                return  # no reader is left
 
 
 def is_first() -> bool:

@@ -224,7 +224,7 @@ class ResidualQuantizer(nn.Module):
         return Quantised(total, scales, loss, projections)
 
     def latent(self, scales: Sequence[Tensor]) -> Tensor:
-        """The (B, C, F) latent that the codes stand for."""
+        """The (B, C, F) latent of the codes."""
         parts = []
         for quantizer, codes in zip(self.quantizers, scales, strict=True):
             assert isinstance(quantizer, VectorQuantizer)

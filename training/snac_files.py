@@ -37,7 +37,7 @@ def load_snac(directory: Path) -> Snac:
             raise ArtifactError(f"{directory}: config.json has no place for the tensor {name}")
         found, wanted = tuple(tensors[name].shape), tuple(expected[name].shape)
         if found != wanted:
-            raise ArtifactError(f"{directory}: {name} is {found}, config.json asks for {wanted}")
+            raise ArtifactError(f"{directory}: {name} is {found}, config.json says {wanted}")
     codec.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     return codec.eval()
 

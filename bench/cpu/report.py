@@ -42,7 +42,7 @@ HEADER = (
 def line(row: Row) -> str:
     """A row of the table."""
     what = {
-        "step": f"step behind {row.num_rows}",
+        "step": f"step after {row.num_rows}",
         "prefill": f"prefill of {row.num_rows}",
         "read": "256 MiB",
     }[row.what]
@@ -113,9 +113,9 @@ def goal_table(rows: Sequence[Row], frames: Sequence[Frame]) -> Iterator[str]:
         return [row.times_native for row in chosen if row.times_native is not None]
 
     short = times(steps, LLAMA, lambda row: row.num_rows == 256)
-    yield _at_least("step behind 256, times llama.cpp", short, 1.5)
+    yield _at_least("step after 256, times llama.cpp", short, 1.5)
     long = times(steps, LLAMA, lambda row: row.num_rows >= 2048)
-    yield _at_least("step behind 2048 and more, times llama.cpp", long, 2.0)
+    yield _at_least("step after 2048 and more, times llama.cpp", long, 2.0)
     yield _at_least("prefill, times llama.cpp", times(prefills, LLAMA), 1.5)
     yield _at_least("step and prefill, times ik_llama.cpp", times(steps + prefills, IK), 1.0)
     ours = [row for row in steps if row.by == NATIVE]

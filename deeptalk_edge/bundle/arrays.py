@@ -1,6 +1,6 @@
 """Arrays out of an .npz file of a bundle: what the file claims is checked before a byte of it.
 
-A form is a dtype and a shape; a named size is free, but the same wherever its name stands:
+A form is a dtype and a shape; a named size is free, but the same wherever its name occurs:
 
     {"rows": (np.int64, (1, "T", 8)), "audio_mask": (np.bool_, ("T",))}
 """

@@ -202,7 +202,7 @@ class RecordFormat:
         return ExpertWeights(**arrays)
 
     def dequantise(self, weights: ExpertWeights) -> tuple[Array, Array]:
-        """The values that the weights stand for: `gate_up` (2G, C) and `down` (C, G), float32."""
+        """The values of the weights: `gate_up` (2G, C) and `down` (C, G), float32."""
         return (
             self._values(weights.gate_up, weights.gate_up_scales),
             self._values(weights.down, weights.down_scales),

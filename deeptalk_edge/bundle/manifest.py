@@ -229,13 +229,13 @@ class Manifest:
         if graphs is None or self.target.backend != "cpu":
             return frozenset()
         names = {graphs.embed, graphs.head, graphs.expert, *graphs.segments, "embedding.bin"}
-        with_weights = (graphs.head, *graphs.segments)  # a tied head has no file of its own
+        with_weights = (graphs.head, *graphs.segments)  # a tied head has no file
         names |= {Path(name).with_suffix(".bin").name for name in with_weights}
         return frozenset(names & self.files.keys())
 
     @property
     def record_format(self) -> RecordFormat:
-        """How the routed experts lie in their file, but for layers with a form of their own."""
+        """How the routed experts lie in their file, except layers with another form."""
         return self._form(ExpertForm(dtype=self.experts.dtype, group=self.experts.group))
 
     def record_format_of(self, layer: int) -> RecordFormat:
@@ -335,12 +335,12 @@ def _check(manifest: Manifest) -> None:
         )
     if vocabulary.codebook_size > codec.codebook_size:
         raise ValueError(
-            f"model.vocabulary.codebook_size = {vocabulary.codebook_size}: the codec knows "
+            f"model.vocabulary.codebook_size = {vocabulary.codebook_size}: the codec has "
             f"{codec.codebook_size} codes"
         )
     if manifest.generation.speaker not in vocabulary.audio_specials:
         raise ValueError(
-            f"generation.speaker = {manifest.generation.speaker!r}: the checkpoint knows "
+            f"generation.speaker = {manifest.generation.speaker!r}: the checkpoint has "
             + ", ".join(vocabulary.audio_specials)
         )
     for name in ("encoder", "kv_cache"):

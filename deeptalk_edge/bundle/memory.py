@@ -1,4 +1,4 @@
-"""What a bundle takes of memory once it runs: the planner and the runtime share this arithmetic.
+"""The memory that a running bundle needs: the planner and the runtime share this arithmetic.
 
     memory = weights + cache + workspace + reserve + slots x bytes of a slot
 

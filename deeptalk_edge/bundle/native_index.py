@@ -190,7 +190,7 @@ def _check_place(name: str, place: Place, records: RecordFormat, file_bytes: int
         if offset % ALIGN_BYTES or offset + size > file_bytes:
             raise ArtifactError(
                 f"{name}.{field} = {offset}: expected a multiple of {ALIGN_BYTES}, with {size} "
-                f"bytes behind it in a file of {file_bytes}"
+                f"bytes after it in a file of {file_bytes}"
             )
 
 

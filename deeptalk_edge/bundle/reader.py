@@ -55,10 +55,9 @@ class Bundle:
     ) -> Bundle:
         """Read the manifest and check every file against it; nothing is parsed but the manifest.
 
-        Of experts.bin, and of `spare_files`, only the size is checked: who reads them checks them.
-        With `public_key` the manifest must be signed with it, no file may lie there that it does
-        not name, and these are hashed here and now as well: a record's CRC-32 stops no one who
-        means harm.
+        Of experts.bin, and of `spare_files`, only the size is checked; their readers check the
+        rest. With `public_key` the manifest must be signed with it, there may be no file that it
+        does not name, and these are hashed at once as well: CRC-32 detects damage, not tampering.
 
         Raises ArtifactError, naming the file, if this is not a bundle, is one of a newer format,
         is not signed, does not fit `machine`, or a file is missing, truncated, altered or out of
@@ -193,7 +192,7 @@ def _check_links(path: Path, manifest: Manifest) -> None:
         if name.endswith(".bin") and target.parent != directory:
             raise ArtifactError(
                 f"{path / name}: a link out of the bundle, to {target}, which ONNX Runtime does "
-                "not follow; put the file itself there (cp -rL copies a bundle so)"
+                "not follow; put the file itself there (cp -rL copies a bundle that way)"
             )
 
 

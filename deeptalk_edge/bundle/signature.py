@@ -68,7 +68,7 @@ class PublicKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignatureNote:
-    """What lies beside a file as its signature; nobody has checked it with a key."""
+    """A file's signature as it is on disk, not yet checked with a key."""
 
     state: Literal["absent", "unreadable", "stale", "unchecked"]
     """`stale`: it says itself that it was made for other content."""

@@ -154,7 +154,7 @@ def read_model_spec(checkpoint: Path, encoder_directory: Path | None = None) -> 
 def read_codec_spec(directory: Path) -> CodecSpec:
     """Read SNAC's config.json.
 
-    Raises ArtifactError if it is missing, lacks a field or asks for windowed attention.
+    Raises ArtifactError if it is missing, lacks a field or has windowed attention.
     """
     path = directory / "config.json"
     config = read_json(path)
@@ -192,7 +192,7 @@ def _decoder_spec(config: Mapping[str, Any], path: Path) -> DecoderSpec:
     if config.get("n_shared_experts") is None:
         config = {**config, "n_shared_experts": 0}
     spec = from_config(DecoderSpec, config, _DECODER, str(path))
-    if "moextend" in config["model_type"]:  # it keeps the text experts and adds its own behind them
+    if "moextend" in config["model_type"]:  # it keeps the text experts and appends its own
         added = _checked(Annotated[int, Between(0, 2048)], config, "audio_num_experts", path)
         spec = replace(spec, num_experts=spec.num_experts + added)
     return replace(spec, yarn=_yarn_spec(config.get("rope_scaling"), path))

@@ -1,4 +1,4 @@
-"""Multi-head latent attention in the forms that inference wants: folded and absorbed projections.
+"""Multi-head latent attention in the forms for inference: folded and absorbed projections.
 
 Source: DeepSeek-V2, section 2.1 and appendix C; the tensors' names are those of its checkpoint.
 """

@@ -4,11 +4,11 @@
       config.json                     DeepSeek-V2's fields and DeepTalk's
       model.safetensors               or shards, with model.safetensors.index.json
       tokenizer.json
-      audio_encoder/config.json       Whisper's sizes; its weights stand in the checkpoint
+      audio_encoder/config.json       Whisper's sizes; its weights are in the checkpoint
       snac/config.json, model.safetensors
 
 Names, shapes and dtypes are checked from the shards' headers when a checkpoint is opened; the bytes
-of a tensor are read, through a memory map, when it is asked for. Weights come as float32 and are
+of a tensor are read, through a memory map, when it is needed. Weights come as float32 and are
 stored as float16, bfloat16 or float32.
 
 What released checkpoints add is left out (`ref_model.*` of DPO runs), and what they split is

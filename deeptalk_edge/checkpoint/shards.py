@@ -1,4 +1,4 @@
-"""The tensors of a directory of safetensors: headers at once, a tensor's bytes when asked for.
+"""The tensors of a directory of safetensors: headers at once, a tensor's bytes when needed.
 
 Source: the safetensors format; Hugging Face's `model.safetensors.index.json`.
 """
@@ -120,5 +120,7 @@ def _shard_paths(directory: Path) -> list[Path]:
     names = sorted({str(name) for name in weight_map.values()})
     outside = [name for name in names if Path(name).name != name]
     if outside:
-        raise ArtifactError(f"{index}: the shard {outside[0]!r} is not a file beside the index")
+        raise ArtifactError(
+            f"{index}: the shard {outside[0]!r} is not a file in the index's folder"
+        )
     return [directory / name for name in names]

@@ -1,4 +1,4 @@
-"""Reads the tensors of a torch checkpoint without torch, and without running what it says.
+"""Reads the tensors of a torch checkpoint without torch, and without running its code.
 
 Such a file is a zip: `*/data.pkl` describes the tensors, `*/data/<key>` holds their bytes. A pickle
 can name any function to be called, so only what rebuilds a tensor is admitted.
@@ -58,7 +58,7 @@ class _Tensor:
 
 
 class TorchFile:
-    """The state dict of a torch file; a tensor's bytes are read when it is asked for."""
+    """The state dict of a torch file; a tensor's bytes are read when they are needed."""
 
     def __init__(self, path: Path) -> None:
         """Read the description.

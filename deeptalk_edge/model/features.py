@@ -52,7 +52,7 @@ def log_mel(pcm: Array, spec: EncoderSpec) -> Array:
     limit = max_samples(spec)
     if pcm.size > limit:
         raise AudioError(
-            f"{pcm.size / RATE_HZ:.1f} s of audio: the encoder hears less than "
+            f"{pcm.size / RATE_HZ:.1f} s of audio: the encoder takes less than "
             f"{(limit + 1) / RATE_HZ:g} s at a time; split the utterance"
         )
     total, half = 2 * spec.max_frames, FFT_SAMPLES // 2

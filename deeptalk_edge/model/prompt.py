@@ -98,7 +98,7 @@ def folded(text: str) -> str:
 
 def speak_as(vocabulary: VocabularySpec, rows: Ids, speaker: str) -> Ids:
     """The prompt rows (T, K + 1) with the speaker token in the codec columns of the last row, which
-    asks for a spoken answer.
+    requests a spoken answer.
 
     Raises ArtifactError if the checkpoint knows no such speaker.
     """

@@ -235,7 +235,7 @@ class VocabularySpec:
         """
         if name not in self.audio_specials:
             known = ", ".join(self.audio_specials)
-            raise ArtifactError(f"speaker {name!r}: this checkpoint knows {known}")
+            raise ArtifactError(f"speaker {name!r}: this checkpoint has {known}")
         return self.audio_specials[name]
 
 
@@ -249,10 +249,10 @@ class ModelSpec:
     vocabulary: VocabularySpec
     text_alignment: TextAlignment = "ahead"
     """`ahead`: the answer's text runs ahead of its speech, as in the official grid. `word`: each
-    word stands in the row in which its sound begins, with PAD_T between."""
+    word is in the row in which its sound begins, with PAD_T between."""
 
     tied_head: bool = True
-    """Logits come from the embedding; else from a head of its own, of the same shape."""
+    """Logits come from the embedding; else from a separate head of the same shape."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,7 +293,7 @@ class CodecSpec:
 
     @property
     def block_rates(self) -> tuple[int, ...]:
-        """Samples of a codec frame behind each of the decoder's blocks."""
+        """Samples of a codec frame after each of the decoder's blocks."""
         return tuple(accumulate(self.decoder_rates, mul, initial=self.vq_strides[0]))[1:]
 
     @property

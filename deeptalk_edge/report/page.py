@@ -1,7 +1,7 @@
-"""A report as one HTML file that asks for nothing else: no script, no font, no image, no network.
+"""A report as one HTML file that loads nothing else: no script, no font, no image, no network.
 
 A content security policy in the page forbids what this module does not write. Numbers are text in
-tables; colours repeat them for the eye and never stand alone.
+tables; colours repeat them for the eye and are never the only sign.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""PCM as the model takes it: float32, mono, full scale at 1.
+"""PCM for the model: float32, mono, full scale at 1.
 
 scale      int16 arrays are divided by 2**15. Floats up to 1 stay, up to 4 are clipped with a
            warning, as mastered music overshoots; beyond that they are no float PCM at all, mostly

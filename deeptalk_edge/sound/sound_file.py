@@ -28,7 +28,7 @@ _SIGNATURES = {  # how files begin that `soundfile` may know
 def read_sound(path: Path | str) -> Sound:
     """Read a file as mono.
 
-    Raises AudioError if it holds no sound, none that can be used, or nobody here can read it.
+    Raises AudioError if it holds no sound, none that can be used, or no reader here knows it.
     """
     path = Path(path)
     kind = None

@@ -31,7 +31,7 @@ Array = NDArray[np.float32]
 _UNKNOWN_BYTES, _UNKNOWN_BYTES_64 = 2**32 - 1, 2**64 - 1
 _HEAD_BYTES = 12  # what tells a WAV file
 _HEADER_BYTES = 44  # of what is written here
-# Lengths that stand for an unknown one lie below these: ffmpeg 2**32 - 1; arecord 2**31; sox and
+# Lengths that mean an unknown one are below these: ffmpeg 2**32 - 1; arecord 2**31; sox and
 # espeak-ng 2**31 - 4096, rounded to whole frames; servers 2,000,000,000.
 _ROUND_LIMITS = (2_000_000_000, 2**31, 2**32)
 _BELOW_A_LIMIT = 8192
@@ -63,7 +63,7 @@ class _Format:
 
 
 class WavEncodingUnknown(AudioError):
-    """A whole WAV file whose samples are encoded in a way that nobody here knows."""
+    """A whole WAV file whose samples have an encoding that is not known here."""
 
     def __init__(self, path: Path, encoding: str) -> None:
         super().__init__(f"{path}: {encoding}; convert the file to 16-bit PCM")
@@ -103,7 +103,7 @@ def is_wav(head: bytes) -> bool:
 def parse_wav(path: Path, content: bytes) -> Sound:
     """The sound in a WAV file's bytes; `path` is for messages.
 
-    Raises AudioError as `read_wav` does, WavEncodingUnknown if only the encoding stands in the way.
+    Raises AudioError as `read_wav` does, WavEncodingUnknown if only the encoding is unknown.
     """
     order = _KINDS[content[:4]]
     fmt, samples = _Chunks(path, content, order).find()
@@ -205,7 +205,7 @@ class _Chunks:
 
     def __init__(self, path: Path, content: bytes, order: ByteOrder) -> None:
         self._path, self._content, self._order = path, content, order
-        self._data_bytes = 0  # of an RF64 file, which has it in a chunk of its own
+        self._data_bytes = 0  # of an RF64 file, which has it in a separate chunk
 
     def find(self) -> tuple[_Format, bytes]:
         """The format and the bytes of the samples.
@@ -279,7 +279,7 @@ class _Chunks:
 
 
 def _header(rate_hz: int, num_samples: int | None) -> bytes:
-    """Of 16-bit mono; None: nobody knows how many samples follow."""
+    """Of 16-bit mono; None: the number of samples is not known."""
     data_bytes = _UNKNOWN_BYTES if num_samples is None else 2 * num_samples
     riff_bytes = min(_HEADER_BYTES - 8 + data_bytes, _UNKNOWN_BYTES)
     return (

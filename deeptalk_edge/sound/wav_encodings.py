@@ -19,7 +19,7 @@ PCM, FLOAT, A_LAW, MU_LAW, EXTENSIBLE = 1, 3, 6, 7, 0xFFFE
 
 
 def decode(samples: bytes, tag: int, bits: int, order: ByteOrder) -> Array | None:
-    """Samples (N,), channels beside each other; None if nobody here knows this encoding."""
+    """Samples (N,), channels beside each other; None if this encoding is not known here."""
     match tag, bits:
         case 1, 8:
             return np.frombuffer(samples, np.uint8).astype(np.float32) / np.float32(128) - 1

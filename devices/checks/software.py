@@ -1,4 +1,4 @@
-"""What is installed: our kernels, packages, and whether anything talks home."""
+"""What is installed: our kernels, packages, and whether anything sends telemetry."""
 
 from __future__ import annotations
 

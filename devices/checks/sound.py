@@ -68,7 +68,7 @@ def _opened() -> Finding:
         return Finding(
             check="sound",
             level="error",
-            found=f"the microphone opens and gives nothing for {_LISTEN_S:g} s",
-            todo="unmute it; `deeptalk-edge sound --meter 5` shows what it hears",
+            found=f"the microphone opens, but delivers nothing for {_LISTEN_S:g} s",
+            todo="unmute it; `deeptalk-edge sound --meter 5` shows its level",
         )
     return Finding(check="sound", level="ok", found=f"opens; plays at {port.rate_hz} Hz")

@@ -70,7 +70,7 @@ class DevicePlan:
     nearest: str | None
     """The smallest change that works, of a device that refuses."""
     unconfirmed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """By group of figures, the facts under it that no one has confirmed."""
+    """By group of figures, its unconfirmed facts."""
 
 
 def plan_device(

@@ -55,7 +55,7 @@ class MemoryPlan:
 
     @property
     def fits(self) -> bool | None:
-        """None if nobody knows."""
+        """None if unknown."""
         return None if self.slots is None else self.slots >= self.min_slots
 
     @property

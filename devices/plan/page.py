@@ -1,4 +1,4 @@
-"""Plans as a page for a person: one device in full, several as a table."""
+"""Plans as text for the terminal: one device in full, several as a table."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def _notes(plans: Sequence[DevicePlan]) -> list[str]:
     for plan in plans:
         if plan.unconfirmed:
             names = dict.fromkeys(name for group in plan.unconfirmed.values() for name in group)
-            lines.append(f"? {plan.device}: on facts that no one confirmed: {', '.join(names)}")
+            lines.append(f"? {plan.device}: on unconfirmed facts: {', '.join(names)}")
         if plan.verdict == "refuses" and len(plans) > 1:
             lines.append(f"{plan.device} refuses: {plan.reason}; nearest: {plan.nearest or 'none'}")
     return lines

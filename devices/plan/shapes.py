@@ -1,6 +1,6 @@
 """The weights of every graph as the exporter stores them: their shapes, from the sizes alone.
 
-A list here stands for the `weight` calls of the module that writes the graph, in any order. The
+A list here mirrors the `weight` calls of the module that writes the graph, in any order. The
 tests hold both to the same bytes.
 """
 

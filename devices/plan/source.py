@@ -63,7 +63,7 @@ def memory_parts(manifest: Manifest) -> dict[str, int]:
 
 
 def of_bundle(profile: DeviceProfile, manifest: Manifest) -> DeviceProfile:
-    """The device, with the bundle's precision and backend in place of its own.
+    """The device, with the bundle's precision and backend instead of the profile's.
 
     Raises SettingsError if the device cannot run such a bundle.
     """

@@ -168,7 +168,7 @@ _HITS = (
 
 
 def hit_share(resident_share: float, *, guesses: bool) -> float:
-    """How often an expert that is asked for is in memory, between simulated points."""
+    """How often a needed expert is in memory, between simulated points."""
     column = 2 if guesses else 1
     for low, high in itertools.pairwise(_HITS):
         if resident_share <= high[0]:

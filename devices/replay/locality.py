@@ -17,7 +17,7 @@ _SHARES = (0.16, 0.32, 0.42)
 
 
 def locality(routes: Routes) -> dict[str, Any]:
-    """The figures of docs/paging.md, ready for JSON. A share is None where nothing was counted."""
+    """The figures of docs/measurements/routes.md. A share is None if nothing was counted."""
     num_records = len(routes.layers) * routes.num_experts
     steps = [each for each in routes.passes if each.phase is Phase.SPEAKING]
     prefills = [each for each in routes.passes if each.phase is Phase.THINKING]

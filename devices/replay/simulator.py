@@ -25,7 +25,7 @@ from deeptalk_edge.runtime.experts.routes import Call, Pass, Routes
 PolicyMaker = Callable[[int, int], Policy]
 """Of (num_keys, num_experts)."""
 
-_SHARED_SHARE = 0.25  # of a layer's expert time: the shared experts, which wait for nobody
+_SHARED_SHARE = 0.25  # of a layer's expert time: the shared experts, which never wait
 _SPEECH_TO_SWEEP_MS = 200.0
 _FIRST_FRAME_STEPS = 8  # the delay pattern of the codebooks
 _FRAME_MS = 20.0  # of speech per heard row
@@ -82,7 +82,7 @@ class Timing:
     stall_ms: list[float] = field(default_factory=list)
     prefill_ms: list[float] = field(default_factory=list)
     first_audio_ms: list[float] = field(default_factory=list)
-    """From the end of speech, the hangover behind it, to the first complete codec frame."""
+    """From the end of speech, including the hangover, to the first complete codec frame."""
     link_busy_ms: float = 0.0
     total_ms: float = 0.0
 
@@ -325,7 +325,7 @@ def _enter(residency: Residency, each: Pass, settings: ReplaySettings, link: _Li
 def _route(
     routes: Routes, residency: Residency, call: Call, settings: ReplaySettings, link: _Link
 ) -> None:
-    """One layer: its waves in the pager's order, and the hints behind the last one."""
+    """One layer: its waves in the pager's order, and the hints after the last one."""
     base = routes.layers.index(call.layer) * routes.num_experts
     keys = [base + expert for expert in call.experts]
     link.call_off(range(base, base + routes.num_experts), set(keys))
@@ -337,7 +337,7 @@ def _route(
         if loads is None:
             link.make_room()
             loads = residency.demand(waves[number], later)
-        assert loads is not None  # nobody else leases anything
+        assert loads is not None  # nothing else leases here
         return link.bring(loads, waves[number])
 
     there_ms = demand(0)

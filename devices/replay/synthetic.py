@@ -1,4 +1,4 @@
-"""Made-up routes of a spoken dialogue, for sizes that nobody has recorded.
+"""Synthetic routes of a spoken dialogue, for sizes without a recording.
 
     score(layer, expert, row) = popularity + topic of the turn + drift (AR(1)) + noise; top k win
 

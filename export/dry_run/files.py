@@ -157,7 +157,7 @@ def _engine_files(
 
 def _golden_bytes(model: ModelSpec, codec: CodecSpec, backend: TargetBackend) -> int:
     """The outputs for about fifteen encoder frames, heard twice, a dozen rows and four codec
-    frames; the kernels have logits of their own."""
+    frames; the kernels have separate logits."""
     vocabulary = model.vocabulary
     logits = 2 * (vocabulary.text_size + vocabulary.num_codebooks * vocabulary.codebook_block)
     sound = 4 * codec.frame_samples

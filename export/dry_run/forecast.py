@@ -40,7 +40,7 @@ class Estimate:
     """A figure that is not arithmetic."""
 
     value: float | None
-    """None: nobody has measured anything like it."""
+    """None: nothing like it has been measured."""
     basis: str
 
     def spelled(self, unit: float) -> str:

@@ -1,4 +1,4 @@
-"""An export plan as a page for a person."""
+"""An export plan as text for the terminal."""
 
 from __future__ import annotations
 

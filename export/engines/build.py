@@ -165,7 +165,7 @@ def _answer(stdout: str) -> dict[str, Any] | None:
 def _short_names(backend: EngineBackend) -> Iterator[str]:
     """A library path on which TensorRT-RTX finds itself under the name that its parser opens.
 
-    The wheel has libtensorrt_rtx.so.1 alone; with plugins the parser asks for libtensorrt_rtx.so
+    The wheel has libtensorrt_rtx.so.1 alone; with plugins the parser needs libtensorrt_rtx.so
     and, refused, ends the process.
     """
     inherited = os.environ.get("LD_LIBRARY_PATH", "")

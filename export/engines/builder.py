@@ -1,6 +1,6 @@
 """The builder: one ONNX graph to one TensorRT engine, or a list of nodes that TensorRT cannot take.
 
-A program of its own, for TensorRT's builder may end by a signal. It is given one JSON object and
+A separate program, because TensorRT's builder may end by a signal. It is given one JSON object and
 prints one, in its last line; what TensorRT says goes to stderr as it comes. The same lines serve
 TensorRT-RTX, which compiles for cards that it need not see, and full TensorRT, which builds for the
 device that it runs on: their modules differ in what is looked up by name here.
@@ -81,7 +81,7 @@ def build(trt: Any, builder: Any, network: Any, job: dict[str, Any]) -> dict[str
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # on by default; what is float32 decides: the router
     config.max_aux_streams = 0  # signals between streams are a third of a MoE layer's operations
-    # TensorRT-RTX: contexts then run in scratch memory of ours, which a CUDA graph asks for.
+    # TensorRT-RTX: contexts then run in scratch memory of ours, which a CUDA graph needs.
     if "REQUIRE_USER_ALLOCATION" in trt.BuilderFlag.__members__:
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if job["targets"]:

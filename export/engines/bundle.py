@@ -115,7 +115,7 @@ def step_settings(
 def write_step(checkpoint: Checkpoint, settings: StepSettings, moe: MoeForm, folder: Path) -> str:
     """Write the whole decoder as one graph; returns the file to build.
 
-    Its no-plugin form, which has no weights of its own, lies beside it: checks run that.
+    Its no-plugin form, which shares its weights, is in the same folder: checks run that.
     """
     export_step(checkpoint, folder, settings)
     rewrite_native(folder / _STEP, folder / _NATIVE_STEP)

@@ -74,7 +74,7 @@ class PlanGraph:
     """What one profile of an engine runs."""
 
     targets: tuple[str, ...]
-    """Compute capabilities, "sm_89" say; "sm_80" alone stands for every card from there on."""
+    """Compute capabilities, "sm_89" say; "sm_80" alone means every card from there on."""
     scratch_bytes: int
     tensors: tuple[PlanTensor, ...]
     operations: tuple[PlanOperation, ...]

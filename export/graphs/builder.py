@@ -182,7 +182,7 @@ class Graph(Nodes):
     def output(
         self, value: str, name: str, shape: Sequence[Dim], *, data_type: int = FLOAT
     ) -> None:
-        """Give a value out under a name of its own."""
+        """Give a value out under another name."""
         self._outputs.append(helper.make_tensor_value_info(name, data_type, shape))
         self.rename(value, name)
 
@@ -217,9 +217,9 @@ class Graph(Nodes):
         return self.array(name, in_precision(name, array, precision or self.precision))
 
     def given(self, name: str, array: Array) -> str:
-        """A weight that stays an input of the graph, bound by whoever runs it.
+        """A weight that stays an input of the graph, bound by its caller.
 
-        What is to be bound stands in `<graph>.bin` where `<graph>.weights.json` says: name to
+        What is to be bound is in `<graph>.bin` where `<graph>.weights.json` says: name to
         offset, shape and dtype. Raises ArtifactError if it is beyond the graph's precision.
         """
         stored = self._file().append(in_precision(name, array, self.precision))

@@ -1,8 +1,8 @@
 """`codec.onnx`: SNAC's decoder as a stream, exact to the whole decode in any chunking.
 
 Every convolution keeps the samples to its left as state and gives its output late by the samples
-to its right, so each layer runs on its own delayed clock. What stands before the first sample or
-behind the last one on that clock is set to zero: that is the zero padding of the whole decode, at
+to its right, so each layer runs on its own delayed clock. What is before the first sample or
+after the last one on that clock is set to zero: that is the zero padding of the whole decode, at
 both ends.
 
 A layer's delay is D output samples of the layers before it, plus its own:
@@ -54,7 +54,7 @@ def export_codec(
 ) -> CodecGraph:
     """Write codec.onnx and its weights.
 
-    Raises ArtifactError if a tensor is missing or has another shape than its config asks for.
+    Raises ArtifactError if a tensor is missing or has another shape than its config says.
     """
     spec = weights.spec
     with Graph(directory, "codec", precision=precision) as graph:
@@ -257,7 +257,7 @@ class _Codec:
         return self._slice(self._with_history(x, channels, samples), 0, -samples)
 
     def _silence_outside(self, x: str) -> str:
-        """Zero what lies before the first sample or behind the last one on this layer's clock."""
+        """Zero what is before the first sample or after the last one on this layer's clock."""
         graph = self._graph
         clock, end = self._clock()
         begins = graph.op("GreaterOrEqual", clock, self._int(self.delay))
@@ -306,6 +306,6 @@ def checked_tensor(weights: CodecWeights, name: str, *shape: int) -> Array:
         raise ArtifactError(f"the SNAC checkpoint lacks the tensor {name}")
     if weights.shapes[name] != shape:
         raise ArtifactError(
-            f"SNAC's {name} is {list(weights.shapes[name])}, its config.json asks for {list(shape)}"
+            f"SNAC's {name} is {list(weights.shapes[name])}, its config.json says {list(shape)}"
         )
     return weights.tensor(name)

@@ -1,13 +1,13 @@
 """The decoder's graphs: embed, the segments cut at the routers, one expert, and the head.
 
-Attention is absorbed. With kv_b moved into the query and behind the mixing, every head reads the
+Attention is absorbed. With kv_b moved into the query and after the mixing, every head reads the
 cached latents as they are:
 
     scores = [q_nope W_k | q_rope] . [latent | k_rope]
     values = (softmax(scores) [latent | k_rope]) [W_v | 0]
 
 The cache is never copied: past rows and new rows are scored apart and only the scores are joined.
-The zeros beside W_v stand for the rotary key, so the cache need not be sliced either.
+The zeros beside W_v take the rotary key's place, so the cache need not be sliced either.
 
 Source: DeepSeek-V2 (arXiv 2405.04434), section 2.1 and appendix C.
 """
@@ -67,7 +67,7 @@ def export_engine_embed_and_head(
     """Write both with the table as their input `table` (V, C): two engines, one buffer if the head
     is tied.
 
-    embedding.bin is what goes into it, row-major, in `precision`; head.bin for a head of its own.
+    embedding.bin is what goes into it, row-major, in `precision`; head.bin for a separate head.
 
     Raises ArtifactError if a value is beyond that.
     """
@@ -170,7 +170,7 @@ class _Segment:
         return self._graph.input("x", FLOAT, self._shape)
 
     def take_routed(self) -> str:
-        """What stands behind the experts of the segment before."""
+        """The output of the previous segment, its experts included."""
         residual = self._graph.input("carried", FLOAT, self._shape)
         routed = self._graph.input("routed", FLOAT, self._shape)
         return self._graph.op("Add", residual, routed)

@@ -1,7 +1,7 @@
 """`encoder.onnx`: log-mel to audio features, Whisper's encoder and projector.
 
 for ONNX Runtime   any even number of mel frames up to the window's, and only the features that are
-                   asked for: behind the last attention the other frames are dropped
+                   needed: after the last attention the other frames are dropped
 for an engine      fixed: the whole window in, all of its features out
 
 Source: arXiv 2212.04356 (Whisper); LUCY `multimodal_projector/builder.py: LinearProjector`.

@@ -9,7 +9,7 @@ where they lie; Gather -> MatMul would copy them first. Every token reads its ow
 form fits a decoding step, not a prefill.
 
 The records are those of bundle/expert_record.py, byte for byte. ONNX cannot reinterpret bytes, so
-in place of the int32 arena of a layer stands one input for each array of a record, in that array's
+the int32 arena of a layer becomes one input for each array of a record, in that array's
 type and (S, pages, page): `slot_arena_L.gate_up`, `.down`, `.gate_up_scales` and `.down_scales`,
 all bound to the one buffer. Both reasons were measured on TensorRT-RTX 1.7.1: one input for two
 arrays is gathered once for both, that is, copied; and for an int8 input the builder writes 8 bytes
@@ -56,7 +56,7 @@ def rewrite_native(source: Path, target: Path) -> None:
 
 
 class _Layer(Nodes):
-    """What stands for one node; N tokens with k experts each."""
+    """The replacement of one node; N tokens with k experts each."""
 
     def __init__(self, node: onnx.NodeProto) -> None:
         super().__init__(prefix=f"{node.name}.")
@@ -75,7 +75,7 @@ class _Layer(Nodes):
         self._slots = ""
 
     def views(self) -> list[onnx.ValueInfoProto]:
-        """The inputs that stand for the arena."""
+        """The inputs that replace the arena."""
         records = self._records
         return [
             helper.make_tensor_value_info(
@@ -104,7 +104,7 @@ class _Layer(Nodes):
         hidden = self.op("Mul", self.op("Mul", gate, self.op("Sigmoid", gate)), up)
         weights = self.reshape(self._weights, -1, self._top_k, 1)
         y = self.op("Mul", self._product("down", hidden), weights)
-        # Not a weight of 0: what lies in a slot that nobody filled may be NaN.
+        # Not a weight of 0: a slot that was never filled may hold NaN.
         y = self.op("Where", self.op("Unsqueeze", absent, self.ints(2)), self.scalar(0.0), y)
         total = self.op("CastLike", self.op("ReduceSum", y, self.ints(1), keepdims=0), self._x)
         count = self.op("ReduceSum", self.op("Cast", absent, to=INT32), keepdims=0)

@@ -1,4 +1,4 @@
-"""`step.onnx`: the whole decoder as one graph, for engines that run a step without a stop.
+"""`step.onnx`: the whole decoder as one graph, for engines that run a whole step at once.
 
     x (B, T, C), positions (T), caches -> hidden (B, T, C), new cache rows, what was routed
 
@@ -52,7 +52,7 @@ class StepSettings:
     """How the routed experts lie in the arenas."""
 
     layer_records: Mapping[int, RecordFormat] = field(default_factory=dict)
-    """The same of layers whose experts have a form of their own."""
+    """The same of layers whose experts have another form."""
 
     precision: Precision = "float16"
     """Of products and the cache."""
@@ -123,7 +123,7 @@ class _Step:
         return x
 
     def layer(self, x: str, layer: int) -> str:
-        """Attention, then a dense MLP or the experts, each behind its norm."""
+        """Attention, then a dense MLP or the experts, each after its norm."""
         graph, name = self._graph, f"model.layers.{layer}"
         x = graph.op("Add", x, self._attend(x, layer))
         exact = self.norm(x, f"{name}.post_attention_layernorm")

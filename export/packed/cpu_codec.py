@@ -41,7 +41,7 @@ _UNITS = 3
 def write_native_codec(weights: CodecWeights, noise: CodecNoise, path: Path) -> None:
     """Write the weights that `export_codec` puts into codec.onnx.
 
-    Raises ArtifactError if a tensor is missing or has another shape than its config asks for.
+    Raises ArtifactError if a tensor is missing or has another shape than its config says.
     """
     with path.open("wb") as file:
         for array in _Arrays(weights, with_noise=noise == "tape" and weights.spec.noise).all():
@@ -174,7 +174,7 @@ class _Arrays:
         yield from self._ending(bias, snake, repeats)
 
     def _ending(self, bias: Array, snake: str | None, repeats: int = 1) -> Iterator[Array]:
-        """The bias, and the snake behind it, for so many samples."""
+        """The bias, and the snake after it, for so many samples."""
         yield _fill(np.tile(bias, repeats), 0)
         if snake is not None:
             alpha = checked_tensor(self._weights, f"{snake}.alpha", 1, bias.size, 1).ravel()

@@ -1,13 +1,13 @@
 """`native.bin` and `native.json`: everything of the decoder but its routed experts, packed for the
 native CPU backend.
 
-Matrices lie as native/cpu reads them, row-major, int8 or int4 with their scales behind; norms and
+Matrices lie as native/cpu reads them, row-major, int8 or int4 followed by their scales; norms and
 the router stay float32. Shared experts are cut into records like the routed ones, and a dense
 layer's MLP is one record as wide as it is: kernels know one form of MLP.
 
     qkv        q_proj and kv_a_proj as [q_nope | q_rope, k_rope | latent], rotary halves apart
-    key_up     kv_b_proj's part behind the query: per head nope to latent
-    value_up   kv_b_proj's part behind the mixing: per head latent to value
+    key_up     kv_b_proj's part after the query: per head nope to latent
+    value_up   kv_b_proj's part after the mixing: per head latent to value
     table      the embedding, and the head if it is tied
     head       the head if it is not
 """

@@ -92,7 +92,7 @@ def run_golden(
 ) -> dict[str, NDArray[np.float32]]:
     """The golden outputs by their names, with one graph in memory at a time.
 
-    `open_graph` is asked for encoder, head and codec. `decode` takes what embed takes, twice, each
+    `open_graph` opens encoder, head and codec. `decode` takes what embed takes, twice, each
     going on from the one before, and returns their hidden states.
     """
     spec = manifest.model
@@ -210,7 +210,7 @@ class DecoderRunner:
         """(B, T, top_k) for each MoE layer of the last run."""
 
     def run(self, rows: Array, features: Array, audio_mask: Array) -> Array:
-        """Rows (B, T, K + 1) behind those of earlier runs to hidden states (B, T, C)."""
+        """Rows (B, T, K + 1) after those of earlier runs to hidden states (B, T, C)."""
         graphs = self._manifest.ort_graphs
         feeds = {"rows": rows, "features": features, "audio_mask": audio_mask}
         values = GraphRunner(self._directory / graphs.embed)(feeds)

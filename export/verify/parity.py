@@ -53,7 +53,7 @@ HALF_TOLERANCE = 0.01
 On the tiny checkpoint 8e-4 was measured, on random weights up to 2e-3."""
 
 ROUTED_TOLERANCE = 0.3
-"""The same to what stands behind routers: at a near tie float16 takes another expert, which is
+"""The same for what follows routers: at a near tie float16 takes another expert, which is
 another row and no fault of the graph. 0.09 was measured."""
 
 MEDIAN_ROW_TOLERANCE = 0.005
@@ -110,7 +110,7 @@ class ParityReport:
     unrounded_tokens: int
     """Of these, the unrounded checkpoint's: reported, not checked."""
     least_share: float
-    """Of equal tokens, that is asked for."""
+    """Of equal tokens, that is required."""
 
     def check(self) -> None:
         """Raises ParityError, naming every output that is too far from its reference."""
@@ -200,7 +200,7 @@ def reference_outputs(
 
 def reference_hidden(reference: Reference, inputs: GoldenInputs, features: Array) -> Array:
     """Hidden states (T + 1, C) of the golden prompt, which hears the first of `features` (F, C),
-    and of the row behind it."""
+    and of the row after it."""
     rows = np.concatenate([inputs.rows[0], inputs.next_row[0]])
     mask = np.append(inputs.audio_mask, False)
     spread = np.zeros((len(rows), reference.spec.decoder.width), np.float32)

@@ -1,6 +1,6 @@
 """Runs a step in its no-plugin form through ONNX Runtime, as an engine is run: for checks.
 
-Caches are allocated once and the new rows copied behind those that count; an arena holds the
+Caches are allocated once and the new rows appended to those that count; an arena holds the
 experts of one layer and is bound under the name of each of its arrays. At export the step runs
 piece by piece, with one layer's experts mapped, so that its memory does not follow the layers.
 """
@@ -93,7 +93,7 @@ class StepRunner:
         self.num_rows = 0
 
     def run(self, x: Array, *, rows_at_once: int | None = None) -> dict[str, Array]:
-        """Embedded rows (B, T, C) behind those of earlier runs to the step's outputs.
+        """Embedded rows (B, T, C) after those of earlier runs to the step's outputs.
 
         A step of fixed T, or one that is given less `rows_at_once`, runs as often as it takes.
         Raises DoesNotFit if the caches are full.
@@ -163,7 +163,7 @@ def engine_outputs(
 def _decode_in_pieces(
     step: Path, experts: Path, manifest: Manifest, x: Sequence[Array]
 ) -> list[Array]:
-    """Embedded rows (1, T, C), each behind those before, to their hidden states (1, T, C).
+    """Embedded rows (1, T, C), each after those before, to their hidden states (1, T, C).
 
     Layer after layer: all rows go through one piece before the next is opened.
     """

@@ -1,4 +1,4 @@
-"""Cuts a step behind each layer that routes: every piece is a step of its own, over the same files.
+"""Cuts a step after each layer that routes: every piece is a step by itself, over the same files.
 
 Only a piece's weights are in memory while it runs, so what a check needs does not follow the number
 of layers. A piece takes `x` where the step has the layer before it and gives `hidden` where the

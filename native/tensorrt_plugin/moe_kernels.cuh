@@ -228,7 +228,7 @@ __device__ __forceinline__ bool find_decode_tile(const Routing& routing, int use
 }
 
 // Pieces of a row that a lane has under way while it works on another, and blocks that an SM must
-// hold. More pieces hide more latency and cost registers, so blocks; docs/measurements.md has both.
+// hold. More pieces hide more latency and cost registers, so blocks; docs/measurements/ has both.
 template <class Weights, int kColumnTiles, bool kDecode>
 struct Tuning {
     static constexpr int kDepth = !kDecode && Weights::kPieceWeights == 8 ? 2 : 1;

@@ -224,7 +224,7 @@ def test_a_missing_shard_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        ({"weight_map": {"a": "../a.safetensors"}}, "not a file beside the index"),
+        ({"weight_map": {"a": "../a.safetensors"}}, "not a file in the index's folder"),
         ({"weight_map": {}}, "expected a weight_map"),
         ([], "expected a JSON object"),
     ],

@@ -87,7 +87,7 @@ def test_a_mode_is_set_by_its_name_and_read_back(board: Path) -> None:
 
 def test_a_mode_that_does_not_take_is_an_error(board: Path) -> None:
     (board.parent / "nvpmodel").write_text("#!/bin/sh\n[ $1 = -m ] || echo NV Power Mode: 15W\n")
-    with pytest.raises(SettingsError, match="MAXN_SUPER: asked for, the board is in 15W"):
+    with pytest.raises(SettingsError, match="MAXN_SUPER: was set, but the board is in 15W"):
         nvpmodel.set_mode("MAXN_SUPER")
 
 

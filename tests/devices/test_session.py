@@ -68,7 +68,7 @@ def _sha256(path: Path) -> str:
         ([], "nothing to ask"),
         (["--wav", "q.wav", "--mic"], "--wav does not go with --mic"),
         (["--wav", "q.wav", "--input-device", "x"], "need --mic"),
-        (["--text", "Why?"], "--text: the voice loop hears only sound"),
+        (["--text", "Why?"], "--text: the voice loop takes only sound"),
         (["--wav", "q.wav", "--cut", "0"], "--cut 0.0"),
         (["--wav", "q.wav", "--turns", "0"], "0 turns and 1 before"),
         (["--wav", "none.wav"], "none.wav"),

@@ -68,7 +68,7 @@ def test_the_longest_utterance_fills_the_window() -> None:
         (np.zeros((2, 100), np.float32), r"found shape \(2, 100\)"),
         (np.full(100, np.nan, np.float32), "NaN or infinite"),
         (np.array([0, -np.inf], np.float32), "NaN or infinite"),
-        (np.zeros(32_000, np.float32), r"hears less than 2 s at a time; split"),
+        (np.zeros(32_000, np.float32), r"takes less than 2 s at a time; split"),
     ],
 )
 def test_pcm_that_cannot_be_heard_is_refused(pcm: NDArray[np.float32], message: str) -> None:

@@ -86,7 +86,7 @@ def test_a_speaker_is_asked_for_by_name_in_the_last_row() -> None:
 
 def test_an_unknown_speaker_is_refused_with_the_known_names() -> None:
     rows = TEMPLATE.next_turn(Typed(text="nod")).rows
-    with pytest.raises(ArtifactError, match=r"'Bob': this checkpoint knows EOA, .*M29, F10"):
+    with pytest.raises(ArtifactError, match=r"'Bob': this checkpoint has EOA, .*M29, F10"):
         speak_as(VOCABULARY, rows, "Bob")
 
 

@@ -486,7 +486,7 @@ def test_settings_that_mean_nothing_are_refused(bundle: Bundle, wrong: dict[str,
 
 
 def test_an_unknown_speaker_is_refused(bundle: Bundle) -> None:
-    with pytest.raises(ArtifactError, match="this checkpoint knows"):
+    with pytest.raises(ArtifactError, match="this checkpoint has"):
         talk(bundle, speaker="M29")
 
 

@@ -6,10 +6,10 @@ AQA, AQACONV         heard        text
 AQAA, AQACONVA       heard        text and codes
 RQACONV, RQACONVA    heard (70 %) or typed, drawn for each turn that is both
 TQA, TQAA            typed        text, or text and codes
-TTS                  typed        text and codes: the sentence to say is asked for
+TTS                  typed        text and codes: a request to say the sentence
 
 A dialogue is cut at one answer, drawn from those that will do (evaluation takes the last), and only
-that answer is trained. Where codes are asked for, the answer must have them.
+that answer is trained. Where codes are required, the answer must have them.
 
 Source: DeepTalk `data_util.py`; what is refused here is misaligned or dropped there in silence.
 """
@@ -209,7 +209,7 @@ class SampleWriter:
         most = num_frames(max_samples(self._spec.encoder))
         if count > most:
             raise BadSample(
-                f"{clips[0].path}: {count / 50:.1f} s of speech, the encoder hears "
+                f"{clips[0].path}: {count / 50:.1f} s of speech, the encoder takes "
                 f"{most / 50:.1f} s"
             )
         return count

@@ -1,4 +1,4 @@
-"""Recordings of a data set, as the encoder hears them: 16 kHz mono, cut as their clips say."""
+"""Recordings of a data set, as the encoder takes them: 16 kHz mono, cut to their clips."""
 
 from __future__ import annotations
 

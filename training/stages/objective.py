@@ -2,7 +2,7 @@
 
 answers      token losses of each stream and the routers' balance; most stages
 distillation the same, and on rows of typed conversations a KL divergence to the text parent
-preference   the text's loss and DPO on the codes, against a reference that stands still
+preference   the text's loss and DPO on the codes, against a frozen reference
 """
 
 from __future__ import annotations

@@ -117,8 +117,8 @@ def _report_problems(index: Index, bad_share: float) -> None:
     said = f"{len(index.problems)} of {total} samples are bad, the first: {index.problems[0]}"
     if len(index.problems) > bad_share * total:
         raise SettingsError(
-            f"{said}. `deeptalk-edge train check` names all of them; mend them, or allow so many "
-            "with data.bad_share"
+            f"{said}. `deeptalk-edge train check` names all of them; repair them, or allow that "
+            "many with data.bad_share"
         )
     log.warning("%s; they are left out", said)
 

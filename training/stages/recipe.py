@@ -80,7 +80,7 @@ class Data:
     workers: Annotated[int, Between(0, 64)] = 0
     remember: bool = False
     """Hear every recording once, before the first step, and keep its features in memory: half the
-    work of a small model's step, where the ear stands still."""
+    work of a small model's step, where the encoder is frozen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -221,7 +221,7 @@ def _remember(prepared: Prepared, device: str) -> tuple[Prepared, Tensor]:
     recipe, model = prepared.recipe, prepared.model.to(device)
     moving = recipe.rule.trains if recipe.lora is None else set(recipe.lora.parts)
     if recipe.stage == "preference" or {"encoder", "projector"} & moving:
-        raise SettingsError("data.remember needs an ear that stands still, and no DPO")
+        raise SettingsError("data.remember needs a frozen encoder, and no DPO")
     judge, plans = prepared.evaluation
     heard = dict.fromkeys(recordings(prepared.reader, prepared.index.entries))
     heard |= dict.fromkeys(recordings(judge, [entry for p in plans for entry in p.entries]))

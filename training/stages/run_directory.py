@@ -1,4 +1,4 @@
-"""A run's directory: its checkpoints, whole or not there, and what it needs to go on.
+"""A run's directory: its checkpoints, complete or absent, and what it needs to resume.
 
     recipe.json            the recipe as it was run
     journal.jsonl          one line a logged step or evaluation
@@ -97,13 +97,13 @@ class RunDirectory:
         if facts.get("data") != self._facts.data:
             raise ArtifactError(
                 f"{newest}: the data has changed since this run began (digest "
-                f"{facts.get('data')}, now {self._facts.data}), so it cannot go on where it was; "
-                "restore the data, or start anew with another `output`"
+                f"{facts.get('data')}, now {self._facts.data}), so the run cannot continue; "
+                "restore the data, or start again with another `output`"
             )
         if facts.get("recipe") != self._facts.recipe:
             raise ArtifactError(
                 f"{newest}: was written by another recipe (see {self.path}/recipe.json); resume "
-                "with that one, or start anew with another `output`"
+                "with that one, or start again with another `output`"
             )
         state = self._load(newest)
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=False)
@@ -226,7 +226,7 @@ def prepare_directory(path: Path, *, resume: bool) -> None:
     """Refuse a place that holds another run's checkpoints. Raises SettingsError."""
     if not resume and path.exists() and any(path.iterdir()):
         raise SettingsError(
-            f"{path} holds a run already; go on with it with --resume, or name another `output`"
+            f"{path} holds a run already; continue it with --resume, or name another `output`"
         )
     path.mkdir(parents=True, exist_ok=True)
 

@@ -49,7 +49,7 @@ def _arguments() -> argparse.Namespace:
         "--bfloat16",
         action=argparse.BooleanOptionalAction,
         default=_has_bfloat16(),
-        help="matrix products in bfloat16; the default asks the processor",
+        help="matrix products in bfloat16; by default where the processor supports it",
     )
     return parser.parse_args()
 

@@ -60,7 +60,7 @@ class DecoderSettings:
 
 @dataclass(frozen=True, slots=True)
 class Tape:
-    """Codes and the samples that they stand for, all clips end to end."""
+    """Codes and their samples, all clips end to end."""
 
     codes: Tensor
     """(T, 7)."""

@@ -77,10 +77,10 @@ class DatasetSettings:
     """Of random sentences: those that are well formed; the others are words in no order."""
 
     corrupted_codes: float = 0.15
-    """Largest share of wrong codes in what the model is fed, never in what it is asked for."""
+    """Largest share of wrong codes in what the model is fed, never in what it must predict."""
 
     pad_text_share: float = 0.3
-    """Of the PAD_T between words: those that are asked for. With all of them they drown the
+    """Of the PAD_T between words: those that it must predict. With all of them they drown the
     words."""
 
     seed: int = 0
@@ -146,7 +146,7 @@ class ItemWriter:
 
     def spoken(self, prompt: Segment, answer: str, frames: Ids, *, train_text: bool = True) -> Item:
         """The answer in text and codes. Without `train_text` the question does not tell the
-        answer, so the first code, which is said before any text, is not asked for either."""
+        answer, so the first code, which is said before any text, is not predicted either."""
         return spoken_item(
             self._template.vocabulary,
             prompt,

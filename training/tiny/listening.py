@@ -215,7 +215,7 @@ def start_ear(model: DeepTalk) -> None:
 
 def encode_window(model: DeepTalk, log_mel: Tensor, inner_layer: int) -> tuple[Tensor, Tensor]:
     """`DeepTalk.encode` for a window of any size, which a device never has: training in short
-    windows costs a third. Returns what stands above `inner_layer` layers, too: (Q, F, W), and the
+    windows costs a third. Also returns the output of `inner_layer` layers: (Q, F, W), and the
     features (Q, F, C)."""
     encoder = model.model.audio_encoder
     waves = F.gelu(encoder.conv1(log_mel))

@@ -1,7 +1,7 @@
 """Makes the tiny checkpoint's parts, each in its place in a working directory.
 
-Parts that stand there already are not made again. Side processes are spawned, so that they may use
-a GPU; what they run must be importable, which is why it does not stand in `__main__`.
+Parts that are already there are not made again. Side processes are spawned, so that they may use
+a GPU; what they run must be importable, which is why it is not in `__main__`.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def _answer(out: Path, plan: Plan) -> None:
 
 
 def _run_side_by_side(plan: Plan, *jobs: Sequence[Callable[[Plan], None]]) -> None:
-    """Run the jobs, each by processes of its own that are joined, with one thread each.
+    """Run the jobs, each by child processes that are joined, with one thread each.
 
     Raises RuntimeError if a process fails; what the others made stays.
     """
@@ -148,7 +148,7 @@ def _run_side_by_side(plan: Plan, *jobs: Sequence[Callable[[Plan], None]]) -> No
             process.join()
     failed = [process.exitcode for process in processes if process.exitcode]
     if failed:
-        raise RuntimeError(f"{len(failed)} of the processes failed; their errors stand above")
+        raise RuntimeError(f"{len(failed)} of the processes failed; their errors are above")
 
 
 def _take_part(

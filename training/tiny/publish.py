@@ -24,7 +24,7 @@ MAX_ROWS = 140
 """Of one answer; the kiosk's longest takes 78."""
 MAX_TURNS = 1
 """No question of the corpus refers to an earlier one, and an earlier turn in sight costs answers:
-of the 24 shipped questions, 23 are right by themselves and 14 behind another one."""
+of the 24 shipped questions, 23 are right by themselves and 14 after another one."""
 
 
 def publish(
@@ -35,10 +35,10 @@ def publish(
     codec_encoder: Path,
     directory: Path,
 ) -> None:
-    """Write everything that an export needs, in float16, over a checkpoint that stands there, and
+    """Write everything that an export needs, in float16, over an existing checkpoint, and
     the codec's encoder for those who train it on.
 
-    What else stands in `directory`, a model card say, is kept.
+    Other files of `directory`, a model card say, are kept.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as folder:

@@ -1,6 +1,6 @@
 """The codec's first half: which codes a sound gets. Trained on log-mel frames alone.
 
-SNAC's own encoder is never needed on a device, so a small mel encoder stands in for it: fitting the
+SNAC's own encoder is never needed on a device, so a small mel encoder replaces it: fitting the
 quantiser to log-mel frames costs a minute, where a waveform auto-encoder would cost days.
 """
 

@@ -4,7 +4,7 @@
     remember               every training question is encoded once; the ear is frozen
     align, audio, text, joint       two processes, each with half of every step
 
-Each part writes its result to the working directory and is skipped when that stands there already.
+Each part writes its result to the working directory and is skipped when the result exists.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ def remember_questions(workshop: Workshop, work: Path) -> Path:
 
 def learn_to_answer(workshop: Workshop, work: Path) -> DeepTalk:
     """The remaining stages, from what the others left in `work`. Returns the model, on the CPU; the
-    experts' split stands in `work`."""
+    experts' split is in `work`."""
     settings, model = workshop.settings, workshop.new_model()
     for part in ("ear.safetensors", "speaking.safetensors"):
         model.load_state_dict(load_file(work / part), strict=False)

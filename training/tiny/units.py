@@ -75,7 +75,7 @@ class Unit:
     """The frame in which each word's sound begins; no two words share one."""
 
     pcm: Pcm
-    """(T * 2048,) samples at 24 kHz: what the codes stand for."""
+    """(T * 2048,) samples at 24 kHz: the sound of the codes."""
 
 
 class UnitVoice:

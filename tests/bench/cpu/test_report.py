@@ -55,7 +55,7 @@ def test_a_frame_is_the_sum_of_its_parts() -> None:
 def test_a_goal_is_judged_by_its_worst_place(times: float, says: str) -> None:
     better = replace(STEP, by="llama.cpp", decoder="5x64", times_native=1.9)
     worst = replace(better, decoder="27x16", times_native=times)
-    assert verdict("step behind 256, times llama.cpp", better, worst) == says
+    assert verdict("step after 256, times llama.cpp", better, worst) == says
 
 
 def test_other_contexts_threads_and_peers_are_no_part_of_a_goal() -> None:
@@ -64,7 +64,7 @@ def test_other_contexts_threads_and_peers_are_no_part_of_a_goal() -> None:
         replace(STEP, by="llama.cpp", threads=2, times_native=1.1),
         replace(STEP, by="ik_llama.cpp", times_native=1.1),
     ]
-    assert verdict("step behind 256, times llama.cpp", *rows) == "| not measured |"
+    assert verdict("step after 256, times llama.cpp", *rows) == "| not measured |"
 
 
 def test_long_contexts_have_a_goal_of_their_own() -> None:
@@ -72,7 +72,7 @@ def test_long_contexts_have_a_goal_of_their_own() -> None:
         replace(STEP, by="llama.cpp", num_rows=num_rows, times_native=times)
         for num_rows, times in ((1024, 1.7), (2048, 2.1), (4096, 2.5))
     ]
-    assert verdict("step behind 2048", *rows) == "2.10 | met |"
+    assert verdict("step after 2048", *rows) == "2.10 | met |"
 
 
 def test_two_threads_are_compared_with_one_at_the_same_place_by_wall_time() -> None:

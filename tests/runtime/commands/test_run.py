@@ -195,7 +195,7 @@ def test_the_same_seed_writes_the_same_file(bundle_path: Path, tmp_path: Path) -
         (["--text", "x", "--max-turns", "x"], "--max-turns x: expected a number, or all"),
         (["--text", ""], "the question is empty"),
         (["--text", "x", "--threads", "1025"], "threads = 1025: expected 1 to 1024"),
-        (["--text", "x", "--speaker", "M29"], "this checkpoint knows"),
+        (["--text", "x", "--speaker", "M29"], "this checkpoint has"),
         (["--text", "x", "--out", "{tmp}/absent/a.wav"], "cannot be written"),
     ],
 )

@@ -47,7 +47,7 @@ GOOD_ANSWER = {"content": "left", "codec": [1] * 14}
         ({}, {"wavpath": "q0.wav", "codec": [1] * 70}, "10 codec frames for a recording of"),
         ({}, {"content": "left right " * 6}, "ids and its speech only 10 rows"),
         ({}, {"content": " "}, "the answer has no text"),
-        ({}, {"speaker": "NOBODY"}, "NOBODY.*this checkpoint knows"),
+        ({}, {"speaker": "NOBODY"}, "NOBODY.*this checkpoint has"),
         ({"role": "observer"}, {}, "role is 'observer'"),
         ({}, {"codec": None}, "needs an answer with codec or wavpath"),
     ],
