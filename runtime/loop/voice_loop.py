@@ -2,10 +2,10 @@
 
 ear        keeps the microphone's sound
 machine    says what to do (`states.py`)
-mind       makes the answer, elsewhere
+worker     makes the answer, elsewhere
 reply      the answer on its way to the loudspeaker
 
-The same code runs live, with the mind in a thread of its own, and on a virtual clock.
+The same code runs live, with the worker in a thread of its own, and on a virtual clock.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from deeptalk_edge.runtime.events import (
 )
 from deeptalk_edge.runtime.loop import signals, states
 from deeptalk_edge.runtime.loop.ear import Ear
-from deeptalk_edge.runtime.loop.mind import (
+from deeptalk_edge.runtime.loop.model_worker import (
     Begin,
     Delivery,
     Discard,
@@ -50,7 +50,7 @@ from deeptalk_edge.runtime.loop.mind import (
     Gauged,
     Made,
     MakeRoom,
-    Mind,
+    ModelWorker,
     Settle,
     Settled,
     StartAnew,
@@ -107,7 +107,7 @@ class VoiceLoop:
 
     def __init__(
         self,
-        mind: Mind,
+        worker: ModelWorker,
         port: SoundPort,
         *,
         settings: LoopSettings,
@@ -121,7 +121,7 @@ class VoiceLoop:
         trace: Trace,
     ) -> None:
         self._settings = settings.within(max_question_samples)
-        self._mind, self._port = mind, port
+        self._worker, self._port = worker, port
         self._max_question_samples = max_question_samples
         self._detector, self._canceller = detector, canceller
         self._end_of_turn, self._clock, self._emit = end_of_turn, clock, emit
@@ -130,7 +130,7 @@ class VoiceLoop:
         self.policy = ReplyPolicy()
         """Of the answers that begin from now on."""
         self.inbox: deque[Delivery] = deque()
-        """Where the mind delivers."""
+        """Where the worker delivers."""
         self._commands: deque[Command | StopWordHeard] = deque()
         self.stop_listener = StopListener(spotter, self.tell) if spotter else None
         """Works beside the loop; None if there are no stop words."""
@@ -143,7 +143,7 @@ class VoiceLoop:
         self._stop_word_end = 0  # where nobody listens for a stop word any more
         self._now = 0
         self._offset = 0  # of the port's positions, which begin anew when it is reopened
-        mind.post(MakeRoom())
+        worker.post(MakeRoom())
 
     @property
     def is_stopped(self) -> bool:
@@ -180,7 +180,7 @@ class VoiceLoop:
         self._trace.count("queued_ms", self._port.queued * 1000 / self._port.rate_hz)
 
     def serve(self) -> None:
-        """Between two frames: hand on what has come from outside and from the mind."""
+        """Between two frames: hand on what has come from outside and from the worker."""
         self._obey_commands()
         if self.inbox:
             self._take_deliveries()
@@ -275,7 +275,7 @@ class VoiceLoop:
             for event in events:
                 self._emit(event)
             reply.text.clear()
-            self._mind.allow(reply.epoch, reply.heard + int(_AHEAD_S * self._port.rate_hz))
+            self._worker.allow(reply.epoch, reply.heard + int(_AHEAD_S * self._port.rate_hz))
         if reply.is_committed and reply.is_heard:
             self._step(signals.AnswerHeard(reply.epoch))
 
@@ -286,7 +286,7 @@ class VoiceLoop:
             case signals.OpenUtterance(start):
                 self._pressed = self.loop.opened
                 self._ear.open(start)
-                self._mind.post(Expect())
+                self._worker.post(Expect())
             case signals.DropUtterance():
                 self._ear.drop()
             case signals.BeginAnswer(epoch, end):
@@ -300,7 +300,7 @@ class VoiceLoop:
                 self._num_discarded += 1
                 self._timing.pop(epoch, None)
                 self._reply = None
-                self._mind.post(Discard(epoch))
+                self._worker.post(Discard(epoch))
             case signals.SetGain(gain):
                 self._port.set_gain(gain)
             case signals.HoldAnswer():
@@ -315,18 +315,18 @@ class VoiceLoop:
                 self._ear.drop()
             case signals.Rest():
                 self._num_discarded = 0
-                self._mind.post(MakeRoom())
+                self._worker.post(MakeRoom())
             case signals.Forget():
-                self._mind.post(StartAnew())
-                self._mind.post(MakeRoom())
+                self._worker.post(StartAnew())
+                self._worker.post(MakeRoom())
 
     def _utterance(self, end: int) -> Array:
         return self._ear.utterance(end, longest=self._max_question_samples)
 
     def _begin(self, epoch: int, end: int) -> None:
         self._reply, self._begun = Reply(epoch, self._port), self._now
-        self._mind.post(Begin(epoch, self._utterance(end)))
-        self._mind.allow(epoch, int(_TRIAL_S * self._port.rate_hz))
+        self._worker.post(Begin(epoch, self._utterance(end)))
+        self._worker.allow(epoch, int(_TRIAL_S * self._port.rate_hz))
 
     def _commit(self, epoch: int) -> None:
         assert self._reply is not None
@@ -352,7 +352,7 @@ class VoiceLoop:
         assert reply is not None
         device_ms = (self._port.handed - self._port.audible()) * 1000 / self._port.rate_hz
         heard = reply.hold()
-        self._mind.allow(reply.epoch, 0)
+        self._worker.allow(reply.epoch, 0)
         timing = self._timing[reply.epoch]
         timing.stop_ms = (self._clock.now() - self.loop.opened) / _SAMPLES_PER_MS + device_ms
         self._emit(BargedIn(heard / self._port.rate_hz))
@@ -374,7 +374,7 @@ class VoiceLoop:
         self._timing[epoch].heard_samples = heard
         self._num_discarded = 0
         self._reply = None
-        self._mind.post(Settle(epoch, kept))
+        self._worker.post(Settle(epoch, kept))
 
     def _finish_turn(self, settled: Settled) -> None:
         timing = self._timing.pop(settled.epoch)

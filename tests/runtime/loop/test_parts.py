@@ -17,7 +17,15 @@ from deeptalk_edge.runtime.events import AudioChunk, TextPiece
 from deeptalk_edge.runtime.loop.clock import WallClock
 from deeptalk_edge.runtime.loop.ear import Ear
 from deeptalk_edge.runtime.loop.fake_talker import FakeTalker
-from deeptalk_edge.runtime.loop.mind import Begin, Delivery, Discard, Made, Mind, Settle, Settled
+from deeptalk_edge.runtime.loop.model_worker import (
+    Begin,
+    Delivery,
+    Discard,
+    Made,
+    ModelWorker,
+    Settle,
+    Settled,
+)
 from deeptalk_edge.runtime.loop.recorder import Recorder
 from deeptalk_edge.runtime.loop.reply import Reply
 from deeptalk_edge.trace import NO_TRACE, Trace
@@ -108,21 +116,21 @@ def test_a_mind_stops_when_its_budget_is_spent_and_ignores_orders_for_the_void(
     budget: int,
 ) -> None:
     talker, made = FakeTalker(), list[Delivery]()
-    mind = Mind(talker, made.append, trace=NO_TRACE)
-    mind.post(Begin(5, QUESTION))
-    mind.allow(5, budget)
-    while mind.work():
+    worker = ModelWorker(talker, made.append, trace=NO_TRACE)
+    worker.post(Begin(5, QUESTION))
+    worker.allow(5, budget)
+    while worker.work():
         pass
     assert talker.made_samples == 2 * 2048
-    mind.post(Discard(4))
-    mind.post(Settle(4, 0))
-    mind.allow(4, 10**9)
-    while mind.work():
+    worker.post(Discard(4))
+    worker.post(Settle(4, 0))
+    worker.allow(4, 10**9)
+    while worker.work():
         pass
     assert (talker.num_discarded, talker.history) == (0, [])
     assert talker.made_samples == 2 * 2048
-    mind.post(Settle(5, 2048))
-    while mind.work():
+    worker.post(Settle(5, 2048))
+    while worker.work():
         pass
     assert isinstance(made[-1], Settled)
     assert [type(delivery) for delivery in made[:-1]] == [Made, Made]

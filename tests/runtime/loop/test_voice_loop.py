@@ -24,7 +24,7 @@ from deeptalk_edge.runtime.events import (
     TurnFailed,
 )
 from deeptalk_edge.runtime.loop.fake_talker import FRAME_SAMPLES, FakeAnswer, level_of
-from deeptalk_edge.runtime.loop.mind import Made, Written
+from deeptalk_edge.runtime.loop.model_worker import Made, Written
 from deeptalk_edge.runtime.loop.settings import LoopSettings, ReplyPolicy
 from deeptalk_edge.runtime.loop.signals import Command
 from deeptalk_edge.runtime.loop.states import State

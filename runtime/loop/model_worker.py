@@ -1,8 +1,8 @@
 """The model's side of the loop: takes orders, works one step at a time, delivers what it made.
 
-One thread owns the mind and, through it, the conversation. The other side posts orders and sets the
-budget: how much sound it wants so far. A budget that is spent stops the model within one step, and
-a new one lets it go on; so the sound that waits is bounded, and so is what is delivered.
+One thread owns the worker and, through it, the conversation. The other side posts orders and sets
+the budget: how much sound it wants so far. A budget that is spent stops the model within one step,
+and a new one lets it go on; so the sound that waits is bounded, and so is what is delivered.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class OpenAnswer(Protocol):
-    """What the mind needs of an `Answer`."""
+    """What the worker needs of an `Answer`."""
 
     stage: str
     """What the next step does."""
@@ -51,7 +51,7 @@ class OpenAnswer(Protocol):
 
 
 class Talker(Protocol):
-    """What the mind needs of a `Conversation`."""
+    """What the worker needs of a `Conversation`."""
 
     @property
     def rate_hz(self) -> int:
@@ -167,7 +167,7 @@ class Settled:
 Delivery: TypeAlias = Made | Gauged | Written | Failed | Settled
 
 
-class Mind:
+class ModelWorker:
     """Owns a conversation. `post` and `allow` may be called from another thread."""
 
     def __init__(self, talk: Talker, deliver: Callable[[Delivery], None], *, trace: Trace) -> None:
