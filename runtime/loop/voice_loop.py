@@ -1,6 +1,6 @@
 """The loop itself: a frame of microphone in, events out; never waits and holds no lock.
 
-ear        keeps the microphone's sound
+mic buffer keeps the microphone's sound
 machine    says what to do (`states.py`)
 worker     makes the answer, elsewhere
 reply      the answer on its way to the loudspeaker
@@ -40,7 +40,7 @@ from deeptalk_edge.runtime.events import (
     VoiceMetrics,
 )
 from deeptalk_edge.runtime.loop import signals, states
-from deeptalk_edge.runtime.loop.ear import Ear
+from deeptalk_edge.runtime.loop.mic_buffer import MicBuffer
 from deeptalk_edge.runtime.loop.model_worker import (
     Begin,
     Delivery,
@@ -134,7 +134,7 @@ class VoiceLoop:
         self._commands: deque[Command | StopWordHeard] = deque()
         self.stop_listener = StopListener(spotter, self.tell) if spotter else None
         """Works beside the loop; None if there are no stop words."""
-        self._ear = Ear()
+        self._mic_buffer = MicBuffer()
         self._reply: Reply | None = None
         self._timing: dict[int, _Timing] = {}  # of answers that are not settled yet
         self._num_discarded = 0
@@ -170,7 +170,7 @@ class VoiceLoop:
         self._clock.arrived(self._now)
         with self._trace.span("frame"):
             pcm = self._canceller.process(frame.pcm, frame.far)
-            self._ear.push(start, pcm)
+            self._mic_buffer.push(start, pcm)
             self._obey_commands()
             self._take_deliveries()
             if self.stop_listener and start < self._stop_word_end:
@@ -227,7 +227,7 @@ class VoiceLoop:
         listener.begin(opened)
         start = max(opened - self._settings.pre_roll_ms * _SAMPLES_PER_MS, 0)
         for place in range(start, self._now, FRAME_SAMPLES):
-            listener.push(self._ear.sound(place, min(place + FRAME_SAMPLES, self._now)))
+            listener.push(self._mic_buffer.sound(place, min(place + FRAME_SAMPLES, self._now)))
 
     def _obey_commands(self) -> None:
         while self._commands:
@@ -267,7 +267,7 @@ class VoiceLoop:
         if sent and timing and timing.queued is None:
             timing.queued = self._clock.now()
             self._step(signals.SoundBegan(reply.epoch, reply.policy.interruptible))
-            self._ear.drop()
+            self._mic_buffer.drop()
         if timing and timing.audible is None and (audible := reply.audible):
             timing.audible = self._clock.now() - audible * RATE_HZ // self._port.rate_hz
         if reply.is_committed and not reply.is_held:
@@ -285,10 +285,10 @@ class VoiceLoop:
         match action:
             case signals.OpenUtterance(start):
                 self._pressed = self.loop.opened
-                self._ear.open(start)
+                self._mic_buffer.open(start)
                 self._worker.post(Expect())
             case signals.DropUtterance():
-                self._ear.drop()
+                self._mic_buffer.drop()
             case signals.BeginAnswer(epoch, end):
                 self._begin(epoch, end)
             case signals.JudgePause(end):
@@ -312,7 +312,7 @@ class VoiceLoop:
             case signals.KeepAnswer(epoch):
                 assert self._reply is not None
                 self._settle(epoch, self._reply.made, kept=None)
-                self._ear.drop()
+                self._mic_buffer.drop()
             case signals.Rest():
                 self._num_discarded = 0
                 self._worker.post(MakeRoom())
@@ -321,7 +321,7 @@ class VoiceLoop:
                 self._worker.post(MakeRoom())
 
     def _utterance(self, end: int) -> Array:
-        return self._ear.utterance(end, longest=self._max_question_samples)
+        return self._mic_buffer.utterance(end, longest=self._max_question_samples)
 
     def _begin(self, epoch: int, end: int) -> None:
         self._reply, self._begun = Reply(epoch, self._port), self._now

@@ -15,8 +15,8 @@ from deeptalk_edge.runtime.audio.ports import MicFrame
 from deeptalk_edge.runtime.audio.virtual_port import VirtualPort, recording
 from deeptalk_edge.runtime.events import AudioChunk, TextPiece
 from deeptalk_edge.runtime.loop.clock import WallClock
-from deeptalk_edge.runtime.loop.ear import Ear
 from deeptalk_edge.runtime.loop.fake_talker import FakeTalker
+from deeptalk_edge.runtime.loop.mic_buffer import MicBuffer
 from deeptalk_edge.runtime.loop.model_worker import (
     Begin,
     Delivery,
@@ -38,26 +38,28 @@ def frame(value: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
 
 
 def test_an_utterance_is_cut_to_the_sample_and_dropped_sound_is_silence() -> None:
-    ear = Ear()
+    mic_buffer = MicBuffer()
     for number in (1, 2, 3, 5):  # the fourth was dropped
-        ear.push(number * 320, frame(number))
-    ear.open(500)
-    ear.push(6 * 320, frame(6))
-    pcm = ear.utterance(6 * 320 + 7, longest=10**6)
+        mic_buffer.push(number * 320, frame(number))
+    mic_buffer.open(500)
+    mic_buffer.push(6 * 320, frame(6))
+    pcm = mic_buffer.utterance(6 * 320 + 7, longest=10**6)
     expected = np.repeat([1, 2, 3, 0, 5, 6], [140, 320, 320, 320, 320, 7])
     np.testing.assert_array_equal(pcm, expected)
-    np.testing.assert_array_equal(ear.utterance(6 * 320, longest=330), np.repeat([0, 5], [10, 320]))
+    np.testing.assert_array_equal(
+        mic_buffer.utterance(6 * 320, longest=330), np.repeat([0, 5], [10, 320])
+    )
 
 
 def test_an_ear_without_an_utterance_keeps_three_seconds() -> None:
-    ear = Ear()
+    mic_buffer = MicBuffer()
     for number in range(1000):
-        ear.push(number * 320, frame(0))
-    assert len(ear._frames) == 151
-    ear.open(850 * 320)
+        mic_buffer.push(number * 320, frame(0))
+    assert len(mic_buffer._frames) == 151
+    mic_buffer.open(850 * 320)
     for number in range(1000, 2000):
-        ear.push(number * 320, frame(0))
-    assert len(ear.utterance(2000 * 320, longest=10**9)) == 1150 * 320
+        mic_buffer.push(number * 320, frame(0))
+    assert len(mic_buffer.utterance(2000 * 320, longest=10**9)) == 1150 * 320
 
 
 def test_the_wall_clock_goes_by_the_earliest_frame(monkeypatch: pytest.MonkeyPatch) -> None:
