@@ -42,7 +42,7 @@ _FAR_WAIT_S = 0.06
 _CONTINUE, _INPUT_OVERFLOW = 0, 2  # of PortAudio
 
 
-class Ears:
+class InputStream:
     """The microphone's stream: its callback, and the reader's side."""
 
     def __init__(self, fmt: DeviceFormat, clock: Clock = time.perf_counter) -> None:
@@ -101,7 +101,7 @@ class Ears:
         return pcm
 
 
-class Mouth:
+class OutputStream:
     """The loudspeaker's stream: its callback, what it was handed, and when that is heard."""
 
     def __init__(
