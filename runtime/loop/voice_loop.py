@@ -3,7 +3,7 @@
 mic buffer keeps the microphone's sound
 machine    says what to do (`states.py`)
 worker     makes the answer, elsewhere
-reply      the answer on its way to the loudspeaker
+playback   the answer on its way to the loudspeaker
 
 The same code runs live, with the worker in a thread of its own, and on a virtual clock.
 """
@@ -56,7 +56,7 @@ from deeptalk_edge.runtime.loop.model_worker import (
     StartAnew,
     Written,
 )
-from deeptalk_edge.runtime.loop.reply import Reply
+from deeptalk_edge.runtime.loop.playback import Playback
 from deeptalk_edge.runtime.loop.settings import LoopSettings, ReplyPolicy
 from deeptalk_edge.runtime.loop.signals import Command, StopWordHeard
 from deeptalk_edge.runtime.loop.states import Loop, State
@@ -135,7 +135,7 @@ class VoiceLoop:
         self.stop_listener = StopListener(spotter, self.tell) if spotter else None
         """Works beside the loop; None if there are no stop words."""
         self._mic_buffer = MicBuffer()
-        self._reply: Reply | None = None
+        self._playback: Playback | None = None
         self._timing: dict[int, _Timing] = {}  # of answers that are not settled yet
         self._num_discarded = 0
         self._pressed = 0  # push-to-talk: when the button was
@@ -238,17 +238,17 @@ class VoiceLoop:
             delivery = self.inbox.popleft()
             if isinstance(delivery, Settled):
                 self._finish_turn(delivery)
-            elif self._reply is None or delivery.epoch != self._reply.epoch:
+            elif self._playback is None or delivery.epoch != self._playback.epoch:
                 continue  # of an attempt that is void
             elif isinstance(delivery, Made):
                 for piece in delivery.pieces:
-                    self._reply.add(piece)
+                    self._playback.add(piece)
             elif isinstance(delivery, Gauged):
                 enough_ms = self._end_of_turn.enough_ms(delivery.text_log_p)
                 if enough_ms is not None:
                     self._step(signals.HangoverCapped(enough_ms))
             elif isinstance(delivery, Written):
-                self._reply.is_written = True
+                self._playback.is_written = True
             elif isinstance(delivery, Failed):
                 self._fail(delivery)
 
@@ -259,25 +259,25 @@ class VoiceLoop:
 
     def _play(self) -> None:
         """Send on what may sound, and tell the machine how far it came."""
-        reply = self._reply
-        if reply is None:
+        playback = self._playback
+        if playback is None:
             return
-        sent = reply.send()
-        timing = self._timing.get(reply.epoch)
+        sent = playback.send()
+        timing = self._timing.get(playback.epoch)
         if sent and timing and timing.queued is None:
             timing.queued = self._clock.now()
-            self._step(signals.SoundBegan(reply.epoch, reply.policy.interruptible))
+            self._step(signals.SoundBegan(playback.epoch, playback.policy.interruptible))
             self._mic_buffer.drop()
-        if timing and timing.audible is None and (audible := reply.audible):
+        if timing and timing.audible is None and (audible := playback.audible):
             timing.audible = self._clock.now() - audible * RATE_HZ // self._port.rate_hz
-        if reply.is_committed and not reply.is_held:
-            events: list[LiveEvent] = [*reply.text, *sent]
+        if playback.is_committed and not playback.is_held:
+            events: list[LiveEvent] = [*playback.text, *sent]
             for event in events:
                 self._emit(event)
-            reply.text.clear()
-            self._worker.allow(reply.epoch, reply.heard + int(_AHEAD_S * self._port.rate_hz))
-        if reply.is_committed and reply.is_heard:
-            self._step(signals.AnswerHeard(reply.epoch))
+            playback.text.clear()
+            self._worker.allow(playback.epoch, playback.heard + int(_AHEAD_S * self._port.rate_hz))
+        if playback.is_committed and playback.is_heard:
+            self._step(signals.AnswerHeard(playback.epoch))
 
     # Actions out of it ----------------------------------------------------------------------------
 
@@ -299,7 +299,7 @@ class VoiceLoop:
             case signals.DiscardAnswer(epoch):
                 self._num_discarded += 1
                 self._timing.pop(epoch, None)
-                self._reply = None
+                self._playback = None
                 self._worker.post(Discard(epoch))
             case signals.SetGain(gain):
                 self._port.set_gain(gain)
@@ -310,8 +310,8 @@ class VoiceLoop:
             case signals.CutAnswer(epoch):
                 self._cut(epoch)
             case signals.KeepAnswer(epoch):
-                assert self._reply is not None
-                self._settle(epoch, self._reply.made, kept=None)
+                assert self._playback is not None
+                self._settle(epoch, self._playback.made, kept=None)
                 self._mic_buffer.drop()
             case signals.Rest():
                 self._num_discarded = 0
@@ -324,14 +324,14 @@ class VoiceLoop:
         return self._mic_buffer.utterance(end, longest=self._max_question_samples)
 
     def _begin(self, epoch: int, end: int) -> None:
-        self._reply, self._begun = Reply(epoch, self._port), self._now
+        self._playback, self._begun = Playback(epoch, self._port), self._now
         self._worker.post(Begin(epoch, self._utterance(end)))
         self._worker.allow(epoch, int(_TRIAL_S * self._port.rate_hz))
 
     def _commit(self, epoch: int) -> None:
-        assert self._reply is not None
+        assert self._playback is not None
         now = self._clock.now()
-        self._reply.policy, self._reply.is_committed = self.policy, True
+        self._playback.policy, self._playback.is_committed = self.policy, True
         self._timing[epoch] = timing = _Timing(
             opened=self.loop.opened,
             last_voice=self.loop.last_voice,
@@ -348,32 +348,32 @@ class VoiceLoop:
         self._emit(SpeechEnded(timing.speech_s))
 
     def _hold(self) -> None:
-        reply = self._reply
-        assert reply is not None
+        playback = self._playback
+        assert playback is not None
         device_ms = (self._port.handed - self._port.audible()) * 1000 / self._port.rate_hz
-        heard = reply.hold()
-        self._worker.allow(reply.epoch, 0)
-        timing = self._timing[reply.epoch]
+        heard = playback.hold()
+        self._worker.allow(playback.epoch, 0)
+        timing = self._timing[playback.epoch]
         timing.stop_ms = (self._clock.now() - self.loop.opened) / _SAMPLES_PER_MS + device_ms
         self._emit(BargedIn(heard / self._port.rate_hz))
 
     def _resume(self) -> None:
-        assert self._reply is not None
-        self._reply.resume()
-        self._timing[self._reply.epoch].stop_ms = None
+        assert self._playback is not None
+        self._playback.resume()
+        self._timing[self._playback.epoch].stop_ms = None
         self._emit(AnswerResumed())
 
     def _cut(self, epoch: int) -> None:
-        reply = self._reply
-        assert reply is not None
+        playback = self._playback
+        assert playback is not None
         # A device that is gone plays no more of its buffer.
-        heard = reply.audible if self.loop.state is State.RECOVERING else reply.hold()
-        self._settle(epoch, heard, kept=None if reply.policy.commit == "full" else heard)
+        heard = playback.audible if self.loop.state is State.RECOVERING else playback.hold()
+        self._settle(epoch, heard, kept=None if playback.policy.commit == "full" else heard)
 
     def _settle(self, epoch: int, heard: int, *, kept: int | None) -> None:
         self._timing[epoch].heard_samples = heard
         self._num_discarded = 0
-        self._reply = None
+        self._playback = None
         self._worker.post(Settle(epoch, kept))
 
     def _finish_turn(self, settled: Settled) -> None:

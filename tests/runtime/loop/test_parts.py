@@ -26,8 +26,8 @@ from deeptalk_edge.runtime.loop.model_worker import (
     Settle,
     Settled,
 )
+from deeptalk_edge.runtime.loop.playback import Playback
 from deeptalk_edge.runtime.loop.recorder import Recorder
-from deeptalk_edge.runtime.loop.reply import Reply
 from deeptalk_edge.trace import NO_TRACE, Trace
 
 QUESTION = np.zeros(16000, np.float32)
@@ -141,25 +141,25 @@ def test_a_mind_stops_when_its_budget_is_spent_and_ignores_orders_for_the_void(
 def test_a_reply_is_silent_until_it_is_committed_and_goes_on_where_it_was_held() -> None:
     port = VirtualPort(recording(np.zeros(16000, np.float32)), device_ms=0)
     port.open()
-    reply = Reply(0, port)
-    reply.add(TextPiece("hi"))
-    reply.add(AudioChunk(np.linspace(1 / 48000, 1, 48000, dtype=np.float32)))
-    assert reply.send() == []
-    reply.is_committed = reply.is_written = True
-    assert sum(chunk.pcm.size for chunk in reply.send()) == 24000  # a second waits at most
+    playback = Playback(0, port)
+    playback.add(TextPiece("hi"))
+    playback.add(AudioChunk(np.linspace(1 / 48000, 1, 48000, dtype=np.float32)))
+    assert playback.send() == []
+    playback.is_committed = playback.is_written = True
+    assert sum(chunk.pcm.size for chunk in playback.send()) == 24000  # a second waits at most
     for _ in range(10):
         port.read(0.0)
-    assert reply.heard == 4800
-    held = reply.hold()
+    assert playback.heard == 4800
+    held = playback.hold()
     port.read(0.0)
-    assert reply.heard == held == 4800 + 120  # the fade counts as heard
-    assert reply.send() == []
-    reply.resume()
-    assert reply.send()[0].pcm[0] == pytest.approx((held + 1) / 48000)
-    while not reply.is_heard:
-        reply.send()
+    assert playback.heard == held == 4800 + 120  # the fade counts as heard
+    assert playback.send() == []
+    playback.resume()
+    assert playback.send()[0].pcm[0] == pytest.approx((held + 1) / 48000)
+    while not playback.is_heard:
+        playback.send()
         port.read(0.0)
-    assert reply.heard == 48000
+    assert playback.heard == 48000
     assert port.counters().underruns == 0
 
 
@@ -168,20 +168,20 @@ def test_a_reply_of_many_small_chunks_goes_on_where_it_was_heard(num_blocks: int
     played: list[np.ndarray[tuple[int], np.dtype[np.float32]]] = []
     port = VirtualPort(recording(QUESTION), device_ms=0, on_played=played.append)
     port.open()
-    reply = Reply(0, port)
+    playback = Playback(0, port)
     sound = np.linspace(1 / 48000, 1, 48000, dtype=np.float32)
     for chunk in np.split(sound, 240):  # most of those that were sent are not heard yet
-        reply.add(AudioChunk(chunk))
-    reply.is_committed = reply.is_written = True
+        playback.add(AudioChunk(chunk))
+    playback.is_committed = playback.is_written = True
     for _ in range(num_blocks):
-        reply.send()
+        playback.send()
         port.read(0.0)
-    held = reply.hold()
+    held = playback.hold()
     assert held == num_blocks * 480 + 120
     port.read(0.0)
-    reply.resume()
-    while not reply.is_heard:
-        reply.send()
+    playback.resume()
+    while not playback.is_heard:
+        playback.send()
         port.read(0.0)
     heard = np.concatenate(played)
     silent = 480 - 120  # between the fade's end and the block that goes on
@@ -194,14 +194,14 @@ def test_a_reply_counts_its_own_samples_alone() -> None:
     port = VirtualPort(recording(QUESTION), device_ms=0)
     port.open()
     for epoch in range(3):
-        reply = Reply(epoch, port)
-        reply.add(AudioChunk(np.ones(960, np.float32)))
-        reply.is_committed = reply.is_written = True
-        reply.send()
+        playback = Playback(epoch, port)
+        playback.add(AudioChunk(np.ones(960, np.float32)))
+        playback.is_committed = playback.is_written = True
+        playback.send()
         for block in range(2):
-            assert reply.heard == reply.audible == 480 * block
+            assert playback.heard == playback.audible == 480 * block
             port.read(0.0)
-        assert reply.is_heard
+        assert playback.is_heard
 
 
 @pytest.mark.parametrize("device_ms", [0, 80])
@@ -210,12 +210,12 @@ def test_a_reply_is_heard_when_the_device_has_played_it_not_when_it_took_it(
 ) -> None:
     port = VirtualPort(recording(QUESTION), device_ms=device_ms)
     port.open()
-    reply = Reply(0, port)
-    reply.add(AudioChunk(np.ones(960, np.float32)))
-    reply.is_committed = reply.is_written = True
-    reply.send()
-    heard_ms = next(ms for ms in range(20, 1000, 20) if port.read(0.0) and reply.is_heard)
-    assert reply.heard == 960
+    playback = Playback(0, port)
+    playback.add(AudioChunk(np.ones(960, np.float32)))
+    playback.is_committed = playback.is_written = True
+    playback.send()
+    heard_ms = next(ms for ms in range(20, 1000, 20) if port.read(0.0) and playback.is_heard)
+    assert playback.heard == 960
     assert heard_ms == 40 + device_ms
 
 

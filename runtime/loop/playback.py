@@ -19,7 +19,7 @@ from deeptalk_edge.runtime.loop.settings import ReplyPolicy
 Array = NDArray[np.float32]
 
 
-class Reply:
+class Playback:
     """The sound of one attempt. One owner; not thread-safe."""
 
     def __init__(self, epoch: int, port: SoundPort) -> None:
