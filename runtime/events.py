@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeptalk_edge.bundle.target import BackendName
+from deeptalk_edge.deprecation import old_fields
 from deeptalk_edge.errors import EdgeError
 
 Array = NDArray[np.float32]
@@ -86,6 +87,7 @@ class Setup:
     """Of each part of the model."""
 
 
+@old_fields(was_on_trial="was_speculative")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VoiceMetrics:
     """What a turn by voice felt like. Times run from the last voiced sample as the microphone gave
@@ -95,7 +97,7 @@ class VoiceMetrics:
     """Length of the utterance, pauses included: from its first voiced sample to its last."""
     hangover_ms: float
     """Silence until the turn counted as over."""
-    was_on_trial: bool
+    was_speculative: bool
     """The answer was begun inside the hangover."""
     num_discarded: int
     """Attempts at this answer that the user spoke over before they were heard."""

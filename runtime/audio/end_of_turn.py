@@ -2,7 +2,7 @@
 
 sound     asked once per pause, at about 100 ms of silence, with the utterance so far: a cue says
           how likely it is complete; the more likely, the shorter the wait
-meaning   asked once more, when the answer on trial has its first words: a model that is sure of
+meaning   asked once more, when the speculative answer has its first words: a model that is sure of
           them has heard a whole question. It can but shorten the wait
 """
 

@@ -25,7 +25,7 @@ class HangoverChosen:
 
 @dataclass(frozen=True, slots=True)
 class HangoverCapped:
-    """The answer on trial is a sure one: so much silence is enough, whatever was chosen."""
+    """The speculative answer is a sure one: so much silence is enough, whatever was chosen."""
 
     ms: int
 

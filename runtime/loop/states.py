@@ -195,16 +195,16 @@ def _hear_user(loop: Loop, voiced: bool, now: int, settings: LoopSettings) -> St
 
 
 def _hear_pause(loop: Loop, voiced: bool, now: int, settings: LoopSettings) -> Step:
-    """ENDPOINTING: answer on trial in a short pause, in earnest behind a long one."""
+    """ENDPOINTING: a short pause begins a speculative answer, a long one commits it."""
     if loop.run >= _samples(settings.resume_ms):
         after, actions = _void(loop)
         return _enter(replace(after, last_voice=now), State.USER_SPEAKING, now), actions
     if now - loop.opened >= _samples(settings.max_utterance_ms):
         return _begin(loop, _end(loop, settings), now)
-    silence, trial = now - loop.last_voice, _samples(settings.speculate_ms)
-    if silence >= loop.hangover and silence >= trial:
+    silence, speculate = now - loop.last_voice, _samples(settings.speculate_ms)
+    if silence >= loop.hangover and silence >= speculate:
         return _begin(loop, _end(loop, settings), now)
-    if silence - FRAME < trial <= silence:
+    if silence - FRAME < speculate <= silence:
         judge = JudgePause(_end(loop, settings))
         if not settings.is_speculating:
             return loop, (judge,)
@@ -342,7 +342,7 @@ def _opening(loop: Loop, settings: LoopSettings) -> OpenUtterance:
 
 
 def _begin(loop: Loop, end: int, now: int) -> Step:
-    """The turn is over: answer it, unless that was begun on trial."""
+    """The turn is over: answer it, unless a speculative answer was begun."""
     begin = () if loop.is_answering else (BeginAnswer(loop.epoch, end),)
     loop = replace(loop, is_answering=True, interruptible=True)
     return _enter(loop, State.THINKING, now), (*begin, CommitAnswer(loop.epoch))
@@ -371,7 +371,7 @@ def _fail(loop: Loop, now: int) -> Step:
     """The attempt leads nowhere."""
     after, actions = _void(loop)
     if loop.state is State.ENDPOINTING or loop.state is State.USER_SPEAKING:
-        return after, actions  # it was on trial; the utterance goes on
+        return after, actions  # it was speculative; the utterance goes on
     after, more = _rest(after, now)
     return after, (*actions, DropUtterance(), *more)
 
@@ -410,7 +410,7 @@ def _count_voice(loop: Loop, voiced: bool, now: int) -> Loop:
 
 
 def _end(loop: Loop, settings: LoopSettings) -> int:
-    """Where the utterance ends: the same for an answer on trial and one in earnest."""
+    """Where the utterance ends: the same for a speculative answer and one begun at the end."""
     return loop.last_voice + _samples(settings.speculate_ms)
 
 

@@ -65,7 +65,7 @@ from deeptalk_edge.trace import Trace
 
 Array = NDArray[np.float32]
 
-_TRIAL_S = 1.5  # of sound that an answer on trial makes: until it is known how sure it is
+_SPECULATIVE_S = 1.5  # of sound that a speculative answer makes: until it is known how sure it is
 _AHEAD_S = 2.0  # of sound that the model is ahead of the listener
 _SAMPLES_PER_MS = states.SAMPLES_PER_MS
 _STOP_WORD_MS = 1000  # from a voice's first sound over an answer to the end of a stop word
@@ -89,7 +89,7 @@ class _Timing:
     opened: int
     last_voice: int
     committed: int
-    was_on_trial: bool
+    was_speculative: bool
     num_discarded: int
     underruns_before: int
     queued: int | None = None
@@ -326,7 +326,7 @@ class VoiceLoop:
     def _begin(self, epoch: int, end: int) -> None:
         self._playback, self._begun = Playback(epoch, self._port), self._now
         self._worker.post(Begin(epoch, self._utterance(end)))
-        self._worker.allow(epoch, int(_TRIAL_S * self._port.rate_hz))
+        self._worker.allow(epoch, int(_SPECULATIVE_S * self._port.rate_hz))
 
     def _commit(self, epoch: int) -> None:
         assert self._playback is not None
@@ -336,7 +336,7 @@ class VoiceLoop:
             opened=self.loop.opened,
             last_voice=self.loop.last_voice,
             committed=now,
-            was_on_trial=self._begun < self._now,
+            was_speculative=self._begun < self._now,
             num_discarded=self._num_discarded,
             underruns_before=self._port.counters().underruns,
         )
@@ -381,7 +381,7 @@ class VoiceLoop:
         voice = VoiceMetrics(
             speech_s=timing.speech_s,
             hangover_ms=(timing.committed - timing.last_voice) / _SAMPLES_PER_MS,
-            was_on_trial=timing.was_on_trial,
+            was_speculative=timing.was_speculative,
             num_discarded=timing.num_discarded,
             queued_ms=_since(timing.last_voice, timing.queued),
             audible_ms=_since(timing.last_voice, timing.audible),

@@ -74,7 +74,7 @@ def test_a_spoken_question_gets_a_spoken_answer_in_real_time(
                 live.stop()
                 done = event
     assert done.voice is not None
-    assert done.voice.was_on_trial
+    assert done.voice.was_speculative
     assert done.voice.heard_s == done.metrics.audio_s == pytest.approx(17 * 2048 / 24000)
     assert done.voice.audible_ms is not None
     assert done.voice.audible_ms >= done.voice.hangover_ms == pytest.approx(500, abs=200)

@@ -89,7 +89,7 @@ def test_an_answer_begun_on_trial_is_the_same_to_the_last_sample(tiny: Bundle) -
         settings = LoopSettings(is_speculating=is_speculating)
         events, conversation = talk(tiny, microphone, settings, step_ms=step_ms)
         turns = [event for event in events if isinstance(event, TurnDone)]
-        assert [turn.voice is not None and turn.voice.was_on_trial for turn in turns] == [
+        assert [turn.voice is not None and turn.voice.was_speculative for turn in turns] == [
             is_speculating
         ] * 2
         if is_speculating:

@@ -66,7 +66,7 @@ def test_speculation_hides_the_models_time_in_the_hangover(
     stage.run_until(6)
     voice = stage.of(TurnDone)[0].voice
     assert voice.hangover_ms == 500
-    assert voice.was_on_trial is is_speculating
+    assert voice.was_speculative is is_speculating
     # Simulated: 30 + 20 + 10 * 8 ms of model, seen with the next frame.
     assert voice.queued_ms == pytest.approx(queued_ms, abs=20)
     assert voice.audible_ms == pytest.approx(voice.queued_ms + 40, abs=20)
@@ -134,7 +134,7 @@ def test_the_model_stops_within_one_step_of_a_barge_in() -> None:
 
 def test_late_news_of_a_void_attempt_is_never_heard() -> None:
     stage = Stage((1.0, 2.0))
-    for second in (2.2, 2.55, 3.0):  # on trial, committed, speaking
+    for second in (2.2, 2.55, 3.0):  # speculative, committed, speaking
         stage.run_until(second)
         late = (TextPiece("stale"), AudioChunk(np.full(4800, 0.9, np.float32)))
         stage.loop.inbox.append(Made(stage.loop.loop.epoch - 1, late))
