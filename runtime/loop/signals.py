@@ -138,14 +138,14 @@ class SetGain:
 
 
 @dataclass(frozen=True, slots=True)
-class HoldAnswer:
+class PausePlayback:
     """Stop sound and model at once; both may go on."""
 
     epoch: int
 
 
 @dataclass(frozen=True, slots=True)
-class ResumeAnswer:
+class ResumePlayback:
     """Go on from the position that was heard."""
 
     epoch: int
@@ -183,8 +183,8 @@ Action: TypeAlias = (
     | CommitAnswer
     | DiscardAnswer
     | SetGain
-    | HoldAnswer
-    | ResumeAnswer
+    | PausePlayback
+    | ResumePlayback
     | CutAnswer
     | KeepAnswer
     | Rest

@@ -1,9 +1,10 @@
 """The state of a conversation by voice, as a pure function: (loop, event, now) -> (loop, actions).
 
     LISTENING -> USER_SPEAKING <-> ENDPOINTING -> THINKING -> SPEAKING -> LISTENING
-    SPEAKING -> OVERLAP (quieter) -> INTERRUPTED (stopped) -> USER_SPEAKING, or -> PAUSED_FALSE
-    (a false alarm) -> SPEAKING again; a stop word -> HUSHED -> LISTENING, or -> USER_SPEAKING for
-    who goes on; RECOVERING and STOPPED from anywhere
+    SPEAKING -> OVERLAP (quieter) -> INTERRUPTED (paused) -> USER_SPEAKING, or
+    -> FALSE_INTERRUPTION -> SPEAKING again
+    a stop word -> STOPPED_BY_WORD -> LISTENING, or -> USER_SPEAKING if the user goes on
+    RECOVERING and STOPPED from anywhere
 
 time     samples of the microphone, 16 kHz; there is no other clock
 epoch    names one attempt at an answer. It rises when an attempt becomes void; a sound or a word
@@ -35,12 +36,12 @@ from deeptalk_edge.runtime.loop.signals import (
     Frame,
     HangoverCapped,
     HangoverChosen,
-    HoldAnswer,
     JudgePause,
     KeepAnswer,
     OpenUtterance,
+    PausePlayback,
     Rest,
-    ResumeAnswer,
+    ResumePlayback,
     SetGain,
     SoundBegan,
     StopWordHeard,
@@ -58,8 +59,8 @@ class State(enum.Enum):
     SPEAKING = "speaking"
     OVERLAP = "overlap"
     INTERRUPTED = "interrupted"
-    PAUSED_FALSE = "paused, false alarm"
-    HUSHED = "hushed by a stop word"
+    FALSE_INTERRUPTION = "false interruption"
+    STOPPED_BY_WORD = "stopped by a word"
     RECOVERING = "recovering"
     STOPPED = "stopped"
 
@@ -96,7 +97,7 @@ class Loop:
 Step: TypeAlias = tuple[Loop, tuple[Action, ...]]
 
 _SOUNDING = (State.SPEAKING, State.OVERLAP)
-_HELD = (State.INTERRUPTED, State.PAUSED_FALSE)
+_PAUSED = (State.INTERRUPTED, State.FALSE_INTERRUPTION)
 _TAKEN = (State.USER_SPEAKING, State.ENDPOINTING, State.THINKING)  # by who spoke over an answer
 
 
@@ -113,7 +114,7 @@ def step(loop: Loop, event: Event, now: int, settings: LoopSettings) -> Step:
     if isinstance(event, HangoverCapped):
         return replace(loop, hangover=min(loop.hangover, event.ms * SAMPLES_PER_MS)), ()
     if isinstance(event, StopWordHeard):
-        return _hush(loop, now, settings) if _is_stopped_by(loop, event) else (loop, ())
+        return _stop_by_word(loop, now, settings) if _is_stopped_by(loop, event) else (loop, ())
     if isinstance(event, Frame):
         return _hear(loop, event.voiced, now, settings)
     if event.epoch != loop.epoch or not loop.is_answering:
@@ -139,7 +140,7 @@ def _obey(loop: Loop, command: Command, now: int, settings: LoopSettings) -> Ste
             return _enter(after, State.RECOVERING, now), (*actions, DropUtterance())
         case Command.RESTORE if state is State.RECOVERING:
             return _rest(loop, now)
-        case Command.INTERRUPT if state in _SOUNDING or state in _HELD or state is State.THINKING:
+        case Command.INTERRUPT if state in _SOUNDING or state in _PAUSED or state is State.THINKING:
             after, actions = _void(loop)
             after, more = _rest(after, now)
             return after, (*actions, DropUtterance(), *more)
@@ -147,7 +148,7 @@ def _obey(loop: Loop, command: Command, now: int, settings: LoopSettings) -> Ste
             State.LISTENING,
             State.THINKING,
             *_SOUNDING,
-            *_HELD,
+            *_PAUSED,
         ):
             after, actions = _void(loop)
             return _open(after, now, now, settings, actions)
@@ -227,7 +228,7 @@ def _hear_overlap(loop: Loop, voiced: bool, now: int, settings: LoopSettings) ->
     loop = _count_voice(loop, voiced, now)
     is_meant = voiced and not _may_be_echo(loop, now, settings)
     if is_meant and loop.voice >= _samples(settings.confirm_ms):
-        actions = (HoldAnswer(loop.epoch), SetGain(1.0), _opening(loop, settings))
+        actions = (PausePlayback(loop.epoch), SetGain(1.0), _opening(loop, settings))
         return _enter(loop, State.INTERRUPTED, now), actions
     if now - loop.last_voice >= _samples(settings.release_ms):
         return _enter(loop, State.SPEAKING, now), (SetGain(1.0),)
@@ -235,15 +236,15 @@ def _hear_overlap(loop: Loop, voiced: bool, now: int, settings: LoopSettings) ->
 
 
 def _hear_interruption(loop: Loop, voiced: bool, now: int, settings: LoopSettings) -> Step:
-    """INTERRUPTED, PAUSED_FALSE: an utterance takes the floor; a cough gives it back."""
+    """INTERRUPTED, FALSE_INTERRUPTION: an utterance takes the floor; a cough gives it back."""
     loop = _count_voice(loop, voiced, now)
     if loop.voice >= _samples(settings.turn_ms):
         after, actions = _void(loop)
         return _enter(after, State.USER_SPEAKING, now), actions
     silence = now - loop.last_voice
     if loop.state is State.INTERRUPTED and silence >= _samples(settings.release_ms):
-        return _enter(loop, State.PAUSED_FALSE, now), ()
-    if loop.state is State.PAUSED_FALSE and silence >= _samples(settings.resume_answer_ms):
+        return _enter(loop, State.FALSE_INTERRUPTION, now), ()
+    if loop.state is State.FALSE_INTERRUPTION and silence >= _samples(settings.resume_answer_ms):
         return _resume(loop, now)
     return loop, ()
 
@@ -253,20 +254,20 @@ def _is_stopped_by(loop: Loop, word: StopWordHeard) -> bool:
     sounds since is another one: the word is recognised too late."""
     if word.opened != loop.opened:
         return False
-    is_over_answer = loop.state in (*_SOUNDING, *_HELD) and word.opened >= loop.sounding_since
+    is_over_answer = loop.state in (*_SOUNDING, *_PAUSED) and word.opened >= loop.sounding_since
     return is_over_answer or loop.state in _TAKEN
 
 
-def _hush(loop: Loop, now: int, settings: LoopSettings) -> Step:
+def _stop_by_word(loop: Loop, now: int, settings: LoopSettings) -> Step:
     """A stop word: the answer ends, and so does a question that the word may have begun."""
-    hold = (HoldAnswer(loop.epoch), _opening(loop, settings)) if loop.state in _SOUNDING else ()
+    pause = (PausePlayback(loop.epoch), _opening(loop, settings)) if loop.state in _SOUNDING else ()
     after, actions = _void(loop)
     after = replace(after, voice=0, last_voice=now)
-    return _enter(after, State.HUSHED, now), (*hold, *actions)
+    return _enter(after, State.STOPPED_BY_WORD, now), (*pause, *actions)
 
 
-def _hear_hushed(loop: Loop, voiced: bool, now: int, settings: LoopSettings) -> Step:
-    """HUSHED: an utterance behind the stop word takes the floor."""
+def _hear_after_stop_word(loop: Loop, voiced: bool, now: int, settings: LoopSettings) -> Step:
+    """STOPPED_BY_WORD: an utterance after the stop word takes the floor."""
     loop = _count_voice(loop, voiced, now)
     if loop.voice >= _samples(settings.turn_ms):
         return _enter(loop, State.USER_SPEAKING, now), ()
@@ -283,8 +284,8 @@ _OPEN_MICROPHONE = {
     State.SPEAKING: _hear_over,
     State.OVERLAP: _hear_overlap,
     State.INTERRUPTED: _hear_interruption,
-    State.PAUSED_FALSE: _hear_interruption,
-    State.HUSHED: _hear_hushed,
+    State.FALSE_INTERRUPTION: _hear_interruption,
+    State.STOPPED_BY_WORD: _hear_after_stop_word,
     State.RECOVERING: _ignore,
 }
 
@@ -317,12 +318,12 @@ def _time_out(loop: Loop, now: int, settings: LoopSettings) -> Step:
         case State.OVERLAP if spent >= _samples(settings.overlap_ms):
             return _enter(loop, State.SPEAKING, now), (SetGain(1.0),)
         case State.INTERRUPTED if spent >= _samples(settings.overlap_ms):
-            return _enter(loop, State.PAUSED_FALSE, now), ()
-        case State.PAUSED_FALSE if spent >= _samples(
+            return _enter(loop, State.FALSE_INTERRUPTION, now), ()
+        case State.FALSE_INTERRUPTION if spent >= _samples(
             settings.overlap_ms + settings.resume_answer_ms
         ):
             return _resume(loop, now)
-        case State.HUSHED if spent >= _samples(settings.overlap_ms):
+        case State.STOPPED_BY_WORD if spent >= _samples(settings.overlap_ms):
             return _with(DropUtterance(), _rest(loop, now))
         case State.RECOVERING if spent >= _samples(settings.recovering_ms):
             return _enter(loop, State.STOPPED, now), ()
@@ -383,13 +384,13 @@ def _void(loop: Loop) -> Step:
     after = _next_epoch(loop)
     if loop.state is State.OVERLAP:
         return after, (CutAnswer(loop.epoch), SetGain(1.0))
-    if loop.state is State.SPEAKING or loop.state in _HELD:
+    if loop.state is State.SPEAKING or loop.state in _PAUSED:
         return after, (CutAnswer(loop.epoch),)
     return after, (DiscardAnswer(loop.epoch),)
 
 
 def _resume(loop: Loop, now: int) -> Step:
-    return _enter(loop, State.SPEAKING, now), (DropUtterance(), ResumeAnswer(loop.epoch))
+    return _enter(loop, State.SPEAKING, now), (DropUtterance(), ResumePlayback(loop.epoch))
 
 
 def _rest(loop: Loop, now: int) -> Step:

@@ -270,7 +270,7 @@ class VoiceLoop:
             self._mic_buffer.drop()
         if timing and timing.audible is None and (audible := playback.audible):
             timing.audible = self._clock.now() - audible * RATE_HZ // self._port.rate_hz
-        if playback.is_committed and not playback.is_held:
+        if playback.is_committed and not playback.is_paused:
             events: list[LiveEvent] = [*playback.text, *sent]
             for event in events:
                 self._emit(event)
@@ -303,9 +303,9 @@ class VoiceLoop:
                 self._worker.post(Discard(epoch))
             case signals.SetGain(gain):
                 self._port.set_gain(gain)
-            case signals.HoldAnswer():
-                self._hold()
-            case signals.ResumeAnswer():
+            case signals.PausePlayback():
+                self._pause()
+            case signals.ResumePlayback():
                 self._resume()
             case signals.CutAnswer(epoch):
                 self._cut(epoch)
@@ -347,11 +347,11 @@ class VoiceLoop:
             self._settings.warn_if_cut(self.loop.last_voice - self.loop.opened)
         self._emit(SpeechEnded(timing.speech_s))
 
-    def _hold(self) -> None:
+    def _pause(self) -> None:
         playback = self._playback
         assert playback is not None
         device_ms = (self._port.handed - self._port.audible()) * 1000 / self._port.rate_hz
-        heard = playback.hold()
+        heard = playback.pause()
         self._worker.allow(playback.epoch, 0)
         timing = self._timing[playback.epoch]
         timing.stop_ms = (self._clock.now() - self.loop.opened) / _SAMPLES_PER_MS + device_ms
@@ -367,7 +367,7 @@ class VoiceLoop:
         playback = self._playback
         assert playback is not None
         # A device that is gone plays no more of its buffer.
-        heard = playback.audible if self.loop.state is State.RECOVERING else playback.hold()
+        heard = playback.audible if self.loop.state is State.RECOVERING else playback.pause()
         self._settle(epoch, heard, kept=None if playback.policy.commit == "full" else heard)
 
     def _settle(self, epoch: int, heard: int, *, kept: int | None) -> None:

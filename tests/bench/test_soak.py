@@ -28,7 +28,7 @@ def test_a_lost_device_is_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_watch_sees_a_sound_of_a_turn_that_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Playback, "hold", lambda self: min(self.heard, self.made))  # stops nothing
+    monkeypatch.setattr(Playback, "pause", lambda self: min(self.heard, self.made))  # stops nothing
     report = soak.Soak(seed=1).run(hours=0.03, turns=10)
     assert any("samples of another turn" in fault for fault in report.faults())
 

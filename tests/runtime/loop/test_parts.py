@@ -150,12 +150,12 @@ def test_a_reply_is_silent_until_it_is_committed_and_goes_on_where_it_was_held()
     for _ in range(10):
         port.read(0.0)
     assert playback.heard == 4800
-    held = playback.hold()
+    paused_at = playback.pause()
     port.read(0.0)
-    assert playback.heard == held == 4800 + 120  # the fade counts as heard
+    assert playback.heard == paused_at == 4800 + 120  # the fade counts as heard
     assert playback.send() == []
     playback.resume()
-    assert playback.send()[0].pcm[0] == pytest.approx((held + 1) / 48000)
+    assert playback.send()[0].pcm[0] == pytest.approx((paused_at + 1) / 48000)
     while not playback.is_heard:
         playback.send()
         port.read(0.0)
@@ -176,8 +176,8 @@ def test_a_reply_of_many_small_chunks_goes_on_where_it_was_heard(num_blocks: int
     for _ in range(num_blocks):
         playback.send()
         port.read(0.0)
-    held = playback.hold()
-    assert held == num_blocks * 480 + 120
+    paused_at = playback.pause()
+    assert paused_at == num_blocks * 480 + 120
     port.read(0.0)
     playback.resume()
     while not playback.is_heard:
@@ -186,7 +186,8 @@ def test_a_reply_of_many_small_chunks_goes_on_where_it_was_heard(num_blocks: int
     heard = np.concatenate(played)
     silent = 480 - 120  # between the fade's end and the block that goes on
     np.testing.assert_array_equal(
-        np.delete(heard, slice(held, held + silent))[held + 120 : 48000], sound[held + 120 :]
+        np.delete(heard, slice(paused_at, paused_at + silent))[paused_at + 120 : 48000],
+        sound[paused_at + 120 :],
     )
 
 

@@ -58,7 +58,7 @@ class Attempts:
         self.begun: set[int] = set()
         self.committed: set[int] = set()
         self.over: set[int] = set()
-        self.held: set[int] = set()
+        self.paused: set[int] = set()
         self.has_utterance = False
 
     def follow(self, actions: tuple[signals.Action, ...]) -> None:
@@ -80,13 +80,13 @@ class Attempts:
                 case signals.DiscardAnswer(epoch):
                     self._open(epoch)
                     self.over.add(epoch)
-                case signals.HoldAnswer(epoch):
+                case signals.PausePlayback(epoch):
                     self._open(epoch)
-                    assert epoch not in self.held
-                    self.held.add(epoch)
-                case signals.ResumeAnswer(epoch):
+                    assert epoch not in self.paused
+                    self.paused.add(epoch)
+                case signals.ResumePlayback(epoch):
                     self._open(epoch)
-                    self.held.remove(epoch)
+                    self.paused.remove(epoch)
                 case signals.CutAnswer(epoch) | signals.KeepAnswer(epoch):
                     self._open(epoch)
                     assert epoch in self.committed
@@ -113,7 +113,7 @@ def test_whatever_happens_attempts_are_begun_committed_and_ended_in_order(
             assert loop.is_answering == (attempts.begun != attempts.over)
             if loop.state in (State.SPEAKING, State.OVERLAP, State.THINKING):
                 assert loop.epoch in attempts.committed
-                assert loop.epoch not in attempts.held
+                assert loop.epoch not in attempts.paused
     loop, actions = step(loop, Command.STOP, now, chosen)
     attempts.follow(actions)
     assert attempts.begun == attempts.over

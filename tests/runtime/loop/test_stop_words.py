@@ -92,7 +92,7 @@ def test_a_stop_word_counts_however_long_it_is(voice_s: float, word_s: float, st
     scene.run_until(3.5 + word_s)
     assert scene.state() is state
     scene.run_until(3.5 + word_s + 0.04)
-    assert scene.state() is State.HUSHED
+    assert scene.state() is State.STOPPED_BY_WORD
     scene.run_until(9)
     assert len(scene.of(TurnDone)) == 1
     assert scene.state() is State.LISTENING
