@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deeptalk_edge.bundle.target import BackendName
-from deeptalk_edge.deprecation import old_fields
+from deeptalk_edge.deprecation import old_classes, old_fields
 from deeptalk_edge.errors import EdgeError
 
 Array = NDArray[np.float32]
@@ -142,7 +142,7 @@ class NothingSaid:
 
 
 @dataclass(frozen=True, slots=True)
-class BargedIn:
+class Interrupted:
     """The user spoke over the answer, and it stopped."""
 
     heard_s: float
@@ -179,7 +179,7 @@ LiveEvent: TypeAlias = (
     | NothingSaid
     | TextPiece
     | AudioChunk
-    | BargedIn
+    | Interrupted
     | AnswerResumed
     | TurnDone
     | TurnFailed
@@ -187,3 +187,6 @@ LiveEvent: TypeAlias = (
     | SoundRestored
 )
 """What a conversation by voice gives out."""
+
+if not TYPE_CHECKING:  # else every name would be known to a type checker
+    __getattr__ = old_classes(__name__, BargedIn="Interrupted")

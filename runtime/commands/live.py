@@ -230,7 +230,7 @@ class _Transcript:
                 self._say("(nothing was said)\n")
             case events.TextPiece(text):
                 self._say(text)
-            case events.BargedIn():
+            case events.Interrupted():
                 self._say(" ... (interrupted)")
             case events.AnswerResumed():
                 self._say(" ... (goes on) ")

@@ -152,7 +152,7 @@ class ResumePlayback:
 
 
 @dataclass(frozen=True, slots=True)
-class CutAnswer:
+class InterruptAnswer:
     """End it where it was heard; the history keeps what the policy says."""
 
     epoch: int
@@ -185,7 +185,7 @@ Action: TypeAlias = (
     | SetGain
     | PausePlayback
     | ResumePlayback
-    | CutAnswer
+    | InterruptAnswer
     | KeepAnswer
     | Rest
     | Forget

@@ -28,7 +28,6 @@ from deeptalk_edge.runtime.loop.signals import (
     BeginAnswer,
     Command,
     CommitAnswer,
-    CutAnswer,
     DiscardAnswer,
     DropUtterance,
     Event,
@@ -36,6 +35,7 @@ from deeptalk_edge.runtime.loop.signals import (
     Frame,
     HangoverCapped,
     HangoverChosen,
+    InterruptAnswer,
     JudgePause,
     KeepAnswer,
     OpenUtterance,
@@ -383,9 +383,9 @@ def _void(loop: Loop) -> Step:
         return loop, ()
     after = _next_epoch(loop)
     if loop.state is State.OVERLAP:
-        return after, (CutAnswer(loop.epoch), SetGain(1.0))
+        return after, (InterruptAnswer(loop.epoch), SetGain(1.0))
     if loop.state is State.SPEAKING or loop.state in _PAUSED:
-        return after, (CutAnswer(loop.epoch),)
+        return after, (InterruptAnswer(loop.epoch),)
     return after, (DiscardAnswer(loop.epoch),)
 
 

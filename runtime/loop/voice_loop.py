@@ -28,7 +28,7 @@ from deeptalk_edge.runtime.audio.stop_words import WordSpotter
 from deeptalk_edge.runtime.audio.vad import VoiceDetector
 from deeptalk_edge.runtime.events import (
     AnswerResumed,
-    BargedIn,
+    Interrupted,
     LiveEvent,
     NothingSaid,
     SoundLost,
@@ -307,8 +307,8 @@ class VoiceLoop:
                 self._pause()
             case signals.ResumePlayback():
                 self._resume()
-            case signals.CutAnswer(epoch):
-                self._cut(epoch)
+            case signals.InterruptAnswer(epoch):
+                self._interrupt(epoch)
             case signals.KeepAnswer(epoch):
                 assert self._playback is not None
                 self._settle(epoch, self._playback.made, kept=None)
@@ -355,7 +355,7 @@ class VoiceLoop:
         self._worker.allow(playback.epoch, 0)
         timing = self._timing[playback.epoch]
         timing.stop_ms = (self._clock.now() - self.loop.opened) / _SAMPLES_PER_MS + device_ms
-        self._emit(BargedIn(heard / self._port.rate_hz))
+        self._emit(Interrupted(heard / self._port.rate_hz))
 
     def _resume(self) -> None:
         assert self._playback is not None
@@ -363,7 +363,7 @@ class VoiceLoop:
         self._timing[self._playback.epoch].stop_ms = None
         self._emit(AnswerResumed())
 
-    def _cut(self, epoch: int) -> None:
+    def _interrupt(self, epoch: int) -> None:
         playback = self._playback
         assert playback is not None
         # A device that is gone plays no more of its buffer.

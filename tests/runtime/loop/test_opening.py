@@ -15,7 +15,7 @@ from deeptalk_edge.errors import BackendError, ExpertUnavailable
 from deeptalk_edge.model.prompt import Heard
 from deeptalk_edge.runtime.backends.ort.engine import OrtEngine
 from deeptalk_edge.runtime.conversation import Conversation
-from deeptalk_edge.runtime.events import BargedIn, TurnDone
+from deeptalk_edge.runtime.events import Interrupted, TurnDone
 from deeptalk_edge.runtime.loop.settings import LoopSettings
 from tests.runtime.loop.scenes import Stage
 from tests.runtime.sounds import voice
@@ -137,7 +137,7 @@ def test_old_turns_go_as_soon_as_a_turn_is_history_even_if_the_user_speaks_alrea
     stage.talker.trim_history = note("trim", stage.talker.trim_history)  # type: ignore[method-assign]
     stage.talker.make_room = lambda: 0  # type: ignore[method-assign]
     stage.run_until(12)
-    assert len(stage.of(BargedIn)) == 1
+    assert len(stage.of(Interrupted)) == 1
     assert done == ["begin", "trim", "begin", "trim"]
 
 

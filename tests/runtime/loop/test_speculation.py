@@ -19,7 +19,7 @@ from deeptalk_edge.runtime.audio.end_of_turn import (
 from deeptalk_edge.runtime.audio.vad import WebRtcDetector
 from deeptalk_edge.runtime.audio.virtual_port import VirtualPort, recording
 from deeptalk_edge.runtime.conversation import Conversation, ConversationSettings
-from deeptalk_edge.runtime.events import AudioChunk, BargedIn, LiveEvent, TurnDone
+from deeptalk_edge.runtime.events import AudioChunk, Interrupted, LiveEvent, TurnDone
 from deeptalk_edge.runtime.loop.settings import LoopSettings
 from deeptalk_edge.runtime.loop.simulation import Simulation
 from deeptalk_edge.sound.wav import read_wav
@@ -180,7 +180,7 @@ def test_a_cut_answer_keeps_whole_words_that_were_heard_and_the_next_one_follows
         tiny, np.concatenate([start, question(1), silence(7)]), LoopSettings()
     )
     cut, second = (event for event in events if isinstance(event, TurnDone))
-    assert any(isinstance(event, BargedIn) for event in events)
+    assert any(isinstance(event, Interrupted) for event in events)
     whole = said(talk(tiny, np.concatenate([start, silence(5)]), LoopSettings())[0])[0][0]
     assert whole.startswith(cut.text)
     assert 0 < len(cut.text.split()) < len(whole.split())

@@ -87,7 +87,7 @@ class Attempts:
                 case signals.ResumePlayback(epoch):
                     self._open(epoch)
                     self.paused.remove(epoch)
-                case signals.CutAnswer(epoch) | signals.KeepAnswer(epoch):
+                case signals.InterruptAnswer(epoch) | signals.KeepAnswer(epoch):
                     self._open(epoch)
                     assert epoch in self.committed
                     self.over.add(epoch)
