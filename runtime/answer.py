@@ -1,7 +1,7 @@
-"""An answer on its way: advanced in small steps, then settled into the history or discarded.
+"""An answer on its way: advanced in small steps, then finished into the history or discarded.
 
 step      one graph run or one row at a time, so whoever holds an answer can let go between two
-settled   the history keeps the question and as much of the answer as was heard
+finish    the history keeps the question and as much of the answer as was heard
 discard   no trace: cache, history and turn count are as if nobody had asked
 closed    with its conversation: every call raises UsageError
 """
@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator
 import numpy as np
 from numpy.typing import NDArray
 
+from deeptalk_edge.deprecation import old_method
 from deeptalk_edge.errors import UsageError
 from deeptalk_edge.lifetime import Lifetime, while_open
 from deeptalk_edge.model.features import num_frames
@@ -29,7 +30,7 @@ Pieces = tuple[TextPiece | AudioChunk, ...]
 
 
 class Answer:
-    """The answer to one question. `settle` or `discard` it, or the conversation stays occupied."""
+    """The answer to one question. `finish` or `discard` it, or the conversation stays occupied."""
 
     def __init__(
         self,
@@ -58,7 +59,7 @@ class Answer:
         self._prefill_ms = 0.0
         self._steps = self._write()
         self.is_over = False
-        """Whether it was settled or discarded."""
+        """Whether it was finished or discarded."""
         self.stage = "encode"
         """What the next step does: encode, prefill, open or row."""
 
@@ -90,7 +91,7 @@ class Answer:
             self._meter.pause()
 
     @while_open
-    def settle(self, heard_samples: int | None = None) -> str:
+    def finish(self, heard_samples: int | None = None) -> str:
         """Leave the answer as far as it was heard in the history, all of it by default; returns
         the text that stays. A question that was not fed yet is discarded.
 
@@ -107,6 +108,8 @@ class Answer:
         turn = PastTurn(user=self._user, features=self._features, answer=kept.text_ids)
         self._history.take(turn, kept.owed)
         return kept.text
+
+    settle = old_method("settle", "finish")
 
     @while_open
     def discard(self) -> None:

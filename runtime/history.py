@@ -7,7 +7,7 @@ opening  what stands before the first spoken question is fed on its own, so that
 room     the oldest whole turns go, and the rest is fed again, where there are more turns than
          the model may see at once, or the context is full. That is decided by turns and rows
          alone, never by timing
-idle     `make_room` does both while nobody waits
+idle     `trim` does both while nobody waits
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class History:
         """Forget the rows of a question that is not taken, from `position` on."""
         self._engine.trim(position)
 
-    def make_room(self) -> int:
+    def trim(self) -> int:
         """Do beforehand what the next question would do: drop the oldest turns where a further one
         is too many or might not fit, feed the opening if there is no turn; returns how many turns
         went."""

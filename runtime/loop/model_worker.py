@@ -20,6 +20,13 @@ from numpy.typing import NDArray
 from deeptalk_edge.errors import EdgeError
 from deeptalk_edge.runtime.answer import Pieces
 from deeptalk_edge.runtime.events import AudioChunk, Metrics
+from deeptalk_edge.runtime.loop.signals import (
+    DiscardAnswer,
+    FinishAnswer,
+    Idle,
+    Reset,
+    UserStartedSpeaking,
+)
 from deeptalk_edge.trace import Trace
 
 Array = NDArray[np.float32]
@@ -40,7 +47,7 @@ class OpenAnswer(Protocol):
     def advance(self) -> Pieces | None:
         """Do one step."""
 
-    def settle(self, heard_samples: int | None = None) -> str:
+    def finish(self, heard_samples: int | None = None) -> str:
         """Leave it in the history."""
 
     def discard(self) -> None:
@@ -61,13 +68,13 @@ class Talker(Protocol):
     def max_question_samples(self) -> int:
         """At 16 kHz."""
 
-    def expect_question(self) -> None:
+    def user_started_speaking(self) -> None:
         """The user has begun to speak."""
 
     def begin(self, question: Array | str) -> OpenAnswer:
         """An answer to advance."""
 
-    def make_room(self) -> int:
+    def idle(self) -> int:
         """Nobody talks: `trim_history`, and read experts that are likely."""
 
     def trim_history(self) -> int:
@@ -81,11 +88,6 @@ class Talker(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Expect:
-    """The user has begun to speak."""
-
-
-@dataclass(frozen=True, slots=True)
 class Begin:
     """Answer this utterance."""
 
@@ -93,32 +95,8 @@ class Begin:
     question: Array
 
 
-@dataclass(frozen=True, slots=True)
-class Discard:
-    """Nothing of it was heard."""
-
-    epoch: int
-
-
-@dataclass(frozen=True, slots=True)
-class Settle:
-    """So much of it was heard; None: all that was written counts."""
-
-    epoch: int
-    heard_samples: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class MakeRoom:
-    """Nobody waits."""
-
-
-@dataclass(frozen=True, slots=True)
-class StartAnew:
-    """Forget the conversation."""
-
-
-Order: TypeAlias = Expect | Begin | Discard | Settle | MakeRoom | StartAnew
+Order: TypeAlias = UserStartedSpeaking | Begin | DiscardAnswer | FinishAnswer | Idle | Reset
+"""All but `Begin` are the state machine's actions, handed on unchanged."""
 
 
 # Deliveries ---------------------------------------------------------------------------------------
@@ -156,7 +134,7 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
+class AnswerFinished:
     """The turn is history, with this text."""
 
     epoch: int
@@ -164,7 +142,7 @@ class Settled:
     metrics: Metrics
 
 
-Delivery: TypeAlias = Made | Gauged | Written | Failed | Settled
+Delivery: TypeAlias = Made | Gauged | Written | Failed | AnswerFinished
 
 
 class ModelWorker:
@@ -229,32 +207,32 @@ class ModelWorker:
 
     def _obey(self, order: Order) -> None:
         match order:
-            case Expect():
-                self._talk.expect_question()
+            case UserStartedSpeaking():
+                self._talk.user_started_speaking()
             case Begin():
                 self._epoch, self._made_samples = order.epoch, 0
                 self._is_written = self._is_gauged = False
                 self._answer = self._talk.begin(order.question)
-            case Discard() if self._answer is not None and order.epoch == self._epoch:
+            case DiscardAnswer() if self._answer is not None and order.epoch == self._epoch:
                 self._answer.discard()
                 self._answer = None
-            case Settle() if self._answer is not None and order.epoch == self._epoch:
+            case FinishAnswer() if self._answer is not None and order.epoch == self._epoch:
                 answer, self._answer = self._answer, None
-                text = answer.settle(order.heard_samples)
+                text = answer.finish(order.heard_samples)
                 metrics = answer.metrics()
                 for stage, ms in (metrics.gpu_ms or {}).items():
                     self._trace.count(f"gpu_{stage}_ms", ms)
-                self._deliver(Settled(order.epoch, text, metrics))
+                self._deliver(AnswerFinished(order.epoch, text, metrics))
                 self._between_turns(self._talk.trim_history)  # now: the user may speak already
-            case MakeRoom():
-                self._between_turns(self._talk.make_room)
-            case StartAnew():
+            case Idle():
+                self._between_turns(self._talk.idle)
+            case Reset():
                 self._talk.reset()
 
-    def _between_turns(self, make_room: Callable[[], int]) -> None:
+    def _between_turns(self, trim_history: Callable[[], int]) -> None:
         """Nobody waits for it: the next question does it again, and fails with it if it must."""
         try:
-            with self._trace.span("make room"):
-                make_room()
+            with self._trace.span("trim history"):
+                trim_history()
         except EdgeError as error:
             log.warning("between turns: %s", error)

@@ -90,8 +90,8 @@ Event: TypeAlias = (
 
 
 @dataclass(frozen=True, slots=True)
-class OpenUtterance:
-    """Keep the microphone's sound from here on."""
+class UserStartedSpeaking:
+    """Keep the microphone's sound from here on; experts of a prompt may be read meanwhile."""
 
     start: int
 
@@ -125,7 +125,7 @@ class CommitAnswer:
 
 @dataclass(frozen=True, slots=True)
 class DiscardAnswer:
-    """Nothing of it was heard: forget it and its question without trace."""
+    """Nothing of it was heard: remove it and its question without trace."""
 
     epoch: int
 
@@ -159,24 +159,26 @@ class InterruptAnswer:
 
 
 @dataclass(frozen=True, slots=True)
-class KeepAnswer:
-    """It was heard to its end: it is history."""
+class FinishAnswer:
+    """Keep the answer in the history, as far as it was heard."""
 
     epoch: int
+    heard_samples: int | None = None
+    """None: all of it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rest:
-    """Nothing is going on: time for the model's housekeeping."""
+class Idle:
+    """Nobody speaks, and no answer is due: the model may trim its history."""
 
 
 @dataclass(frozen=True, slots=True)
-class Forget:
+class Reset:
     """Begin a new conversation."""
 
 
 Action: TypeAlias = (
-    OpenUtterance
+    UserStartedSpeaking
     | DropUtterance
     | BeginAnswer
     | JudgePause
@@ -186,7 +188,7 @@ Action: TypeAlias = (
     | PausePlayback
     | ResumePlayback
     | InterruptAnswer
-    | KeepAnswer
-    | Rest
-    | Forget
+    | FinishAnswer
+    | Idle
+    | Reset
 )

@@ -31,20 +31,20 @@ from deeptalk_edge.runtime.loop.signals import (
     DiscardAnswer,
     DropUtterance,
     Event,
-    Forget,
+    FinishAnswer,
     Frame,
     HangoverCapped,
     HangoverChosen,
+    Idle,
     InterruptAnswer,
     JudgePause,
-    KeepAnswer,
-    OpenUtterance,
     PausePlayback,
-    Rest,
+    Reset,
     ResumePlayback,
     SetGain,
     SoundBegan,
     StopWordHeard,
+    UserStartedSpeaking,
 )
 
 SAMPLES_PER_MS = RATE_HZ // 1000
@@ -139,10 +139,10 @@ def _obey(loop: Loop, command: Command, now: int, settings: LoopSettings) -> Ste
             after, actions = _void(loop)
             return _enter(after, State.RECOVERING, now), (*actions, DropUtterance())
         case Command.RESTORE if state is State.RECOVERING:
-            return _rest(loop, now)
+            return _idle(loop, now)
         case Command.INTERRUPT if state in _SOUNDING or state in _PAUSED or state is State.THINKING:
             after, actions = _void(loop)
-            after, more = _rest(after, now)
+            after, more = _idle(after, now)
             return after, (*actions, DropUtterance(), *more)
         case Command.PRESS if settings.push_to_talk and state in (
             State.LISTENING,
@@ -272,7 +272,7 @@ def _hear_after_stop_word(loop: Loop, voiced: bool, now: int, settings: LoopSett
     if loop.voice >= _samples(settings.turn_ms):
         return _enter(loop, State.USER_SPEAKING, now), ()
     if now - loop.last_voice >= _samples(settings.release_ms):
-        return _with(DropUtterance(), _rest(loop, now))
+        return _with(DropUtterance(), _idle(loop, now))
     return loop, ()
 
 
@@ -306,9 +306,9 @@ def _time_out(loop: Loop, now: int, settings: LoopSettings) -> Step:
     spent = now - loop.since
     match loop.state:
         case State.LISTENING:
-            forget = settings.forget_ms is not None and spent >= _samples(settings.forget_ms)
-            if forget and not loop.is_fresh:
-                return replace(loop, is_fresh=True), (Forget(),)
+            is_due = settings.forget_ms is not None and spent >= _samples(settings.forget_ms)
+            if is_due and not loop.is_fresh:
+                return replace(loop, is_fresh=True), (Reset(),)
         case State.USER_SPEAKING if spent >= _samples(settings.max_utterance_ms):
             return _release(loop, now)  # push-to-talk: the button is stuck
         case State.THINKING if spent >= _samples(settings.thinking_ms):
@@ -324,7 +324,7 @@ def _time_out(loop: Loop, now: int, settings: LoopSettings) -> Step:
         ):
             return _resume(loop, now)
         case State.STOPPED_BY_WORD if spent >= _samples(settings.overlap_ms):
-            return _with(DropUtterance(), _rest(loop, now))
+            return _with(DropUtterance(), _idle(loop, now))
         case State.RECOVERING if spent >= _samples(settings.recovering_ms):
             return _enter(loop, State.STOPPED, now), ()
     return loop, ()
@@ -338,8 +338,8 @@ def _open(
     return _enter(loop, State.USER_SPEAKING, now), (*before, _opening(loop, settings))
 
 
-def _opening(loop: Loop, settings: LoopSettings) -> OpenUtterance:
-    return OpenUtterance(max(loop.opened - _samples(settings.pre_roll_ms), 0))
+def _opening(loop: Loop, settings: LoopSettings) -> UserStartedSpeaking:
+    return UserStartedSpeaking(max(loop.opened - _samples(settings.pre_roll_ms), 0))
 
 
 def _begin(loop: Loop, end: int, now: int) -> Step:
@@ -353,18 +353,18 @@ def _release(loop: Loop, now: int) -> Step:
     """Push-to-talk: the button is up, or was down for too long."""
     if loop.voice:
         return _begin(loop, now, now)
-    return _with(DropUtterance(), _rest(loop, now))
+    return _with(DropUtterance(), _idle(loop, now))
 
 
 def _end_answer(loop: Loop, now: int) -> Step:
     """All of the answer was heard."""
-    keep = KeepAnswer(loop.epoch)
+    finish = FinishAnswer(loop.epoch)
     if loop.state is State.THINKING or loop.state is State.SPEAKING:
-        return _with(keep, _rest(_next_epoch(loop), now))
+        return _with(finish, _idle(_next_epoch(loop), now))
     if loop.state is State.OVERLAP:  # who speaks now, speaks to us
-        opening = OpenUtterance(max(loop.opened - FRAME, 0))
+        opening = UserStartedSpeaking(max(loop.opened - FRAME, 0))
         after = _enter(_next_epoch(loop), State.USER_SPEAKING, now)
-        return after, (keep, SetGain(1.0), opening)
+        return after, (finish, SetGain(1.0), opening)
     return loop, ()
 
 
@@ -373,7 +373,7 @@ def _fail(loop: Loop, now: int) -> Step:
     after, actions = _void(loop)
     if loop.state is State.ENDPOINTING or loop.state is State.USER_SPEAKING:
         return after, actions  # it was speculative; the utterance goes on
-    after, more = _rest(after, now)
+    after, more = _idle(after, now)
     return after, (*actions, DropUtterance(), *more)
 
 
@@ -393,8 +393,8 @@ def _resume(loop: Loop, now: int) -> Step:
     return _enter(loop, State.SPEAKING, now), (DropUtterance(), ResumePlayback(loop.epoch))
 
 
-def _rest(loop: Loop, now: int) -> Step:
-    return _enter(loop, State.LISTENING, now), (Rest(),)
+def _idle(loop: Loop, now: int) -> Step:
+    return _enter(loop, State.LISTENING, now), (Idle(),)
 
 
 def _next_epoch(loop: Loop) -> Loop:

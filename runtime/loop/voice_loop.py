@@ -42,23 +42,18 @@ from deeptalk_edge.runtime.events import (
 from deeptalk_edge.runtime.loop import signals, states
 from deeptalk_edge.runtime.loop.mic_buffer import MicBuffer
 from deeptalk_edge.runtime.loop.model_worker import (
+    AnswerFinished,
     Begin,
     Delivery,
-    Discard,
-    Expect,
     Failed,
     Gauged,
     Made,
-    MakeRoom,
     ModelWorker,
-    Settle,
-    Settled,
-    StartAnew,
     Written,
 )
 from deeptalk_edge.runtime.loop.playback import Playback
 from deeptalk_edge.runtime.loop.settings import LoopSettings, ReplyPolicy
-from deeptalk_edge.runtime.loop.signals import Command, StopWordHeard
+from deeptalk_edge.runtime.loop.signals import Command, FinishAnswer, Idle, StopWordHeard
 from deeptalk_edge.runtime.loop.states import Loop, State
 from deeptalk_edge.runtime.loop.stop_listener import StopListener
 from deeptalk_edge.trace import Trace
@@ -136,14 +131,14 @@ class VoiceLoop:
         """Works beside the loop; None if there are no stop words."""
         self._mic_buffer = MicBuffer()
         self._playback: Playback | None = None
-        self._timing: dict[int, _Timing] = {}  # of answers that are not settled yet
+        self._timing: dict[int, _Timing] = {}  # of answers that are not finished yet
         self._num_discarded = 0
         self._pressed = 0  # push-to-talk: when the button was
         self._begun = 0  # when the attempt at hand was
         self._stop_word_end = 0  # where nobody listens for a stop word any more
         self._now = 0
         self._offset = 0  # of the port's positions, which begin anew when it is reopened
-        worker.post(MakeRoom())
+        worker.post(Idle())
 
     @property
     def is_stopped(self) -> bool:
@@ -236,7 +231,7 @@ class VoiceLoop:
     def _take_deliveries(self) -> None:
         while self.inbox:
             delivery = self.inbox.popleft()
-            if isinstance(delivery, Settled):
+            if isinstance(delivery, AnswerFinished):
                 self._finish_turn(delivery)
             elif self._playback is None or delivery.epoch != self._playback.epoch:
                 continue  # of an attempt that is void
@@ -283,10 +278,10 @@ class VoiceLoop:
 
     def _do(self, action: signals.Action) -> None:
         match action:
-            case signals.OpenUtterance(start):
+            case signals.UserStartedSpeaking(start):
                 self._pressed = self.loop.opened
                 self._mic_buffer.open(start)
-                self._worker.post(Expect())
+                self._worker.post(action)
             case signals.DropUtterance():
                 self._mic_buffer.drop()
             case signals.BeginAnswer(epoch, end):
@@ -300,7 +295,7 @@ class VoiceLoop:
                 self._num_discarded += 1
                 self._timing.pop(epoch, None)
                 self._playback = None
-                self._worker.post(Discard(epoch))
+                self._worker.post(action)
             case signals.SetGain(gain):
                 self._port.set_gain(gain)
             case signals.PausePlayback():
@@ -309,16 +304,16 @@ class VoiceLoop:
                 self._resume()
             case signals.InterruptAnswer(epoch):
                 self._interrupt(epoch)
-            case signals.KeepAnswer(epoch):
+            case signals.FinishAnswer(epoch):
                 assert self._playback is not None
-                self._settle(epoch, self._playback.made, kept=None)
+                self._finish(action, self._playback.made)
                 self._mic_buffer.drop()
-            case signals.Rest():
+            case signals.Idle():
                 self._num_discarded = 0
-                self._worker.post(MakeRoom())
-            case signals.Forget():
-                self._worker.post(StartAnew())
-                self._worker.post(MakeRoom())
+                self._worker.post(action)
+            case signals.Reset():
+                self._worker.post(action)
+                self._worker.post(Idle())
 
     def _utterance(self, end: int) -> Array:
         return self._mic_buffer.utterance(end, longest=self._max_question_samples)
@@ -368,16 +363,17 @@ class VoiceLoop:
         assert playback is not None
         # A device that is gone plays no more of its buffer.
         heard = playback.audible if self.loop.state is State.RECOVERING else playback.pause()
-        self._settle(epoch, heard, kept=None if playback.policy.commit == "full" else heard)
+        kept = None if playback.policy.commit == "full" else heard
+        self._finish(FinishAnswer(epoch, kept), heard)
 
-    def _settle(self, epoch: int, heard: int, *, kept: int | None) -> None:
-        self._timing[epoch].heard_samples = heard
+    def _finish(self, order: FinishAnswer, heard: int) -> None:
+        self._timing[order.epoch].heard_samples = heard
         self._num_discarded = 0
         self._playback = None
-        self._worker.post(Settle(epoch, kept))
+        self._worker.post(order)
 
-    def _finish_turn(self, settled: Settled) -> None:
-        timing = self._timing.pop(settled.epoch)
+    def _finish_turn(self, finished: AnswerFinished) -> None:
+        timing = self._timing.pop(finished.epoch)
         voice = VoiceMetrics(
             speech_s=timing.speech_s,
             hangover_ms=(timing.committed - timing.last_voice) / _SAMPLES_PER_MS,
@@ -389,7 +385,7 @@ class VoiceLoop:
             underruns=self._port.counters().underruns - timing.underruns_before,
             stop_ms=timing.stop_ms,
         )
-        self._emit(TurnDone(settled.text, settled.metrics, voice))
+        self._emit(TurnDone(finished.text, finished.metrics, voice))
 
 
 def _since(start: int, moment: int | None) -> float | None:

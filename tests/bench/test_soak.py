@@ -34,8 +34,8 @@ def test_the_watch_sees_a_sound_of_a_turn_that_is_over(monkeypatch: pytest.Monke
 
 
 def test_the_watch_sees_a_word_that_nobody_heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    settle = FakeAnswer.settle
-    monkeypatch.setattr(FakeAnswer, "settle", lambda self, heard=None: settle(self))
+    finish = FakeAnswer.finish
+    monkeypatch.setattr(FakeAnswer, "finish", lambda self, heard=None: finish(self))
     report = soak.Soak(seed=1).run(hours=0.03, turns=10)
     assert any("were not heard" in fault for fault in report.faults())
 

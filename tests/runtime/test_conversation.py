@@ -442,8 +442,8 @@ def test_compute_s_is_the_time_within_the_answers_steps_and_nothing_else(
             around_s += time.perf_counter() - start_s
             if is_over:
                 break
-        answer.settle()
-        conversation.make_room()
+        answer.finish()
+        conversation.idle()
         metrics = answer.metrics()
         assert answer.metrics() == metrics
         assert answer._turn is not None

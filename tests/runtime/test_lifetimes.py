@@ -81,9 +81,9 @@ USES: dict[str, Callable[[Conversation], object]] = {
     "ask": lambda talk: talk.ask("Why?"),
     "ask by voice": lambda talk: talk.ask(voice(0.5)),
     "begin": lambda talk: talk.begin("Why?"),
-    "expect_question": Conversation.expect_question,
+    "user_started_speaking": Conversation.user_started_speaking,
     "listen": Conversation.listen,
-    "make_room": Conversation.make_room,
+    "idle": Conversation.idle,
     "record_routes": lambda talk: talk.record_routes(Path("routes.npz")).__enter__(),
     "reset": Conversation.reset,
     "enter": Conversation.__enter__,
@@ -133,7 +133,7 @@ def test_a_kept_answer_ends_with_its_conversation(talk: Conversation) -> None:
     for _ in range(3):
         answer.advance()
     talk.close()
-    for use in (answer.advance, answer.settle, answer.discard, answer.metrics):
+    for use in (answer.advance, answer.finish, answer.discard, answer.metrics):
         with pytest.raises(UsageError, match="the conversation is closed"):
             use()
 
@@ -170,7 +170,7 @@ def test_what_another_thread_closes_under_a_step_goes_when_that_ends(
     asking.start()
     assert inside.wait(20)
     with pytest.raises(UsageError, match="busy"):
-        talk.make_room()
+        talk.idle()
     talk.close()
     go_on.set()
     asking.join(20)

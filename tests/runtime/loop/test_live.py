@@ -228,7 +228,7 @@ def test_the_model_is_told_that_somebody_speaks_before_there_is_a_question(quest
     told: list[str] = []
 
     class Told(FakeTalker):
-        def expect_question(self) -> None:
+        def user_started_speaking(self) -> None:
             told.append("expect")
 
         def begin(self, question: Array | str) -> FakeAnswer:

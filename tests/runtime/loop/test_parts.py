@@ -18,16 +18,15 @@ from deeptalk_edge.runtime.loop.clock import WallClock
 from deeptalk_edge.runtime.loop.fake_talker import FakeTalker
 from deeptalk_edge.runtime.loop.mic_buffer import MicBuffer
 from deeptalk_edge.runtime.loop.model_worker import (
+    AnswerFinished,
     Begin,
     Delivery,
-    Discard,
     Made,
     ModelWorker,
-    Settle,
-    Settled,
 )
 from deeptalk_edge.runtime.loop.playback import Playback
 from deeptalk_edge.runtime.loop.recorder import Recorder
+from deeptalk_edge.runtime.loop.signals import DiscardAnswer, FinishAnswer
 from deeptalk_edge.trace import NO_TRACE, Trace
 
 QUESTION = np.zeros(16000, np.float32)
@@ -124,17 +123,17 @@ def test_a_mind_stops_when_its_budget_is_spent_and_ignores_orders_for_the_void(
     while worker.work():
         pass
     assert talker.made_samples == 2 * 2048
-    worker.post(Discard(4))
-    worker.post(Settle(4, 0))
+    worker.post(DiscardAnswer(4))
+    worker.post(FinishAnswer(4, 0))
     worker.allow(4, 10**9)
     while worker.work():
         pass
     assert (talker.num_discarded, talker.history) == (0, [])
     assert talker.made_samples == 2 * 2048
-    worker.post(Settle(5, 2048))
+    worker.post(FinishAnswer(5, 2048))
     while worker.work():
         pass
-    assert isinstance(made[-1], Settled)
+    assert isinstance(made[-1], AnswerFinished)
     assert [type(delivery) for delivery in made[:-1]] == [Made, Made]
 
 

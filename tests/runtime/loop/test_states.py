@@ -64,7 +64,7 @@ class Attempts:
     def follow(self, actions: tuple[signals.Action, ...]) -> None:
         for action in actions:
             match action:
-                case signals.OpenUtterance():
+                case signals.UserStartedSpeaking():
                     self.has_utterance = True
                 case signals.DropUtterance():
                     self.has_utterance = False
@@ -87,7 +87,7 @@ class Attempts:
                 case signals.ResumePlayback(epoch):
                     self._open(epoch)
                     self.paused.remove(epoch)
-                case signals.InterruptAnswer(epoch) | signals.KeepAnswer(epoch):
+                case signals.InterruptAnswer(epoch) | signals.FinishAnswer(epoch):
                     self._open(epoch)
                     assert epoch in self.committed
                     self.over.add(epoch)
@@ -192,7 +192,7 @@ def test_who_speaks_when_the_answer_ends_is_heard_from_the_voices_beginning() ->
     loop = Loop(state=State.OVERLAP, epoch=3, is_answering=True, opened=10 * FRAME)
     after, actions = step(loop, AnswerHeard(3), 14 * FRAME, SETTINGS)
     assert after.state is State.USER_SPEAKING
-    assert signals.OpenUtterance(9 * FRAME) in actions  # one frame before: detectors wake late
+    assert signals.UserStartedSpeaking(9 * FRAME) in actions  # detectors wake a frame late
 
 
 @pytest.mark.parametrize("state", list(State))
@@ -206,7 +206,7 @@ def test_a_silent_room_forgets_once_after_its_wait() -> None:
     loop, now = Loop(is_fresh=False), 16 * 1000
     assert step(loop, Frame(False), now - FRAME, settings)[1] == ()
     after, actions = step(loop, Frame(False), now, settings)
-    assert actions == (signals.Forget(),)
+    assert actions == (signals.Reset(),)
     assert after.is_fresh
     assert step(after, Frame(False), now + FRAME, settings)[1] == ()
 
