@@ -116,7 +116,7 @@ class Conversation:
         self._backend = opened.enter_context(closing(backend))
         self._experts = backend.experts
         self._engine = tap(backend.engine) if tap else backend.engine
-        self._experts.rest()
+        self._experts.idle()
 
     def _setup(self) -> Setup:
         return Setup(
@@ -184,7 +184,7 @@ class Conversation:
     def user_started_speaking(self) -> None:
         """The user has begun to speak: what a prompt needs of the experts may be read meanwhile.
         Changes no answer."""
-        self._experts.listen()
+        self._experts.user_started_speaking()
 
     expect_question = old_method("expect_question", "user_started_speaking")
 
@@ -267,7 +267,7 @@ class Conversation:
         try:
             return self._history.trim()
         finally:
-            self._experts.rest()
+            self._experts.idle()
 
     make_room = old_method("make_room", "idle")
 

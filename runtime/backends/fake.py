@@ -140,10 +140,10 @@ class NoExperts:
 
     recorder: RouteRecorder | None = None
 
-    def listen(self) -> None:
+    def user_started_speaking(self) -> None:
         pass
 
-    def rest(self) -> None:
+    def idle(self) -> None:
         pass
 
     def end_turn(self) -> dict[str, Any]:

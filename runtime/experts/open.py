@@ -87,7 +87,7 @@ def open_pager(bundle: Bundle, settings: PagingSettings) -> ExpertPager:
         POLICIES[settings.policy](len(records), decoder.num_experts, _measured(bundle)),
         settings.pager,
     )
-    pager.rest()
+    pager.idle()
     return pager
 
 

@@ -76,7 +76,7 @@ class PagedExperts:
         """What can be read from each address on."""
         return self._pager.pool.slot_bytes
 
-    def listen(self) -> None:
+    def user_started_speaking(self) -> None:
         """The user has begun to speak: a turn begins."""
         self._begin(Phase.LISTENING, np.empty(0))
 
@@ -162,10 +162,10 @@ class PagedExperts:
         if self.recorder:
             self.recorder.begin(phase, modality.astype(np.uint8))
 
-    def rest(self) -> None:
+    def idle(self) -> None:
         """Nobody talks: free slots may be filled."""
         self._lifetime.check()
-        self._pager.rest()
+        self._pager.idle()
 
     def end_turn(self) -> dict[str, Any]:
         """Between turns: give memory back, or take it again, as the system has it; returns the

@@ -191,7 +191,7 @@ class ExpertPager:
             if is_new and not self._idle_link.is_done:
                 self._reader.wake()
 
-    def rest(self) -> None:
+    def idle(self) -> None:
         """Nobody talks."""
         self.enter(Phase.IDLE)
         with self._asking():
@@ -216,7 +216,7 @@ class ExpertPager:
             log.info("memory is there again: %d experts more are kept in memory", taken)
         now = self.report()
         counts, self._reported = since(now, self._reported), now
-        self.rest()
+        self.idle()
         return counts | {"slots_given_back": given_back, "slots_taken_again": taken}
 
     def shrink(self, num_slots: int) -> int:

@@ -23,10 +23,10 @@ class ResidentExperts:
                 "of the same checkpoint"
             )
 
-    def listen(self) -> None:
+    def user_started_speaking(self) -> None:
         """All of them are there."""
 
-    def rest(self) -> None:
+    def idle(self) -> None:
         """All of them are there."""
 
     def end_turn(self) -> dict[str, Any]:

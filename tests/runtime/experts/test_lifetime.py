@@ -34,7 +34,7 @@ USES: dict[str, Callable[[ExpertPager], object]] = {
     "hint": lambda pager: pager.hint(1, [0]),
     "whole": lambda pager: pager.whole().__enter__(),
     "enter": lambda pager: pager.enter(Phase.SPEAKING),
-    "rest": ExpertPager.rest,
+    "idle": ExpertPager.idle,
     "drain": ExpertPager.drain,
     "end_turn": lambda pager: pager.end_turn(MemoryReading(10**9, 0.0), 0.0),
     "shrink": lambda pager: pager.shrink(1),
@@ -60,7 +60,7 @@ def test_a_whole_pass_keeps_every_expert_until_it_ends(
     path: Path, records: list[ExpertRecord]
 ) -> None:
     pager = open_pager(path, records, fills=True)
-    pager.rest()
+    pager.idle()
     pager.drain()
     tables = [pager.addresses(layer) for layer in LAYERS]
     slot = pager.residency.table.slot_of[0]
@@ -207,7 +207,7 @@ def test_a_fault_in_what_is_planned_for_idle_times_reaches_whoever_waits(
 
     monkeypatch.setattr(IdleLink, "next_loads", fail)
     with open_pager(path, records, num_slots=4, fills=True, readers=2) as pager:
-        pager.rest()
+        pager.idle()
         error = fails_without_hanging(pager)
         assert isinstance(error.__cause__, ZeroDivisionError)
 

@@ -15,7 +15,7 @@ from tests.runtime.experts.records import LAYERS, NUM_EXPERTS, NUM_RECORDS, Gate
 
 
 def filled(pager: ExpertPager) -> None:
-    pager.rest()
+    pager.idle()
     pager.drain()
 
 
@@ -42,7 +42,7 @@ def test_an_expert_on_its_way_makes_no_pass_whole(path: Path, records: list[Expe
     last = NUM_RECORDS - 1
     gate = Gate(last)
     with open_pager(path, records, fault=gate, fills=True) as pager:
-        pager.rest()
+        pager.idle()
         assert gate.held.wait(20)
         with pager.whole() as is_whole:
             assert not is_whole

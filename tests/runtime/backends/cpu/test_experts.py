@@ -137,7 +137,7 @@ def test_with_all_of_them_there_a_pass_asks_for_none_and_no_bit_changes(
     with open_bundle_pager(bundle, num_records, fills=True) as pager:
         experts = paged_experts(bundle, PagingSettings(), pager)
         paged = NativeEngine(bundle, context_rows=32, library=library, open_experts=lambda: experts)
-        pager.rest()
+        pager.idle()
         pager.drain()
         assert_equal(fed(paged, ROWS), fed(engine, ROWS))
         assert_equal(paged.decode_step(ROWS[:1]), engine.decode_step(ROWS[:1]))
@@ -161,7 +161,7 @@ def test_a_degrading_source_sees_each_choice(bundle: Bundle, library: NativeLibr
             library=library,
             open_experts=lambda: paged_experts(bundle, settings, pager),
         )
-        pager.rest()
+        pager.idle()
         pager.drain()
         fed(paged, ROWS)
         report = pager.report()
