@@ -111,7 +111,7 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True)
-class Gauged:
+class ConfidenceKnown:
     """It is known how sure the model is of the answer's first words."""
 
     epoch: int
@@ -142,7 +142,7 @@ class AnswerFinished:
     metrics: Metrics
 
 
-Delivery: TypeAlias = Made | Gauged | Written | Failed | AnswerFinished
+Delivery: TypeAlias = Made | ConfidenceKnown | Written | Failed | AnswerFinished
 
 
 class ModelWorker:
@@ -156,7 +156,7 @@ class ModelWorker:
         self._answer: OpenAnswer | None = None
         self._made_samples = 0
         self._is_written = False
-        self._is_gauged = False
+        self._is_confidence_known = False
         self.wake = threading.Event()
         """Set when there may be something to do."""
 
@@ -201,9 +201,9 @@ class ModelWorker:
         elif pieces:
             self._made_samples += sum(p.pcm.size for p in pieces if isinstance(p, AudioChunk))
             self._deliver(Made(self._epoch, pieces))
-        if not self._is_gauged and (log_p := answer.text_log_p) is not None:
-            self._is_gauged = True
-            self._deliver(Gauged(self._epoch, log_p))
+        if not self._is_confidence_known and (log_p := answer.text_log_p) is not None:
+            self._is_confidence_known = True
+            self._deliver(ConfidenceKnown(self._epoch, log_p))
 
     def _obey(self, order: Order) -> None:
         match order:
@@ -211,7 +211,7 @@ class ModelWorker:
                 self._talk.user_started_speaking()
             case Begin():
                 self._epoch, self._made_samples = order.epoch, 0
-                self._is_written = self._is_gauged = False
+                self._is_written = self._is_confidence_known = False
                 self._answer = self._talk.begin(order.question)
             case DiscardAnswer() if self._answer is not None and order.epoch == self._epoch:
                 self._answer.discard()

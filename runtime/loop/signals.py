@@ -24,7 +24,7 @@ class HangoverChosen:
 
 
 @dataclass(frozen=True, slots=True)
-class HangoverCapped:
+class HangoverShortened:
     """The speculative answer is a sure one: so much silence is enough, whatever was chosen."""
 
     ms: int
@@ -77,7 +77,7 @@ class Command(enum.Enum):
 Event: TypeAlias = (
     Frame
     | HangoverChosen
-    | HangoverCapped
+    | HangoverShortened
     | StopWordHeard
     | SoundBegan
     | AnswerHeard

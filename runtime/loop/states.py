@@ -33,8 +33,8 @@ from deeptalk_edge.runtime.loop.signals import (
     Event,
     FinishAnswer,
     Frame,
-    HangoverCapped,
     HangoverChosen,
+    HangoverShortened,
     Idle,
     InterruptAnswer,
     JudgePause,
@@ -111,7 +111,7 @@ def step(loop: Loop, event: Event, now: int, settings: LoopSettings) -> Step:
         if loop.state is State.ENDPOINTING:
             loop = replace(loop, hangover=event.ms * SAMPLES_PER_MS)
         return loop, ()
-    if isinstance(event, HangoverCapped):
+    if isinstance(event, HangoverShortened):
         return replace(loop, hangover=min(loop.hangover, event.ms * SAMPLES_PER_MS)), ()
     if isinstance(event, StopWordHeard):
         return _stop_by_word(loop, now, settings) if _is_stopped_by(loop, event) else (loop, ())

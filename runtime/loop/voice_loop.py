@@ -44,9 +44,9 @@ from deeptalk_edge.runtime.loop.mic_buffer import MicBuffer
 from deeptalk_edge.runtime.loop.model_worker import (
     AnswerFinished,
     Begin,
+    ConfidenceKnown,
     Delivery,
     Failed,
-    Gauged,
     Made,
     ModelWorker,
     Written,
@@ -238,10 +238,10 @@ class VoiceLoop:
             elif isinstance(delivery, Made):
                 for piece in delivery.pieces:
                     self._playback.add(piece)
-            elif isinstance(delivery, Gauged):
+            elif isinstance(delivery, ConfidenceKnown):
                 enough_ms = self._end_of_turn.enough_ms(delivery.text_log_p)
                 if enough_ms is not None:
-                    self._step(signals.HangoverCapped(enough_ms))
+                    self._step(signals.HangoverShortened(enough_ms))
             elif isinstance(delivery, Written):
                 self._playback.is_written = True
             elif isinstance(delivery, Failed):

@@ -119,8 +119,8 @@ def test_a_whole_question_is_answered_sooner_than_half_of_one_and_with_the_same_
     whole = np.concatenate([silence(0.5), asked, silence(6)])
     half = np.concatenate([silence(0.5), asked[: len(asked) // 2], silence(6)])
     hangover_ms, texts = [], []
-    for microphone, sure_log_p in [(whole, -0.001), (whole, None), (half, -0.001)]:
-        judge = AdaptiveHangover(Undecided(), HangoverSettings(sure_log_p=sure_log_p))
+    for microphone, confident_log_p in [(whole, -0.001), (whole, None), (half, -0.001)]:
+        judge = AdaptiveHangover(Undecided(), HangoverSettings(confident_log_p=confident_log_p))
         events, conversation = talk(
             tiny, microphone, LoopSettings(), step_ms=2.0, end_of_turn=judge
         )

@@ -16,8 +16,8 @@ from deeptalk_edge.runtime.loop.signals import (
     AnswerHeard,
     Command,
     Frame,
-    HangoverCapped,
     HangoverChosen,
+    HangoverShortened,
     SoundBegan,
     StopWordHeard,
 )
@@ -34,7 +34,7 @@ _events = st.one_of(
     st.booleans().map(Frame),
     st.booleans().map(Frame),
     st.sampled_from([160, 500, 1200]).map(HangoverChosen),
-    st.sampled_from([160, 500]).map(HangoverCapped),
+    st.sampled_from([160, 500]).map(HangoverShortened),
     st.builds(SoundBegan, _epochs, st.booleans()),
     st.just(StopWordHeard(_BY_WHO_SPEAKS)),
     _epochs.map(AnswerHeard),
@@ -146,7 +146,7 @@ def test_every_state_takes_every_event(state: State, is_answering: bool) -> None
         Frame(True),
         Frame(False),
         HangoverChosen(200),
-        HangoverCapped(200),
+        HangoverShortened(200),
         StopWordHeard(0),
         SoundBegan(3),
         AnswerHeard(3),
@@ -176,7 +176,7 @@ def test_a_cap_ends_the_wait_at_the_shorter_of_both_but_not_before_it_came(
         if now == SETTINGS.speculate_ms * 16:
             loop, _ = step(loop, HangoverChosen(chosen_ms), now, SETTINGS)
         if now == behind_ms * 16:
-            loop, _ = step(loop, HangoverCapped(cap_ms), now, SETTINGS)
+            loop, _ = step(loop, HangoverShortened(cap_ms), now, SETTINGS)
     wanted_ms = max(min(cap_ms, chosen_ms), behind_ms + 20)
     assert 0 <= now // 16 - min(wanted_ms, chosen_ms) < 20
 
