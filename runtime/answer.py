@@ -106,7 +106,7 @@ class Answer:
         self._steps.close()
         kept = self._turn.close(heard_samples)
         turn = PastTurn(user=self._user, features=self._features, answer=kept.text_ids)
-        self._history.take(turn, kept.owed)
+        self._history.append(turn, kept.pending_rows)
         return kept.text
 
     settle = old_method("settle", "finish")
@@ -127,7 +127,7 @@ class Answer:
         if self._turn is not None:
             self._turn.close(0)
         if self._before is not None:
-            self._history.untake(self._before)
+            self._history.rollback(self._before)
 
     def metrics(self) -> Metrics:
         """What it cost so far.

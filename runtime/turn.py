@@ -44,7 +44,7 @@ class Kept(NamedTuple):
     text: str
     text_ids: Ids
     """(L,), EOS included."""
-    owed: Ids
+    pending_rows: Ids
     """Rows of it that are still to be fed."""
 
 

@@ -52,13 +52,13 @@ def advance_until(answer: Answer, num_samples: int) -> int:
 
 
 def cached_rows(conversation: Conversation) -> int:
-    return conversation._engine.num_rows + len(conversation._history.owed)
+    return conversation._engine.num_rows + len(conversation._history.pending_rows)
 
 
 def assert_cache_is_history(
     conversation: Conversation, question: Any, answer_ids: list[int]
 ) -> None:
-    """The cache and what is owed are a fresh prefill of the question and this answer."""
+    """The cache and the pending rows are a fresh prefill of the question and this answer."""
     history, engine = conversation._history, conversation._engine
     assert isinstance(engine, OrtEngine)
     past, history._past = history._past, type(history._past)()
@@ -66,7 +66,7 @@ def assert_cache_is_history(
     history._past = past
     whole = np.concatenate([segment.rows, text_rows(VOCABULARY, answer_ids)])
     assert cached_rows(conversation) == len(whole)
-    np.testing.assert_array_equal(history.owed, whole[engine.num_rows :])
+    np.testing.assert_array_equal(history.pending_rows, whole[engine.num_rows :])
     fresh = OrtEngine(
         conversation.bundle, context_rows=400, open_experts=own_experts(conversation.bundle)
     )
@@ -224,7 +224,7 @@ def test_the_newest_turns_that_the_model_may_see_are_as_if_there_had_been_no_oth
             else:
                 fresh.idle()
             assert cached_rows(kept) == cached_rows(fresh)
-            num_rows = min(t._engine.num_rows for t in (kept, fresh))  # the rest is owed
+            num_rows = min(t._engine.num_rows for t in (kept, fresh))  # the rest is pending
             for layer in range(SPEC.decoder.num_layers):
                 ours, theirs = (t._engine._cache.past(layer) for t in (kept, fresh))  # type: ignore[attr-defined]
                 np.testing.assert_allclose(ours[:num_rows], theirs[:num_rows], atol=1e-4)
