@@ -62,7 +62,7 @@ def test_what_follows_is_worth_more_than_what_does_not() -> None:
     policy = Phased(4, 4, Profile(nothing, nothing, succession))
     policy.begin(Phase.SPEAKING)
     policy.use([1])
-    worth = policy.worth(np.arange(4))
-    assert worth[2] > worth[3]
+    score = policy.score(np.arange(4))
+    assert score[2] > score[3]
     plain = replace(measured_profile(routes(turns=4, cyclic=True)), succession=None)
     assert plain.succession is None
