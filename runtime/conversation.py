@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeptalk_edge.bundle.reader import Bundle
-from deeptalk_edge.deprecation import old_method
+from deeptalk_edge.deprecation import OldKeys, old_method
 from deeptalk_edge.errors import EdgeError, SettingsError, UsageError
 from deeptalk_edge.files import check_output, side_output
 from deeptalk_edge.lifetime import Lifetime, while_open
@@ -303,10 +303,10 @@ class Conversation:
                 recorded_routes(self.bundle, recorder).save(path)
 
     def _end_turn(self) -> None:
-        counts = self._experts.end_turn()
+        counts = OldKeys(self._experts.end_turn(), whole_passes="all_resident_passes")
         log.info(
             "experts: %d passes with all there; %d hits, %d misses, %.1f MB read, %.1f ms waited",
-            counts["whole_passes"],
+            counts["all_resident_passes"],
             counts["hits"],
             counts["misses"],
             sum(counts["moved_bytes"].values()) / 1e6,

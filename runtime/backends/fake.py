@@ -148,7 +148,7 @@ class NoExperts:
 
     def end_turn(self) -> dict[str, Any]:
         return {
-            "whole_passes": 0,
+            "all_resident_passes": 0,
             "hits": 0,
             "misses": 0,
             "moved_bytes": {},

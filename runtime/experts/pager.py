@@ -4,9 +4,10 @@ acquire   leases experts of one layer and blocks until their bytes are there; a 
           is ever skipped or replaced
 waves     the same for a union that may not fit: groups in ascending id, the next one loading while
           the last one computes
-hint      a guess for a layer to come; never blocks, goes behind every demand, and is called off if
+hint      a guess for a layer to come; never blocks, goes behind every demand, and is cancelled if
           its layer passes before a byte of it moved
-whole     every expert is there: a pass runs without asking, and none leaves meanwhile
+resident  `all_resident`: every expert is there; a pass runs without asking, and none leaves
+          meanwhile
 close     refuses every further call; what a pass or a lease still uses is given back with the last
           of them, and until then every address holds
 enter     tells the phase; LISTENING begins a sweep of what questions use, in layer order; then, and
@@ -112,11 +113,11 @@ class ExpertPager:
             chunk_bytes=self.settings.chunk_bytes,
             paranoid=self.settings.paranoid,
             idle=self._use_idle_link,
-            over=self._over,
+            finished=self._finished,
         )
         self._moved = self._reader.moved  # also when a slot is released that somebody waits for
         self._num_waiting = 0  # for a slot
-        self._num_whole = 0  # passes under way that do not ask
+        self._num_all_resident = 0  # passes under way that do not ask
         self._reader.start()
 
     def acquire(self, layer: int, experts: Sequence[int]) -> Lease:
@@ -167,18 +168,18 @@ class ExpertPager:
                 self._load(load)
 
     @contextlib.contextmanager
-    def whole(self) -> Generator[bool, None, None]:
+    def all_resident(self) -> Generator[bool, None, None]:
         """Whether every expert is there: then all `addresses` hold for the block, and its uses are
         not counted one by one."""
         with self._asking():
-            is_whole = self.has_all and not self._reader.under_way
-            self._num_whole += is_whole
-            self.telemetry.num_whole += is_whole
+            is_all_resident = self.has_all and not self._reader.under_way
+            self._num_all_resident += is_all_resident
+            self.telemetry.num_all_resident += is_all_resident
         try:
-            yield is_whole
+            yield is_all_resident
         finally:
             with self._lock:
-                self._num_whole -= is_whole
+                self._num_all_resident -= is_all_resident
             self._give_back()
 
     def enter(self, phase: Phase) -> None:
@@ -223,7 +224,7 @@ class ExpertPager:
         """Give up to so many slots back; returns how many. Between turns; none while another
         session runs on every expert, or where the pool could not give their memory back."""
         with self._asking():
-            if self._num_whole or not self.pool.can_shrink:
+            if self._num_all_resident or not self.pool.can_shrink:
                 return 0
             spare = max(self.residency.table.num_slots - self.settings.least_slots, 0)
             slots = self.residency.retire(min(num_slots, spare))
@@ -338,7 +339,7 @@ class ExpertPager:
             with self._lock:
                 self._release(held)
         with self._lock:
-            if self._is_given_back or self._num_whole or self.residency.table.num_held:
+            if self._is_given_back or self._num_all_resident or self.residency.table.num_held:
                 return
             self._is_given_back = True
         self._addresses[...] = 0
@@ -355,7 +356,7 @@ class ExpertPager:
                     f"{self.residency.table.num_slots}: use waves"
                 )
             while (lease := self._demand(layer, experts, later)) is None:
-                if not self._call_off(range(len(self._addresses.reshape(-1))), set()):
+                if not self._cancel_guesses(range(len(self._addresses.reshape(-1))), set()):
                     self._await_room()
             return lease
 
@@ -373,7 +374,7 @@ class ExpertPager:
         while self._fenced and self._fenced[0][0].is_done():
             self._release(self._fenced.popleft()[1])
         if reads:
-            self._call_off(range(base, base + self._num_experts), {*keys, *to_come})
+            self._cancel_guesses(range(base, base + self._num_experts), {*keys, *to_come})
         loads = self.residency.demand(keys, to_come)
         if loads is None:
             return None
@@ -394,7 +395,7 @@ class ExpertPager:
         try:
             with self._lock:
                 self._expect_work()
-                while any(not read.is_over for read in lease.reads):
+                while any(not read.is_finished for read in lease.reads):
                     self._wait()
                 stall_ms = (time.perf_counter() - start_s) * 1000
                 self.telemetry.stalled(self.residency.phase, stall_ms)
@@ -415,7 +416,7 @@ class ExpertPager:
             self.pool.poison(load.slot)
         self._reader.begin(load)
 
-    def _over(self, read: Read) -> None:
+    def _finished(self, read: Read) -> None:
         """An expert is there, or will not come."""
         if read.error is None:
             self.telemetry.moved(read.load.cause, read.record.bytes)
@@ -433,9 +434,9 @@ class ExpertPager:
             self._load(load)
         return True
 
-    def _call_off(self, keys: range, wanted: set[int]) -> bool:
-        """Forget guesses that are not worth their bytes any more; returns whether there were."""
-        loads = self._reader.call_off(keys, wanted)
+    def _cancel_guesses(self, keys: range, wanted: set[int]) -> bool:
+        """Cancel guesses that came too late; returns whether there were any."""
+        loads = self._reader.cancel_guesses(keys, wanted)
         for load in loads:
             self.residency.cancel(load)
         return bool(loads)

@@ -245,7 +245,7 @@ def test_a_closed_engine_refuses_every_call(
         experts.user_started_speaking,
         experts.idle,
         experts.end_turn,
-        experts.whole,
+        experts.all_resident,
         lambda: experts.addresses(1),
         lambda: experts.begin_step(1),
         lambda: next(experts.tables(1, ROWS, ROWS.astype(np.float32), no_features)),

@@ -57,7 +57,7 @@ class ExpertTables(Protocol):
     def begin_step(self, num_items: int) -> None:
         """A row of the answer is fed to each item."""
 
-    def whole(self) -> AbstractContextManager[bool]:
+    def all_resident(self) -> AbstractContextManager[bool]:
         """Whether `addresses` of all layers hold every expert for the block."""
 
     def addresses(self, layer: int) -> Tables:
@@ -248,8 +248,8 @@ class NativeEngine(CachedEngine[NativeCache]):
             span(features),
             span(mask),
         )
-        with self.experts.whole() as is_whole:
-            if is_whole:
+        with self.experts.all_resident() as is_all_resident:
+            if is_all_resident:
                 self._stages(0, 2 * self._spec.decoder.num_layers, self._whole_tables_at)
             else:
                 self._run_paged()

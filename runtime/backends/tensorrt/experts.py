@@ -33,7 +33,7 @@ class ResidentExperts:
         """Every pass had all of them."""
         nothing: dict[str, int] = {}
         return {
-            "whole_passes": 0,
+            "all_resident_passes": 0,
             "hits": 0,
             "misses": 0,
             "moved_bytes": nothing,

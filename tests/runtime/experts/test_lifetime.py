@@ -32,7 +32,7 @@ USES: dict[str, Callable[[ExpertPager], object]] = {
     "acquire": lambda pager: pager.acquire(1, [0]),
     "waves": lambda pager: list(pager.waves(1, [0])),
     "hint": lambda pager: pager.hint(1, [0]),
-    "whole": lambda pager: pager.whole().__enter__(),
+    "all_resident": lambda pager: pager.all_resident().__enter__(),
     "enter": lambda pager: pager.enter(Phase.SPEAKING),
     "idle": ExpertPager.idle,
     "drain": ExpertPager.drain,
@@ -65,12 +65,12 @@ def test_a_whole_pass_keeps_every_expert_until_it_ends(
     tables = [pager.addresses(layer) for layer in LAYERS]
     slot = pager.residency.table.slot_of[0]
     content = leased_bytes(pager, slot)
-    with pager.whole() as is_whole:
+    with pager.all_resident() as is_all_resident:
         closing = threading.Thread(target=pager.close)
         closing.start()
         closing.join(20)
         assert not closing.is_alive()
-        assert is_whole
+        assert is_all_resident
         assert all(table.all() for table in tables)
         assert leased_bytes(pager, slot) == content
     assert not any(table.any() for table in tables)

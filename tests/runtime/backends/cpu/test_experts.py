@@ -39,7 +39,7 @@ class Waves(Resident):
     def begin_step(self, num_items: int) -> None:
         self.begun.append(f"step of {num_items}")
 
-    def whole(self) -> AbstractContextManager[bool]:
+    def all_resident(self) -> AbstractContextManager[bool]:
         return nullcontext(False)
 
     def tables(
@@ -142,12 +142,12 @@ def test_with_all_of_them_there_a_pass_asks_for_none_and_no_bit_changes(
         assert_equal(fed(paged, ROWS), fed(engine, ROWS))
         assert_equal(paged.decode_step(ROWS[:1]), engine.decode_step(ROWS[:1]))
         report = pager.report()
-        assert (report["whole_passes"], report["hits"], report["misses"]) == (2, 0, 0)
+        assert (report["all_resident_passes"], report["hits"], report["misses"]) == (2, 0, 0)
         experts.recorder = RouteRecorder()  # wants to see each choice
         assert_equal(paged.decode_step(ROWS[1:2]), engine.decode_step(ROWS[1:2]))
         recorded = [call.layer for call in experts.recorder.passes[-1].calls]
         assert recorded == list(bundle.manifest.model.decoder.moe_layers)
-        assert pager.report()["whole_passes"] == 2
+        assert pager.report()["all_resident_passes"] == 2
         paged.close()
 
 
@@ -165,7 +165,7 @@ def test_a_degrading_source_sees_each_choice(bundle: Bundle, library: NativeLibr
         pager.drain()
         fed(paged, ROWS)
         report = pager.report()
-        assert report["whole_passes"] == 0
+        assert report["all_resident_passes"] == 0
         assert report["hits"] > 0
         paged.close()
 
