@@ -21,7 +21,7 @@ from deeptalk_edge.checkpoint.config import read_model_spec
 from deeptalk_edge.export.engines.build import EngineSettings, build_engine
 from deeptalk_edge.export.engines.inspect import PlanGraph, read_plan
 from deeptalk_edge.export.engines.shapes import step_profiles
-from deeptalk_edge.export.graphs.moe_operators import rewrite_native
+from deeptalk_edge.export.graphs.moe_operators import rewrite_as_operators
 from deeptalk_edge.export.graphs.step import StepSettings, export_step
 from deeptalk_edge.model.spec import ModelSpec
 
@@ -73,7 +73,7 @@ def build_step(
     graph = work / "step.onnx"
     if plugin is None:
         graph = work / "step_native.onnx"
-        rewrite_native(work / "step.onnx", graph)
+        rewrite_as_operators(work / "step.onnx", graph)
     wrote_s = time.monotonic() - began
     profiles = step_profiles(
         graph,

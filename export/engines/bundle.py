@@ -48,7 +48,7 @@ from deeptalk_edge.export.engines.shapes import (
     step_profiles,
 )
 from deeptalk_edge.export.graphs.decoder import EMBEDDING_FILE, head_file
-from deeptalk_edge.export.graphs.moe_operators import rewrite_native
+from deeptalk_edge.export.graphs.moe_operators import rewrite_as_operators
 from deeptalk_edge.export.graphs.step import StepSettings, export_step
 from deeptalk_edge.export.staging import Staging, resumable_directory
 from deeptalk_edge.files import sha256_of
@@ -56,7 +56,7 @@ from deeptalk_edge.files import sha256_of
 GRAPHS = "graphs"
 """Folder of graphs that are gone when their engines are built."""
 
-_STEP, _NATIVE_STEP = "step.onnx", "step_native.onnx"
+_STEP, _OPERATORS_STEP = "step.onnx", "step_native.onnx"
 _STEP_WEIGHTS, _STEP_PLACES = "step.bin", "step.weights.json"
 
 GraphPrecision = dict[str, Any]
@@ -118,8 +118,8 @@ def write_step(checkpoint: Checkpoint, settings: StepSettings, moe: MoeForm, fol
     Its no-plugin form, which has no weights of its own, lies beside it: checks run that.
     """
     export_step(checkpoint, folder, settings)
-    rewrite_native(folder / _STEP, folder / _NATIVE_STEP)
-    return _STEP if moe == "plugin" else _NATIVE_STEP
+    rewrite_as_operators(folder / _STEP, folder / _OPERATORS_STEP)
+    return _STEP if moe == "plugin" else _OPERATORS_STEP
 
 
 def engine_entries(
