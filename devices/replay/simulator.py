@@ -44,7 +44,7 @@ class ReplaySettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Device:
+class SimulatedDevice:
     """What a timed replay needs to know; estimates, see docs/paging.md."""
 
     pool_bytes: int
@@ -99,7 +99,7 @@ def replay(routes: Routes, make_policy: PolicyMaker, settings: ReplaySettings) -
 
 
 def simulate(
-    routes: Routes, make_policy: PolicyMaker, settings: ReplaySettings, device: Device
+    routes: Routes, make_policy: PolicyMaker, settings: ReplaySettings, device: SimulatedDevice
 ) -> tuple[Residency, Timing]:
     """The same on a clock."""
     residency = _residency(routes, make_policy, settings)
@@ -194,7 +194,7 @@ class _Guess:
 class _Clock:
     """One link and one timeline, in milliseconds."""
 
-    def __init__(self, residency: Residency, device: Device) -> None:
+    def __init__(self, residency: Residency, device: SimulatedDevice) -> None:
         self._residency, self._device = residency, device
         self.now_ms = self.stall_ms = self.busy_ms = 0.0
         self._free_ms = 0.0  # when the link has done what it has begun

@@ -41,11 +41,11 @@ from deeptalk_edge.export.engines.build import (
     require_installed,
 )
 from deeptalk_edge.export.engines.shapes import (
-    Profile,
-    codec_profiles,
-    embed_profiles,
-    head_profiles,
-    step_profiles,
+    ShapeRange,
+    codec_shape_ranges,
+    embed_shape_ranges,
+    head_shape_ranges,
+    step_shape_ranges,
 )
 from deeptalk_edge.export.graphs.decoder import EMBEDDING_FILE, head_file
 from deeptalk_edge.export.graphs.moe_operators import rewrite_as_operators
@@ -128,10 +128,10 @@ def engine_entries(
     """What each engine is built from."""
     decoder, generation = manifest.model.decoder, manifest.generation
     num_items = _num_items(generation)
-    profiles: dict[str, list[Profile]] = {
+    profiles: dict[str, list[ShapeRange]] = {
         "encoder.onnx": [],
-        "embed.onnx": embed_profiles(graphs / "embed.onnx", num_items),
-        step: step_profiles(
+        "embed.onnx": embed_shape_ranges(graphs / "embed.onnx", num_items),
+        step: step_shape_ranges(
             graphs / step,
             moe=profile.moe,
             context_rows=generation.context_rows,
@@ -139,8 +139,8 @@ def engine_entries(
             all_experts=decoder.num_experts * len(decoder.moe_layers),
             num_items=num_items,
         ),
-        "head.onnx": head_profiles(graphs / "head.onnx", num_items),
-        "codec.onnx": codec_profiles(graphs / "codec.onnx", manifest.codec.noise_rates),
+        "head.onnx": head_shape_ranges(graphs / "head.onnx", num_items),
+        "codec.onnx": codec_shape_ranges(graphs / "codec.onnx", manifest.codec.noise_rates),
     }
     entries = {
         name: EngineEntry(engine=None, graph=graph, profiles=tuple(shapes))

@@ -142,7 +142,7 @@ class Decayed:
 
 
 @dataclass(frozen=True, slots=True)
-class Profile:
+class UseCounts:
     """How often each expert is used, counted offline on recorded routes; both (L, E)."""
 
     listen: NDArray[np.float64]
@@ -158,12 +158,12 @@ class Profile:
 class Phased:
     """Decoding's uses first; before and during a prefill, the question's experts."""
 
-    def __init__(self, num_keys: int, num_experts: int, profile: Profile | None = None) -> None:
+    def __init__(self, num_keys: int, num_experts: int, counts: UseCounts | None = None) -> None:
         self._num_keys, self._num_experts = num_keys, num_experts
         self._uses = Decayed(num_keys, num_experts)
-        self._speak = np.zeros(num_keys) if profile is None else profile.speak.ravel() * _PRIOR
-        self._listen = None if profile is None else profile.listen.ravel().copy()
-        self._succession = None if profile is None else profile.succession
+        self._speak = np.zeros(num_keys) if counts is None else counts.speak.ravel() * _PRIOR
+        self._listen = None if counts is None else counts.listen.ravel().copy()
+        self._succession = None if counts is None else counts.succession
         self._next = np.zeros(num_keys)  # how likely each is in its layer's next step
         self._touched = np.zeros(num_keys, np.bool_)
         self._phase = Phase.IDLE
@@ -234,9 +234,9 @@ class Pinned:
         return np.where(np.isin(keys, self._keys), np.inf, self._policy.score(keys))
 
 
-POLICIES: dict[str, Callable[[int, int, Profile | None], Policy]] = {
-    "lru": lambda num_keys, _experts, _profile: Lru(num_keys),
-    "decayed": lambda num_keys, num_experts, _profile: Decayed(num_keys, num_experts),
+POLICIES: dict[str, Callable[[int, int, UseCounts | None], Policy]] = {
+    "lru": lambda num_keys, _experts, _counts: Lru(num_keys),
+    "decayed": lambda num_keys, num_experts, _counts: Decayed(num_keys, num_experts),
     "phased": Phased,
 }
-"""By name: what makes a policy of (num_keys, num_experts, profile)."""
+"""By name: what makes a policy of (num_keys, num_experts, counts)."""

@@ -15,7 +15,7 @@ from deeptalk_edge.runtime.experts.policy import (
     Phased,
     Pinned,
     Policy,
-    Profile,
+    UseCounts,
 )
 
 NUM_EXPERTS, NUM_LAYERS = 4, 3
@@ -116,7 +116,7 @@ def test_the_questions_experts_are_worth_more_until_their_layer_has_passed() -> 
     listen, speak = np.zeros((NUM_LAYERS, NUM_EXPERTS)), np.zeros((NUM_LAYERS, NUM_EXPERTS))
     listen[1, 0] = 1.0  # key 4
     speak[1, 1] = 0.1  # key 5
-    policy = Phased(NUM_KEYS, NUM_EXPERTS, Profile(listen, speak))
+    policy = Phased(NUM_KEYS, NUM_EXPERTS, UseCounts(listen, speak))
     policy.begin(Phase.SPEAKING)
     assert least(policy, [5, 4]) == 4
     policy.begin(Phase.LISTENING)
