@@ -28,9 +28,9 @@ from deeptalk_edge.runtime.audio.ports import (
     PortCounters,
 )
 from deeptalk_edge.runtime.audio.sound_cards import (
-    Device,
-    DeviceFormat,
     Direction,
+    SoundDevice,
+    SoundFormat,
     choose_device,
     choose_format,
     list_devices,
@@ -86,14 +86,14 @@ class PyAudioPort(QueuedPort):
     def __init__(self, settings: DeviceSettings | None = None) -> None:
         self.settings = settings or DeviceSettings()
         super().__init__(PlayQueue(seconds=self.settings.queue_s, block_samples=BLOCK_SAMPLES))
-        self._device: _Device | None = None
+        self._device: _OpenStreams | None = None
         self._before = PortCounters()  # of the openings before this one
         self._num_opened = 0
 
     def open(self) -> None:
         self.close()
         self._queue.rewind()
-        opened: list[_Device] = []
+        opened: list[_OpenStreams] = []
         if not _in_time(lambda: opened.append(_open(self.settings, self._queue)), _ANSWER_S):
             raise DeviceLost(
                 f"the sound system did not answer within {_ANSWER_S:.0f} s; restart its service"
@@ -150,7 +150,7 @@ class PyAudioPort(QueuedPort):
 
 
 @dataclass(slots=True, kw_only=True)
-class _Device:
+class _OpenStreams:
     """What one opening made."""
 
     audio: pyaudio.PyAudio
@@ -164,7 +164,7 @@ class _Device:
         self.audio.terminate()
 
 
-def _open(settings: DeviceSettings, queue: PlayQueue) -> _Device:
+def _open(settings: DeviceSettings, queue: PlayQueue) -> _OpenStreams:
     """Raises DeviceLost if either device cannot be used."""
     audio = open_pyaudio()
     try:
@@ -180,15 +180,15 @@ def _open(settings: DeviceSettings, queue: PlayQueue) -> _Device:
     except BaseException:
         audio.terminate()
         raise
-    return _Device(audio=audio, input=source, output=sink, streams=streams)
+    return _OpenStreams(audio=audio, input=source, output=sink, streams=streams)
 
 
 def _agree(
-    audio: pyaudio.PyAudio, device: Device, direction: Direction, rate_hz: int
-) -> DeviceFormat:
+    audio: pyaudio.PyAudio, device: SoundDevice, direction: Direction, rate_hz: int
+) -> SoundFormat:
     import pyaudio
 
-    def is_supported(fmt: DeviceFormat) -> bool:
+    def is_supported(fmt: SoundFormat) -> bool:
         about = {
             f"{direction}_device": device.index,
             f"{direction}_channels": fmt.num_channels,
@@ -204,9 +204,9 @@ def _agree(
 
 def _start(
     audio: pyaudio.PyAudio,
-    device: Device,
+    device: SoundDevice,
     direction: Direction,
-    fmt: DeviceFormat,
+    fmt: SoundFormat,
     callback: _Callback,
 ) -> pyaudio.PyAudio.Stream:
     """Raises DeviceLost if the device does not open."""

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from deeptalk_edge.runtime.audio.play_queue import PlayQueue
 from deeptalk_edge.runtime.audio.ports import PLAY_RATE_HZ
-from deeptalk_edge.runtime.audio.sound_cards import DeviceFormat
+from deeptalk_edge.runtime.audio.sound_cards import SoundFormat
 from deeptalk_edge.runtime.audio.streams import BLOCK_SAMPLES, InputStream, OutputStream
 from tests.runtime.sound_card.sounds import find, warble
 
@@ -25,7 +25,7 @@ class Loudspeaker:
 
     def __init__(self, rate_hz: int, num_channels: int = 1, ahead_s: float = AHEAD_S) -> None:
         self.queue = PlayQueue(seconds=3.0, block_samples=BLOCK_SAMPLES)
-        self.fmt = DeviceFormat(rate_hz, num_channels)
+        self.fmt = SoundFormat(rate_hz, num_channels)
         self.now_s, self._ahead_s = 100.0, ahead_s
         self.output = OutputStream(self.fmt, self.queue, clock=lambda: self.now_s)
         self._played: list[NDArray[np.int16]] = []
@@ -152,7 +152,7 @@ class Microphone:
     """A device that brings 20 ms at a time."""
 
     def __init__(self, rate_hz: int, num_channels: int = 1) -> None:
-        self.fmt = DeviceFormat(rate_hz, num_channels)
+        self.fmt = SoundFormat(rate_hz, num_channels)
         self.input = InputStream(self.fmt)
         self.heard: list[Array] = []
 
@@ -186,7 +186,7 @@ def test_each_block_of_the_microphone_is_one_frame_within_3_ms(rate_hz: int) -> 
 
 
 def test_a_device_may_take_two_seconds_to_its_first_callback() -> None:
-    fmt, queue = DeviceFormat(48000, 1), PlayQueue(seconds=1.0, block_samples=BLOCK_SAMPLES)
+    fmt, queue = SoundFormat(48000, 1), PlayQueue(seconds=1.0, block_samples=BLOCK_SAMPLES)
     for stream in (InputStream(fmt, lambda: 100.0), OutputStream(fmt, queue, lambda: 100.0)):
         assert stream.last_s == 102.0
 
