@@ -124,8 +124,8 @@ class Turn:
             if not is_over:  # first, so that a device is at work while the frame becomes sound
                 step_ms += self._feed(row)
             pieces: list[TextPiece | AudioChunk] = []
-            pieces += self._hear_text(row)
-            pieces += self._hear_frame(frame)
+            pieces += self._add_text(row)
+            pieces += self._add_frame(frame)
             if is_over:
                 break
             yield tuple(pieces)
@@ -195,8 +195,8 @@ class Turn:
             num_ids = int(heard_samples / codec.sampling_rate * _SLOW_IDS_PER_S)
         return max(num_ids, 1)
 
-    def _hear_text(self, row: Ids) -> Iterator[TextPiece]:
-        """Take the row's text id; gives the text that it makes certain."""
+    def _add_text(self, row: Ids) -> Iterator[TextPiece]:
+        """Add the row's text id; yields the text that it makes certain."""
         eos = self._vocabulary.eos
         if self._text_ids and self._text_ids[-1] == eos:
             return
@@ -204,8 +204,8 @@ class Turn:
         if piece := self.text.push(int(row[-1])):
             yield TextPiece(piece)
 
-    def _hear_frame(self, frame: Ids | None) -> Iterator[AudioChunk]:
-        """Take a codec frame; decode as soon as that gives sound, then in growing chunks."""
+    def _add_frame(self, frame: Ids | None) -> Iterator[AudioChunk]:
+        """Add a codec frame; decode as soon as that gives sound, then in growing chunks."""
         if frame is None:
             return
         if self.first_frame_ms is None:
