@@ -35,7 +35,7 @@ from deeptalk_edge.bundle.expert_record import ExpertRecord
 from deeptalk_edge.errors import ArtifactError, ExpertUnavailable
 from deeptalk_edge.lifetime import Lifetime
 from deeptalk_edge.runtime.experts.idle_link import IdleLink
-from deeptalk_edge.runtime.experts.lease import Lease
+from deeptalk_edge.runtime.experts.lease import Held, Lease
 from deeptalk_edge.runtime.experts.pager_settings import PagerSettings
 from deeptalk_edge.runtime.experts.policy import Phase, Policy
 from deeptalk_edge.runtime.experts.pool import Fence, Pool
@@ -46,9 +46,6 @@ from deeptalk_edge.runtime.experts.sizing import MemoryReading, MemoryWatch
 from deeptalk_edge.runtime.experts.telemetry import Telemetry, report, since
 
 log = logging.getLogger(__name__)
-
-Held = tuple[list[int], list[int]]
-"""Slots, and the generation of each."""
 
 
 class ExpertPager:
@@ -247,11 +244,6 @@ class ExpertPager:
         self._lifetime.check()
         return self._addresses_of[layer]
 
-    def address(self, slot: int) -> int:
-        """Where a leased slot lies."""
-        self._lifetime.check()
-        return self.pool.address(slot)
-
     @property
     def has_all(self) -> bool:
         """Whether every expert has a slot: nothing is left to guess."""
@@ -285,7 +277,7 @@ class ExpertPager:
     ) -> None:
         self.close()
 
-    def end(self, held: Held, fence: Fence | None) -> None:
+    def _take_back(self, held: Held, fence: Fence | None) -> None:
         """Take back a lease's slots, at once or once the fence is done."""
         if not self._lifetime.is_ours:  # a parent's lock may be held for ever
             return
@@ -385,7 +377,15 @@ class ExpertPager:
             if not read.is_urgent:
                 self.telemetry.num_late += 1
                 self._reader.hurry(read)
-        return Lease(self, layer, {e: table.slot_of[base + e] for e in experts}, awaited)
+        slots = {expert: table.slot_of[base + expert] for expert in experts}
+        return Lease(
+            layer,
+            slots,
+            [table.generations[slot] for slot in slots.values()],
+            awaited,
+            addresses=self.addresses,
+            release=self._take_back,
+        )
 
     def _arrived(self, lease: Lease) -> Lease:
         """Wait for a lease's bytes."""
