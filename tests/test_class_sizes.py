@@ -62,7 +62,7 @@ ALLOWED = {
     "ModelWorker": Allowed(3, 11, "the answer at hand and the two ends of its queue"),
     "Answer": Allowed(6, 17, "two nouns still: the steps of an answer, and what it costs"),
     "VoiceLoop": Allowed(9, 24, "two nouns still: the loop, and the timing of its turns"),
-    "Turn": Allowed(5, 23, "three nouns still: decoding, codec chunks, the text that was heard"),
+    "Turn": Allowed(4, 18, "rows until done, with the parts that each row passes through"),
     # Paging.
     "ExpertPager": Allowed(15, 20, "two nouns still: leases, and the size of the pool"),
     "RecordReader": Allowed(8, 19, "two queues and the threads that share them"),
