@@ -22,7 +22,7 @@ from deeptalk_edge.bundle.manifest import NATIVE_CODEC, CodecEntry
 from deeptalk_edge.export.graphs.codec import export_codec
 from deeptalk_edge.export.packed.cpu_codec import write_native_codec
 from deeptalk_edge.model.rows import Ids
-from deeptalk_edge.runtime.backends.cpu.codec import NativeCodec
+from deeptalk_edge.runtime.backends.cpu.codec import CpuCodec
 from deeptalk_edge.runtime.backends.cpu.library import LIBRARY
 from deeptalk_edge.runtime.backends.ort.backend import OrtCodec
 from deeptalk_edge.runtime.lm.codec_stream import Codec
@@ -105,7 +105,7 @@ def measure_codec(threads: int, num_frames: int) -> Figures:
         }
         if LIBRARY.is_file():
             write_native_codec(weights, "off", place / NATIVE_CODEC)
-            native = NativeCodec(place / NATIVE_CODEC, entry, threads=threads)
+            native = CpuCodec(place / NATIVE_CODEC, entry, threads=threads)
             ways[f"one frame of sound, {native.kernel_path}, ms"] = (native, codes[:1])
         ways["one frame by a 28-token window, ms"] = (ort, codes)
         state = np.zeros(entry.state_size, np.float32)

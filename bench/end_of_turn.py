@@ -109,7 +109,7 @@ def judge(talk: Conversation, set_name: str, kind: str, pcm: Array) -> Verdict:
 def rules() -> dict[str, tuple[float, float]]:
     """Ways to call a pause the end: the least `melody_p`, or the least `text_log_p`."""
     settings, never = HangoverSettings(), float("inf")
-    sure = settings.sure_log_p
+    sure = settings.confident_log_p
     assert sure is not None
     log_ps = sorted({-0.0005, -0.002, -0.005, sure}, reverse=True)
     return {

@@ -19,9 +19,9 @@ from deeptalk_edge.bench.random_checkpoint import RandomCheckpoint
 from deeptalk_edge.bundle.expert_record import RecordFormat
 from deeptalk_edge.checkpoint.config import read_model_spec
 from deeptalk_edge.export.engines.build import EngineSettings, build_engine
-from deeptalk_edge.export.engines.inspect import PlanGraph, read_plan
-from deeptalk_edge.export.engines.shapes import step_profiles
-from deeptalk_edge.export.graphs.moe_operators import rewrite_native
+from deeptalk_edge.export.engines.inspect import EngineGraph, read_plan
+from deeptalk_edge.export.engines.shapes import step_shape_ranges
+from deeptalk_edge.export.graphs.moe_operators import rewrite_as_operators
 from deeptalk_edge.export.graphs.step import StepSettings, export_step
 from deeptalk_edge.model.spec import ModelSpec
 
@@ -73,9 +73,9 @@ def build_step(
     graph = work / "step.onnx"
     if plugin is None:
         graph = work / "step_native.onnx"
-        rewrite_native(work / "step.onnx", graph)
+        rewrite_as_operators(work / "step.onnx", graph)
     wrote_s = time.monotonic() - began
-    profiles = step_profiles(
+    profiles = step_shape_ranges(
         graph,
         moe="plugin" if plugin else "operators",
         context_rows=CONTEXT_ROWS,
@@ -108,7 +108,7 @@ def build_step(
     }
 
 
-def plan_figures(plan: PlanGraph, *, expert: int, cache: int) -> dict[str, Any]:
+def plan_figures(plan: EngineGraph, *, expert: int, cache: int) -> dict[str, Any]:
     """What a plan says of one profile; sizes in elements."""
     return {
         "operations": len(plan.operations),

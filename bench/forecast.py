@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from deeptalk_edge.bench.cpu.native import NativeDecoder, NativeForm, ReadProbe
+from deeptalk_edge.bench.cpu.native import CpuDecoder, CpuForm, ReadProbe
 from deeptalk_edge.bench.cpu.sound import SoundEnd
 from deeptalk_edge.bench.harness import (
     KERNEL_BUNDLE,
@@ -34,7 +34,7 @@ from deeptalk_edge.bench.harness import (
     spoken_questions,
 )
 from deeptalk_edge.bundle.expert_record import ExpertRecord
-from deeptalk_edge.bundle.precision import NATIVE
+from deeptalk_edge.bundle.precision import CPU_KERNELS
 from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.checkpoint.config import read_codec_spec, read_model_spec
 from deeptalk_edge.devices.measure import disk_read_gb_per_s
@@ -44,7 +44,7 @@ from deeptalk_edge.devices.plan.times import Question, Rates, times
 from deeptalk_edge.devices.plan.work import ModelWork, codec_frame_operations
 from deeptalk_edge.devices.profile import load_profile
 from deeptalk_edge.model.spec import CodecSpec, ModelSpec
-from deeptalk_edge.runtime.backends.cpu.library import Matrix, NativeContext, NativeLibrary, span
+from deeptalk_edge.runtime.backends.cpu.library import CpuContext, CpuLibrary, Matrix, span
 from deeptalk_edge.runtime.experts.pager import ExpertPager
 from deeptalk_edge.runtime.experts.pager_settings import PagerSettings
 from deeptalk_edge.runtime.experts.policy import Lru
@@ -79,9 +79,9 @@ def shortened(model: ModelSpec, num_layers: int) -> ModelSpec:
 def full_width(model: ModelSpec, codec: CodecSpec, rounds: int) -> list[Checked]:
     """Step, prefill and SNAC, with the rates of the same rounds."""
     spec = shortened(model, _LAYERS)
-    decoder = NativeDecoder(spec, NativeForm(group=0), (1,), _CACHED_ROWS + _PREFILL_ROWS)
+    decoder = CpuDecoder(spec, CpuForm(group=0), (1,), _CACHED_ROWS + _PREFILL_ROWS)
     sound = SoundEnd(OFFICIAL_SIZE / "snac", spec.vocabulary, (1,), None)
-    probe = ReadProbe(NativeForm(group=0), (1,))
+    probe = ReadProbe(CpuForm(group=0), (1,))
     product = _product()
     with tempfile.TemporaryDirectory() as folder:
         half = _half_of(OFFICIAL_SIZE / "snac", Path(folder))
@@ -151,14 +151,14 @@ def fastest(ways: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[st
 
 def _planned(spec: ModelSpec, codec: CodecSpec, rates: Rates) -> Any:
     profile = load_profile("cpu-int8")
-    work = ModelWork.of(spec, codec, NATIVE, record_format(spec, profile))
+    work = ModelWork.of(spec, codec, CPU_KERNELS, record_format(spec, profile))
     assumptions = dataclasses.replace(MEASURED, prompt_rows=_PREFILL_ROWS)
     asked = Question(seconds=0.0, context_rows=_CACHED_ROWS, num_items=1, encoder_frames=1)
     return times(work, rates, asked, 1.0, assumptions)
 
 
 def _product() -> Callable[[], object]:
-    context = NativeContext(NativeLibrary(), threads=1)
+    context = CpuContext(CpuLibrary(), threads=1)
     weights, scales = np.ones((_SIZE, _SIZE), np.int8), np.full(_SIZE, 0.01, np.float32)
     matrix = Matrix(span(weights), span(scales), _SIZE, _SIZE, 0)
     x = np.ones((64, _SIZE), np.float32)
@@ -249,9 +249,9 @@ def tiny(place: Path, model: ModelSpec, rounds: int) -> Checked:
     )
 
 
-def _small_decoder(spec: ModelSpec, num_layers: int) -> NativeDecoder:
+def _small_decoder(spec: ModelSpec, num_layers: int) -> CpuDecoder:
     """As wide as the bundle's, of random weights."""
-    decoder = NativeDecoder(shortened(spec, num_layers), NativeForm(group=0), (1,), 256)
+    decoder = CpuDecoder(shortened(spec, num_layers), CpuForm(group=0), (1,), 256)
     decoder.fill(128)
     return decoder
 

@@ -140,9 +140,9 @@ def _ask(talk: Conversation, wav: Path, pause_s: float) -> Metrics:
     """As a live conversation does: what stands before the question is fed while nobody waits, and
     free slots are filled."""
     talk.reset()
-    talk.make_room()
+    talk.idle()
     time.sleep(pause_s)
-    talk.expect_question()
+    talk.user_started_speaking()
     done = list(talk.ask(read_utterance(wav)))[-1]
     assert isinstance(done, TurnDone)
     return done.metrics

@@ -25,7 +25,7 @@ from deeptalk_edge.runtime.audio.ports import FRAME_SAMPLES
 from deeptalk_edge.runtime.audio.virtual_port import VirtualPort
 from deeptalk_edge.runtime.events import (
     AnswerResumed,
-    BargedIn,
+    Interrupted,
     LiveEvent,
     SoundLost,
     TurnDone,
@@ -191,7 +191,7 @@ class Soak:
         return Report(
             simulated_hours=self._simulation.seconds / 3600,
             simulated_turns=self._events[TurnDone],
-            barge_ins=self._events[BargedIn],
+            barge_ins=self._events[Interrupted],
             resumed=self._events[AnswerResumed],
             device_losses=self._events[SoundLost],
             failures=self._events[TurnFailed],

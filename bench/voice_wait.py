@@ -277,7 +277,7 @@ def shares_of(wait_ms: float, done: TurnDone) -> Turn:
     assert metrics.first_sample_ms is not None
     assert metrics.encoder_ms is not None
     # The loop counts from where its detector heard the end, which may be before the last voiced
-    # sample; and an answer on trial may be there before the turn counts as over.
+    # sample; and a speculative answer may be there before the turn counts as over.
     detected_ms = wait_ms - voice.audible_ms
     over_ms, queued_ms = detected_ms + voice.hangover_ms, detected_ms + voice.queued_ms
     detection, hangover, model, sound = _stages([detected_ms, over_ms, queued_ms, wait_ms])

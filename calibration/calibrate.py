@@ -34,7 +34,7 @@ from deeptalk_edge.calibration.coverage import (
 from deeptalk_edge.calibration.folds import Folds
 from deeptalk_edge.calibration.layer import LayerTask, Method
 from deeptalk_edge.calibration.observe import Observation, observe
-from deeptalk_edge.calibration.paging import measured_profile, paging_gain
+from deeptalk_edge.calibration.paging import measured_use_counts, paging_gain
 from deeptalk_edge.calibration.ranges.channels import normalised
 from deeptalk_edge.calibration.table import RECORDS, Table, record_form, save_folds, write_table
 from deeptalk_edge.checkpoint.reader import Checkpoint
@@ -142,7 +142,7 @@ def calibrate(
         replace(e, forced=quantised.forced[e.layer, e.expert]) for e in coverage.experts
     )
     coverage = replace(coverage, experts=experts)
-    used = measured_profile(seen.routes)
+    used = measured_use_counts(seen.routes)
     assert used.succession is not None
     shares = (used.listen, used.speak, used.succession)
     Routing(*(share.astype(np.float32) for share in shares)).save(directory / ROUTING)

@@ -13,18 +13,18 @@ import numpy as np
 
 from deeptalk_edge.bundle.calibration import PagingGain
 from deeptalk_edge.calibration.observe import succession
-from deeptalk_edge.devices.replay.locality import profile_of
+from deeptalk_edge.devices.replay.locality import use_counts_of
 from deeptalk_edge.devices.replay.simulator import ReplaySettings, replay
-from deeptalk_edge.runtime.experts.policy import Phased, Profile
+from deeptalk_edge.runtime.experts.policy import Phased, UseCounts
 from deeptalk_edge.runtime.experts.routes import Routes
 
 POOLS = (0.25, 0.42, 0.65)
 LEAST_GAIN = 0.02
 
 
-def measured_profile(routes: Routes) -> Profile:
+def measured_use_counts(routes: Routes) -> UseCounts:
     """Popularity and succession in recorded routes."""
-    return replace(profile_of(routes), succession=succession(routes))
+    return replace(use_counts_of(routes), succession=succession(routes))
 
 
 def paging_gain(routes: Routes) -> PagingGain | None:
@@ -32,10 +32,10 @@ def paging_gain(routes: Routes) -> PagingGain | None:
     turns = sorted({each.turn for each in routes.passes})
     if len(turns) < 4:
         return None
-    profile = measured_profile(_of_turns(routes, set(turns[::2])))
+    counts = measured_use_counts(_of_turns(routes, set(turns[::2])))
     held_out = _of_turns(routes, set(turns[1::2]))
     plain = tuple(_hits(held_out, None, pool) for pool in POOLS)
-    measured = tuple(_hits(held_out, profile, pool) for pool in POOLS)
+    measured = tuple(_hits(held_out, counts, pool) for pool in POOLS)
     return PagingGain(
         pools=POOLS,
         phased=plain,
@@ -48,9 +48,9 @@ def _of_turns(routes: Routes, turns: set[int]) -> Routes:
     return replace(routes, passes=[each for each in routes.passes if each.turn in turns])
 
 
-def _hits(routes: Routes, profile: Profile | None, pool: float) -> float:
+def _hits(routes: Routes, counts: UseCounts | None, pool: float) -> float:
     num_keys = len(routes.layers) * routes.num_experts
     settings = ReplaySettings(num_slots=max(round(pool * num_keys), 2))
-    residency = replay(routes, lambda keys, experts: Phased(keys, experts, profile), settings)
+    residency = replay(routes, lambda keys, experts: Phased(keys, experts, counts), settings)
     hits, misses = float(np.sum(residency.hits)), float(np.sum(residency.misses))
     return hits / max(hits + misses, 1.0)

@@ -206,9 +206,9 @@ def best_of(work: Callable[[], Any], turns: int = _TURNS) -> float:
 
 
 def _context(threads: int) -> Reading[Any]:
-    from deeptalk_edge.runtime.backends.cpu.library import NativeContext, NativeLibrary
+    from deeptalk_edge.runtime.backends.cpu.library import CpuContext, CpuLibrary
 
     try:
-        return Reading(NativeContext(NativeLibrary(), threads=threads))
+        return Reading(CpuContext(CpuLibrary(), threads=threads))
     except BackendError as error:
         return Reading(None, f"our kernels: {error}")

@@ -35,7 +35,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from deeptalk_edge.bundle.precision import FLOAT32, NATIVE, Precision
+from deeptalk_edge.bundle.precision import CPU_KERNELS, FLOAT32, Precision
 from deeptalk_edge.bundle.target import MoeForm, TargetBackend, current_name
 from deeptalk_edge.devices.facts import (
     DeviceFacts,
@@ -123,7 +123,7 @@ class DeviceProfile:
             )
         if self.backend == "ort" and self.precision != FLOAT32:
             raise ValueError("a bundle for backend ort is float32 throughout; set every precision")
-        if self.backend == "cpu" and not _is_native(self.precision):
+        if self.backend == "cpu" and not _is_for_cpu(self.precision):
             raise ValueError(
                 "a bundle for backend cpu has the codec in float32, decoder and head in int8, "
                 "the encoder in float32 or int8, experts in int8 or int4, kv_cache in bfloat16 or "
@@ -158,7 +158,7 @@ class DeviceProfile:
         """
         if backend == self.backend:
             return self
-        precision = {"ort": FLOAT32, "cpu": NATIVE}.get(backend, self.precision)
+        precision = {"ort": FLOAT32, "cpu": CPU_KERNELS}.get(backend, self.precision)
         moe: Any = _MOE_FORMS[backend][0]
         try:
             return dataclasses.replace(self, backend=backend, moe=moe, precision=precision)
@@ -177,11 +177,11 @@ class DeviceProfile:
             raise SettingsError(f"device {self.name}: {error}") from error
 
 
-def _is_native(precision: Precision) -> bool:
+def _is_for_cpu(precision: Precision) -> bool:
     """Our CPU kernels have it, and ONNX Runtime the encoder: they leave encoder, experts and cache
     to be chosen."""
     chosen = dataclasses.replace(
-        NATIVE,
+        CPU_KERNELS,
         encoder=precision.encoder,
         experts=precision.experts,
         expert_group=precision.expert_group,

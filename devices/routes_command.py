@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # loading it takes longer than `--help` may
-    from deeptalk_edge.devices.replay.simulator import Device
+    from deeptalk_edge.devices.replay.simulator import SimulatedDevice
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,7 +85,7 @@ def _replay(args: argparse.Namespace) -> int:
     routes = open_routes(args.routes)
     profile = Routes.load(args.profile) if args.profile else None
 
-    def rows_on(device: Device | None) -> list[dict[str, Any]]:
+    def rows_on(device: SimulatedDevice | None) -> list[dict[str, Any]]:
         return replays(
             routes,
             args.pool,
@@ -110,7 +110,7 @@ def _replay(args: argparse.Namespace) -> int:
     return 0
 
 
-def _device(args: argparse.Namespace) -> Device | None:
+def _device(args: argparse.Namespace) -> SimulatedDevice | None:
     from deeptalk_edge.devices.profile import load_profile
     from deeptalk_edge.devices.replay.study import device_of
     from deeptalk_edge.errors import SettingsError

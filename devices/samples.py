@@ -41,7 +41,7 @@ class Sample:
     heard_s: float
     underruns: int
     barge_in_stop_ms: float | None
-    was_on_trial: bool
+    was_speculative: bool
     num_prompt_rows: int
     num_rows: int
 
@@ -72,7 +72,7 @@ def sample_of(number: int, done: TurnDone, start_s: float, *, is_warmup: bool) -
         heard_s=voice.heard_s,
         underruns=voice.underruns,
         barge_in_stop_ms=voice.stop_ms,
-        was_on_trial=voice.was_on_trial,
+        was_speculative=voice.was_speculative,
         num_prompt_rows=metrics.num_prompt_rows,
         num_rows=metrics.num_rows,
     )

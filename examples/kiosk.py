@@ -7,7 +7,7 @@ from deeptalk_edge import Bundle, Conversation
 from deeptalk_edge.cli import as_program
 from deeptalk_edge.runtime.audio.ports import SoundPort
 from deeptalk_edge.runtime.events import (
-    BargedIn,
+    Interrupted,
     SoundLost,
     SpeechStarted,
     TextPiece,
@@ -27,7 +27,7 @@ def main(bundle: str, port: SoundPort | None = None) -> None:
                     print("(listening)")
                 case TextPiece(text):
                     print(text, end="", flush=True)
-                case BargedIn(heard_s):
+                case Interrupted(heard_s):
                     print(f" ... stopped after {heard_s:.1f} s", end="")
                 case TurnDone(_, _, voice) if voice and voice.audible_ms:
                     print(f"\n(answered within {voice.audible_ms:.0f} ms)")

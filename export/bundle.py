@@ -71,7 +71,7 @@ from deeptalk_edge.export.graphs.decoder import (
 from deeptalk_edge.export.graphs.encoder import export_encoder
 from deeptalk_edge.export.inputs import InputHashes
 from deeptalk_edge.export.packed.cpu_codec import write_native_codec
-from deeptalk_edge.export.packed.cpu_weights import NativePrecision, write_native_weights
+from deeptalk_edge.export.packed.cpu_weights import CpuPrecision, write_native_weights
 from deeptalk_edge.export.packed.experts import (
     EXPERTS_FILE,
     ExpertSource,
@@ -80,7 +80,7 @@ from deeptalk_edge.export.packed.experts import (
 )
 from deeptalk_edge.export.packed.gates import write_gates
 from deeptalk_edge.export.staging import Staging, check_place, resumable_directory
-from deeptalk_edge.export.verify.cpu_reference import NativeReference
+from deeptalk_edge.export.verify.cpu_reference import CpuReference
 from deeptalk_edge.export.verify.golden import (
     GoldenInputs,
     golden_inputs,
@@ -378,7 +378,7 @@ class _Export:
         return [dataclasses.asdict(record) for record in records]
 
     def _write_native(self, place: Path) -> None:
-        write_native_weights(self._checkpoint, self._records, NativePrecision(), place)
+        write_native_weights(self._checkpoint, self._records, CpuPrecision(), place)
         write_native_codec(self._codec, self._settings.codec_noise, place / NATIVE_CODEC)
 
     def _write_codec(self, graphs: Path) -> dict[str, Any]:
@@ -393,14 +393,12 @@ class _Export:
         else:
             outputs = golden_outputs(place, manifest, inputs)
         if self._profile.backend == "cpu":
-            outputs |= self._native_logits(inputs, outputs["features"])
+            outputs |= self._cpu_logits(inputs, outputs["features"])
         write_golden(place, manifest, {**dataclasses.asdict(inputs), **outputs})
 
-    def _native_logits(self, inputs: GoldenInputs, features: Floats) -> dict[str, Floats]:
+    def _cpu_logits(self, inputs: GoldenInputs, features: Floats) -> dict[str, Floats]:
         """What the checkpoint makes of the golden rows with the weights of native.bin."""
-        reference = NativeReference(
-            self._checkpoint, self._experts, self._records, NativePrecision()
-        )
+        reference = CpuReference(self._checkpoint, self._experts, self._records, CpuPrecision())
         text, codes = reference.logits(reference_hidden(reference, inputs, features)[-2:])
         return {f"{CPU_PREFIX}text_logits": text, f"{CPU_PREFIX}code_logits": codes}
 

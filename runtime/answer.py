@@ -1,8 +1,8 @@
-"""An answer on its way: advanced in small steps, then settled into the history or discarded.
+"""An answer on its way: advanced in small steps, then finished into the history or discarded.
 
 step      one graph run or one row at a time, so whoever holds an answer can let go between two
-refused   a spoken line takes the answer's place; to settle it is to discard it
-settled   the history keeps the question and as much of the answer as was heard
+refused   a spoken line takes the answer's place; to finish it is to discard it
+finish    the history keeps the question and as much of the answer as was heard
 discard   no trace: cache, history and turn count are as if nobody had asked
 closed    with its conversation: every call raises UsageError
 """
@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator
 import numpy as np
 from numpy.typing import NDArray
 
+from deeptalk_edge.deprecation import old_method
 from deeptalk_edge.errors import UsageError
 from deeptalk_edge.lifetime import Lifetime, while_open
 from deeptalk_edge.model.features import num_frames
@@ -39,7 +40,7 @@ Pieces = tuple[Piece, ...]
 
 
 class Answer:
-    """The answer to one question. `settle` or `discard` it, or the conversation stays occupied."""
+    """The answer to one question. `finish` or `discard` it, or the conversation stays occupied."""
 
     def __init__(
         self,
@@ -71,7 +72,7 @@ class Answer:
         self._prefill_ms = 0.0
         self._steps = self._write()
         self.is_over = False
-        """Whether it was settled or discarded."""
+        """Whether it was finished or discarded."""
         self.stage = "encode"
         """What the next step does: encode, prefill, open or row."""
 
@@ -118,7 +119,7 @@ class Answer:
             self._meter.pause()
 
     @while_open
-    def settle(self, heard_samples: int | None = None) -> str:
+    def finish(self, heard_samples: int | None = None) -> str:
         """Leave the answer as far as it was heard in the history, all of it by default; returns
         the text that stays. A question that was not fed yet is discarded.
 
@@ -133,8 +134,10 @@ class Answer:
         self._steps.close()
         kept = self._turn.close(heard_samples)
         turn = PastTurn(user=self._user, features=self._features, answer=kept.text_ids)
-        self._history.take(turn, kept.owed)
+        self._history.append(turn, kept.pending_rows)
         return kept.text
+
+    settle = old_method("settle", "finish")
 
     @while_open
     def discard(self) -> None:
@@ -152,7 +155,7 @@ class Answer:
         if self._turn is not None:
             self._turn.close(0)
         if self._before is not None:
-            self._history.untake(self._before)
+            self._history.rollback(self._before)
 
     def metrics(self) -> Metrics:
         """What it cost so far.
@@ -171,12 +174,12 @@ class Answer:
             num_rows=turn.rows.num_rows,
             encoder_ms=self._encoder_ms,
             prefill_ms=self._prefill_ms,
-            first_frame_ms=turn.first_frame_ms,
-            first_sample_ms=turn.first_sample_ms,
+            first_frame_ms=turn.sound.first_frame_ms,
+            first_sample_ms=turn.sound.first_sample_ms,
             step_ms_p50=_percentile(turn.step_ms, 50),
             step_ms_p95=_percentile(turn.step_ms, 95),
             compute_s=self._meter.elapsed_ms() / 1000,
-            audio_s=turn.audio_s,
+            audio_s=turn.sound.audio_s,
             text_log_p=turn.text_log_p,
             understood_p=understood_p,
             gpu_ms=self._gpu_stages.summary() if self._gpu_stages else None,

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeptalk_edge.bundle.reader import Bundle
+from deeptalk_edge.deprecation import OldKeys, old_method
 from deeptalk_edge.errors import EdgeError, SettingsError, UsageError
 from deeptalk_edge.files import check_output, side_output
 from deeptalk_edge.lifetime import Lifetime, while_open
@@ -117,7 +118,7 @@ class Conversation:
         self._backend = opened.enter_context(closing(backend))
         self._experts = backend.experts
         self._engine = tap(backend.engine) if tap else backend.engine
-        self._experts.rest()
+        self._experts.idle()
 
     def _setup(self) -> Setup:
         return Setup(
@@ -158,7 +159,7 @@ class Conversation:
         return self._answer_to(checked)
 
     def _answer_to(self, question: Array | str) -> Generator[Piece | TurnDone, None, None]:
-        self.expect_question()
+        self.user_started_speaking()
         answer = self._begin(question)
         try:
             while (pieces := answer.advance()) is not None:
@@ -167,7 +168,7 @@ class Conversation:
                     yield piece
         finally:
             if self._lifetime.is_open:  # else there is nothing to leave it in
-                answer.settle()
+                answer.finish()
                 self._end_turn()
         yield TurnDone(answer.text, answer.metrics())
         self._trim_early()
@@ -182,13 +183,15 @@ class Conversation:
             log.warning("between turns: %s", error)
 
     @while_open
-    def expect_question(self) -> None:
+    def user_started_speaking(self) -> None:
         """The user has begun to speak: what a prompt needs of the experts may be read meanwhile.
         Changes no answer."""
-        self._experts.listen()
+        self._experts.user_started_speaking()
+
+    expect_question = old_method("expect_question", "user_started_speaking")
 
     def begin(self, question: Pcm | str) -> Answer:
-        """An answer to advance step by step; the next one waits until this one is settled or
+        """An answer to advance step by step; the next one waits until this one is finished or
         discarded.
 
         Raises as `ask` does.
@@ -229,7 +232,7 @@ class Conversation:
     def _expect_no_answer(self) -> None:
         self._lifetime.check()
         if self._answer is not None and not self._answer.is_over:
-            raise UsageError("the answer before is not over; exhaust, settle or discard it first")
+            raise UsageError("the answer before is not over; exhaust, finish or discard it first")
 
     def listen(
         self,
@@ -256,18 +259,20 @@ class Conversation:
         )
 
     @while_open
-    def make_room(self) -> int:
-        """`trim_history`, and let the experts that are likely be read. It would be done in time
-        anyway: call it while nobody talks.
+    def idle(self) -> int:
+        """Nobody talks: `trim_history`, and let the experts that are likely be read. It would be
+        done in time anyway.
 
         Raises UsageError as `ask` does, BackendError or ExpertUnavailable if the model fails.
         """
         self._expect_no_answer()
         self._end_turn()
         try:
-            return self._history.make_room()
+            return self._history.trim()
         finally:
-            self._experts.rest()
+            self._experts.idle()
+
+    make_room = old_method("make_room", "idle")
 
     @while_open
     def trim_history(self) -> int:
@@ -278,7 +283,7 @@ class Conversation:
         Raises UsageError as `ask` does, BackendError or ExpertUnavailable if the model fails.
         """
         self._expect_no_answer()
-        return self._history.make_room()
+        return self._history.trim()
 
     @contextmanager
     def record_routes(self, path: Path) -> Iterator[None]:
@@ -301,10 +306,10 @@ class Conversation:
                 recorded_routes(self.bundle, recorder).save(path)
 
     def _end_turn(self) -> None:
-        counts = self._experts.end_turn()
+        counts = OldKeys(self._experts.end_turn(), whole_passes="all_resident_passes")
         log.info(
             "experts: %d passes with all there; %d hits, %d misses, %.1f MB read, %.1f ms waited",
-            counts["whole_passes"],
+            counts["all_resident_passes"],
             counts["hits"],
             counts["misses"],
             sum(counts["moved_bytes"].values()) / 1e6,

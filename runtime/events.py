@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deeptalk_edge.bundle.target import BackendName
+from deeptalk_edge.deprecation import old_classes, old_fields
 from deeptalk_edge.errors import EdgeError
 
 Array = NDArray[np.float32]
@@ -109,6 +110,7 @@ class Setup:
     """Of each part of the model."""
 
 
+@old_fields(was_on_trial="was_speculative")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VoiceMetrics:
     """What a turn by voice felt like. Times run from the last voiced sample as the microphone gave
@@ -118,7 +120,7 @@ class VoiceMetrics:
     """Length of the utterance, pauses included: from its first voiced sample to its last."""
     hangover_ms: float
     """Silence until the turn counted as over."""
-    was_on_trial: bool
+    was_speculative: bool
     """The answer was begun inside the hangover."""
     num_discarded: int
     """Attempts at this answer that the user spoke over before they were heard."""
@@ -163,7 +165,7 @@ class NothingSaid:
 
 
 @dataclass(frozen=True, slots=True)
-class BargedIn:
+class Interrupted:
     """The user spoke over the answer, and it stopped."""
 
     heard_s: float
@@ -202,7 +204,7 @@ LiveEvent: TypeAlias = (
     | NotUnderstood
     | TextPiece
     | AudioChunk
-    | BargedIn
+    | Interrupted
     | AnswerResumed
     | TurnDone
     | TurnFailed
@@ -210,3 +212,6 @@ LiveEvent: TypeAlias = (
     | SoundRestored
 )
 """What a conversation by voice gives out."""
+
+if not TYPE_CHECKING:  # else every name would be known to a type checker
+    __getattr__ = old_classes(__name__, BargedIn="Interrupted")

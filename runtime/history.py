@@ -1,13 +1,13 @@
 """What was said so far, and how much of it the cache holds.
 
 cache    prompts and answer texts, never speech codes; batch-parallel has it ready in item 1, single
-         owes the answer's text and feeds it with the next prompt
+         feeds the answer's text with the next prompt: pending rows
 opening  what stands before the first spoken question is fed on its own, so that no answer depends
          on when; a typed question may merge with it and is fed with it
 room     the oldest whole turns go, and the rest is fed again, where there are more turns than
          the model may see at once, or the context is full. That is decided by turns and rows
          alone, never by timing
-idle     `make_room` does both while nobody waits
+idle     `trim` does both while nobody waits
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Prompted(NamedTuple):
     last_row: Ids
     """(K + 1,)"""
     num_rows: int
-    """Rows of the prompt, what was owed included, and the opening unless it was fed before."""
+    """Rows of the prompt, pending ones included, and the opening unless it was fed before."""
     before: int
     """Rows cached before it."""
 
@@ -70,7 +70,7 @@ class History:
         self._past: deque[PastTurn] = deque()
         self._nothing = text_rows(template.vocabulary, [])
         self.no_features = np.empty((0, width), np.float32)
-        self.owed = self._nothing
+        self.pending_rows = self._nothing
         """Rows of the history that are not cached yet."""
         self.num_turns = 0
         """Since the conversation began, those that were dropped included."""
@@ -87,15 +87,15 @@ class History:
         """
         self._drop_oldest()
         segment = self._fit(user)
-        num_rows = len(self.owed) + len(segment.rows)
+        num_rows = len(self.pending_rows) + len(segment.rows)
         opened = 0
         if not self._past and isinstance(user, Heard):
             num_rows -= self._engine.num_rows
             opened = self._open()
         elif not self._past:
             self._engine.reset()
-        rows = np.concatenate([self.owed, segment.rows[opened:]])
-        mask = np.pad(segment.audio_mask[opened:], (len(self.owed), 0))
+        rows = np.concatenate([self.pending_rows, segment.rows[opened:]])
+        mask = np.pad(segment.audio_mask[opened:], (len(self.pending_rows), 0))
         before = self._engine.num_rows
         try:
             self._engine.prefill(rows[:-1], features, mask[:-1])
@@ -104,17 +104,17 @@ class History:
             raise
         return Prompted(rows[-1], num_rows, before)
 
-    def take(self, turn: PastTurn, owed: Ids) -> None:
-        """Add a turn whose rows are cached but for those `owed`."""
+    def append(self, turn: PastTurn, pending_rows: Ids) -> None:
+        """Add a turn whose rows are cached but for the `pending_rows`."""
         self._past.append(turn)
-        self.owed = owed
+        self.pending_rows = pending_rows
         self.num_turns += 1
 
-    def untake(self, position: int) -> None:
-        """Forget the rows of a question that is not taken, from `position` on."""
+    def rollback(self, position: int) -> None:
+        """Forget the rows of a question that was discarded, from `position` on."""
         self._engine.trim(position)
 
-    def make_room(self) -> int:
+    def trim(self) -> int:
         """Do beforehand what the next question would do: drop the oldest turns where a further one
         is too many or might not fit, feed the opening if there is no turn; returns how many turns
         went."""
@@ -142,7 +142,7 @@ class History:
         """Forget all turns."""
         self._engine.reset()
         self._past.clear()
-        self.owed, self.num_turns = self._nothing, 0
+        self.pending_rows, self.num_turns = self._nothing, 0
 
     def _open(self) -> int:
         """Feed what stands before the first spoken question, unless it is there; returns its
@@ -160,7 +160,7 @@ class History:
 
     @property
     def _num_rows(self) -> int:
-        return self._engine.num_rows + len(self.owed)
+        return self._engine.num_rows + len(self.pending_rows)
 
     def _fit(self, user: Heard | Typed) -> Segment:
         """The question's rows; drops turns until they and the shortest answer fit."""
@@ -183,7 +183,7 @@ class History:
         for _ in range(num_turns):
             self._past.popleft()
         self._engine.reset()
-        self.owed = self._nothing
+        self.pending_rows = self._nothing
         if not self._past:
             return
         rows, masks = [], []

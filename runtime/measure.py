@@ -127,7 +127,7 @@ def page(report: Mapping[str, Any]) -> str:
 
 def _answer(talk: Conversation, question: Array | str) -> Metrics:
     talk.reset()
-    talk.make_room()
+    talk.idle()
     for event in talk.ask(question):
         if isinstance(event, TurnDone):
             return event.metrics

@@ -19,8 +19,10 @@ from deeptalk_edge.bundle.manifest import Manifest
 from deeptalk_edge.model.prompt import speak_as
 from deeptalk_edge.model.rows import AnswerRows, Ids, text_rows
 from deeptalk_edge.model.understanding import entropy
+from deeptalk_edge.runtime.codec_chunks import CodecChunks
 from deeptalk_edge.runtime.events import AudioChunk, Stopped, TextPiece
-from deeptalk_edge.runtime.lm.codec_stream import Codec, StreamingCodec, frames_to_sound
+from deeptalk_edge.runtime.heard_text import num_heard_ids
+from deeptalk_edge.runtime.lm.codec_stream import Codec
 from deeptalk_edge.runtime.lm.engine import Engine, Logits
 from deeptalk_edge.runtime.lm.sampler import Sampler
 from deeptalk_edge.runtime.lm.text import TextStream
@@ -28,15 +30,8 @@ from deeptalk_edge.runtime.settings import ConversationSettings
 
 Array = NDArray[np.float32]
 
-_CHUNK_FRAMES = (1, 1, 2, 2, 4)
-"""Frames of the chunks behind the first sound: small until some sound is ahead of the listener."""
-
-
 _TELLING_ROWS = 20
 """The answer's first rows, 1.7 s of speech: if its text is unsure, half a question was asked."""
-
-_SLOW_IDS_PER_S = 2.5
-"""Text ids of slow speech; bounds what was heard of a text that runs ahead of its speech."""
 
 
 class Kept(NamedTuple):
@@ -45,7 +40,7 @@ class Kept(NamedTuple):
     text: str
     text_ids: Ids
     """(L,), EOS included."""
-    owed: Ids
+    pending_rows: Ids
     """Rows of it that are still to be fed."""
 
 
@@ -89,21 +84,19 @@ class Turn:
         self._start = engine.num_rows
         self._forked = False
         self._speaks = settings.mode != "text"
-        self._entry, self._alignment = manifest.codec, manifest.model.text_alignment
-        self._codec = StreamingCodec(codec, self._entry, seed=settings.sampler.seed)
+        self._alignment = manifest.model.text_alignment
+        self._codec_spec = manifest.codec.spec
         self._sampler = Sampler(self._vocabulary, settings.sampler, turn=number)
         self._text_ids: list[int] = []  # of the history: as fed, up to EOS
         self._text_log_ps: list[float] = []  # of the first rows
         self._text_entropies: list[float] = []
-        self._waiting: list[Ids] = []  # frames for the codec's next chunk
-        self._num_chunks = 0
         self.rows = AnswerRows(self._vocabulary, speech=self._speaks)
         self.text = text
+        self.sound = CodecChunks(
+            codec, manifest.codec, seed=settings.sampler.seed, elapsed_ms=meter.elapsed_ms
+        )
         self.stopped: Stopped = "end"
-        self.first_frame_ms: float | None = None
-        self.first_sample_ms: float | None = None
         self.step_ms: list[float] = []
-        self.num_samples = 0
 
     def open(self) -> Logits:
         """Feed the last row of the prompt, which asks for speech."""
@@ -126,8 +119,9 @@ class Turn:
             if not is_over:  # first, so that a device is at work while the frame becomes sound
                 step_ms += self._feed(row)
             pieces: list[TextPiece | AudioChunk] = []
-            pieces += self._hear_text(row)
-            pieces += self._hear_frame(frame)
+            pieces += self._add_text(row)
+            if frame is not None:
+                pieces += self.sound.push(frame)
             if is_over:
                 break
             yield tuple(pieces)
@@ -136,7 +130,7 @@ class Turn:
             self.step_ms.append(step_ms + self._meter.elapsed_ms() - start_ms)
         if piece := self.text.finish():
             pieces.append(TextPiece(piece))
-        yield (*pieces, *self._sound(self._decode_waiting()), *self._sound(self._codec.finish()))
+        yield (*pieces, *self.sound.finish())
 
     @property
     def text_log_p(self) -> float | None:
@@ -152,11 +146,6 @@ class Turn:
     @property
     def _is_telling(self) -> bool:
         return len(self._text_log_ps) >= _TELLING_ROWS or self.rows.is_text_done
-
-    @property
-    def audio_s(self) -> float:
-        """Sound so far."""
-        return self.num_samples / self._entry.spec.sampling_rate
 
     def close(self, heard_samples: int | None = None) -> Kept:
         """Leave the history in the engine, up to what was heard; by default all that was said."""
@@ -193,55 +182,23 @@ class Turn:
         return row, frame, self._meter.elapsed_ms() - start_ms
 
     def _num_heard_ids(self, heard_samples: int) -> int:
-        """Text ids that belong with what was heard, the first one, BOS, in any case."""
-        codec = self._entry.spec
-        if self.rows.is_speech_done and heard_samples >= self.num_samples:
-            return len(self._text_ids)
-        if self._alignment == "word":  # a word stands in the row of the frame that begins it
-            num_ids = heard_samples // codec.frame_samples
-        elif self.rows.is_speech_done:
-            num_ids = len(self._text_ids) * heard_samples // self.num_samples
-        else:
-            num_ids = int(heard_samples / codec.sampling_rate * _SLOW_IDS_PER_S)
-        return max(num_ids, 1)
+        return num_heard_ids(
+            heard_samples,
+            num_ids=len(self._text_ids),
+            num_samples=self.sound.num_samples,
+            is_speech_done=self.rows.is_speech_done,
+            codec=self._codec_spec,
+            alignment=self._alignment,
+        )
 
-    def _hear_text(self, row: Ids) -> Iterator[TextPiece]:
-        """Take the row's text id; gives the text that it makes certain."""
+    def _add_text(self, row: Ids) -> Iterator[TextPiece]:
+        """Add the row's text id; yields the text that it makes certain."""
         eos = self._vocabulary.eos
         if self._text_ids and self._text_ids[-1] == eos:
             return
         self._text_ids.append(int(row[-1]))
         if piece := self.text.push(int(row[-1])):
             yield TextPiece(piece)
-
-    def _hear_frame(self, frame: Ids | None) -> Iterator[AudioChunk]:
-        """Take a codec frame; decode as soon as that gives sound, then in growing chunks."""
-        if frame is None:
-            return
-        if self.first_frame_ms is None:
-            self.first_frame_ms = self._meter.elapsed_ms()
-        self._waiting.append(frame)
-        if self._num_chunks == 0:
-            enough = frames_to_sound(self._entry)
-        else:
-            enough = _CHUNK_FRAMES[min(self._num_chunks, len(_CHUNK_FRAMES)) - 1]
-        if len(self._waiting) >= enough:
-            yield from self._sound(self._decode_waiting())
-
-    def _decode_waiting(self) -> Array:
-        if not self._waiting:
-            return np.empty(0, np.float32)
-        frames, self._waiting = np.stack(self._waiting), []
-        self._num_chunks += 1
-        return self._codec.push(frames)
-
-    def _sound(self, pcm: Array) -> Iterator[AudioChunk]:
-        if not pcm.size:
-            return
-        if self.first_sample_ms is None:
-            self.first_sample_ms = self._meter.elapsed_ms()
-        self.num_samples += pcm.size
-        yield AudioChunk(pcm)
 
     def _is_over(self, room: int) -> bool:
         if self.rows.is_done:

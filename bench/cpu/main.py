@@ -21,7 +21,7 @@ from typing import Literal
 from deeptalk_edge.bench.cpu.contest import Call, Contender, Timing, Work, take_turns
 from deeptalk_edge.bench.cpu.gguf_file import write_gguf
 from deeptalk_edge.bench.cpu.llama import MODULES, Q4_0, LlamaDecoder, see_packages, takes
-from deeptalk_edge.bench.cpu.native import PROBE_BYTES, NativeDecoder, NativeForm, ReadProbe
+from deeptalk_edge.bench.cpu.native import PROBE_BYTES, CpuDecoder, CpuForm, ReadProbe
 from deeptalk_edge.bench.cpu.report import (
     HEADER,
     NATIVE,
@@ -41,7 +41,7 @@ from deeptalk_edge.bench.harness import OFFICIAL_SIZE, arguments, measured
 from deeptalk_edge.bundle.expert_record import INT4_GROUPS
 from deeptalk_edge.checkpoint.config import read_model_spec
 from deeptalk_edge.model.spec import ModelSpec
-from deeptalk_edge.runtime.backends.cpu.library import CACHE_KINDS, NativeLibrary
+from deeptalk_edge.runtime.backends.cpu.library import CACHE_KINDS, CpuLibrary
 
 SOUND = "sound"
 
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         args.work.mkdir(parents=True, exist_ok=True)
         weights = f"int4 in groups of {args.group}" if args.group else "int8"
         tunables = os.environ.get("GLIBC_TUNABLES", "none")
-        path = args.path or NativeLibrary().path_names[0]
+        path = args.path or CpuLibrary().path_names[0]
         print(
             f"ratios by {args.clock} time; ours {weights}, cache {args.cache}, SNAC in "
             f"float32, both on {path}; {tunables}\n"
@@ -113,12 +113,12 @@ def _contenders(
     spec: ModelSpec, peers: Sequence[str], args: argparse.Namespace
 ) -> Iterator[dict[str, Contender]]:
     """Ours, the peers and the probe by name, each with the decoder's shapes."""
-    form, threads = _native_form(args), args.threads
+    form, threads = _cpu_form(args), args.threads
     cache_rows = max([*args.context, *args.prefill]) + _SPARE_ROWS
     opens: dict[str, Callable[[], object]] = {
         PROBE: partial(ReadProbe, form, threads),
         SOUND: partial(SoundEnd, args.like / "snac", spec.vocabulary, threads, form.path),
-        NATIVE: partial(NativeDecoder, spec, form, threads, cache_rows),
+        NATIVE: partial(CpuDecoder, spec, form, threads, cache_rows),
     }
     if STOCK in peers:
         opens[STOCK] = partial(StockDecoder, spec, args.work, threads, cache_rows)
@@ -147,8 +147,8 @@ def _model(text: str) -> str:
     return text
 
 
-def _native_form(args: argparse.Namespace) -> NativeForm:
-    return NativeForm(group=args.group, cache=args.cache, path=args.path)
+def _cpu_form(args: argparse.Namespace) -> CpuForm:
+    return CpuForm(group=args.group, cache=args.cache, path=args.path)
 
 
 class _Bench:
@@ -163,7 +163,7 @@ class _Bench:
     ) -> None:
         self._model, self._spec, self._contenders, self._args = model, spec, contenders, args
         forms = {STOCK: STOCK_FORM, **dict.fromkeys(MODULES, Q4_0)}
-        forms[NATIVE] = _native_form(args).stored
+        forms[NATIVE] = _cpu_form(args).stored
         self._forms = {name: forms[name] for name in contenders if name in forms}
         self._steps: dict[int, Mapping[Key, Timing]] = {}
 

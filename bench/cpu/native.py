@@ -19,11 +19,11 @@ from deeptalk_edge.bundle.expert_record import RecordFormat
 from deeptalk_edge.model.spec import ModelSpec
 from deeptalk_edge.runtime.backends.cpu.huge_pages import huge_array
 from deeptalk_edge.runtime.backends.cpu.library import (
+    CpuContext,
+    CpuLibrary,
     DecoderSizes,
     Layer,
     Matrix,
-    NativeContext,
-    NativeLibrary,
     Pass,
     Span,
     Table,
@@ -37,7 +37,7 @@ _PIECE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NativeForm:
+class CpuForm:
     """Which of the native library's forms is measured."""
 
     group: int = 64
@@ -56,7 +56,7 @@ class NativeForm:
 class ReadProbe:
     """Reads memory that no cache holds: the roofline."""
 
-    def __init__(self, form: NativeForm, threads: Sequence[int]) -> None:
+    def __init__(self, form: CpuForm, threads: Sequence[int]) -> None:
         self._contexts = _contexts(form, threads)
         self._memory = huge_array(PROBE_BYTES)
         self._memory[:] = 1
@@ -65,11 +65,11 @@ class ReadProbe:
         self._contexts[threads].read(self._memory)
 
 
-class NativeDecoder:
+class CpuDecoder:
     """A decoder for each number of threads, over the same weights and the same cache."""
 
     def __init__(
-        self, spec: ModelSpec, form: NativeForm, threads: Sequence[int], cache_rows: int
+        self, spec: ModelSpec, form: CpuForm, threads: Sequence[int], cache_rows: int
     ) -> None:
         self._weights = weights = _RandomWeights(spec, form.group)
         self._contexts = _contexts(form, threads)
@@ -136,9 +136,9 @@ class NativeDecoder:
         return context.open(calls.dt_decoder_open, calls.dt_decoder_close, byref(sizes))
 
 
-def _contexts(form: NativeForm, threads: Sequence[int]) -> dict[int, NativeContext]:
-    library = NativeLibrary()
-    return {count: NativeContext(library, path=form.path, threads=count) for count in threads}
+def _contexts(form: CpuForm, threads: Sequence[int]) -> dict[int, CpuContext]:
+    library = CpuLibrary()
+    return {count: CpuContext(library, path=form.path, threads=count) for count in threads}
 
 
 class _RandomWeights:

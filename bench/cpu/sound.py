@@ -15,7 +15,7 @@ from deeptalk_edge.checkpoint.config import read_codec_spec
 from deeptalk_edge.export.graphs.codec import export_codec
 from deeptalk_edge.export.packed.cpu_codec import write_native_codec
 from deeptalk_edge.model.spec import VocabularySpec
-from deeptalk_edge.runtime.backends.cpu.codec import NativeCodec
+from deeptalk_edge.runtime.backends.cpu.codec import CpuCodec
 from deeptalk_edge.runtime.lm.sampler import Sampler, SamplerSettings
 
 
@@ -33,7 +33,7 @@ class SoundEnd:
             write_native_codec(weights, "off", place)
             entry = CodecEntry(spec=spec, noise="off", **dataclasses.asdict(exported))
             self._codecs = {
-                count: NativeCodec(place, entry, threads=count, path=path) for count in threads
+                count: CpuCodec(place, entry, threads=count, path=path) for count in threads
             }
         random = np.random.default_rng(4)
         self._frame = random.integers(0, spec.codebook_size, (1, spec.frame_codes))

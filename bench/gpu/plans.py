@@ -23,7 +23,7 @@ from deeptalk_edge.bundle.expert_record import RecordFormat
 from deeptalk_edge.calibration.quantise import quantise_expert
 from deeptalk_edge.checkpoint.reader import Checkpoint
 from deeptalk_edge.export.engines.build import EngineSettings, ShapeProfile, build_engine
-from deeptalk_edge.export.graphs.moe_operators import rewrite_native
+from deeptalk_edge.export.graphs.moe_operators import rewrite_as_operators
 from deeptalk_edge.export.graphs.step import StepSettings, export_step
 from deeptalk_edge.export.verify.run_step import Arena
 
@@ -58,7 +58,7 @@ def write_steps(checkpoint: Checkpoint, place: Path, settings: EngineSettings) -
     spec = checkpoint.spec.decoder
     records = RecordFormat(dtype="int8", width=spec.width, ffn_width=spec.expert_ffn_width)
     export_step(checkpoint, place, StepSettings(records=records, context_rows=_CACHED_ROWS))
-    rewrite_native(place / "step.onnx", place / "step_native.onnx")
+    rewrite_as_operators(place / "step.onnx", place / "step_native.onnx")
     arenas = {layer: _arena(checkpoint, records, layer) for layer in spec.moe_layers}
     rng = np.random.default_rng(2)
     values: dict[str, Array] = {

@@ -77,7 +77,7 @@ FLOAT32 = Precision(
 )
 """What a bundle for ONNX Runtime holds."""
 
-NATIVE = Precision(
+CPU_KERNELS = Precision(
     encoder="float32",
     decoder="int8",
     experts="int8",

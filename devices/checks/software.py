@@ -12,10 +12,10 @@ from deeptalk_edge.errors import EdgeError
 
 
 def kernels(examined: Examined) -> Iterator[Finding]:
-    from deeptalk_edge.runtime.backends.cpu.library import NativeLibrary
+    from deeptalk_edge.runtime.backends.cpu.library import CpuLibrary
 
     try:
-        paths = NativeLibrary().path_names
+        paths = CpuLibrary().path_names
     except EdgeError as error:
         yield Finding(
             check="cpu kernels",

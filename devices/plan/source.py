@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deeptalk_edge.bundle.manifest import MANIFEST, Manifest, read_manifest
-from deeptalk_edge.bundle.precision import FLOAT32, NATIVE, Precision
+from deeptalk_edge.bundle.precision import CPU_KERNELS, FLOAT32, Precision
 from deeptalk_edge.checkpoint.config import read_codec_spec, read_model_spec
 from deeptalk_edge.devices.plan.device import Model
 from deeptalk_edge.devices.plan.memory import memory_plan, record_format
@@ -90,6 +90,6 @@ def _precision(manifest: Manifest) -> Precision:
         return FLOAT32
     if manifest.target.backend == "cpu":
         kept = {"encoder": said["encoder"], "kv_cache": said["kv_cache"]}
-        return dataclasses.replace(NATIVE, **kept, **experts)
+        return dataclasses.replace(CPU_KERNELS, **kept, **experts)
     parts = {part: said[part] for part in ("encoder", "decoder", "head", "codec", "kv_cache")}
     return Precision(**parts, **experts)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from deeptalk_edge.devices.replay.simulator import ReplaySettings, replay
-from deeptalk_edge.runtime.experts.policy import Lru, Phase, Profile
+from deeptalk_edge.runtime.experts.policy import Lru, Phase, UseCounts
 from deeptalk_edge.runtime.experts.routes import Modality, Routes
 
 _SHARES = (0.16, 0.32, 0.42)
@@ -47,7 +47,7 @@ def locality(routes: Routes) -> dict[str, Any]:
     }
 
 
-def profile_of(routes: Routes) -> Profile:
+def use_counts_of(routes: Routes) -> UseCounts:
     """How often each expert is used, for a policy to begin with."""
     size = (len(routes.layers), routes.num_experts)
     used = {phase: np.zeros(size) for phase in Phase}
@@ -58,7 +58,7 @@ def profile_of(routes: Routes) -> Profile:
         count[each.phase] += 1
         for call in each.calls:
             used[each.phase][routes.layers.index(call.layer), call.experts] += 1
-    return Profile(
+    return UseCounts(
         listen=used[Phase.THINKING] / max(count[Phase.THINKING], 1),
         speak=used[Phase.SPEAKING] / max(count[Phase.SPEAKING], 1),
     )

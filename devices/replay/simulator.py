@@ -7,7 +7,7 @@ simulate   the same on a clock: one link, layer after layer; simulated, never me
     layer = attention -> routing known -> its experts must be there -> they compute -> next layer
 
 The link is one queue: a demand goes in front of every hint and breaks off the one on its way at a
-chunk's end; a hint that has not begun when its layer passes is called off.
+chunk's end; a hint that has not begun when its layer passes is cancelled.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class ReplaySettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Device:
+class SimulatedDevice:
     """What a timed replay needs to know; estimates, see docs/paging.md."""
 
     pool_bytes: int
@@ -99,7 +99,7 @@ def replay(routes: Routes, make_policy: PolicyMaker, settings: ReplaySettings) -
 
 
 def simulate(
-    routes: Routes, make_policy: PolicyMaker, settings: ReplaySettings, device: Device
+    routes: Routes, make_policy: PolicyMaker, settings: ReplaySettings, device: SimulatedDevice
 ) -> tuple[Residency, Timing]:
     """The same on a clock."""
     residency = _residency(routes, make_policy, settings)
@@ -135,7 +135,7 @@ def simulate(
 class _Link(Protocol):
     """Brings what the decisions ask for."""
 
-    def call_off(self, keys: range, wanted: set[int]) -> None:
+    def cancel_guesses(self, keys: range, wanted: set[int]) -> None:
         """What was guessed among `keys` and is not wanted need not come."""
 
     def make_room(self) -> None:
@@ -160,7 +160,7 @@ class _Ideal:
     def __init__(self, residency: Residency) -> None:
         self._table = residency.table
 
-    def call_off(self, keys: range, wanted: set[int]) -> None:
+    def cancel_guesses(self, keys: range, wanted: set[int]) -> None:
         pass
 
     def make_room(self) -> None:
@@ -194,7 +194,7 @@ class _Guess:
 class _Clock:
     """One link and one timeline, in milliseconds."""
 
-    def __init__(self, residency: Residency, device: Device) -> None:
+    def __init__(self, residency: Residency, device: SimulatedDevice) -> None:
         self._residency, self._device = residency, device
         self.now_ms = self.stall_ms = self.busy_ms = 0.0
         self._free_ms = 0.0  # when the link has done what it has begun
@@ -215,7 +215,7 @@ class _Clock:
             self._hidden_ms = 0.0
         self._idle_until(self.now_ms)
 
-    def call_off(self, keys: range, wanted: set[int]) -> None:
+    def cancel_guesses(self, keys: range, wanted: set[int]) -> None:
         for guess in list(self._guesses):
             is_whole = guess.left_ms == self._device.transfer_ms
             if guess.load.key in keys and guess.load.key not in wanted and is_whole:
@@ -224,7 +224,7 @@ class _Clock:
 
     def make_room(self) -> None:
         if self._guesses:
-            self.call_off(range(len(self._residency.expected)), set())
+            self.cancel_guesses(range(len(self._residency.expected)), set())
             while self._guesses:  # what had begun must be brought to its end
                 self._begin(self._guesses[0])
                 self._residency.table.fill(self._guesses.popleft().load.slot)
@@ -328,7 +328,7 @@ def _route(
     """One layer: its waves in the pager's order, and the hints after the last one."""
     base = routes.layers.index(call.layer) * routes.num_experts
     keys = [base + expert for expert in call.experts]
-    link.call_off(range(base, base + routes.num_experts), set(keys))
+    link.cancel_guesses(range(base, base + routes.num_experts), set(keys))
     waves = waves_of(keys, limit=settings.wave_experts, num_slots=settings.num_slots)
 
     def demand(number: int) -> float:

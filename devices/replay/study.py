@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 
 from deeptalk_edge.devices.profile import DeviceProfile, load_profile, profile_names
-from deeptalk_edge.devices.replay.locality import profile_of
+from deeptalk_edge.devices.replay.locality import use_counts_of
 from deeptalk_edge.devices.replay.simulator import (
-    Device,
     ReplaySettings,
+    SimulatedDevice,
     Timing,
     replay,
     simulate,
 )
 from deeptalk_edge.devices.replay.synthetic import PRESETS, DialogueShape, synthetic_routes
 from deeptalk_edge.errors import SettingsError
-from deeptalk_edge.runtime.experts.policy import POLICIES, Policy, Profile
+from deeptalk_edge.runtime.experts.policy import POLICIES, Policy, UseCounts
 from deeptalk_edge.runtime.experts.residency import Cause
 from deeptalk_edge.runtime.experts.routes import Routes
 from deeptalk_edge.runtime.experts.sizing import num_slots_of
@@ -37,7 +37,7 @@ _PAGE_CACHE_LINK = (
 
 def device_of(
     profile: DeviceProfile, *, experts: str | None = None, link_gb_per_s: float | None = None
-) -> Device:
+) -> SimulatedDevice:
     """What the simulator needs of a profile: its usual link and the precision that it is exported
     with, or the first that it has estimates for, unless others are named.
 
@@ -56,7 +56,7 @@ def device_of(
             f"{', '.join(paging.experts)}"
         )
     costs = paging.experts[chosen]
-    return Device(
+    return SimulatedDevice(
         pool_bytes=paging.pool_bytes,
         record_bytes=costs.record_bytes,
         link_gbps=paging.link_gb_per_s[-1] if link_gb_per_s is None else link_gb_per_s,
@@ -69,7 +69,7 @@ def device_of(
     )
 
 
-def simulated_devices() -> dict[str, Device]:
+def simulated_devices() -> dict[str, SimulatedDevice]:
     """Every profile with estimates, in each precision and over each link that it names."""
     profiles = [load_profile(name) for name in profile_names()]
     return {
@@ -108,7 +108,7 @@ def replays(
     policies: Sequence[str],
     *,
     profile: Routes | None = None,
-    device: Device | None = None,
+    device: SimulatedDevice | None = None,
     guesses: bool = True,
 ) -> list[dict[str, Any]]:
     """One row per pool and policy; with a device, its times, and the page cache beside them.
@@ -120,7 +120,7 @@ def replays(
     num_records = len(routes.layers) * routes.num_experts
     if pools is None and device is not None:
         pools = [str(min(device.pool_bytes // device.record_bytes, num_records))]
-    counts = None if profile is None else profile_of(profile)
+    counts = None if profile is None else use_counts_of(profile)
     rows = []
     for pool in pools or ("25%", "42%", "65%", "100%"):
         plain = ReplaySettings(
@@ -143,11 +143,11 @@ def _row(
     routes: Routes,
     policy: str,
     settings: ReplaySettings,
-    profile: Profile | None,
-    device: Device | None,
+    counts: UseCounts | None,
+    device: SimulatedDevice | None,
 ) -> dict[str, Any]:
     def make(num_keys: int, num_experts: int) -> Policy:
-        return POLICIES[policy](num_keys, num_experts, profile)
+        return POLICIES[policy](num_keys, num_experts, counts)
 
     timing: Timing | None = None
     if device is None:

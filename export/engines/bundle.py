@@ -41,14 +41,14 @@ from deeptalk_edge.export.engines.build import (
     require_installed,
 )
 from deeptalk_edge.export.engines.shapes import (
-    Profile,
-    codec_profiles,
-    embed_profiles,
-    head_profiles,
-    step_profiles,
+    ShapeRange,
+    codec_shape_ranges,
+    embed_shape_ranges,
+    head_shape_ranges,
+    step_shape_ranges,
 )
 from deeptalk_edge.export.graphs.decoder import EMBEDDING_FILE, head_file
-from deeptalk_edge.export.graphs.moe_operators import rewrite_native
+from deeptalk_edge.export.graphs.moe_operators import rewrite_as_operators
 from deeptalk_edge.export.graphs.step import StepSettings, export_step
 from deeptalk_edge.export.staging import Staging, resumable_directory
 from deeptalk_edge.files import sha256_of
@@ -56,7 +56,7 @@ from deeptalk_edge.files import sha256_of
 GRAPHS = "graphs"
 """Folder of graphs that are gone when their engines are built."""
 
-_STEP, _NATIVE_STEP = "step.onnx", "step_native.onnx"
+_STEP, _OPERATORS_STEP = "step.onnx", "step_native.onnx"
 _STEP_WEIGHTS, _STEP_PLACES = "step.bin", "step.weights.json"
 
 GraphPrecision = dict[str, Any]
@@ -118,8 +118,8 @@ def write_step(checkpoint: Checkpoint, settings: StepSettings, moe: MoeForm, fol
     Its no-plugin form, which shares its weights, is in the same folder: checks run that.
     """
     export_step(checkpoint, folder, settings)
-    rewrite_native(folder / _STEP, folder / _NATIVE_STEP)
-    return _STEP if moe == "plugin" else _NATIVE_STEP
+    rewrite_as_operators(folder / _STEP, folder / _OPERATORS_STEP)
+    return _STEP if moe == "plugin" else _OPERATORS_STEP
 
 
 def engine_entries(
@@ -128,10 +128,10 @@ def engine_entries(
     """What each engine is built from."""
     decoder, generation = manifest.model.decoder, manifest.generation
     num_items = _num_items(generation)
-    profiles: dict[str, list[Profile]] = {
+    profiles: dict[str, list[ShapeRange]] = {
         "encoder.onnx": [],
-        "embed.onnx": embed_profiles(graphs / "embed.onnx", num_items),
-        step: step_profiles(
+        "embed.onnx": embed_shape_ranges(graphs / "embed.onnx", num_items),
+        step: step_shape_ranges(
             graphs / step,
             moe=profile.moe,
             context_rows=generation.context_rows,
@@ -139,8 +139,8 @@ def engine_entries(
             all_experts=decoder.num_experts * len(decoder.moe_layers),
             num_items=num_items,
         ),
-        "head.onnx": head_profiles(graphs / "head.onnx", num_items),
-        "codec.onnx": codec_profiles(graphs / "codec.onnx", manifest.codec.noise_rates),
+        "head.onnx": head_shape_ranges(graphs / "head.onnx", num_items),
+        "codec.onnx": codec_shape_ranges(graphs / "codec.onnx", manifest.codec.noise_rates),
     }
     entries = {
         name: EngineEntry(engine=None, graph=graph, profiles=tuple(shapes))

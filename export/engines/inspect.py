@@ -38,7 +38,7 @@ _QUOTED = re.compile(r"\"([^\"]*)\"")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlanTensor:
+class EngineTensor:
     """One tensor of a graph."""
 
     name: str
@@ -60,7 +60,7 @@ class PlanTensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlanOperation:
+class EngineOperation:
     """One kernel, library call, plugin or copy."""
 
     kind: str
@@ -70,20 +70,20 @@ class PlanOperation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlanGraph:
+class EngineGraph:
     """What one profile of an engine runs."""
 
     targets: tuple[str, ...]
     """Compute capabilities, "sm_89" say; "sm_80" alone means every card from there on."""
     scratch_bytes: int
-    tensors: tuple[PlanTensor, ...]
-    operations: tuple[PlanOperation, ...]
+    tensors: tuple[EngineTensor, ...]
+    operations: tuple[EngineOperation, ...]
 
-    def temporaries_of(self, elements: int) -> list[PlanTensor]:
+    def temporaries_of(self, elements: int) -> list[EngineTensor]:
         """Temporaries of at least so many elements."""
         return [t for t in self.tensors if t.is_temporary and t.least_elements >= elements]
 
-    def moves_of(self, elements: int) -> list[PlanOperation]:
+    def moves_of(self, elements: int) -> list[EngineOperation]:
         """Operations that only copy, relay or convert an input or constant of so many elements."""
         large = {
             tensor.name
@@ -97,16 +97,16 @@ class PlanGraph:
         ]
 
     @property
-    def fused_attentions(self) -> list[PlanOperation]:
+    def fused_attentions(self) -> list[EngineOperation]:
         """Attention that runs as one kernel."""
         return [operation for operation in self.operations if "mha" in operation.name]
 
     @property
-    def plugins(self) -> list[PlanOperation]:
+    def plugins(self) -> list[EngineOperation]:
         return [operation for operation in self.operations if operation.kind == "custom_layer"]
 
 
-def read_plan(path: Path) -> list[PlanGraph]:
+def read_plan(path: Path) -> list[EngineGraph]:
     """The graphs of a plan, in the order of its profiles.
 
     Raises ArtifactError if no graph, or one without tensors or operations, is found.
@@ -132,12 +132,12 @@ def _texts(path: Path) -> Iterator[str]:
             begin = plan.find(_BEGIN, end) if end >= 0 else -1
 
 
-def _parse(text: str, path: Path) -> PlanGraph:
+def _parse(text: str, path: Path) -> EngineGraph:
     targets = _TARGETS.search(text)
     _, _, body = text.partition("\nmain {")
     body, _, _ = body.partition("\nshape_main {")
     tensors = tuple(
-        PlanTensor(name=name, dims=_dims(dims), region=region, dtype=dtype)
+        EngineTensor(name=name, dims=_dims(dims), region=region, dtype=dtype)
         for dims, name, region, dtype in _TENSOR.findall(text)
     )
     operations = tuple(
@@ -151,7 +151,7 @@ def _parse(text: str, path: Path) -> PlanGraph:
             "plans of TensorRT-RTX 1.7 can be read, build it with that"
         )
     regions = _REGION.findall(text)
-    return PlanGraph(
+    return EngineGraph(
         targets=tuple(name.replace("sm", "sm_") for name in targets[1].split()),
         scratch_bytes=sum(int(size) for name, size in regions if name.startswith("devmem")),
         tensors=tensors,
@@ -163,13 +163,13 @@ def _dims(text: str) -> tuple[int | str, ...]:
     return tuple(int(dim) if dim.isdigit() else dim.strip('"') for dim in text.split())
 
 
-def _operation(kind: str, name: str, rest: str) -> PlanOperation:
+def _operation(kind: str, name: str, rest: str) -> EngineOperation:
     """Kernels say `input_args` and `output_args`, everything else `input` and `output`."""
     fields = {
         key: tuple(_QUOTED.findall(values))
         for key, values in re.findall(r" (\w+)=\{([^}]*)\}", rest)
     }
-    return PlanOperation(
+    return EngineOperation(
         kind=kind,
         name=name,
         inputs=fields.get("input_args", fields.get("input", ())),

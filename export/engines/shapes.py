@@ -25,7 +25,7 @@ from deeptalk_edge.bundle.target import MoeForm
 Span = tuple[int, int, int]
 """The least, usual and greatest size of a free dimension."""
 Spans = Mapping[str, Span]
-Profile = dict[str, tuple[tuple[int, ...], ...]]
+ShapeRange = dict[str, tuple[tuple[int, ...], ...]]
 """An input's least, usual and greatest shape, as the manifest holds them."""
 
 _ONE_ROW: Span = (1, 1, 1)
@@ -33,7 +33,7 @@ _MANY_ROWS: Span = (1, 64, 256)
 _MAX_ELEMENTS = 2**31 - 1  # of one tensor
 
 
-def step_profiles(
+def step_shape_ranges(
     graph: Path,
     *,
     moe: MoeForm,
@@ -41,7 +41,7 @@ def step_profiles(
     num_experts: int,
     all_experts: int,
     num_items: int = 1,
-) -> list[Profile]:
+) -> list[ShapeRange]:
     """Decoding over a quarter of the cache and over all of it; prefill of one item over all of it.
 
     The cache's rows are fixed in each, for TensorRT-RTX pads and copies a cache of free length in
@@ -55,41 +55,41 @@ def step_profiles(
     if moe == "plugin":
         forms.append((context_rows, _MANY_ROWS, 1))
     return [
-        _profile(graph, {"S": (cached,) * 3, "T": rows, "B": (items,) * 3, "slots": slots})
+        _shape_range(graph, {"S": (cached,) * 3, "T": rows, "B": (items,) * 3, "slots": slots})
         for cached, rows, items in forms
     ]
 
 
-def embed_profiles(graph: Path, num_items: int) -> list[Profile]:
+def embed_shape_ranges(graph: Path, num_items: int) -> list[ShapeRange]:
     """One row of each item, and many of one: a context whose step lies in a CUDA graph keeps its
     shapes."""
     return [
-        _profile(graph, {"B": (num_items,) * 3, "T": _ONE_ROW}),
-        _profile(graph, {"B": (1, 1, 1), "T": _MANY_ROWS}),
+        _shape_range(graph, {"B": (num_items,) * 3, "T": _ONE_ROW}),
+        _shape_range(graph, {"B": (1, 1, 1), "T": _MANY_ROWS}),
     ]
 
 
-def head_profiles(graph: Path, num_items: int) -> list[Profile]:
-    return [_profile(graph, {"B": (num_items,) * 3})]
+def head_shape_ranges(graph: Path, num_items: int) -> list[ShapeRange]:
+    return [_shape_range(graph, {"B": (num_items,) * 3})]
 
 
-def codec_profiles(graph: Path, noise_rates: Sequence[int]) -> list[Profile]:
+def codec_shape_ranges(graph: Path, noise_rates: Sequence[int]) -> list[ShapeRange]:
     frames = (1, 4, 16)
     noise = {f"N_{rate}": (rate, 4 * rate, 16 * rate) for rate in noise_rates}
-    return [_profile(graph, {"A": frames, **noise})]
+    return [_shape_range(graph, {"A": frames, **noise})]
 
 
-def _profile(graph: Path, spans: Spans) -> Profile:
+def _shape_range(graph: Path, spans: Spans) -> ShapeRange:
     """Shapes of every input with a free dimension; a name such as slots_3 is one of `slots`."""
-    profile: Profile = {}
+    ranges: ShapeRange = {}
     for value in onnx.load(str(graph), load_external_data=False).graph.input:
         dims = value.type.tensor_type.shape.dim
         if not any(dim.dim_param for dim in dims):
             continue
         fixed = math.prod(dim.dim_value for dim in dims if not dim.dim_param)
         sizes = [_span(dim, spans, _MAX_ELEMENTS // fixed) for dim in dims]
-        profile[value.name] = tuple(zip(*sizes, strict=True))
-    return profile
+        ranges[value.name] = tuple(zip(*sizes, strict=True))
+    return ranges
 
 
 def _span(dim: onnx.TensorShapeProto.Dimension, spans: Spans, most: int) -> Span:

@@ -29,7 +29,7 @@ from deeptalk_edge.export.graphs.builder import FLOAT, INT32, Nodes, save
 from deeptalk_edge.export.graphs.moe_node import KIND
 
 
-def rewrite_native(source: Path, target: Path) -> None:
+def rewrite_as_operators(source: Path, target: Path) -> None:
     """Write `source` without `DtMoE` nodes as `target`, beside it: both read the same weights.
 
     Raises ValueError if `target` lies elsewhere.

@@ -47,7 +47,7 @@ Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NativePrecision:
+class CpuPrecision:
     """How the dense matrices are stored."""
 
     matrix_group: int | None = None
@@ -64,7 +64,7 @@ class NativePrecision:
 
 
 def write_native_weights(
-    checkpoint: Checkpoint, records: RecordFormat, precision: NativePrecision, directory: Path
+    checkpoint: Checkpoint, records: RecordFormat, precision: CpuPrecision, directory: Path
 ) -> None:
     """Write native.bin and native.json; `records` is the format of the routed experts.
 
@@ -102,7 +102,7 @@ def write_native_weights(
 
 def round_matrix(values: Array, group: int | None) -> None:
     """Change a matrix (rows, columns) to what native.bin holds of it; `group` as in
-    `NativePrecision`."""
+    `CpuPrecision`."""
     group = _group_of(values.shape[1], group)
     for start in range(0, len(values), _BLOCK_ROWS):
         block = values[start : start + _BLOCK_ROWS]

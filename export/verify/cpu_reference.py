@@ -12,14 +12,14 @@ import numpy as np
 from deeptalk_edge.bundle.expert_record import RecordFormat
 from deeptalk_edge.calibration.quantise import quantise_expert
 from deeptalk_edge.checkpoint.reader import EMBEDDING, HEAD, Checkpoint
-from deeptalk_edge.export.packed.cpu_weights import LayerWeights, NativePrecision, round_matrix
+from deeptalk_edge.export.packed.cpu_weights import CpuPrecision, LayerWeights, round_matrix
 from deeptalk_edge.export.packed.experts import ExpertSource
 from deeptalk_edge.export.verify.reference import Floats, Reference, silu
 
 _MATRICES = ("q_proj.weight", "kv_a_proj_with_mqa.weight", "o_proj.weight")
 
 
-class NativeReference(Reference):
+class CpuReference(Reference):
     """A reference whose weights are rounded as native.bin and its expert records hold them."""
 
     def __init__(
@@ -27,7 +27,7 @@ class NativeReference(Reference):
         checkpoint: Checkpoint,
         experts: ExpertSource,
         records: RecordFormat,
-        precision: NativePrecision,
+        precision: CpuPrecision,
     ) -> None:
         """`records` gives the widths of the MLPs that every token takes."""
         super().__init__(checkpoint, experts)

@@ -2,7 +2,7 @@
 
 sound     asked once per pause, at about 100 ms of silence, with the utterance so far: a cue says
           how likely it is complete; the more likely, the shorter the wait
-meaning   asked once more, when the answer on trial has its first words: a model that is sure of
+meaning   asked once more, when the speculative answer has its first words: a model that is sure of
           them has heard a whole question. It can but shorten the wait
 """
 
@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from deeptalk_edge.deprecation import old_fields
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.runtime.audio.endpoint import FRAME_MS
 from deeptalk_edge.runtime.audio.prosody import FinalLowering
@@ -63,6 +64,7 @@ class FixedHangover:
         return None
 
 
+@old_fields(sure_log_p="confident_log_p")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HangoverSettings:
     """What a cue's verdict is worth."""
@@ -71,7 +73,7 @@ class HangoverSettings:
     """A cue this sure of the end..."""
     incomplete_p: float = 0.1
     """... and this sure of more to come."""
-    sure_log_p: float | None = -0.0005
+    confident_log_p: float | None = -0.0005
     """Mean log-probability of an answer's first words that says that the question was whole; None:
     nothing does. Chosen for the shipped checkpoint: `text_log_p` of the metrics shows another's."""
     complete_ms: int = 200
@@ -84,8 +86,10 @@ class HangoverSettings:
                 f"incomplete_p = {self.incomplete_p}, complete_p = {self.complete_p}: expected "
                 "0 <= incomplete_p <= complete_p <= 1"
             )
-        if self.sure_log_p is not None and not self.sure_log_p <= 0:
-            raise SettingsError(f"sure_log_p = {self.sure_log_p}: expected 0 or less, or None")
+        if self.confident_log_p is not None and not self.confident_log_p <= 0:
+            raise SettingsError(
+                f"confident_log_p = {self.confident_log_p}: expected 0 or less, or None"
+            )
         if not FRAME_MS <= self.complete_ms <= self.unsure_ms <= self.incomplete_ms:
             raise SettingsError(
                 f"hangovers of {self.complete_ms}, {self.unsure_ms} and {self.incomplete_ms} ms: "
@@ -106,8 +110,8 @@ class AdaptiveHangover:
         return settings.incomplete_ms if p < settings.incomplete_p else settings.unsure_ms
 
     def enough_ms(self, text_log_p: float) -> int | None:
-        sure = self._settings.sure_log_p
-        return self._settings.complete_ms if sure is not None and text_log_p >= sure else None
+        least = self._settings.confident_log_p
+        return self._settings.complete_ms if least is not None and text_log_p >= least else None
 
 
 def open_end_of_turn(

@@ -28,15 +28,15 @@ from deeptalk_edge.runtime.audio.ports import (
     PortCounters,
 )
 from deeptalk_edge.runtime.audio.sound_cards import (
-    Device,
-    DeviceFormat,
     Direction,
+    SoundDevice,
+    SoundFormat,
     choose_device,
     choose_format,
     list_devices,
     open_pyaudio,
 )
-from deeptalk_edge.runtime.audio.streams import BLOCK_SAMPLES, Ears, Mouth
+from deeptalk_edge.runtime.audio.streams import BLOCK_SAMPLES, InputStream, OutputStream
 
 if TYPE_CHECKING:
     import pyaudio
@@ -86,14 +86,14 @@ class PyAudioPort(QueuedPort):
     def __init__(self, settings: DeviceSettings | None = None) -> None:
         self.settings = settings or DeviceSettings()
         super().__init__(PlayQueue(seconds=self.settings.queue_s, block_samples=BLOCK_SAMPLES))
-        self._device: _Device | None = None
+        self._device: _OpenStreams | None = None
         self._before = PortCounters()  # of the openings before this one
         self._num_opened = 0
 
     def open(self) -> None:
         self.close()
         self._queue.rewind()
-        opened: list[_Device] = []
+        opened: list[_OpenStreams] = []
         if not _in_time(lambda: opened.append(_open(self.settings, self._queue)), _ANSWER_S):
             raise DeviceLost(
                 f"the sound system did not answer within {_ANSWER_S:.0f} s; restart its service"
@@ -104,10 +104,10 @@ class PyAudioPort(QueuedPort):
     def read(self, timeout_s: float) -> MicFrame | None:
         if self._device is None:
             raise DeviceLost("the sound device is not open; open it again")
-        ears, mouth = self._device.ears, self._device.mouth
-        pcm = ears.frame(timeout_s)
+        device = self._device
+        pcm = device.input.frame(timeout_s)
         now_s = time.perf_counter()
-        for direction, last_s in (("input", ears.last_s), ("output", mouth.last_s)):
+        for direction, last_s in (("input", device.input.last_s), ("output", device.output.last_s)):
             silent_ms = (now_s - last_s) * 1000
             if silent_ms > self.settings.lost_after_ms:
                 raise DeviceLost(
@@ -116,10 +116,14 @@ class PyAudioPort(QueuedPort):
                 )
         if pcm is None:
             return None
-        return MicFrame(pcm, mouth.far_frame(ears.num_waiting), ears.num_samples - FRAME_SAMPLES)
+        return MicFrame(
+            pcm,
+            device.output.far_frame(device.input.num_waiting),
+            device.input.num_samples - FRAME_SAMPLES,
+        )
 
     def audible(self) -> int:
-        return self._device.mouth.audible() if self._device else 0
+        return self._device.output.audible() if self._device else 0
 
     def counters(self) -> PortCounters:
         before = replace(
@@ -129,13 +133,13 @@ class PyAudioPort(QueuedPort):
         )
         if self._device is None:
             return before
-        ears, mouth = self._device.ears, self._device.mouth
+        device = self._device
         return replace(
             before,
-            dropped_in=before.dropped_in + ears.num_dropped,
-            overruns=before.overruns + ears.num_overruns,
-            callbacks_in=before.callbacks_in + ears.num_callbacks,
-            callbacks_out=before.callbacks_out + mouth.num_callbacks,
+            dropped_in=before.dropped_in + device.input.num_dropped,
+            overruns=before.overruns + device.input.num_overruns,
+            callbacks_in=before.callbacks_in + device.input.num_callbacks,
+            callbacks_out=before.callbacks_out + device.output.num_callbacks,
         )
 
     def close(self) -> None:
@@ -146,12 +150,12 @@ class PyAudioPort(QueuedPort):
 
 
 @dataclass(slots=True, kw_only=True)
-class _Device:
+class _OpenStreams:
     """What one opening made."""
 
     audio: pyaudio.PyAudio
-    ears: Ears
-    mouth: Mouth
+    input: InputStream
+    output: OutputStream
     streams: list[pyaudio.PyAudio.Stream]
 
     def close(self) -> None:
@@ -160,31 +164,31 @@ class _Device:
         self.audio.terminate()
 
 
-def _open(settings: DeviceSettings, queue: PlayQueue) -> _Device:
+def _open(settings: DeviceSettings, queue: PlayQueue) -> _OpenStreams:
     """Raises DeviceLost if either device cannot be used."""
     audio = open_pyaudio()
     try:
         devices = list_devices(audio)
         microphone = choose_device(devices, settings.input_name, "input")
         loudspeaker = choose_device(devices, settings.output_name, "output")
-        ears = Ears(_agree(audio, microphone, "input", settings.input_rate_hz))
-        mouth = Mouth(_agree(audio, loudspeaker, "output", settings.output_rate_hz), queue)
+        source = InputStream(_agree(audio, microphone, "input", settings.input_rate_hz))
+        sink = OutputStream(_agree(audio, loudspeaker, "output", settings.output_rate_hz), queue)
         streams = [
-            _start(audio, microphone, "input", ears.fmt, ears.callback),
-            _start(audio, loudspeaker, "output", mouth.fmt, mouth.callback),
+            _start(audio, microphone, "input", source.fmt, source.callback),
+            _start(audio, loudspeaker, "output", sink.fmt, sink.callback),
         ]
     except BaseException:
         audio.terminate()
         raise
-    return _Device(audio=audio, ears=ears, mouth=mouth, streams=streams)
+    return _OpenStreams(audio=audio, input=source, output=sink, streams=streams)
 
 
 def _agree(
-    audio: pyaudio.PyAudio, device: Device, direction: Direction, rate_hz: int
-) -> DeviceFormat:
+    audio: pyaudio.PyAudio, device: SoundDevice, direction: Direction, rate_hz: int
+) -> SoundFormat:
     import pyaudio
 
-    def is_supported(fmt: DeviceFormat) -> bool:
+    def is_supported(fmt: SoundFormat) -> bool:
         about = {
             f"{direction}_device": device.index,
             f"{direction}_channels": fmt.num_channels,
@@ -200,9 +204,9 @@ def _agree(
 
 def _start(
     audio: pyaudio.PyAudio,
-    device: Device,
+    device: SoundDevice,
     direction: Direction,
-    fmt: DeviceFormat,
+    fmt: SoundFormat,
     callback: _Callback,
 ) -> pyaudio.PyAudio.Stream:
     """Raises DeviceLost if the device does not open."""

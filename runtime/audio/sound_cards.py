@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Device:
+class SoundDevice:
     """A sound device as PortAudio describes it."""
 
     index: int
@@ -53,7 +53,7 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceFormat:
+class SoundFormat:
     """How a device is opened."""
 
     rate_hz: int
@@ -104,14 +104,14 @@ def _quieten(*, is_quiet: bool) -> None:
                 getattr(loaded, setter)(ignore)
 
 
-def list_devices(audio: pyaudio.PyAudio) -> list[Device]:
+def list_devices(audio: pyaudio.PyAudio) -> list[SoundDevice]:
     """Every device, in PortAudio's order."""
     default_input = _default_index(audio.get_default_input_device_info)
     default_output = _default_index(audio.get_default_output_device_info)
     found = []
     for index in range(audio.get_device_count()):
         about = audio.get_device_info_by_index(index)
-        device = Device(
+        device = SoundDevice(
             index=index,
             name=str(about["name"]),
             num_inputs=int(about["maxInputChannels"]),
@@ -124,7 +124,7 @@ def list_devices(audio: pyaudio.PyAudio) -> list[Device]:
     return found
 
 
-def names_of(devices: Sequence[Device]) -> list[str]:
+def names_of(devices: Sequence[SoundDevice]) -> list[str]:
     """What each device is called; those of one name have a number behind it."""
     total, seen, names = Counter(device.name for device in devices), Counter[str](), []
     for device in devices:
@@ -134,7 +134,9 @@ def names_of(devices: Sequence[Device]) -> list[str]:
     return names
 
 
-def choose_device(devices: Sequence[Device], name: str | None, direction: Direction) -> Device:
+def choose_device(
+    devices: Sequence[SoundDevice], name: str | None, direction: Direction
+) -> SoundDevice:
     """The device of this name, or the default where there is no name.
 
     Raises DeviceLost, naming those that there are, if none or more than one fits.
@@ -157,11 +159,11 @@ def choose_device(devices: Sequence[Device], name: str | None, direction: Direct
 
 
 def choose_format(
-    device: Device,
+    device: SoundDevice,
     direction: Direction,
     rate_hz: int,
-    is_supported: Callable[[DeviceFormat], bool],
-) -> DeviceFormat:
+    is_supported: Callable[[SoundFormat], bool],
+) -> SoundFormat:
     """Our rate and one channel where the device takes them, else what it takes.
 
     Raises DeviceLost if it takes nothing.
@@ -169,7 +171,7 @@ def choose_format(
     most = device.channels(direction)
     for rate in (rate_hz, 48_000, device.rate_hz):
         for num_channels in sorted({1, min(2, most), most}):
-            found = DeviceFormat(rate, num_channels)
+            found = SoundFormat(rate, num_channels)
             if is_supported(found):
                 return found
     raise DeviceLost(

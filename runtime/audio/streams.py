@@ -23,7 +23,7 @@ from deeptalk_edge.runtime.audio.endpoint import FRAME_MS
 from deeptalk_edge.runtime.audio.play_queue import PlayQueue, Taken
 from deeptalk_edge.runtime.audio.ports import FRAME_SAMPLES, PLAY_RATE_HZ
 from deeptalk_edge.runtime.audio.ring import SampleRing
-from deeptalk_edge.runtime.audio.sound_cards import DeviceFormat
+from deeptalk_edge.runtime.audio.sound_cards import SoundFormat
 from deeptalk_edge.sound.pcm import Downmix, as_int16
 from deeptalk_edge.sound.rates import StreamResampler
 
@@ -42,10 +42,10 @@ _FAR_WAIT_S = 0.06
 _CONTINUE, _INPUT_OVERFLOW = 0, 2  # of PortAudio
 
 
-class Ears:
+class InputStream:
     """The microphone's stream: its callback, and the reader's side."""
 
-    def __init__(self, fmt: DeviceFormat, clock: Clock = time.perf_counter) -> None:
+    def __init__(self, fmt: SoundFormat, clock: Clock = time.perf_counter) -> None:
         block = fmt.rate_hz * FRAME_MS // 1000 * fmt.num_channels
         self.fmt, self._clock = fmt, clock
         self._block = block
@@ -101,11 +101,11 @@ class Ears:
         return pcm
 
 
-class Mouth:
+class OutputStream:
     """The loudspeaker's stream: its callback, what it was handed, and when that is heard."""
 
     def __init__(
-        self, fmt: DeviceFormat, queue: PlayQueue, clock: Clock = time.perf_counter
+        self, fmt: SoundFormat, queue: PlayQueue, clock: Clock = time.perf_counter
     ) -> None:
         self.fmt, self._queue, self._clock = fmt, queue, clock
         num_frames = fmt.rate_hz * FRAME_MS // 1000

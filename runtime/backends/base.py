@@ -41,10 +41,10 @@ class Experts(Protocol):
     recorder: RouteRecorder | None
     """Takes down every choice; may be set and taken away between passes."""
 
-    def listen(self) -> None:
+    def user_started_speaking(self) -> None:
         """The user has begun to speak: a turn begins."""
 
-    def rest(self) -> None:
+    def idle(self) -> None:
         """Nobody talks: free slots may be filled."""
 
     def end_turn(self) -> dict[str, Any]:

@@ -140,15 +140,15 @@ class NoExperts:
 
     recorder: RouteRecorder | None = None
 
-    def listen(self) -> None:
+    def user_started_speaking(self) -> None:
         pass
 
-    def rest(self) -> None:
+    def idle(self) -> None:
         pass
 
     def end_turn(self) -> dict[str, Any]:
         return {
-            "whole_passes": 0,
+            "all_resident_passes": 0,
             "hits": 0,
             "misses": 0,
             "moved_bytes": {},

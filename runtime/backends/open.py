@@ -9,7 +9,7 @@ from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.bundle.target import BackendName
 from deeptalk_edge.errors import BackendError
 from deeptalk_edge.runtime.backends.base import Backend, BackendSettings
-from deeptalk_edge.runtime.backends.cpu.library import NativeLibrary
+from deeptalk_edge.runtime.backends.cpu.library import CpuLibrary
 from deeptalk_edge.runtime.backends.self_check import check_golden
 from deeptalk_edge.runtime.settings import BackendChoice
 
@@ -50,7 +50,7 @@ def backend_for(bundle: Bundle, choice: BackendChoice) -> BackendName:
     if made_for == "ort":
         return "ort"
     try:
-        NativeLibrary()
+        CpuLibrary()
     except BackendError as error:
         log.warning("ONNX Runtime runs all of it, several times slower: %s", error)
         return "ort"

@@ -241,7 +241,7 @@ class _Printer:
             case events.NotUnderstood():
                 self._begin_line()
                 self._say("(not understood)")
-            case events.BargedIn():
+            case events.Interrupted():
                 self._say(" ... (interrupted)")
             case events.AnswerResumed():
                 self._say(" ... (goes on) ")

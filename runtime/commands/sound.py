@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # loading these takes longer than `--help` may
-    from deeptalk_edge.runtime.audio.sound_cards import Device
+    from deeptalk_edge.runtime.audio.sound_cards import SoundDevice
 
 _QUIETEST_DBFS = -60  # the meter's left end
 _METER_CHARACTERS = 40
@@ -54,7 +54,7 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def _table(devices: list[Device]) -> str:
+def _table(devices: list[SoundDevice]) -> str:
     if not devices:
         return "no sound devices; is the sound service running, and may this user use it?"
     width = max(len(device.name) for device in devices)

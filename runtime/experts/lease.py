@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,38 +11,46 @@ from numpy.typing import NDArray
 from deeptalk_edge.runtime.experts.pool import Fence
 from deeptalk_edge.runtime.experts.reader import Read
 
-if TYPE_CHECKING:  # it makes them
-    from deeptalk_edge.runtime.experts.pager import ExpertPager
+Held = tuple[list[int], list[int]]
+"""Slots, and the generation of each."""
+
+Addresses = NDArray[np.uint64]
 
 
 class Lease:
     """Experts that stay where they are until `release`. A context manager."""
 
-    __slots__ = ("_generations", "_pager", "layer", "reads", "slots")
+    __slots__ = ("_addresses", "_generations", "_release", "layer", "reads", "slots")
 
     def __init__(
-        self, pager: ExpertPager, layer: int, slots: dict[int, int], reads: list[Read]
+        self,
+        layer: int,
+        slots: dict[int, int],
+        generations: list[int],
+        reads: list[Read],
+        *,
+        addresses: Callable[[int], Addresses],
+        release: Callable[[Held, Fence | None], None],
     ) -> None:
+        """`addresses` gives a layer's, (E,); `release` takes the slots back."""
         self.layer = layer
         self.slots = slots
         """Expert id to slot."""
         self.reads = reads
         """What must arrive first."""
-        self._pager = pager
-        table = pager.residency.table
-        self._generations = [table.generations[slot] for slot in slots.values()]
+        self._generations, self._addresses, self._release = generations, addresses, release
 
     @property
     def experts(self) -> Sequence[int]:
         return list(self.slots)
 
     @property
-    def addresses(self) -> NDArray[np.uint64]:
+    def addresses(self) -> Addresses:
         """(E,) where each expert of the layer lies, 0 if absent; valid for the leased ones.
 
         Raises UsageError once the pager is closed.
         """
-        return self._pager.addresses(self.layer)
+        return self._addresses(self.layer)
 
     def address(self, expert: int) -> int:
         """Where one expert lies.
@@ -52,13 +59,13 @@ class Lease:
         """
         if expert not in self.slots:
             raise ValueError(f"layer {self.layer}, expert {expert} is not leased")
-        return self._pager.address(self.slots[expert])
+        return int(self.addresses[expert])
 
     def release(self, fence: Fence | None = None) -> None:
-        """Done with them, or done once the fence is. Doing it twice is doing it once."""
+        """Release the slots now, or when `fence` completes. Idempotent."""
         slots, self.slots = self.slots, {}
         if slots:
-            self._pager.end((list(slots.values()), self._generations), fence)
+            self._release((list(slots.values()), self._generations), fence)
 
     def __enter__(self) -> Lease:
         return self

@@ -23,7 +23,7 @@ from deeptalk_edge.runtime.experts.look_ahead import LookAhead, folded_gates
 from deeptalk_edge.runtime.experts.paged import PagedExperts, float32_record
 from deeptalk_edge.runtime.experts.pager import ExpertPager
 from deeptalk_edge.runtime.experts.pager_settings import PagerSettings
-from deeptalk_edge.runtime.experts.policy import POLICIES, Profile
+from deeptalk_edge.runtime.experts.policy import POLICIES, UseCounts
 from deeptalk_edge.runtime.experts.pool import CpuPool
 from deeptalk_edge.runtime.experts.record_file import RecordFile
 from deeptalk_edge.runtime.experts.routes import RouteRecorder, Routes
@@ -87,7 +87,7 @@ def open_pager(bundle: Bundle, settings: PagingSettings) -> ExpertPager:
         POLICIES[settings.policy](len(records), decoder.num_experts, _measured(bundle)),
         settings.pager,
     )
-    pager.rest()
+    pager.idle()
     return pager
 
 
@@ -132,7 +132,7 @@ def recorded_routes(bundle: Bundle, recorder: RouteRecorder) -> Routes:
     )
 
 
-def _measured(bundle: Bundle) -> Profile | None:
+def _measured(bundle: Bundle) -> UseCounts | None:
     """What a calibration counted, where that was worth it on turns held out.
 
     Raises ArtifactError if the file does not fit the model.
@@ -142,7 +142,7 @@ def _measured(bundle: Bundle) -> Profile | None:
         return None
     routing = read_routing(bundle.file(ROUTING), bundle.manifest.model.decoder)
     listen, speak = (share.astype(np.float64) for share in (routing.listen, routing.speak))
-    return Profile(listen, speak, routing.succession)
+    return UseCounts(listen, speak, routing.succession)
 
 
 def _routers(bundle: Bundle) -> tuple[dict[int, Array], dict[int, Array]]:

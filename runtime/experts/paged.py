@@ -1,8 +1,8 @@
 """Where an engine takes its experts: the pager, the look-ahead and the recorder as one source.
 
 An engine calls `begin_prefill` or `begin_step` for each pass of its layers, and for each router
-`waves`, for arrays, or `tables`, for addresses; a pass within `whole` need not ask. `ExpertSum` is
-ONNX Runtime's side of it.
+`waves`, for arrays, or `tables`, for addresses; a pass within `all_resident` need not ask.
+`ExpertSum` is ONNX Runtime's side of it.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class PagedExperts:
         """What can be read from each address on."""
         return self._pager.pool.slot_bytes
 
-    def listen(self) -> None:
+    def user_started_speaking(self) -> None:
         """The user has begun to speak: a turn begins."""
         self._begin(Phase.LISTENING, np.empty(0))
 
@@ -88,11 +88,11 @@ class PagedExperts:
         """A row of the answer is fed to each item: item 0 speaks, item 1 only writes."""
         self._begin(Phase.SPEAKING, np.array([Modality.SPOKEN, Modality.WRITTEN][:num_items]))
 
-    def whole(self) -> AbstractContextManager[bool]:
+    def all_resident(self) -> AbstractContextManager[bool]:
         """Whether `addresses` of all layers hold every expert for the block. Not where a recorder
         or a degrading source wants to see each choice."""
         self._lifetime.check()
-        return nullcontext(False) if self.recorder or self._degrade else self._pager.whole()
+        return nullcontext(False) if self.recorder or self._degrade else self._pager.all_resident()
 
     def addresses(self, layer: int) -> NDArray[np.uint64]:
         """(E,) where each expert of a layer lies: a live view, always at the same place."""
@@ -162,10 +162,10 @@ class PagedExperts:
         if self.recorder:
             self.recorder.begin(phase, modality.astype(np.uint8))
 
-    def rest(self) -> None:
+    def idle(self) -> None:
         """Nobody talks: free slots may be filled."""
         self._lifetime.check()
-        self._pager.rest()
+        self._pager.idle()
 
     def end_turn(self) -> dict[str, Any]:
         """Between turns: give memory back, or take it again, as the system has it; returns the

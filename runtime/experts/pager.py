@@ -1,18 +1,19 @@
-"""The pager: puts experts into slots before kernels ask, and makes kernels wait where it failed to.
+"""Loads experts into slots ahead of use; a lease blocks until its experts are loaded.
 
 acquire   leases experts of one layer and blocks until their bytes are there; a miss waits, nothing
           is ever skipped or replaced
 waves     the same for a union that may not fit: groups in ascending id, the next one loading while
           the last one computes
-hint      a guess for a layer to come; never blocks, goes behind every demand, and is called off if
+hint      a guess for a layer to come; never blocks, goes behind every demand, and is cancelled if
           its layer passes before a byte of it moved
-whole     every expert is there: a pass runs without asking, and none leaves meanwhile
+resident  `all_resident`: every expert is there; a pass runs without asking, and none leaves
+          meanwhile
 close     refuses every further call; what a pass or a lease still uses is given back with the last
           of them, and until then every address holds
 enter     tells the phase; LISTENING begins a sweep of what questions use, in layer order; then, and
           while IDLE, free slots are filled if the settings say so
 
-One lock guards `Residency`, which decides, and `RecordReader`, which brings; I/O and checksums run
+One lock guards `Residency`, which decides, and `Loader`, which brings; I/O and checksums run
 outside it. Any number of sessions may share a pager; a session holds one lease, or two of `waves`.
 """
 
@@ -27,27 +28,20 @@ from collections.abc import Generator, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from deeptalk_edge.bundle.expert_record import ExpertRecord
-from deeptalk_edge.errors import ArtifactError, ExpertUnavailable
+from deeptalk_edge.errors import ExpertUnavailable
 from deeptalk_edge.lifetime import Lifetime
-from deeptalk_edge.runtime.experts.idle_link import IdleLink
-from deeptalk_edge.runtime.experts.lease import Lease
+from deeptalk_edge.runtime.experts.lease import Addresses, Held, Lease
+from deeptalk_edge.runtime.experts.loader import Loader
 from deeptalk_edge.runtime.experts.pager_settings import PagerSettings
 from deeptalk_edge.runtime.experts.policy import Phase, Policy
 from deeptalk_edge.runtime.experts.pool import Fence, Pool
-from deeptalk_edge.runtime.experts.reader import Read, RecordReader
-from deeptalk_edge.runtime.experts.record_file import PAGE_BYTES, RecordSource
-from deeptalk_edge.runtime.experts.residency import Load, Residency, waves_of
+from deeptalk_edge.runtime.experts.record_file import RecordSource
+from deeptalk_edge.runtime.experts.residency import Residency, waves_of
 from deeptalk_edge.runtime.experts.sizing import MemoryReading, MemoryWatch
 from deeptalk_edge.runtime.experts.telemetry import Telemetry, report, since
 
 log = logging.getLogger(__name__)
-
-Held = tuple[list[int], list[int]]
-"""Slots, and the generation of each."""
 
 
 class ExpertPager:
@@ -77,47 +71,37 @@ class ExpertPager:
             raise
 
     def _open(self, records: Sequence[ExpertRecord], policy: Policy) -> None:
-        source, pool = self._source, self.pool
         rows = {layer: row for row, layer in enumerate(sorted({r.layer for r in records}))}
         num_experts = 1 + max(record.expert for record in records)
-        for record in records:
-            _check(record, source, pool)
-        self._rows, self._num_experts = rows, num_experts
-        self._keys = np.array([rows[r.layer] * num_experts + r.expert for r in records])
+        self._rows, self._num_experts, self._num_records = rows, num_experts, len(records)
         self.residency = Residency(
-            num_layers=len(rows), num_experts=num_experts, num_slots=pool.num_slots, policy=policy
+            num_layers=len(rows),
+            num_experts=num_experts,
+            num_slots=self.pool.num_slots,
+            policy=policy,
         )
         self.telemetry = Telemetry()
-        self._memory_watch = MemoryWatch(pool.slot_bytes)
-        self._addresses = np.zeros((len(rows), num_experts), np.uint64)
-        self._addresses_of: dict[int, NDArray[np.uint64]] = {
-            layer: self._addresses[row] for layer, row in rows.items()
-        }
+        self._memory_watch = MemoryWatch(self.pool.slot_bytes)
         self._lock = threading.Lock()
-        self._idle_link = IdleLink(
+        self._loader = Loader(
+            {rows[r.layer] * num_experts + r.expert: r for r in records},
+            self._source,
+            self.pool,
             self.residency,
-            self._keys,
-            sweep_share=self.settings.sweep_share,
-            fills=self.settings.fills,
+            self._lock,
+            telemetry=self.telemetry,
+            settings=self.settings,
         )
+        self._addresses_of: dict[int, Addresses] = {
+            layer: self._loader.addresses[row] for layer, row in rows.items()
+        }
         self._fenced: deque[tuple[Fence, Held]] = deque()
         self._has_stopped = self._is_given_back = False
         self._reported = report(self.telemetry, self.residency)
-        self._reader = RecordReader(
-            source,
-            {rows[r.layer] * num_experts + r.expert: r for r in records},
-            pool,
-            self._lock,
-            num_threads=self.settings.readers,
-            chunk_bytes=self.settings.chunk_bytes,
-            paranoid=self.settings.paranoid,
-            idle=self._use_idle_link,
-            over=self._over,
-        )
-        self._moved = self._reader.moved  # also when a slot is released that somebody waits for
+        self._moved = self._loader.moved  # also when a slot is released that somebody waits for
         self._num_waiting = 0  # for a slot
-        self._num_whole = 0  # passes under way that do not ask
-        self._reader.start()
+        self._num_all_resident = 0  # passes under way that do not ask
+        self._loader.start()
 
     def acquire(self, layer: int, experts: Sequence[int]) -> Lease:
         """Lease different experts of a layer; blocks until they are there.
@@ -164,21 +148,21 @@ class ExpertPager:
         keys = [base + expert for expert in experts]
         with self._asking():
             for load in self.residency.hint(keys):
-                self._load(load)
+                self._loader.load(load)
 
     @contextlib.contextmanager
-    def whole(self) -> Generator[bool, None, None]:
+    def all_resident(self) -> Generator[bool, None, None]:
         """Whether every expert is there: then all `addresses` hold for the block, and its uses are
         not counted one by one."""
         with self._asking():
-            is_whole = self.has_all and not self._reader.under_way
-            self._num_whole += is_whole
-            self.telemetry.num_whole += is_whole
+            is_all_resident = self.has_all and not self._loader.reads
+            self._num_all_resident += is_all_resident
+            self.telemetry.num_all_resident += is_all_resident
         try:
-            yield is_whole
+            yield is_all_resident
         finally:
             with self._lock:
-                self._num_whole -= is_whole
+                self._num_all_resident -= is_all_resident
             self._give_back()
 
     def enter(self, phase: Phase) -> None:
@@ -187,21 +171,18 @@ class ExpertPager:
             is_new = phase is not self.residency.phase
             self.residency.begin(phase)
             if is_new:
-                self._idle_link.enter(phase)
-            if is_new and not self._idle_link.is_done:
-                self._reader.wake()
+                self._loader.enter(phase)
 
-    def rest(self) -> None:
+    def idle(self) -> None:
         """Nobody talks."""
         self.enter(Phase.IDLE)
         with self._asking():
-            self._idle_link.plan_fill()
-            self._reader.wake()
+            self._loader.plan_fill()
 
     def drain(self) -> None:
         """Wait until all guesses are in; for what must not depend on timing."""
         with self._asking():
-            while not (self._idle_link.is_done and self._reader.is_idle):
+            while not self._loader.is_idle:
                 self._wait()
 
     def end_turn(self, memory: MemoryReading, now_s: float) -> dict[str, Any]:
@@ -216,20 +197,19 @@ class ExpertPager:
             log.info("memory is there again: %d experts more are kept in memory", taken)
         now = self.report()
         counts, self._reported = since(now, self._reported), now
-        self.rest()
+        self.idle()
         return counts | {"slots_given_back": given_back, "slots_taken_again": taken}
 
     def shrink(self, num_slots: int) -> int:
         """Give up to so many slots back; returns how many. Between turns; none while another
         session runs on every expert, or where the pool could not give their memory back."""
         with self._asking():
-            if self._num_whole or not self.pool.can_shrink:
+            if self._num_all_resident or not self.pool.can_shrink:
                 return 0
             spare = max(self.residency.table.num_slots - self.settings.least_slots, 0)
             slots = self.residency.retire(min(num_slots, spare))
             for slot in slots:
-                self._addresses[self._addresses == self.pool.address(slot)] = 0
-                self.pool.discard(slot)
+                self._loader.discard(slot)
         return len(slots)
 
     def grow(self, num_slots: int) -> int:
@@ -241,20 +221,15 @@ class ExpertPager:
                 self._slots_change()
         return len(taken)
 
-    def addresses(self, layer: int) -> NDArray[np.uint64]:
+    def addresses(self, layer: int) -> Addresses:
         """(E,) where each expert of a layer lies, 0 if absent. A live view: lease, then read."""
         self._lifetime.check()
         return self._addresses_of[layer]
 
-    def address(self, slot: int) -> int:
-        """Where a leased slot lies."""
-        self._lifetime.check()
-        return self.pool.address(slot)
-
     @property
     def has_all(self) -> bool:
         """Whether every expert has a slot: nothing is left to guess."""
-        return len(self.residency.table.slot_of) == len(self._keys)
+        return len(self.residency.table.slot_of) == self._num_records
 
     @property
     def num_leased(self) -> int:
@@ -265,7 +240,7 @@ class ExpertPager:
     def report(self) -> dict[str, Any]:
         """Everything counted so far."""
         with self._asking():
-            self.telemetry.num_retries = self._reader.num_retries
+            self.telemetry.num_retries = self._loader.num_retries
             return report(self.telemetry, self.residency)
 
     def close(self) -> None:
@@ -284,7 +259,7 @@ class ExpertPager:
     ) -> None:
         self.close()
 
-    def end(self, held: Held, fence: Fence | None) -> None:
+    def _take_back(self, held: Held, fence: Fence | None) -> None:
         """Take back a lease's slots, at once or once the fence is done."""
         if not self._lifetime.is_ours:  # a parent's lock may be held for ever
             return
@@ -307,7 +282,7 @@ class ExpertPager:
     def _expect_work(self) -> None:
         """Raises, lock in hand, if nothing that is waited for can come any more."""
         self._lifetime.check()
-        failure = self._reader.failure
+        failure = self._loader.failure
         if failure is not None:
             raise ExpertUnavailable(
                 f"{self._source.name}: reading experts ended by a fault of ours "
@@ -321,8 +296,8 @@ class ExpertPager:
 
     def _stop(self) -> None:
         with self._lock:
-            self._reader.stop()
-        self._reader.join()
+            self._loader.stop()
+        self._loader.join()
         self._has_stopped = True
         self._give_back()
 
@@ -338,10 +313,10 @@ class ExpertPager:
             with self._lock:
                 self._release(held)
         with self._lock:
-            if self._is_given_back or self._num_whole or self.residency.table.num_held:
+            if self._is_given_back or self._num_all_resident or self.residency.table.num_held:
                 return
             self._is_given_back = True
-        self._addresses[...] = 0
+        self._loader.addresses[...] = 0
         self._source.close()
         self.pool.close()
 
@@ -355,7 +330,7 @@ class ExpertPager:
                     f"{self.residency.table.num_slots}: use waves"
                 )
             while (lease := self._demand(layer, experts, later)) is None:
-                if not self._call_off(range(len(self._addresses.reshape(-1))), set()):
+                if not self._loader.cancel_guesses(range(self._loader.addresses.size), set()):
                     self._await_room()
             return lease
 
@@ -369,22 +344,28 @@ class ExpertPager:
         base = self._rows[layer] * self._num_experts
         keys = [base + expert for expert in experts]
         to_come = [base + expert for expert in later]
-        table, reads = self.residency.table, self._reader.under_way
+        table, reads = self.residency.table, self._loader.reads
         while self._fenced and self._fenced[0][0].is_done():
             self._release(self._fenced.popleft()[1])
         if reads:
-            self._call_off(range(base, base + self._num_experts), {*keys, *to_come})
+            self._loader.cancel_guesses(range(base, base + self._num_experts), {*keys, *to_come})
         loads = self.residency.demand(keys, to_come)
         if loads is None:
             return None
         for load in loads:
-            self._load(load)
+            self._loader.load(load)
         awaited = [reads[key] for key in keys if key in reads] if reads else []
         for read in awaited:
-            if not read.is_urgent:
-                self.telemetry.num_late += 1
-                self._reader.hurry(read)
-        return Lease(self, layer, {e: table.slot_of[base + e] for e in experts}, awaited)
+            self._loader.hurry(read)
+        slots = {expert: table.slot_of[base + expert] for expert in experts}
+        return Lease(
+            layer,
+            slots,
+            [table.generations[slot] for slot in slots.values()],
+            awaited,
+            addresses=self.addresses,
+            release=self._take_back,
+        )
 
     def _arrived(self, lease: Lease) -> Lease:
         """Wait for a lease's bytes."""
@@ -394,7 +375,7 @@ class ExpertPager:
         try:
             with self._lock:
                 self._expect_work()
-                while any(not read.is_over for read in lease.reads):
+                while any(not read.is_finished for read in lease.reads):
                     self._wait()
                 stall_ms = (time.perf_counter() - start_s) * 1000
                 self.telemetry.stalled(self.residency.phase, stall_ms)
@@ -406,39 +387,6 @@ class ExpertPager:
             raise
         lease.reads = []
         return lease
-
-    def _load(self, load: Load) -> None:
-        """Begin to bring an expert."""
-        if load.evicted is not None:
-            self._addresses.reshape(-1)[load.evicted] = 0
-        if self.settings.poison:
-            self.pool.poison(load.slot)
-        self._reader.begin(load)
-
-    def _over(self, read: Read) -> None:
-        """An expert is there, or will not come."""
-        if read.error is None:
-            self.telemetry.moved(read.load.cause, read.record.bytes)
-            self._addresses.reshape(-1)[read.load.key] = self.pool.address(read.load.slot)
-            self.residency.table.fill(read.load.slot)
-        else:
-            self.telemetry.num_failures += 1
-            self.residency.fail(read.load)
-
-    def _use_idle_link(self) -> bool:
-        """Go on with what nobody waits for; returns whether there was anything."""
-        if self._idle_link.is_done:
-            return False
-        for load in self._idle_link.next_loads():
-            self._load(load)
-        return True
-
-    def _call_off(self, keys: range, wanted: set[int]) -> bool:
-        """Forget guesses that are not worth their bytes any more; returns whether there were."""
-        loads = self._reader.call_off(keys, wanted)
-        for load in loads:
-            self.residency.cancel(load)
-        return bool(loads)
 
     def _await_room(self) -> None:
         """Wait, lock in hand, until some slot may have become free."""
@@ -464,13 +412,3 @@ class ExpertPager:
     def _slots_change(self) -> None:
         if self._num_waiting:
             self._moved.notify_all()
-
-
-def _check(record: ExpertRecord, source: RecordSource, pool: Pool) -> None:
-    end = record.offset + record.bytes
-    if record.offset % PAGE_BYTES or end > source.size_bytes or record.bytes > pool.slot_bytes:
-        raise ArtifactError(
-            f"{source.name}: layer {record.layer}, expert {record.expert} has {record.bytes} bytes "
-            f"at {record.offset}; expected whole pages within {source.size_bytes} bytes, and slots "
-            f"hold {pool.slot_bytes}; export the bundle again"
-        )

@@ -1,17 +1,16 @@
-"""What a resident expert is worth: the least goes first. Shared by the pager and the simulator.
+"""Scores resident experts: the lowest is evicted first. Shared by the pager and the simulator.
 
 lru         the time of its last use
 decayed     its share of the last ten or so times that its layer chose, and how fresh it is
 phased      the decayed uses of decoding plus half-trusted offline counts; while a question is heard
-            and prefilled, what questions use is worth more until its layer has passed
+            and prefilled, what questions use scores higher until its layer has passed
 pinned      any of these, but for a set that never leaves
 
-Uses age when their own layer is routed, not when a pass begins: what a late layer used in the last
-pass is as young as what an early one used in this, and would else leave just before its turn.
+Ages count per layer, not per pass; otherwise late layers would be evicted just before they run.
 
 A policy sees keys (layer row * num_experts + expert), never a clock or a byte, so that a recording
-gives the same verdicts as the live run. `expected_worth` is what a hint may claim for an expert:
-it may displace only what is worth less.
+gives the same verdicts as the live run. `expected_score` is what a hint may claim for an expert:
+it may displace only what scores lower.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 Keys = NDArray[np.int64]
-Worths = NDArray[np.float64]
+Scores = NDArray[np.float64]
 
 RECALL = 0.79
 """How often a look-ahead is right. Source: FATE on DeepSeek-V2-Lite, as BigMoeOnEdge cites it."""
 
 _KEPT = 0.9  # of a use, whenever its layer is routed again
-_FRESH = 0.5  # of a last use's worth, likewise
-_ALWAYS = 2.0  # the worth of an expert that is always chosen
+_FRESH = 0.5  # of a last use's score, likewise
+_ALWAYS = 2.0  # the score of an expert that is always chosen
 _PRIOR = 0.5  # offline counts are trusted by half
-_LISTEN_WORTH = 0.5
-_NEXT_WORTH = 0.6  # of an expert that surely follows what its layer chose last
-_LISTEN_FLOOR = 0.02  # rarer experts are not worth a sweep
+_LISTEN_SCORE = 0.5
+_NEXT_SCORE = 0.6  # of an expert that surely follows what its layer chose last
+_LISTEN_FLOOR = 0.02  # rarer experts are not swept
 _TURN_WEIGHT = 0.2  # of the newest question in what questions use
 
 
@@ -58,11 +57,11 @@ class Policy(Protocol):
     def use(self, keys: Sequence[int]) -> None:
         """Experts of one layer were chosen by the router."""
 
-    def worth(self, keys: Keys) -> Worths:
-        """What keeping each is worth."""
+    def score(self, keys: Keys) -> Scores:
+        """How much keeping each saves; comparable within one policy."""
 
-    def expected_worth(self, key: int) -> float:
-        """What one is worth if its use is expected at once."""
+    def expected_score(self, key: int) -> float:
+        """The score of one whose use is expected at once."""
 
     def sweep(self, num_slots: int) -> list[int]:
         """What to have before a question is prefilled, in layer order."""
@@ -83,10 +82,10 @@ class Lru:
             self._clock += 1
             self._last[key] = self._clock
 
-    def worth(self, keys: Keys) -> Worths:
+    def score(self, keys: Keys) -> Scores:
         return self._last[keys]
 
-    def expected_worth(self, key: int) -> float:
+    def expected_score(self, key: int) -> float:
         self._clock += 1
         self._last[key] = self._clock  # a hint counts as a use, or it would be the next to go
         return float(self._clock)
@@ -101,7 +100,7 @@ class Decayed:
     def __init__(self, num_keys: int, num_experts: int) -> None:
         self._num_experts = num_experts
         num_rows = num_keys // num_experts
-        # By layer, as lists: `use` is asked at every layer of every step, `worth` at a miss.
+        # By layer, as lists: `use` is asked at every layer of every step, `score` at a miss.
         self._times = [0] * num_rows  # that it was routed
         self._unit = [1.0] * num_rows  # what a use weighs now: it grows, no count shrinks
         self._uses = np.zeros(num_keys)
@@ -129,21 +128,21 @@ class Decayed:
             uses_of[key] += unit
             last_of[key] = time
 
-    def worth(self, keys: Keys) -> Worths:
+    def score(self, keys: Keys) -> Scores:
         rows = keys // self._num_experts
         share = self._uses[keys] / np.take(self._unit, rows) * (1 - _KEPT)
-        worth: Worths = share + _FRESH ** (np.take(self._times, rows) - self._last[keys])
-        return worth
+        score: Scores = share + _FRESH ** (np.take(self._times, rows) - self._last[keys])
+        return score
 
-    def expected_worth(self, key: int) -> float:
-        return float(self.worth(np.array([key]))[0]) + RECALL * _ALWAYS
+    def expected_score(self, key: int) -> float:
+        return float(self.score(np.array([key]))[0]) + RECALL * _ALWAYS
 
     def sweep(self, num_slots: int) -> list[int]:
         return []
 
 
 @dataclass(frozen=True, slots=True)
-class Profile:
+class UseCounts:
     """How often each expert is used, counted offline on recorded routes; both (L, E)."""
 
     listen: NDArray[np.float64]
@@ -159,12 +158,12 @@ class Profile:
 class Phased:
     """Decoding's uses first; before and during a prefill, the question's experts."""
 
-    def __init__(self, num_keys: int, num_experts: int, profile: Profile | None = None) -> None:
+    def __init__(self, num_keys: int, num_experts: int, counts: UseCounts | None = None) -> None:
         self._num_keys, self._num_experts = num_keys, num_experts
         self._uses = Decayed(num_keys, num_experts)
-        self._speak = np.zeros(num_keys) if profile is None else profile.speak.ravel() * _PRIOR
-        self._listen = None if profile is None else profile.listen.ravel().copy()
-        self._succession = None if profile is None else profile.succession
+        self._speak = np.zeros(num_keys) if counts is None else counts.speak.ravel() * _PRIOR
+        self._listen = None if counts is None else counts.listen.ravel().copy()
+        self._succession = None if counts is None else counts.succession
         self._next = np.zeros(num_keys)  # how likely each is in its layer's next step
         self._touched = np.zeros(num_keys, np.bool_)
         self._phase = Phase.IDLE
@@ -188,24 +187,24 @@ class Phased:
                 first = self._row * self._num_experts
                 chosen = [key - first for key in keys]
                 likely = self._succession[self._row, chosen].max(axis=0)
-                self._next[first : first + self._num_experts] = _NEXT_WORTH * likely
+                self._next[first : first + self._num_experts] = _NEXT_SCORE * likely
 
-    def worth(self, keys: Keys) -> Worths:
+    def score(self, keys: Keys) -> Scores:
         rows = keys // self._num_experts
         num_rows = self._num_keys // self._num_experts
         steps_ahead = (rows - self._row - 1) % num_rows
-        worth: Worths = self._uses.worth(keys) + self._speak[keys] - 1e-5 * steps_ahead
+        score: Scores = self._uses.score(keys) + self._speak[keys] - 1e-5 * steps_ahead
         if self._succession is not None:
-            worth += self._next[keys]
+            score += self._next[keys]
         if self._listen is not None and self._phase in (Phase.LISTENING, Phase.THINKING):
             listen = self._listen[keys]
-            worth += np.where((rows > self._row) & (listen > _LISTEN_FLOOR), listen, 0.0) * (
-                _LISTEN_WORTH
+            score += np.where((rows > self._row) & (listen > _LISTEN_FLOOR), listen, 0.0) * (
+                _LISTEN_SCORE
             )
-        return worth
+        return score
 
-    def expected_worth(self, key: int) -> float:
-        return float(self.worth(np.array([key]))[0]) + RECALL * _ALWAYS
+    def expected_score(self, key: int) -> float:
+        return float(self.score(np.array([key]))[0]) + RECALL * _ALWAYS
 
     def sweep(self, num_slots: int) -> list[int]:
         if self._listen is None:
@@ -229,15 +228,15 @@ class Pinned:
         self._policy = policy
         self._keys = np.array(sorted(keys), np.int64)
         self.begin, self.use, self.sweep = policy.begin, policy.use, policy.sweep
-        self.expected_worth = policy.expected_worth
+        self.expected_score = policy.expected_score
 
-    def worth(self, keys: Keys) -> Worths:
-        return np.where(np.isin(keys, self._keys), np.inf, self._policy.worth(keys))
+    def score(self, keys: Keys) -> Scores:
+        return np.where(np.isin(keys, self._keys), np.inf, self._policy.score(keys))
 
 
-POLICIES: dict[str, Callable[[int, int, Profile | None], Policy]] = {
-    "lru": lambda num_keys, _experts, _profile: Lru(num_keys),
-    "decayed": lambda num_keys, num_experts, _profile: Decayed(num_keys, num_experts),
+POLICIES: dict[str, Callable[[int, int, UseCounts | None], Policy]] = {
+    "lru": lambda num_keys, _experts, _counts: Lru(num_keys),
+    "decayed": lambda num_keys, num_experts, _counts: Decayed(num_keys, num_experts),
     "phased": Phased,
 }
-"""By name: what makes a policy of (num_keys, num_experts, profile)."""
+"""By name: what makes a policy of (num_keys, num_experts, counts)."""

@@ -34,11 +34,11 @@ class Read:
         self.load, self.record, self.landing = load, record, landing
         self.is_urgent = load.cause is Cause.DEMAND
         self.has_started = False
-        self.is_over = False
+        self.is_finished = False
         self.num_pending = 0  # chunks
         self.failure: Exception | None = None
         self.error: ExpertUnavailable | None = None
-        """Why it did not come, once it is over."""
+        """Why it did not come, once it is finished."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,20 +62,20 @@ class RecordReader:
         chunk_bytes: int,
         paranoid: bool,
         idle: Callable[[], bool],
-        over: Callable[[Read], None],
+        finished: Callable[[Read], None],
     ) -> None:
-        """`idle` is asked for more when nothing is queued and says whether it began any; `over`
-        hears of every read that has ended. Both are called with the lock in hand."""
+        """`idle` is asked for more when nothing is queued and says whether it began any;
+        `finished` is called with every read that has ended. The caller of both holds the lock."""
         self._source, self._records, self._pool = source, records, pool
         self._lock, self._chunk_bytes, self._paranoid = lock, chunk_bytes, paranoid
-        self._idle, self._over = idle, over
+        self._idle, self._finished = idle, finished
         self.under_way: dict[int, Read] = {}
-        """By key; from `begin` until it is over."""
+        """By key; from `begin` until it is finished."""
         self.num_retries = 0
         self.failure: BaseException | None = None
         """What ended a thread; nothing is read any more."""
         self.moved = threading.Condition(lock)
-        """Some read is over, or there is nothing left to read."""
+        """Some read is finished, or there is nothing left to read."""
         self._work = threading.Condition(lock)
         self._urgent: deque[_Chunk] = deque()
         self._guesses: deque[_Chunk] = deque()
@@ -125,7 +125,7 @@ class RecordReader:
         read.is_urgent = True
         self._urgent.extend(self._unqueued(read))
 
-    def call_off(self, keys: range, wanted: set[int]) -> list[Load]:
+    def cancel_guesses(self, keys: range, wanted: set[int]) -> list[Load]:
         """Forget guesses among `keys` that are not wanted nor under way; returns them."""
         idle = [
             read
@@ -244,8 +244,8 @@ class RecordReader:
         else:
             self._pool.abandon(read.load.slot, read.load.key)
         del self.under_way[read.load.key]
-        read.error, read.is_over = error, True
-        self._over(read)
+        read.error, read.is_finished = error, True
+        self._finished(read)
 
     def _fault(self, read: Read) -> ExpertUnavailable | None:
         """What is wrong with a record as it was read."""

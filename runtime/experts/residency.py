@@ -1,7 +1,7 @@
 """Every decision of the pager and none of its waiting: who gets a slot, who leaves, what is a hit.
 
 demand    the router chose these: each gets a slot, whatever must leave for it
-hint      a guess: gets a slot only if one is free or holds something worth less
+hint      a guess: gets a slot only if one is free or holds something of a lower score
 expected  hinted and swept experts whose layer has not been routed yet; they leave last
 fill      nobody asked: a free slot is better used than empty
 
@@ -118,14 +118,14 @@ class Residency:
         return loads
 
     def hint(self, keys: Iterable[int], cause: Cause = Cause.HINT) -> list[Load]:
-        """Expect these experts; returns the loads that are worth their slots."""
+        """Expect these experts; returns the loads that get slots."""
         loads = []
         for key in keys:
             self._expect(key)
             if key in self.table.slot_of:
                 continue
-            worth = self.policy.expected_worth(key)
-            if self.table.num_free or self._least(below=worth) is not None:
+            score = self.policy.expected_score(key)
+            if self.table.num_free or self._least(below=score) is not None:
                 loads.append(self._load(key, cause))
                 self._guessed.add(key)
         return loads
@@ -138,9 +138,9 @@ class Residency:
         return [key for key in keys if key not in self.table.slot_of]
 
     def plan_fill(self, keys: NDArray[np.int64]) -> list[int]:
-        """Those of `keys` to fill free slots with, worth most first, else in layer order."""
+        """Those of `keys` to fill free slots with, highest score first, else in layer order."""
         absent = keys[~np.isin(keys, list(self.table.slot_of))]
-        best = np.argsort(-self.policy.worth(absent), kind="stable")[: self.table.num_free]
+        best = np.argsort(-self.policy.score(absent), kind="stable")[: self.table.num_free]
         planned: list[int] = absent[best].tolist()
         return planned
 
@@ -151,7 +151,7 @@ class Residency:
         return self._load(key, Cause.FILL)
 
     def cancel(self, load: Load) -> None:
-        """A guess whose bytes are not worth moving any more."""
+        """A guess that came too late: its bytes are not moved."""
         self.num_cancelled += 1
         self.num_loads[load.cause] -= 1
         self._guessed.discard(load.key)
@@ -163,7 +163,7 @@ class Residency:
         self.table.give_up(load.slot)
 
     def retire(self, num_slots: int) -> list[int]:
-        """Take up to so many slots out of use, the least worth first; returns them."""
+        """Take up to so many slots out of use, the lowest score first; returns them."""
         retired = []
         for _ in range(num_slots):
             if not self.table.num_free:
@@ -195,17 +195,18 @@ class Residency:
         return key
 
     def _least(self, below: float | None = None) -> int | None:
-        """The READY slot worth least; with `below`, only if that is less, and nothing expected."""
+        """The READY slot of the lowest score; with `below`, only if that is lower, and nothing
+        expected."""
         ready = self.table.is_ready.nonzero()[0]
         if not len(ready):
             return None
         keys = self.table.keys[ready]
         expected = self.expected[keys]
-        worth = np.where(expected, np.inf, self.policy.worth(keys))
-        best = int(worth.argmin())
+        score = np.where(expected, np.inf, self.policy.score(keys))
+        best = int(score.argmin())
         if below is not None:
-            return int(ready[best]) if worth[best] < below else None
-        if worth[best] == np.inf:  # only what is expected or pinned is left
-            worth = self.policy.worth(keys)
-            best = int(worth.argmin())
+            return int(ready[best]) if score[best] < below else None
+        if score[best] == np.inf:  # only what is expected or pinned is left
+            score = self.policy.score(keys)
+            best = int(score.argmin())
         return int(ready[best])

@@ -22,7 +22,7 @@ class Telemetry:
         self.stalls = {phase: [0] * (len(STALL_EDGES_MS) + 1) for phase in Phase}
         self.num_late = 0
         """Hints that came true before their bytes came."""
-        self.num_whole = 0
+        self.num_all_resident = 0
         """Passes that asked for nothing, as every expert was there."""
         self.num_retries = 0
         self.num_failures = 0
@@ -43,7 +43,7 @@ def report(telemetry: Telemetry, residency: Residency) -> dict[str, Any]:
         "misses": int(residency.misses.sum()),
         "hits_by_layer": residency.hits.tolist(),
         "misses_by_layer": residency.misses.tolist(),
-        "whole_passes": telemetry.num_whole,
+        "all_resident_passes": telemetry.num_all_resident,
         "loads": {cause.value: count for cause, count in residency.num_loads.items()},
         "moved_bytes": {cause.value: count for cause, count in telemetry.moved_bytes.items()},
         "guesses_used": residency.num_used,

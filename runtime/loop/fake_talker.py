@@ -55,10 +55,10 @@ class FakeTalker:
     def begin(self, question: Array | str) -> FakeAnswer:
         return FakeAnswer(self, self.num_turns, self._num_frames(self.num_turns))
 
-    def expect_question(self) -> None:
+    def user_started_speaking(self) -> None:
         pass
 
-    def make_room(self) -> int:
+    def idle(self) -> int:
         return self.trim_history()
 
     def trim_history(self) -> int:
@@ -90,7 +90,7 @@ class FakeAnswer:
     def advance(self) -> Pieces | None:
         return next(self._steps, None)
 
-    def settle(self, heard_samples: int | None = None) -> str:
+    def finish(self, heard_samples: int | None = None) -> str:
         assert not self._is_over
         self._is_over = True
         num_frames = self._made_frames

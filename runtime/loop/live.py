@@ -33,7 +33,7 @@ from deeptalk_edge.runtime.audio.stop_words import SphinxSpotter, WordSpotter
 from deeptalk_edge.runtime.audio.vad import VoiceDetector
 from deeptalk_edge.runtime.events import LiveEvent
 from deeptalk_edge.runtime.loop.clock import WallClock
-from deeptalk_edge.runtime.loop.mind import Delivery, Mind, Talker
+from deeptalk_edge.runtime.loop.model_worker import Delivery, ModelWorker, Talker
 from deeptalk_edge.runtime.loop.recorder import Recorder
 from deeptalk_edge.runtime.loop.settings import LoopSettings, ReplyPolicy
 from deeptalk_edge.runtime.loop.signals import Command
@@ -89,9 +89,9 @@ class LiveConversation:
         self._failure: BaseException | None = None
         self._is_told = False
         self.num_dropped_events = 0
-        self._mind = Mind(talk, self._deliver, trace=trace)
+        self._worker = ModelWorker(talk, self._deliver, trace=trace)
         self._loop = VoiceLoop(
-            self._mind,
+            self._worker,
             port,
             settings=settings,
             max_question_samples=talk.max_question_samples,
@@ -275,7 +275,7 @@ class LiveConversation:
         except BaseException as error:
             self._fail(error)
         self._is_closing.set()
-        self._mind.wake.set()
+        self._worker.wake.set()
         if self._loop.stop_listener:
             self._loop.stop_listener.wake.set()
 
@@ -300,7 +300,7 @@ class LiveConversation:
             loop.restore()
             return
 
-    def _work(self, worker: Mind | StopListener) -> None:
+    def _work(self, worker: ModelWorker | StopListener) -> None:
         """Let it work until the audio thread has ended and nothing is left to do."""
         host.yield_to_other_threads(_YIELDS)  # sound comes first
         while True:
@@ -312,7 +312,7 @@ class LiveConversation:
             worker.wake.wait()
 
     def _think(self) -> None:
-        self._work(self._mind)
+        self._work(self._worker)
         self._loop.serve()  # the last turn; the audio thread needs the loop no more
 
     def _end_model(self) -> None:

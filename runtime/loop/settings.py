@@ -38,7 +38,7 @@ class LoopSettings:
     pre_roll_ms: int = 300
     """Sound kept before the first voice: detectors wake late."""
     speculate_ms: int = 100
-    """Silence before the answer is begun on trial; the sound kept behind the last voice, too."""
+    """Silence before a speculative answer begins; also the sound kept after the last voice."""
     is_speculating: bool = True
     hangover_ms: int = 500
     """Silence that ends an utterance, until the end-of-turn cue has judged the pause."""

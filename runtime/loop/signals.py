@@ -24,8 +24,8 @@ class HangoverChosen:
 
 
 @dataclass(frozen=True, slots=True)
-class HangoverCapped:
-    """The answer on trial is a sure one: so much silence is enough, whatever was chosen."""
+class HangoverShortened:
+    """The speculative answer is a sure one: so much silence is enough, whatever was chosen."""
 
     ms: int
 
@@ -77,7 +77,7 @@ class Command(enum.Enum):
 Event: TypeAlias = (
     Frame
     | HangoverChosen
-    | HangoverCapped
+    | HangoverShortened
     | StopWordHeard
     | SoundBegan
     | AnswerHeard
@@ -90,8 +90,8 @@ Event: TypeAlias = (
 
 
 @dataclass(frozen=True, slots=True)
-class OpenUtterance:
-    """Keep the microphone's sound from here on."""
+class UserStartedSpeaking:
+    """Keep the microphone's sound from here on; experts of a prompt may be read meanwhile."""
 
     start: int
 
@@ -125,7 +125,7 @@ class CommitAnswer:
 
 @dataclass(frozen=True, slots=True)
 class DiscardAnswer:
-    """Nothing of it was heard: forget it and its question without trace."""
+    """Nothing of it was heard: remove it and its question without trace."""
 
     epoch: int
 
@@ -138,55 +138,57 @@ class SetGain:
 
 
 @dataclass(frozen=True, slots=True)
-class HoldAnswer:
+class PausePlayback:
     """Stop sound and model at once; both may go on."""
 
     epoch: int
 
 
 @dataclass(frozen=True, slots=True)
-class ResumeAnswer:
+class ResumePlayback:
     """Go on from the position that was heard."""
 
     epoch: int
 
 
 @dataclass(frozen=True, slots=True)
-class CutAnswer:
+class InterruptAnswer:
     """End it where it was heard; the history keeps what the policy says."""
 
     epoch: int
 
 
 @dataclass(frozen=True, slots=True)
-class KeepAnswer:
-    """It was heard to its end: it is history."""
+class FinishAnswer:
+    """Keep the answer in the history, as far as it was heard."""
 
     epoch: int
+    heard_samples: int | None = None
+    """None: all of it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Rest:
-    """Nothing is going on: time for the model's housekeeping."""
+class Idle:
+    """Nobody speaks, and no answer is due: the model may trim its history."""
 
 
 @dataclass(frozen=True, slots=True)
-class Forget:
+class Reset:
     """Begin a new conversation."""
 
 
 Action: TypeAlias = (
-    OpenUtterance
+    UserStartedSpeaking
     | DropUtterance
     | BeginAnswer
     | JudgePause
     | CommitAnswer
     | DiscardAnswer
     | SetGain
-    | HoldAnswer
-    | ResumeAnswer
-    | CutAnswer
-    | KeepAnswer
-    | Rest
-    | Forget
+    | PausePlayback
+    | ResumePlayback
+    | InterruptAnswer
+    | FinishAnswer
+    | Idle
+    | Reset
 )

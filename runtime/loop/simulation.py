@@ -19,7 +19,7 @@ from deeptalk_edge.runtime.audio.vad import VoiceDetector
 from deeptalk_edge.runtime.audio.virtual_port import VirtualPort
 from deeptalk_edge.runtime.events import LiveEvent
 from deeptalk_edge.runtime.loop.clock import FrameClock
-from deeptalk_edge.runtime.loop.mind import Delivery, Mind, Talker
+from deeptalk_edge.runtime.loop.model_worker import Delivery, ModelWorker, Talker
 from deeptalk_edge.runtime.loop.settings import LoopSettings
 from deeptalk_edge.runtime.loop.states import SAMPLES_PER_MS
 from deeptalk_edge.runtime.loop.voice_loop import VoiceLoop
@@ -51,10 +51,10 @@ class Simulation:
         self._made: list[Delivery] = []
         self._due: list[tuple[float, int, Delivery]] = []  # a heap, by time and order
         self._num_deliveries = 0
-        self.mind = Mind(talk, self._made.append, trace=NO_TRACE)
+        self.worker = ModelWorker(talk, self._made.append, trace=NO_TRACE)
         settings = settings or LoopSettings()
         self.loop = VoiceLoop(
-            self.mind,
+            self.worker,
             port,
             settings=settings,
             max_question_samples=talk.max_question_samples,
@@ -95,7 +95,7 @@ class Simulation:
     def _think(self) -> None:
         """Do what the model's thread does until now, and deliver what is ready."""
         self._busy_until = max(self._busy_until, float(self._now - FRAME_SAMPLES))
-        while self._busy_until <= self._now and self.mind.work():
+        while self._busy_until <= self._now and self.worker.work():
             self._busy_until += self._step_ms() * SAMPLES_PER_MS
             for delivery in self._made:
                 self._num_deliveries += 1

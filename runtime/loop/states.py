@@ -1,9 +1,10 @@
 """The state of a conversation by voice, as a pure function: (loop, event, now) -> (loop, actions).
 
     LISTENING -> USER_SPEAKING <-> ENDPOINTING -> THINKING -> SPEAKING -> LISTENING
-    SPEAKING -> OVERLAP (quieter) -> INTERRUPTED (stopped) -> USER_SPEAKING, or -> PAUSED_FALSE
-    (a false alarm) -> SPEAKING again; a stop word -> HUSHED -> LISTENING, or -> USER_SPEAKING for
-    who goes on; RECOVERING and STOPPED from anywhere
+    SPEAKING -> OVERLAP (quieter) -> INTERRUPTED (paused) -> USER_SPEAKING, or
+    -> FALSE_INTERRUPTION -> SPEAKING again
+    a stop word -> STOPPED_BY_WORD -> LISTENING, or -> USER_SPEAKING if the user goes on
+    RECOVERING and STOPPED from anywhere
 
 time     samples of the microphone, 16 kHz; there is no other clock
 epoch    names one attempt at an answer. It rises when an attempt becomes void; a sound or a word
@@ -27,23 +28,23 @@ from deeptalk_edge.runtime.loop.signals import (
     BeginAnswer,
     Command,
     CommitAnswer,
-    CutAnswer,
     DiscardAnswer,
     DropUtterance,
     Event,
-    Forget,
+    FinishAnswer,
     Frame,
-    HangoverCapped,
     HangoverChosen,
-    HoldAnswer,
+    HangoverShortened,
+    Idle,
+    InterruptAnswer,
     JudgePause,
-    KeepAnswer,
-    OpenUtterance,
-    Rest,
-    ResumeAnswer,
+    PausePlayback,
+    Reset,
+    ResumePlayback,
     SetGain,
     SoundBegan,
     StopWordHeard,
+    UserStartedSpeaking,
 )
 
 SAMPLES_PER_MS = RATE_HZ // 1000
@@ -58,8 +59,8 @@ class State(enum.Enum):
     SPEAKING = "speaking"
     OVERLAP = "overlap"
     INTERRUPTED = "interrupted"
-    PAUSED_FALSE = "paused, false alarm"
-    HUSHED = "hushed by a stop word"
+    FALSE_INTERRUPTION = "false interruption"
+    STOPPED_BY_WORD = "stopped by a word"
     RECOVERING = "recovering"
     STOPPED = "stopped"
 
@@ -96,7 +97,7 @@ class Loop:
 Step: TypeAlias = tuple[Loop, tuple[Action, ...]]
 
 _SOUNDING = (State.SPEAKING, State.OVERLAP)
-_HELD = (State.INTERRUPTED, State.PAUSED_FALSE)
+_PAUSED = (State.INTERRUPTED, State.FALSE_INTERRUPTION)
 _TAKEN = (State.USER_SPEAKING, State.ENDPOINTING, State.THINKING)  # by who spoke over an answer
 
 
@@ -110,10 +111,10 @@ def step(loop: Loop, event: Event, now: int, settings: LoopSettings) -> Step:
         if loop.state is State.ENDPOINTING:
             loop = replace(loop, hangover=event.ms * SAMPLES_PER_MS)
         return loop, ()
-    if isinstance(event, HangoverCapped):
+    if isinstance(event, HangoverShortened):
         return replace(loop, hangover=min(loop.hangover, event.ms * SAMPLES_PER_MS)), ()
     if isinstance(event, StopWordHeard):
-        return _hush(loop, now, settings) if _is_stopped_by(loop, event) else (loop, ())
+        return _stop_by_word(loop, now, settings) if _is_stopped_by(loop, event) else (loop, ())
     if isinstance(event, Frame):
         return _hear(loop, event.voiced, now, settings)
     if event.epoch != loop.epoch or not loop.is_answering:
@@ -138,16 +139,16 @@ def _obey(loop: Loop, command: Command, now: int, settings: LoopSettings) -> Ste
             after, actions = _void(loop)
             return _enter(after, State.RECOVERING, now), (*actions, DropUtterance())
         case Command.RESTORE if state is State.RECOVERING:
-            return _rest(loop, now)
-        case Command.INTERRUPT if state in _SOUNDING or state in _HELD or state is State.THINKING:
+            return _idle(loop, now)
+        case Command.INTERRUPT if state in _SOUNDING or state in _PAUSED or state is State.THINKING:
             after, actions = _void(loop)
-            after, more = _rest(after, now)
+            after, more = _idle(after, now)
             return after, (*actions, DropUtterance(), *more)
         case Command.PRESS if settings.push_to_talk and state in (
             State.LISTENING,
             State.THINKING,
             *_SOUNDING,
-            *_HELD,
+            *_PAUSED,
         ):
             after, actions = _void(loop)
             return _open(after, now, now, settings, actions)
@@ -195,16 +196,16 @@ def _hear_user(loop: Loop, voiced: bool, now: int, settings: LoopSettings) -> St
 
 
 def _hear_pause(loop: Loop, voiced: bool, now: int, settings: LoopSettings) -> Step:
-    """ENDPOINTING: answer on trial in a short pause, in earnest behind a long one."""
+    """ENDPOINTING: a short pause begins a speculative answer, a long one commits it."""
     if loop.run >= _samples(settings.resume_ms):
         after, actions = _void(loop)
         return _enter(replace(after, last_voice=now), State.USER_SPEAKING, now), actions
     if now - loop.opened >= _samples(settings.max_utterance_ms):
         return _begin(loop, _end(loop, settings), now)
-    silence, trial = now - loop.last_voice, _samples(settings.speculate_ms)
-    if silence >= loop.hangover and silence >= trial:
+    silence, speculate = now - loop.last_voice, _samples(settings.speculate_ms)
+    if silence >= loop.hangover and silence >= speculate:
         return _begin(loop, _end(loop, settings), now)
-    if silence - FRAME < trial <= silence:
+    if silence - FRAME < speculate <= silence:
         judge = JudgePause(_end(loop, settings))
         if not settings.is_speculating:
             return loop, (judge,)
@@ -227,7 +228,7 @@ def _hear_overlap(loop: Loop, voiced: bool, now: int, settings: LoopSettings) ->
     loop = _count_voice(loop, voiced, now)
     is_meant = voiced and not _may_be_echo(loop, now, settings)
     if is_meant and loop.voice >= _samples(settings.confirm_ms):
-        actions = (HoldAnswer(loop.epoch), SetGain(1.0), _opening(loop, settings))
+        actions = (PausePlayback(loop.epoch), SetGain(1.0), _opening(loop, settings))
         return _enter(loop, State.INTERRUPTED, now), actions
     if now - loop.last_voice >= _samples(settings.release_ms):
         return _enter(loop, State.SPEAKING, now), (SetGain(1.0),)
@@ -235,15 +236,15 @@ def _hear_overlap(loop: Loop, voiced: bool, now: int, settings: LoopSettings) ->
 
 
 def _hear_interruption(loop: Loop, voiced: bool, now: int, settings: LoopSettings) -> Step:
-    """INTERRUPTED, PAUSED_FALSE: an utterance takes the floor; a cough gives it back."""
+    """INTERRUPTED, FALSE_INTERRUPTION: an utterance takes the floor; a cough gives it back."""
     loop = _count_voice(loop, voiced, now)
     if loop.voice >= _samples(settings.turn_ms):
         after, actions = _void(loop)
         return _enter(after, State.USER_SPEAKING, now), actions
     silence = now - loop.last_voice
     if loop.state is State.INTERRUPTED and silence >= _samples(settings.release_ms):
-        return _enter(loop, State.PAUSED_FALSE, now), ()
-    if loop.state is State.PAUSED_FALSE and silence >= _samples(settings.resume_answer_ms):
+        return _enter(loop, State.FALSE_INTERRUPTION, now), ()
+    if loop.state is State.FALSE_INTERRUPTION and silence >= _samples(settings.resume_answer_ms):
         return _resume(loop, now)
     return loop, ()
 
@@ -253,25 +254,25 @@ def _is_stopped_by(loop: Loop, word: StopWordHeard) -> bool:
     sounds since is another one: the word is recognised too late."""
     if word.opened != loop.opened:
         return False
-    is_over_answer = loop.state in (*_SOUNDING, *_HELD) and word.opened >= loop.sounding_since
+    is_over_answer = loop.state in (*_SOUNDING, *_PAUSED) and word.opened >= loop.sounding_since
     return is_over_answer or loop.state in _TAKEN
 
 
-def _hush(loop: Loop, now: int, settings: LoopSettings) -> Step:
+def _stop_by_word(loop: Loop, now: int, settings: LoopSettings) -> Step:
     """A stop word: the answer ends, and so does a question that the word may have begun."""
-    hold = (HoldAnswer(loop.epoch), _opening(loop, settings)) if loop.state in _SOUNDING else ()
+    pause = (PausePlayback(loop.epoch), _opening(loop, settings)) if loop.state in _SOUNDING else ()
     after, actions = _void(loop)
     after = replace(after, voice=0, last_voice=now)
-    return _enter(after, State.HUSHED, now), (*hold, *actions)
+    return _enter(after, State.STOPPED_BY_WORD, now), (*pause, *actions)
 
 
-def _hear_hushed(loop: Loop, voiced: bool, now: int, settings: LoopSettings) -> Step:
-    """HUSHED: an utterance behind the stop word takes the floor."""
+def _hear_after_stop_word(loop: Loop, voiced: bool, now: int, settings: LoopSettings) -> Step:
+    """STOPPED_BY_WORD: an utterance after the stop word takes the floor."""
     loop = _count_voice(loop, voiced, now)
     if loop.voice >= _samples(settings.turn_ms):
         return _enter(loop, State.USER_SPEAKING, now), ()
     if now - loop.last_voice >= _samples(settings.release_ms):
-        return _with(DropUtterance(), _rest(loop, now))
+        return _with(DropUtterance(), _idle(loop, now))
     return loop, ()
 
 
@@ -283,8 +284,8 @@ _OPEN_MICROPHONE = {
     State.SPEAKING: _hear_over,
     State.OVERLAP: _hear_overlap,
     State.INTERRUPTED: _hear_interruption,
-    State.PAUSED_FALSE: _hear_interruption,
-    State.HUSHED: _hear_hushed,
+    State.FALSE_INTERRUPTION: _hear_interruption,
+    State.STOPPED_BY_WORD: _hear_after_stop_word,
     State.RECOVERING: _ignore,
 }
 
@@ -305,9 +306,9 @@ def _time_out(loop: Loop, now: int, settings: LoopSettings) -> Step:
     spent = now - loop.since
     match loop.state:
         case State.LISTENING:
-            forget = settings.forget_ms is not None and spent >= _samples(settings.forget_ms)
-            if forget and not loop.is_fresh:
-                return replace(loop, is_fresh=True), (Forget(),)
+            is_due = settings.forget_ms is not None and spent >= _samples(settings.forget_ms)
+            if is_due and not loop.is_fresh:
+                return replace(loop, is_fresh=True), (Reset(),)
         case State.USER_SPEAKING if spent >= _samples(settings.max_utterance_ms):
             return _release(loop, now)  # push-to-talk: the button is stuck
         case State.THINKING if spent >= _samples(settings.thinking_ms):
@@ -317,13 +318,13 @@ def _time_out(loop: Loop, now: int, settings: LoopSettings) -> Step:
         case State.OVERLAP if spent >= _samples(settings.overlap_ms):
             return _enter(loop, State.SPEAKING, now), (SetGain(1.0),)
         case State.INTERRUPTED if spent >= _samples(settings.overlap_ms):
-            return _enter(loop, State.PAUSED_FALSE, now), ()
-        case State.PAUSED_FALSE if spent >= _samples(
+            return _enter(loop, State.FALSE_INTERRUPTION, now), ()
+        case State.FALSE_INTERRUPTION if spent >= _samples(
             settings.overlap_ms + settings.resume_answer_ms
         ):
             return _resume(loop, now)
-        case State.HUSHED if spent >= _samples(settings.overlap_ms):
-            return _with(DropUtterance(), _rest(loop, now))
+        case State.STOPPED_BY_WORD if spent >= _samples(settings.overlap_ms):
+            return _with(DropUtterance(), _idle(loop, now))
         case State.RECOVERING if spent >= _samples(settings.recovering_ms):
             return _enter(loop, State.STOPPED, now), ()
     return loop, ()
@@ -337,12 +338,12 @@ def _open(
     return _enter(loop, State.USER_SPEAKING, now), (*before, _opening(loop, settings))
 
 
-def _opening(loop: Loop, settings: LoopSettings) -> OpenUtterance:
-    return OpenUtterance(max(loop.opened - _samples(settings.pre_roll_ms), 0))
+def _opening(loop: Loop, settings: LoopSettings) -> UserStartedSpeaking:
+    return UserStartedSpeaking(max(loop.opened - _samples(settings.pre_roll_ms), 0))
 
 
 def _begin(loop: Loop, end: int, now: int) -> Step:
-    """The turn is over: answer it, unless that was begun on trial."""
+    """The turn is over: answer it, unless a speculative answer was begun."""
     begin = () if loop.is_answering else (BeginAnswer(loop.epoch, end),)
     loop = replace(loop, is_answering=True, interruptible=True)
     return _enter(loop, State.THINKING, now), (*begin, CommitAnswer(loop.epoch))
@@ -352,18 +353,18 @@ def _release(loop: Loop, now: int) -> Step:
     """Push-to-talk: the button is up, or was down for too long."""
     if loop.voice:
         return _begin(loop, now, now)
-    return _with(DropUtterance(), _rest(loop, now))
+    return _with(DropUtterance(), _idle(loop, now))
 
 
 def _end_answer(loop: Loop, now: int) -> Step:
     """All of the answer was heard."""
-    keep = KeepAnswer(loop.epoch)
+    finish = FinishAnswer(loop.epoch)
     if loop.state is State.THINKING or loop.state is State.SPEAKING:
-        return _with(keep, _rest(_next_epoch(loop), now))
+        return _with(finish, _idle(_next_epoch(loop), now))
     if loop.state is State.OVERLAP:  # who speaks now, speaks to us
-        opening = OpenUtterance(max(loop.opened - FRAME, 0))
+        opening = UserStartedSpeaking(max(loop.opened - FRAME, 0))
         after = _enter(_next_epoch(loop), State.USER_SPEAKING, now)
-        return after, (keep, SetGain(1.0), opening)
+        return after, (finish, SetGain(1.0), opening)
     return loop, ()
 
 
@@ -371,8 +372,8 @@ def _fail(loop: Loop, now: int) -> Step:
     """The attempt leads nowhere."""
     after, actions = _void(loop)
     if loop.state is State.ENDPOINTING or loop.state is State.USER_SPEAKING:
-        return after, actions  # it was on trial; the utterance goes on
-    after, more = _rest(after, now)
+        return after, actions  # it was speculative; the utterance goes on
+    after, more = _idle(after, now)
     return after, (*actions, DropUtterance(), *more)
 
 
@@ -382,18 +383,18 @@ def _void(loop: Loop) -> Step:
         return loop, ()
     after = _next_epoch(loop)
     if loop.state is State.OVERLAP:
-        return after, (CutAnswer(loop.epoch), SetGain(1.0))
-    if loop.state is State.SPEAKING or loop.state in _HELD:
-        return after, (CutAnswer(loop.epoch),)
+        return after, (InterruptAnswer(loop.epoch), SetGain(1.0))
+    if loop.state is State.SPEAKING or loop.state in _PAUSED:
+        return after, (InterruptAnswer(loop.epoch),)
     return after, (DiscardAnswer(loop.epoch),)
 
 
 def _resume(loop: Loop, now: int) -> Step:
-    return _enter(loop, State.SPEAKING, now), (DropUtterance(), ResumeAnswer(loop.epoch))
+    return _enter(loop, State.SPEAKING, now), (DropUtterance(), ResumePlayback(loop.epoch))
 
 
-def _rest(loop: Loop, now: int) -> Step:
-    return _enter(loop, State.LISTENING, now), (Rest(),)
+def _idle(loop: Loop, now: int) -> Step:
+    return _enter(loop, State.LISTENING, now), (Idle(),)
 
 
 def _next_epoch(loop: Loop) -> Loop:
@@ -410,7 +411,7 @@ def _count_voice(loop: Loop, voiced: bool, now: int) -> Loop:
 
 
 def _end(loop: Loop, settings: LoopSettings) -> int:
-    """Where the utterance ends: the same for an answer on trial and one in earnest."""
+    """Where the utterance ends: the same for a speculative answer and one begun at the end."""
     return loop.last_voice + _samples(settings.speculate_ms)
 
 

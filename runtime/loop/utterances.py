@@ -82,7 +82,7 @@ class UtteranceCutter:
         actions = self._step(signals.Frame(is_voiced), now)
         for action in actions:
             match action:
-                case signals.OpenUtterance(start):
+                case signals.UserStartedSpeaking(start):
                     self._start = max(start, self._end)  # the pre-roll asks nothing twice
                 case signals.JudgePause(end):
                     hangover_ms = self._end_of_turn.hangover_ms(pcm[self._start : end])

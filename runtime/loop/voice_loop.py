@@ -1,11 +1,11 @@
 """The loop itself: a frame of microphone in, events out; never waits and holds no lock.
 
-ear        keeps the microphone's sound
+mic buffer keeps the microphone's sound
 machine    says what to do (`states.py`)
-mind       makes the answer, elsewhere
-reply      the answer on its way to the loudspeaker
+worker     makes the answer, elsewhere
+playback   the answer on its way to the loudspeaker
 
-The same code runs live, with the mind in a thread of its own, and on a virtual clock.
+The same code runs live, with the worker in a thread of its own, and on a virtual clock.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from deeptalk_edge.runtime.audio.stop_words import WordSpotter
 from deeptalk_edge.runtime.audio.vad import VoiceDetector
 from deeptalk_edge.runtime.events import (
     AnswerResumed,
-    BargedIn,
+    Interrupted,
     LiveEvent,
     NothingSaid,
     SoundLost,
@@ -40,32 +40,27 @@ from deeptalk_edge.runtime.events import (
     VoiceMetrics,
 )
 from deeptalk_edge.runtime.loop import signals, states
-from deeptalk_edge.runtime.loop.ear import Ear
-from deeptalk_edge.runtime.loop.mind import (
+from deeptalk_edge.runtime.loop.mic_buffer import MicBuffer
+from deeptalk_edge.runtime.loop.model_worker import (
+    AnswerFinished,
     Begin,
+    ConfidenceKnown,
     Delivery,
-    Discard,
-    Expect,
     Failed,
-    Gauged,
     Made,
-    MakeRoom,
-    Mind,
-    Settle,
-    Settled,
-    StartAnew,
+    ModelWorker,
     Written,
 )
-from deeptalk_edge.runtime.loop.reply import Reply
+from deeptalk_edge.runtime.loop.playback import Playback
 from deeptalk_edge.runtime.loop.settings import LoopSettings, ReplyPolicy
-from deeptalk_edge.runtime.loop.signals import Command, StopWordHeard
+from deeptalk_edge.runtime.loop.signals import Command, FinishAnswer, Idle, StopWordHeard
 from deeptalk_edge.runtime.loop.states import Loop, State
 from deeptalk_edge.runtime.loop.stop_listener import StopListener
 from deeptalk_edge.trace import Trace
 
 Array = NDArray[np.float32]
 
-_TRIAL_S = 1.5  # of sound that an answer on trial makes: until it is known how sure it is
+_SPECULATIVE_S = 1.5  # of sound that a speculative answer makes: until it is known how sure it is
 _AHEAD_S = 2.0  # of sound that the model is ahead of the listener
 _SAMPLES_PER_MS = states.SAMPLES_PER_MS
 _STOP_WORD_MS = 1000  # from a voice's first sound over an answer to the end of a stop word
@@ -89,7 +84,7 @@ class _Timing:
     opened: int
     last_voice: int
     committed: int
-    was_on_trial: bool
+    was_speculative: bool
     num_discarded: int
     underruns_before: int
     queued: int | None = None
@@ -107,7 +102,7 @@ class VoiceLoop:
 
     def __init__(
         self,
-        mind: Mind,
+        worker: ModelWorker,
         port: SoundPort,
         *,
         settings: LoopSettings,
@@ -121,7 +116,7 @@ class VoiceLoop:
         trace: Trace,
     ) -> None:
         self._settings = settings.within(max_question_samples)
-        self._mind, self._port = mind, port
+        self._worker, self._port = worker, port
         self._max_question_samples = max_question_samples
         self._detector, self._canceller = detector, canceller
         self._end_of_turn, self._clock, self._emit = end_of_turn, clock, emit
@@ -130,20 +125,20 @@ class VoiceLoop:
         self.policy = ReplyPolicy()
         """Of the answers that begin from now on."""
         self.inbox: deque[Delivery] = deque()
-        """Where the mind delivers."""
+        """Where the worker delivers."""
         self._commands: deque[Command | StopWordHeard] = deque()
         self.stop_listener = StopListener(spotter, self.tell) if spotter else None
         """Works beside the loop; None if there are no stop words."""
-        self._ear = Ear()
-        self._reply: Reply | None = None
-        self._timing: dict[int, _Timing] = {}  # of answers that are not settled yet
+        self._mic_buffer = MicBuffer()
+        self._playback: Playback | None = None
+        self._timing: dict[int, _Timing] = {}  # of answers that are not finished yet
         self._num_discarded = 0
         self._pressed = 0  # push-to-talk: when the button was
         self._begun = 0  # when the attempt at hand was
         self._stop_word_end = 0  # where nobody listens for a stop word any more
         self._now = 0
         self._offset = 0  # of the port's positions, which begin anew when it is reopened
-        mind.post(MakeRoom())
+        worker.post(Idle())
 
     @property
     def is_stopped(self) -> bool:
@@ -170,7 +165,7 @@ class VoiceLoop:
         self._clock.arrived(self._now)
         with self._trace.span("frame"):
             pcm = self._canceller.process(frame.pcm, frame.far)
-            self._ear.push(start, pcm)
+            self._mic_buffer.push(start, pcm)
             self._obey_commands()
             self._take_deliveries()
             if self.stop_listener and start < self._stop_word_end:
@@ -180,7 +175,7 @@ class VoiceLoop:
         self._trace.count("queued_ms", self._port.queued * 1000 / self._port.rate_hz)
 
     def serve(self) -> None:
-        """Between two frames: hand on what has come from outside and from the mind."""
+        """Between two frames: hand on what has come from outside and from the worker."""
         self._obey_commands()
         if self.inbox:
             self._take_deliveries()
@@ -227,7 +222,7 @@ class VoiceLoop:
         listener.begin(opened)
         start = max(opened - self._settings.pre_roll_ms * _SAMPLES_PER_MS, 0)
         for place in range(start, self._now, FRAME_SAMPLES):
-            listener.push(self._ear.sound(place, min(place + FRAME_SAMPLES, self._now)))
+            listener.push(self._mic_buffer.sound(place, min(place + FRAME_SAMPLES, self._now)))
 
     def _obey_commands(self) -> None:
         while self._commands:
@@ -236,19 +231,19 @@ class VoiceLoop:
     def _take_deliveries(self) -> None:
         while self.inbox:
             delivery = self.inbox.popleft()
-            if isinstance(delivery, Settled):
+            if isinstance(delivery, AnswerFinished):
                 self._finish_turn(delivery)
-            elif self._reply is None or delivery.epoch != self._reply.epoch:
+            elif self._playback is None or delivery.epoch != self._playback.epoch:
                 continue  # of an attempt that is void
             elif isinstance(delivery, Made):
                 for piece in delivery.pieces:
-                    self._reply.add(piece)
-            elif isinstance(delivery, Gauged):
+                    self._playback.add(piece)
+            elif isinstance(delivery, ConfidenceKnown):
                 enough_ms = self._end_of_turn.enough_ms(delivery.text_log_p)
                 if enough_ms is not None:
-                    self._step(signals.HangoverCapped(enough_ms))
+                    self._step(signals.HangoverShortened(enough_ms))
             elif isinstance(delivery, Written):
-                self._reply.is_written = True
+                self._playback.is_written = True
             elif isinstance(delivery, Failed):
                 self._fail(delivery)
 
@@ -259,36 +254,36 @@ class VoiceLoop:
 
     def _play(self) -> None:
         """Send on what may sound, and tell the machine how far it came."""
-        reply = self._reply
-        if reply is None:
+        playback = self._playback
+        if playback is None:
             return
-        sent = reply.send()
-        timing = self._timing.get(reply.epoch)
+        sent = playback.send()
+        timing = self._timing.get(playback.epoch)
         if sent and timing and timing.queued is None:
             timing.queued = self._clock.now()
-            self._step(signals.SoundBegan(reply.epoch, reply.policy.interruptible))
-            self._ear.drop()
-        if timing and timing.audible is None and (audible := reply.audible):
+            self._step(signals.SoundBegan(playback.epoch, playback.policy.interruptible))
+            self._mic_buffer.drop()
+        if timing and timing.audible is None and (audible := playback.audible):
             timing.audible = self._clock.now() - audible * RATE_HZ // self._port.rate_hz
-        if reply.is_committed and not reply.is_held:
-            events: list[LiveEvent] = [*reply.text, *sent]
+        if playback.is_committed and not playback.is_paused:
+            events: list[LiveEvent] = [*playback.text, *sent]
             for event in events:
                 self._emit(event)
-            reply.text.clear()
-            self._mind.allow(reply.epoch, reply.heard + int(_AHEAD_S * self._port.rate_hz))
-        if reply.is_committed and reply.is_heard:
-            self._step(signals.AnswerHeard(reply.epoch))
+            playback.text.clear()
+            self._worker.allow(playback.epoch, playback.heard + int(_AHEAD_S * self._port.rate_hz))
+        if playback.is_committed and playback.is_heard:
+            self._step(signals.AnswerHeard(playback.epoch))
 
     # Actions out of it ----------------------------------------------------------------------------
 
     def _do(self, action: signals.Action) -> None:
         match action:
-            case signals.OpenUtterance(start):
+            case signals.UserStartedSpeaking(start):
                 self._pressed = self.loop.opened
-                self._ear.open(start)
-                self._mind.post(Expect())
+                self._mic_buffer.open(start)
+                self._worker.post(action)
             case signals.DropUtterance():
-                self._ear.drop()
+                self._mic_buffer.drop()
             case signals.BeginAnswer(epoch, end):
                 self._begin(epoch, end)
             case signals.JudgePause(end):
@@ -299,44 +294,44 @@ class VoiceLoop:
             case signals.DiscardAnswer(epoch):
                 self._num_discarded += 1
                 self._timing.pop(epoch, None)
-                self._reply = None
-                self._mind.post(Discard(epoch))
+                self._playback = None
+                self._worker.post(action)
             case signals.SetGain(gain):
                 self._port.set_gain(gain)
-            case signals.HoldAnswer():
-                self._hold()
-            case signals.ResumeAnswer():
+            case signals.PausePlayback():
+                self._pause()
+            case signals.ResumePlayback():
                 self._resume()
-            case signals.CutAnswer(epoch):
-                self._cut(epoch)
-            case signals.KeepAnswer(epoch):
-                assert self._reply is not None
-                self._settle(epoch, self._reply.made, kept=None)
-                self._ear.drop()
-            case signals.Rest():
+            case signals.InterruptAnswer(epoch):
+                self._interrupt(epoch)
+            case signals.FinishAnswer(epoch):
+                assert self._playback is not None
+                self._finish(action, self._playback.made)
+                self._mic_buffer.drop()
+            case signals.Idle():
                 self._num_discarded = 0
-                self._mind.post(MakeRoom())
-            case signals.Forget():
-                self._mind.post(StartAnew())
-                self._mind.post(MakeRoom())
+                self._worker.post(action)
+            case signals.Reset():
+                self._worker.post(action)
+                self._worker.post(Idle())
 
     def _utterance(self, end: int) -> Array:
-        return self._ear.utterance(end, longest=self._max_question_samples)
+        return self._mic_buffer.utterance(end, longest=self._max_question_samples)
 
     def _begin(self, epoch: int, end: int) -> None:
-        self._reply, self._begun = Reply(epoch, self._port), self._now
-        self._mind.post(Begin(epoch, self._utterance(end)))
-        self._mind.allow(epoch, int(_TRIAL_S * self._port.rate_hz))
+        self._playback, self._begun = Playback(epoch, self._port), self._now
+        self._worker.post(Begin(epoch, self._utterance(end)))
+        self._worker.allow(epoch, int(_SPECULATIVE_S * self._port.rate_hz))
 
     def _commit(self, epoch: int) -> None:
-        assert self._reply is not None
+        assert self._playback is not None
         now = self._clock.now()
-        self._reply.policy, self._reply.is_committed = self.policy, True
+        self._playback.policy, self._playback.is_committed = self.policy, True
         self._timing[epoch] = timing = _Timing(
             opened=self.loop.opened,
             last_voice=self.loop.last_voice,
             committed=now,
-            was_on_trial=self._begun < self._now,
+            was_speculative=self._begun < self._now,
             num_discarded=self._num_discarded,
             underruns_before=self._port.counters().underruns,
         )
@@ -347,41 +342,42 @@ class VoiceLoop:
             self._settings.warn_if_cut(self.loop.last_voice - self.loop.opened)
         self._emit(SpeechEnded(timing.speech_s))
 
-    def _hold(self) -> None:
-        reply = self._reply
-        assert reply is not None
+    def _pause(self) -> None:
+        playback = self._playback
+        assert playback is not None
         device_ms = (self._port.handed - self._port.audible()) * 1000 / self._port.rate_hz
-        heard = reply.hold()
-        self._mind.allow(reply.epoch, 0)
-        timing = self._timing[reply.epoch]
+        heard = playback.pause()
+        self._worker.allow(playback.epoch, 0)
+        timing = self._timing[playback.epoch]
         timing.stop_ms = (self._clock.now() - self.loop.opened) / _SAMPLES_PER_MS + device_ms
-        self._emit(BargedIn(heard / self._port.rate_hz))
+        self._emit(Interrupted(heard / self._port.rate_hz))
 
     def _resume(self) -> None:
-        assert self._reply is not None
-        self._reply.resume()
-        self._timing[self._reply.epoch].stop_ms = None
+        assert self._playback is not None
+        self._playback.resume()
+        self._timing[self._playback.epoch].stop_ms = None
         self._emit(AnswerResumed())
 
-    def _cut(self, epoch: int) -> None:
-        reply = self._reply
-        assert reply is not None
+    def _interrupt(self, epoch: int) -> None:
+        playback = self._playback
+        assert playback is not None
         # A device that is gone plays no more of its buffer.
-        heard = reply.audible if self.loop.state is State.RECOVERING else reply.hold()
-        self._settle(epoch, heard, kept=None if reply.policy.commit == "full" else heard)
+        heard = playback.audible if self.loop.state is State.RECOVERING else playback.pause()
+        kept = None if playback.policy.commit == "full" else heard
+        self._finish(FinishAnswer(epoch, kept), heard)
 
-    def _settle(self, epoch: int, heard: int, *, kept: int | None) -> None:
-        self._timing[epoch].heard_samples = heard
+    def _finish(self, order: FinishAnswer, heard: int) -> None:
+        self._timing[order.epoch].heard_samples = heard
         self._num_discarded = 0
-        self._reply = None
-        self._mind.post(Settle(epoch, kept))
+        self._playback = None
+        self._worker.post(order)
 
-    def _finish_turn(self, settled: Settled) -> None:
-        timing = self._timing.pop(settled.epoch)
+    def _finish_turn(self, finished: AnswerFinished) -> None:
+        timing = self._timing.pop(finished.epoch)
         voice = VoiceMetrics(
             speech_s=timing.speech_s,
             hangover_ms=(timing.committed - timing.last_voice) / _SAMPLES_PER_MS,
-            was_on_trial=timing.was_on_trial,
+            was_speculative=timing.was_speculative,
             num_discarded=timing.num_discarded,
             queued_ms=_since(timing.last_voice, timing.queued),
             audible_ms=_since(timing.last_voice, timing.audible),
@@ -389,7 +385,7 @@ class VoiceLoop:
             underruns=self._port.counters().underruns - timing.underruns_before,
             stop_ms=timing.stop_ms,
         )
-        self._emit(TurnDone(settled.text, settled.metrics, voice))
+        self._emit(TurnDone(finished.text, finished.metrics, voice))
 
 
 def _since(start: int, moment: int | None) -> float | None:

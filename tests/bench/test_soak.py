@@ -8,7 +8,7 @@ import pytest
 
 from deeptalk_edge.bench import soak
 from deeptalk_edge.runtime.loop.fake_talker import FakeAnswer
-from deeptalk_edge.runtime.loop.reply import Reply
+from deeptalk_edge.runtime.loop.playback import Playback
 
 
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
@@ -28,14 +28,14 @@ def test_a_lost_device_is_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_watch_sees_a_sound_of_a_turn_that_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Reply, "hold", lambda self: min(self.heard, self.made))  # stops nothing
+    monkeypatch.setattr(Playback, "pause", lambda self: min(self.heard, self.made))  # stops nothing
     report = soak.Soak(seed=1).run(hours=0.03, turns=10)
     assert any("samples of another turn" in fault for fault in report.faults())
 
 
 def test_the_watch_sees_a_word_that_nobody_heard(monkeypatch: pytest.MonkeyPatch) -> None:
-    settle = FakeAnswer.settle
-    monkeypatch.setattr(FakeAnswer, "settle", lambda self, heard=None: settle(self))
+    finish = FakeAnswer.finish
+    monkeypatch.setattr(FakeAnswer, "finish", lambda self, heard=None: finish(self))
     report = soak.Soak(seed=1).run(hours=0.03, turns=10)
     assert any("were not heard" in fault for fault in report.faults())
 

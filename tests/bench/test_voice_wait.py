@@ -29,7 +29,7 @@ def turn(wait_ms: float, *, hangover_ms: float, queued_ms: float, audible_ms: fl
     voice = VoiceMetrics(
         speech_s=1.0,
         hangover_ms=hangover_ms,
-        was_on_trial=True,
+        was_speculative=True,
         num_discarded=0,
         queued_ms=queued_ms,
         audible_ms=audible_ms,

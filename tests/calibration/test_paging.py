@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from deeptalk_edge.calibration.paging import measured_profile, paging_gain
-from deeptalk_edge.runtime.experts.policy import Phase, Phased, Profile
+from deeptalk_edge.calibration.paging import measured_use_counts, paging_gain
+from deeptalk_edge.runtime.experts.policy import Phase, Phased, UseCounts
 from deeptalk_edge.runtime.experts.routes import Call, Pass, Routes
 
 LAYERS, EXPERTS = (1, 2), 16
@@ -59,10 +59,10 @@ def test_what_follows_is_worth_more_than_what_does_not() -> None:
     succession = np.zeros((1, 4, 4), np.float32)
     succession[0, 1, 2] = 1.0
     nothing = np.zeros((1, 4))
-    policy = Phased(4, 4, Profile(nothing, nothing, succession))
+    policy = Phased(4, 4, UseCounts(nothing, nothing, succession))
     policy.begin(Phase.SPEAKING)
     policy.use([1])
-    worth = policy.worth(np.arange(4))
-    assert worth[2] > worth[3]
-    plain = replace(measured_profile(routes(turns=4, cyclic=True)), succession=None)
+    score = policy.score(np.arange(4))
+    assert score[2] > score[3]
+    plain = replace(measured_use_counts(routes(turns=4, cyclic=True)), succession=None)
     assert plain.succession is None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deeptalk_edge.bundle.precision import FLOAT32, NATIVE
+from deeptalk_edge.bundle.precision import CPU_KERNELS, FLOAT32
 from deeptalk_edge.devices.profile import (
     RTX_TARGETS,
     load_profile,
@@ -96,7 +96,7 @@ def test_a_shipped_profile_is_whole_and_goes_by_its_own_name(name: str) -> None:
     if name == "cpu":
         assert profile.precision == FLOAT32
     if name == "cpu-int8":
-        assert profile.precision == NATIVE
+        assert profile.precision == CPU_KERNELS
     if name in CPUS:
         return
     for needed in ("memory_bytes", "usable_memory_bytes", "memory_bandwidth_gb_per_s"):
@@ -226,8 +226,8 @@ def test_another_backend_brings_its_own_precision_and_moe_form() -> None:
     assert card.on_backend("tensorrt_rtx") is card
     assert card.on_backend("ort").precision == FLOAT32
     assert card.on_backend("ort").moe == "split"
-    assert card.on_backend("cpu").precision == NATIVE
-    assert load_profile("cpu").on_backend("cpu").precision == NATIVE
+    assert card.on_backend("cpu").precision == CPU_KERNELS
+    assert load_profile("cpu").on_backend("cpu").precision == CPU_KERNELS
     on_device = card.on_backend("tensorrt")
     assert (on_device.moe, on_device.precision) == ("plugin", card.precision)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from deeptalk_edge.bundle.expert_record import RecordFormat
 from deeptalk_edge.checkpoint.reader import Checkpoint
 from deeptalk_edge.export.graphs.builder import OPSET
-from deeptalk_edge.export.graphs.moe_operators import rewrite_native
+from deeptalk_edge.export.graphs.moe_operators import rewrite_as_operators
 from deeptalk_edge.export.graphs.step import StepSettings, export_step
 from deeptalk_edge.export.verify.run_step import StepRunner
 from deeptalk_edge.training.experts import MixtureOfExperts
@@ -79,7 +79,7 @@ def test_torchs_export_and_ours_agree(tmp_path: Path) -> None:
         x = model.embed(random_rows(spec, 1, NUM_ROWS))
     step = StepSettings(records=records, precision="float32", num_rows=None)
     export_step(Checkpoint.open(tmp_path / "checkpoint"), tmp_path, step)
-    rewrite_native(tmp_path / "step.onnx", tmp_path / "step_native.onnx")
+    rewrite_as_operators(tmp_path / "step.onnx", tmp_path / "step_native.onnx")
     ours = StepRunner(tmp_path / "step_native.onnx", arenas, capacity=NUM_ROWS).run(x.numpy())
     tables = [torch.from_numpy(arena.slot_table) for arena in arenas.values()]
     packed = [torch.from_numpy(arena.records.view(np.int32)) for arena in arenas.values()]
@@ -95,7 +95,7 @@ def test_torchs_export_and_ours_agree(tmp_path: Path) -> None:
         )
     assert program is not None
     program.save(str(tmp_path / "traced.onnx"))
-    rewrite_native(tmp_path / "traced.onnx", tmp_path / "traced_native.onnx")
+    rewrite_as_operators(tmp_path / "traced.onnx", tmp_path / "traced_native.onnx")
     feeds = {"x": x.numpy()}
     for layer, arena in arenas.items():
         feeds[f"slot_table_{layer}"] = arena.slot_table

@@ -174,12 +174,12 @@ def test_a_kept_cache_equals_a_full_prefill_of_the_whole_conversation(
             masks += [segment.audio_mask, np.zeros(len(rows[-1]), np.bool_)]
             features.append(heard)
             take(conversation.ask(question))
-        kept, owed = conversation._engine, conversation._history.owed
+        kept, pending = conversation._engine, conversation._history.pending_rows
         assert isinstance(kept, OrtEngine)
         whole, mask = np.concatenate(rows), np.concatenate(masks)
         assert kept.num_items == 1
-        assert kept.num_rows + len(owed) == len(whole)
-        np.testing.assert_array_equal(owed, whole[kept.num_rows :])
+        assert kept.num_rows + len(pending) == len(whole)
+        np.testing.assert_array_equal(pending, whole[kept.num_rows :])
         fresh = OrtEngine(bundle, context_rows=400, open_experts=own_experts(bundle))
         fresh.prefill(whole[: kept.num_rows], np.concatenate(features), mask[: kept.num_rows])
         for layer in range(SPEC.decoder.num_layers):
@@ -191,7 +191,7 @@ def test_batch_parallel_owes_its_history_nothing(bundle: Bundle, script: Any) ->
     script(("one", 9))
     with talk(bundle) as conversation:
         take(conversation.ask("Why?"))
-        assert len(conversation._history.owed) == 0
+        assert len(conversation._history.pending_rows) == 0
 
 
 @pytest.mark.parametrize("mode", ["batch-parallel", "single"])
@@ -253,10 +253,10 @@ def test_a_closed_answer_stays_in_the_history_as_far_as_it_came(
         events = conversation.ask("Why?")
         assert [next(events), next(events)] == [TextPiece("a"), TextPiece("b")]
         events.close()
-        cached, owed = conversation._engine.num_rows, conversation._history.owed
+        cached, pending = conversation._engine.num_rows, conversation._history.pending_rows
         expected = np.concatenate([opening, text_rows(VOCABULARY, history_ids("ab"))])
-        assert cached + len(owed) == len(expected)
-        np.testing.assert_array_equal(owed, expected[cached:])
+        assert cached + len(pending) == len(expected)
+        np.testing.assert_array_equal(pending, expected[cached:])
         assert take(conversation.ask("Go on."))[0] == "on"
 
 
@@ -302,13 +302,13 @@ def test_a_failing_prompt_leaves_no_trace(
     script(("abc", 3), ("on", 2))
     with talk(bundle, mode=mode) as conversation:
         take(conversation.ask("Why?"))
-        before, owed = conversation._engine.num_rows, conversation._history.owed
+        before, pending = conversation._engine.num_rows, conversation._history.pending_rows
         with monkeypatch.context() as broken:
             broken.setattr(conversation._backend.encoder, "hear", _fail)
             with pytest.raises(BackendError):
                 take(conversation.ask(voice(0.4)))
         assert conversation._engine.num_rows == before
-        assert conversation._history.owed is owed
+        assert conversation._history.pending_rows is pending
         assert take(conversation.ask("Go on."))[0] == "on"
 
 
@@ -442,8 +442,8 @@ def test_compute_s_is_the_time_within_the_answers_steps_and_nothing_else(
             around_s += time.perf_counter() - start_s
             if is_over:
                 break
-        answer.settle()
-        conversation.make_room()
+        answer.finish()
+        conversation.idle()
         metrics = answer.metrics()
         assert answer.metrics() == metrics
         assert answer._turn is not None

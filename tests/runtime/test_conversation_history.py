@@ -52,13 +52,13 @@ def advance_until(answer: Answer, num_samples: int) -> int:
 
 
 def cached_rows(conversation: Conversation) -> int:
-    return conversation._engine.num_rows + len(conversation._history.owed)
+    return conversation._engine.num_rows + len(conversation._history.pending_rows)
 
 
 def assert_cache_is_history(
     conversation: Conversation, question: Any, answer_ids: list[int]
 ) -> None:
-    """The cache and what is owed are a fresh prefill of the question and this answer."""
+    """The cache and the pending rows are a fresh prefill of the question and this answer."""
     history, engine = conversation._history, conversation._engine
     assert isinstance(engine, OrtEngine)
     past, history._past = history._past, type(history._past)()
@@ -66,7 +66,7 @@ def assert_cache_is_history(
     history._past = past
     whole = np.concatenate([segment.rows, text_rows(VOCABULARY, answer_ids)])
     assert cached_rows(conversation) == len(whole)
-    np.testing.assert_array_equal(history.owed, whole[engine.num_rows :])
+    np.testing.assert_array_equal(history.pending_rows, whole[engine.num_rows :])
     fresh = OrtEngine(
         conversation.bundle, context_rows=400, open_experts=own_experts(conversation.bundle)
     )
@@ -90,7 +90,7 @@ def test_a_cut_answer_leaves_the_words_whose_frames_were_heard(
     with talk(aligned(bundle, "word"), mode=mode, max_rows=100) as conversation:
         answer = conversation.begin(voice(0.5))
         advance_until(answer, made_frames * FRAME)
-        assert answer.settle(heard_samples) == kept
+        assert answer.finish(heard_samples) == kept
         assert_cache_is_history(conversation, voice(0.5), history_ids(kept))
         assert take(conversation.ask("Go on."))[0] == "on"
 
@@ -100,7 +100,7 @@ def test_an_answer_heard_to_its_end_stays_whole(bundle: Bundle, script: Any) -> 
     with talk(aligned(bundle, "word"), max_rows=100) as conversation:
         answer = conversation.begin("Why?")
         made = advance_until(answer, 10**9)
-        assert answer.settle(made) == "more text than speech"
+        assert answer.finish(made) == "more text than speech"
 
 
 def test_text_that_runs_ahead_is_kept_in_proportion_to_the_speech(
@@ -110,11 +110,11 @@ def test_text_that_runs_ahead_is_kept_in_proportion_to_the_speech(
     with talk(aligned(bundle, "ahead"), max_rows=100) as conversation:
         answer = conversation.begin("Why?")
         made = advance_until(answer, 10**9)
-        assert answer.settle(made // 2) == "abcd"  # BOS and EOS are two of the ten ids
+        assert answer.finish(made // 2) == "abcd"  # BOS and EOS are two of the ten ids
         answer = conversation.begin("Why?")
         advance_until(answer, 20 * FRAME)
         # The length is not known yet: 1.2 s of slow speech are three ids, BOS one of them.
-        assert answer.settle(int(1.2 * 24000)) == "ab"
+        assert answer.finish(int(1.2 * 24000)) == "ab"
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -145,10 +145,10 @@ def test_a_discard_behind_an_end_changes_nothing(bundle: Bundle, script: Any) ->
     with talk(bundle) as conversation:
         answer = conversation.begin("Why?")
         advance_until(answer, 10**9)
-        answer.settle()
+        answer.finish()
         rows = cached_rows(conversation)
         answer.discard()
-        assert answer.settle() == ""
+        assert answer.finish() == ""
         assert answer.advance() is None
         assert cached_rows(conversation) == rows
 
@@ -168,7 +168,7 @@ def test_a_full_context_keeps_the_newest_whole_turns(
                 pass
             if is_idle:
                 assert next(events, None) is None
-                assert conversation.make_room() == 0
+                assert conversation.idle() == 0
         conversation.trim_history()
         left = len(history._past)
         assert 2 < left < 6
@@ -199,7 +199,7 @@ def test_room_is_made_for_a_question_of_unusual_length(bundle: Bundle, script: A
         take(conversation.ask("Why?"))
         answer = conversation.begin("x" * 130)
         advance_until(answer, 10**9)
-        assert answer.settle() == "on"
+        assert answer.finish() == "on"
         assert len(conversation._history._past) == 1
 
 
@@ -222,9 +222,9 @@ def test_the_newest_turns_that_the_model_may_see_are_as_if_there_had_been_no_oth
             if past:
                 fresh._history._drop(0)  # feeds what is there
             else:
-                fresh.make_room()
+                fresh.idle()
             assert cached_rows(kept) == cached_rows(fresh)
-            num_rows = min(t._engine.num_rows for t in (kept, fresh))  # the rest is owed
+            num_rows = min(t._engine.num_rows for t in (kept, fresh))  # the rest is pending
             for layer in range(SPEC.decoder.num_layers):
                 ours, theirs = (t._engine._cache.past(layer) for t in (kept, fresh))  # type: ignore[attr-defined]
                 np.testing.assert_allclose(ours[:num_rows], theirs[:num_rows], atol=1e-4)
@@ -243,7 +243,7 @@ def test_old_turns_go_before_the_next_question_comes(
     bundle: Bundle, fed: list[int], mode: Any
 ) -> None:
     with talk(bundle, mode=mode, max_turns=2, max_rows=12) as conversation:
-        conversation.make_room()
+        conversation.idle()
         prompt_rows = []
         for _ in range(4):
             fed.clear()
@@ -280,9 +280,9 @@ def test_no_room_is_made_under_an_answer(bundle: Bundle, caplog: pytest.LogCaptu
         answer.advance()
         assert next(late, None) is None  # its end makes no room now
         assert not caplog.records
-        for make_room in (conversation.make_room, conversation.trim_history):
+        for idle in (conversation.idle, conversation.trim_history):
             with pytest.raises(UsageError, match="the answer before is not over"):
-                make_room()
+                idle()
         made = [piece for pieces in iter(answer.advance, None) for piece in pieces]
         assert answer.text == said
         pcm = [piece.pcm for piece in made if isinstance(piece, AudioChunk)]
@@ -293,7 +293,7 @@ def test_while_nobody_talks_the_experts_know_it(bundle: Bundle) -> None:
     """Else free slots are filled when the user speaks, beside the encoder, and not before."""
     with talk(bundle) as conversation:
         phases = [phase_of(conversation)]
-        for step in (conversation.make_room, conversation.expect_question):
+        for step in (conversation.idle, conversation.user_started_speaking):
             step()
             phases.append(phase_of(conversation))
         take(conversation.ask("Why?"))

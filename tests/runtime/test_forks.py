@@ -49,7 +49,7 @@ with Conversation(bundle, settings) as talk, live:
         refused = [
             is_refused(lambda: next(events)),
             is_refused(lambda: list(talk.ask("Why?"))),
-            is_refused(talk.make_room),
+            is_refused(talk.idle),
             is_refused(lambda: next(iter(live))),
             is_refused(live.press),
         ]

@@ -20,7 +20,7 @@ from deeptalk_edge.model.rows import Ids
 from deeptalk_edge.runtime.answer import Answer
 from deeptalk_edge.runtime.backends.base import Backend
 from deeptalk_edge.runtime.backends.cpu import library as native_library
-from deeptalk_edge.runtime.backends.cpu.library import NativeContext
+from deeptalk_edge.runtime.backends.cpu.library import CpuContext
 from deeptalk_edge.runtime.backends.open import open_backend
 from deeptalk_edge.runtime.conversation import (
     Conversation,
@@ -81,9 +81,9 @@ USES: dict[str, Callable[[Conversation], object]] = {
     "ask": lambda talk: talk.ask("Why?"),
     "ask by voice": lambda talk: talk.ask(voice(0.5)),
     "begin": lambda talk: talk.begin("Why?"),
-    "expect_question": Conversation.expect_question,
+    "user_started_speaking": Conversation.user_started_speaking,
     "listen": Conversation.listen,
-    "make_room": Conversation.make_room,
+    "idle": Conversation.idle,
     "record_routes": lambda talk: talk.record_routes(Path("routes.npz")).__enter__(),
     "reset": Conversation.reset,
     "enter": Conversation.__enter__,
@@ -133,7 +133,7 @@ def test_a_kept_answer_ends_with_its_conversation(talk: Conversation) -> None:
     for _ in range(3):
         answer.advance()
     talk.close()
-    for use in (answer.advance, answer.settle, answer.discard, answer.metrics):
+    for use in (answer.advance, answer.finish, answer.discard, answer.metrics):
         with pytest.raises(UsageError, match="the conversation is closed"):
             use()
 
@@ -170,7 +170,7 @@ def test_what_another_thread_closes_under_a_step_goes_when_that_ends(
     asking.start()
     assert inside.wait(20)
     with pytest.raises(UsageError, match="busy"):
-        talk.make_room()
+        talk.idle()
     talk.close()
     go_on.set()
     asking.join(20)
@@ -208,7 +208,7 @@ def test_what_fails_to_open_leaves_nothing_open(
 
     monkeypatch.setattr(Encoder, "close", noted)
     if broken in ("Codec", "Engine"):
-        broken = {"cpu": "Native", "ort": "Ort"}[settings.backend] + broken
+        broken = {"cpu": "Cpu", "ort": "Ort"}[settings.backend] + broken
     place = f"deeptalk_edge.runtime.{where.format(settings.backend)}.{broken}"
     monkeypatch.setattr(place, fail)
     before = os.listdir("/proc/self/fd")
@@ -242,10 +242,10 @@ def test_a_closed_engine_refuses_every_call(
         engine.fork,
         engine.recall,
         engine.reset,
-        experts.listen,
-        experts.rest,
+        experts.user_started_speaking,
+        experts.idle,
         experts.end_turn,
-        experts.whole,
+        experts.all_resident,
         lambda: experts.addresses(1),
         lambda: experts.begin_step(1),
         lambda: next(experts.tables(1, ROWS, ROWS.astype(np.float32), no_features)),
@@ -260,8 +260,8 @@ def test_a_closed_engine_refuses_every_call(
 def test_an_engine_whose_experts_do_not_open_leaves_nothing_open(
     int8_bundle: Bundle, settings: ConversationSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    closed: list[NativeContext] = []
-    monkeypatch.setattr(NativeContext, "close", lambda self: closed.append(self))
+    closed: list[CpuContext] = []
+    monkeypatch.setattr(CpuContext, "close", lambda self: closed.append(self))
     wrong = dataclasses.replace(settings, paging=PagingSettings(pool="0"))
     with pytest.raises(SettingsError, match="pool '0'"):
         backend_of(int8_bundle, wrong)
@@ -298,7 +298,7 @@ def test_a_context_of_the_kernels_that_is_dropped_gives_its_threads_back(
     if settings.backend != "cpu":
         pytest.skip("ONNX Runtime keeps its threads itself")
     before = len(os.listdir("/proc/self/task"))
-    context = NativeContext(native_library.NativeLibrary(), threads=3)
+    context = CpuContext(native_library.CpuLibrary(), threads=3)
     assert len(os.listdir("/proc/self/task")) == before + 2
     del context
     assert len(os.listdir("/proc/self/task")) == before

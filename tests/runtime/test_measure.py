@@ -89,7 +89,7 @@ def test_a_measurement_of_nothing_is_refused(
 def test_each_question_is_measured_in_a_conversation_of_its_own(bundle: Bundle) -> None:
     report = measure(bundle.path, [voice(0.6)], repeat=3)
     with Conversation(bundle) as talk:
-        talk.make_room()
+        talk.idle()
         *_, done = talk.ask(voice(0.6))
         assert isinstance(done, TurnDone)
     assert report["num_prompt_rows"] == report["num_prompt_rows_p95"]

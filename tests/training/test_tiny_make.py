@@ -11,17 +11,17 @@ import torch
 
 from deeptalk_edge.training.tiny import __main__ as program
 from deeptalk_edge.training.tiny import make
-from deeptalk_edge.training.tiny.make import Plan
+from deeptalk_edge.training.tiny.make import MakePlan
 from deeptalk_edge.training.tiny.train import TrainSettings
 
 
 class Parts:
     """Stands for the parts, which take an hour: each notes its name and leaves its file."""
 
-    def __init__(self, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, plan: MakePlan, monkeypatch: pytest.MonkeyPatch) -> None:
         self.made: list[str] = []
         work = plan.work
-        monkeypatch.setattr(Plan, "workshop", lambda plan: self)
+        monkeypatch.setattr(MakePlan, "workshop", lambda plan: self)
         monkeypatch.setattr(make, "load_corpus", lambda place: self)
         monkeypatch.setattr(make, "UnitVoice", self)
         monkeypatch.setattr(make, "Tokeniser", self)
@@ -55,19 +55,21 @@ class Parts:
         return self
 
     @staticmethod
-    def _run_in_turn(plan: Plan, *jobs: Any) -> None:
+    def _run_in_turn(plan: MakePlan, *jobs: Any) -> None:
         for job in jobs:
             job[0](plan)
 
 
 @pytest.fixture
-def plan(tmp_path: Path) -> Plan:
+def plan(tmp_path: Path) -> MakePlan:
     settings = TrainSettings()
-    return Plan(work=tmp_path / "work", device="cpu", settings=settings, codec_steps=4, workers=1)
+    return MakePlan(
+        work=tmp_path / "work", device="cpu", settings=settings, codec_steps=4, workers=1
+    )
 
 
 def test_parts_are_made_in_the_order_of_their_needs(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = Parts(plan, monkeypatch)
     make.make(plan, tmp_path / "out")
@@ -78,7 +80,7 @@ def test_parts_are_made_in_the_order_of_their_needs(
 
 
 def test_a_part_that_is_there_is_not_made_again(
-    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = Parts(plan, monkeypatch)
     make.make(plan, tmp_path / "out")
@@ -87,8 +89,8 @@ def test_a_part_that_is_there_is_not_made_again(
     assert not {"corpus", "tokeniser", "units", "snac"} & set(parts.made)
 
 
-def test_only_a_cpu_shares_a_step_between_processes(plan: Plan) -> None:
-    on_a_card = Plan(
+def test_only_a_cpu_shares_a_step_between_processes(plan: MakePlan) -> None:
+    on_a_card = MakePlan(
         work=plan.work, device="cuda", settings=plan.settings, codec_steps=4, workers=1
     )
     assert (plan.ranks, on_a_card.ranks) == (2, 1)
@@ -97,7 +99,7 @@ def test_only_a_cpu_shares_a_step_between_processes(plan: Plan) -> None:
 def test_parts_are_kept_beside_the_checkpoint_unless_another_place_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[tuple[Plan, Path]] = []
+    made: list[tuple[MakePlan, Path]] = []
     monkeypatch.setattr(program, "make", lambda plan, out: made.append((plan, out)))
     out = tmp_path / "tiny"
     for more in ([], ["--work", str(tmp_path / "parts"), "--steps-scale", "0.5"]):
@@ -109,7 +111,7 @@ def test_parts_are_kept_beside_the_checkpoint_unless_another_place_is_named(
     assert named.settings.speaking_steps == beside.settings.speaking_steps / 2
 
 
-def test_a_side_process_computes_with_one_thread(plan: Plan, tmp_path: Path) -> None:
+def test_a_side_process_computes_with_one_thread(plan: MakePlan, tmp_path: Path) -> None:
     before, seen = torch.get_num_threads(), list[int]()
     torch.set_num_threads(2)
     try:

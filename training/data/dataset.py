@@ -148,7 +148,7 @@ def build_index(reader: Reader, *, is_deep: bool = False) -> Index:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class BatchPlan:
     """One batch to load."""
 
     entries: tuple[Entry, ...]
@@ -183,18 +183,18 @@ class Batches:
     def steps_per_epoch(self) -> float:
         return self._num_batches / self._accumulation
 
-    def plans_at(self, step: int) -> list[Plan]:
+    def plans_at(self, step: int) -> list[BatchPlan]:
         """The batches of a step."""
         first = step * self._accumulation
         return [self._plan(number) for number in range(first, first + self._accumulation)]
 
-    def load(self, plan: Plan) -> Batch | PreferenceBatch:
+    def load(self, plan: BatchPlan) -> Batch | PreferenceBatch:
         """Read a batch's samples and their sounds. Raises ArtifactError as `load_batch` does."""
         return load_batch(self._reader, plan)
 
-    def _plan(self, number: int) -> Plan:
+    def _plan(self, number: int) -> BatchPlan:
         epoch, place = divmod(number, self._num_batches)
-        return Plan(
+        return BatchPlan(
             entries=tuple(self._order(epoch)[place]),
             seed=(self._seed * 1_000_003 + number) % (1 << 62),
         )
@@ -222,7 +222,7 @@ class Batches:
         return self._epoch[1]
 
 
-def load_batch(reader: Reader, plan: Plan) -> Batch | PreferenceBatch:
+def load_batch(reader: Reader, plan: BatchPlan) -> Batch | PreferenceBatch:
     """Read a plan's samples and their sounds. Raises ArtifactError, naming the sample, if one
     cannot be read."""
     groups, names = [], []
@@ -271,11 +271,11 @@ def recordings(reader: Reader, entries: Sequence[Entry]) -> list[tuple[Clip, ...
     return list(found)
 
 
-def evaluation_plans(entries: Sequence[Entry], batch_size: int) -> list[Plan]:
+def evaluation_plans(entries: Sequence[Entry], batch_size: int) -> list[BatchPlan]:
     """All samples, of like length together, in a fixed order."""
     near = sorted(entries, key=lambda entry: (entry.num_rows, entry.source, entry.line))
     starts = range(0, len(near), batch_size)
-    return [Plan(entries=tuple(near[i : i + batch_size]), seed=None) for i in starts]
+    return [BatchPlan(entries=tuple(near[i : i + batch_size]), seed=None) for i in starts]
 
 
 def held_out(entries: Sequence[Entry], share: float) -> tuple[list[Entry], list[Entry]]:

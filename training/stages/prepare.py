@@ -15,9 +15,9 @@ from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.schema import read_json
 from deeptalk_edge.training.checkpoint import load_model
 from deeptalk_edge.training.data.dataset import (
+    BatchPlan,
     Entry,
     Index,
-    Plan,
     Reader,
     build_index,
     evaluation_plans,
@@ -47,7 +47,7 @@ class Prepared:
     reader: Reader
     index: Index
     train_entries: Sequence[Entry]
-    evaluation: tuple[Reader, Sequence[Plan]]
+    evaluation: tuple[Reader, Sequence[BatchPlan]]
     config: Mapping[str, Any]
 
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from deeptalk_edge.training.tiny.codec import DecoderSettings
-from deeptalk_edge.training.tiny.make import Plan, make
+from deeptalk_edge.training.tiny.make import MakePlan, make
 from deeptalk_edge.training.tiny.stages import TINY_LOSSES
 from deeptalk_edge.training.tiny.train import TrainSettings
 
@@ -26,7 +26,7 @@ def main() -> None:
     settings = TrainSettings(
         losses=replace(TINY_LOSSES, bfloat16=arguments.bfloat16), seed=arguments.seed
     )
-    plan = Plan(
+    plan = MakePlan(
         work=arguments.work or out.with_name(out.name + ".work"),
         device=arguments.device,
         settings=settings.scaled(scale),

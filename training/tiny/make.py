@@ -34,7 +34,7 @@ from deeptalk_edge.training.tiny.units import UnitVoice, build_units
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class MakePlan:
     """What the parts need to know; travels to the side processes."""
 
     work: Path
@@ -76,7 +76,7 @@ class Plan:
         )
 
 
-def make(plan: Plan, out: Path) -> None:
+def make(plan: MakePlan, out: Path) -> None:
     """Make every part and write the checkpoint."""
     plan.work.mkdir(parents=True, exist_ok=True)
     _make_speech(plan)
@@ -87,12 +87,12 @@ def make(plan: Plan, out: Path) -> None:
     _run_side_by_side(plan, [partial(_answer, out)] * plan.ranks)
 
 
-def _make_speech(plan: Plan) -> None:
+def _make_speech(plan: MakePlan) -> None:
     if not (plan.corpus / "corpus.json").exists():
         synthesise(plan.corpus, seed=plan.settings.seed, workers=plan.workers)
 
 
-def _make_codes(plan: Plan) -> None:
+def _make_codes(plan: MakePlan) -> None:
     if not plan.tokeniser.exists():
         tokeniser, _ = train_tokens(
             load_corpus(plan.corpus).answers, TokenSettings(), device=plan.device
@@ -102,11 +102,11 @@ def _make_codes(plan: Plan) -> None:
         build_units(Tokeniser.load(plan.tokeniser)).save(plan.units)
 
 
-def _hear(plan: Plan) -> None:
+def _hear(plan: MakePlan) -> None:
     learn_to_hear(plan.workshop(), plan.work)
 
 
-def _make_voice(plan: Plan) -> None:
+def _make_voice(plan: MakePlan) -> None:
     """The codec's decoder, then the language model's first stage."""
     if not plan.snac.exists():
         codec, _ = train_decoder(
@@ -120,14 +120,14 @@ def _make_voice(plan: Plan) -> None:
     learn_to_speak(plan.workshop(), plan.work)
 
 
-def _answer(out: Path, plan: Plan) -> None:
+def _answer(out: Path, plan: MakePlan) -> None:
     workshop = plan.workshop()
     model = learn_to_answer(workshop, plan.work)
     if is_first():
         publish(model, workshop.tokenizer, read_split(plan.work), plan.snac, plan.tokeniser, out)
 
 
-def _run_side_by_side(plan: Plan, *jobs: Sequence[Callable[[Plan], None]]) -> None:
+def _run_side_by_side(plan: MakePlan, *jobs: Sequence[Callable[[MakePlan], None]]) -> None:
     """Run the jobs, each by child processes that are joined, with one thread each.
 
     Raises RuntimeError if a process fails; what the others made stays.
@@ -152,7 +152,7 @@ def _run_side_by_side(plan: Plan, *jobs: Sequence[Callable[[Plan], None]]) -> No
 
 
 def _take_part(
-    part: Callable[[Plan], None], plan: Plan, rank: int, count: int, meeting: Path
+    part: Callable[[MakePlan], None], plan: MakePlan, rank: int, count: int, meeting: Path
 ) -> None:
     torch.set_num_threads(1)
     with joined(rank, count, meeting):

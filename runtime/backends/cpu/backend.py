@@ -10,9 +10,9 @@ from deeptalk_edge.bundle.manifest import NATIVE_CODEC, NATIVE_WEIGHTS
 from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.errors import BackendError
 from deeptalk_edge.runtime.backends.base import Backend, BackendSettings, SelfCheck
-from deeptalk_edge.runtime.backends.cpu.codec import NativeCodec
-from deeptalk_edge.runtime.backends.cpu.engine import NativeEngine
-from deeptalk_edge.runtime.backends.cpu.library import NativeLibrary
+from deeptalk_edge.runtime.backends.cpu.codec import CpuCodec
+from deeptalk_edge.runtime.backends.cpu.engine import CpuEngine
+from deeptalk_edge.runtime.backends.cpu.library import CpuLibrary
 from deeptalk_edge.runtime.backends.ort.backend import (
     TOLERANCE,
     OrtCodec,
@@ -42,7 +42,7 @@ def open_backend(bundle: Bundle, settings: BackendSettings) -> Backend:
             f"{bundle.path}: made for the backend {made_for}, this is cpu; export the checkpoint "
             "with --device cpu-int8, or choose the backend ort"
         )
-    library = NativeLibrary()
+    library = CpuLibrary()
     with ExitStack() as opened:
         encoder = open_encoder(bundle, settings)
         opened.callback(encoder.close)
@@ -54,7 +54,7 @@ def open_backend(bundle: Bundle, settings: BackendSettings) -> Backend:
             experts.append(paged_experts(bundle, settings.paging))
             return experts[0]
 
-        engine = NativeEngine(
+        engine = CpuEngine(
             bundle,
             context_rows=settings.context_rows,
             threads=settings.threads,
@@ -84,10 +84,10 @@ def open_backend(bundle: Bundle, settings: BackendSettings) -> Backend:
     )
 
 
-def open_codec(bundle: Bundle, *, threads: int, library: NativeLibrary) -> Codec:
+def open_codec(bundle: Bundle, *, threads: int, library: CpuLibrary) -> Codec:
     """The codec on the kernels; on ONNX Runtime where a bundle, an early one, lacks its weights."""
     manifest = bundle.manifest
     if NATIVE_CODEC not in manifest.files:
         return OrtCodec(bundle.file(manifest.ort_graphs.codec), threads=threads)
     weights = bundle.file(NATIVE_CODEC)
-    return NativeCodec(weights, manifest.codec, threads=threads, library=library)
+    return CpuCodec(weights, manifest.codec, threads=threads, library=library)

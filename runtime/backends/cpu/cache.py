@@ -14,7 +14,7 @@ from deeptalk_edge.runtime.backends.cpu.library import Pass, Span, span
 _MAIN, _SIDE = 0, 1
 
 
-class NativeCache:
+class CpuCache:
     """Rows of one conversation. One owner; not thread-safe."""
 
     def __init__(self, *, num_layers: int, capacity: int, row_bytes: int) -> None:

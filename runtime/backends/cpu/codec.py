@@ -17,8 +17,8 @@ from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.model.rows import Ids
 from deeptalk_edge.runtime.backends.cpu.huge_pages import huge_array, read_into
 from deeptalk_edge.runtime.backends.cpu.library import (
-    NativeContext,
-    NativeLibrary,
+    CpuContext,
+    CpuLibrary,
     Span,
     Structure,
     dense,
@@ -58,7 +58,7 @@ class CodecCall(Structure):
     )
 
 
-class NativeCodec:
+class CpuCodec:
     """SNAC's streaming decoder. One owner; not thread-safe. See `Codec`."""
 
     def __init__(
@@ -68,7 +68,7 @@ class NativeCodec:
         *,
         threads: int,
         path: str | None = None,
-        library: NativeLibrary | None = None,
+        library: CpuLibrary | None = None,
     ) -> None:
         """Read `native_codec.bin`.
 
@@ -84,7 +84,7 @@ class NativeCodec:
             sizes = _sizes(entry, span(self._weights))
         except ValueError as error:
             raise ArtifactError(f"{weights}: {error}; export the bundle again") from error
-        context = NativeContext(library or NativeLibrary(), path=path, threads=threads)
+        context = CpuContext(library or CpuLibrary(), path=path, threads=threads)
         self._context, calls = context, context.calls
         try:
             self._codec = context.open(calls.dt_codec_open, calls.dt_codec_close, byref(sizes))

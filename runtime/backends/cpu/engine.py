@@ -23,17 +23,17 @@ from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.lifetime import while_open
 from deeptalk_edge.model.rows import Ids
-from deeptalk_edge.runtime.backends.cpu.cache import NativeCache
+from deeptalk_edge.runtime.backends.cpu.cache import CpuCache
 from deeptalk_edge.runtime.backends.cpu.library import (
-    NativeContext,
-    NativeLibrary,
+    CpuContext,
+    CpuLibrary,
     Span,
     Table,
     dense,
     span,
     span_of,
 )
-from deeptalk_edge.runtime.backends.cpu.weights import NativeWeights
+from deeptalk_edge.runtime.backends.cpu.weights import CpuWeights
 from deeptalk_edge.runtime.lm.cached_engine import CachedEngine
 from deeptalk_edge.runtime.lm.engine import Logits
 
@@ -57,7 +57,7 @@ class ExpertTables(Protocol):
     def begin_step(self, num_items: int) -> None:
         """A row of the answer is fed to each item."""
 
-    def whole(self) -> AbstractContextManager[bool]:
+    def all_resident(self) -> AbstractContextManager[bool]:
         """Whether `addresses` of all layers hold every expert for the block."""
 
     def addresses(self, layer: int) -> Tables:
@@ -73,7 +73,7 @@ class ExpertTables(Protocol):
         """Give back what is held."""
 
 
-class NativeEngine(CachedEngine[NativeCache]):
+class CpuEngine(CachedEngine[CpuCache]):
     """The language model on the CPU's own kernels. See `Engine`."""
 
     def __init__(
@@ -85,7 +85,7 @@ class NativeEngine(CachedEngine[NativeCache]):
         threads: int = 1,
         cache_kind: str = "bfloat16",
         path: str | None = None,
-        library: NativeLibrary | None = None,
+        library: CpuLibrary | None = None,
     ) -> None:
         """Load the weights and reserve the cache; the experts are opened last, and are the
         engine's from then on.
@@ -96,7 +96,7 @@ class NativeEngine(CachedEngine[NativeCache]):
         that the kernels do not take, BackendError if the library does not load, DoesNotFit if
         there is not enough memory.
         """
-        self._context = NativeContext(library or NativeLibrary(), path=path, threads=threads)
+        self._context = CpuContext(library or CpuLibrary(), path=path, threads=threads)
         try:
             self._load(bundle, context_rows, cache_kind, open_experts)
         except BaseException:
@@ -113,11 +113,11 @@ class NativeEngine(CachedEngine[NativeCache]):
         manifest = bundle.manifest
         self._spec = manifest.model
         decoder, vocabulary = self._spec.decoder, self._spec.vocabulary
-        self._weights = NativeWeights(
+        self._weights = CpuWeights(
             bundle.path, manifest.record_format, self._spec, manifest.record_format_of
         )
         super().__init__(
-            NativeCache(
+            CpuCache(
                 num_layers=decoder.num_layers,
                 capacity=context_rows,
                 row_bytes=self._context.cache_row_bytes(
@@ -248,8 +248,8 @@ class NativeEngine(CachedEngine[NativeCache]):
             span(features),
             span(mask),
         )
-        with self.experts.whole() as is_whole:
-            if is_whole:
+        with self.experts.all_resident() as is_all_resident:
+            if is_all_resident:
                 self._stages(0, 2 * self._spec.decoder.num_layers, self._whole_tables_at)
             else:
                 self._run_paged()

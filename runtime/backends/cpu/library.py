@@ -176,7 +176,7 @@ _CALLS: dict[str, tuple[Any, ...]] = {
 """What each call returns and takes."""
 
 
-class NativeLibrary:
+class CpuLibrary:
     """The loaded library: its paths, and contexts to call it in."""
 
     def __init__(self, path: Path | None = None) -> None:
@@ -206,13 +206,11 @@ class NativeLibrary:
         return names
 
 
-class NativeContext:
+class CpuContext:
     """A kernel path, its threads, and what is opened on them. One owner: a call while another one
     is under way is refused, and what is closed under a call goes when that returns."""
 
-    def __init__(
-        self, library: NativeLibrary, *, path: str | None = None, threads: int = 1
-    ) -> None:
+    def __init__(self, library: CpuLibrary, *, path: str | None = None, threads: int = 1) -> None:
         """Raises BackendError if this processor does not run `path`; none means the best one."""
         names = library.path_names
         if path is not None and path not in names:

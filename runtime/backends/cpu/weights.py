@@ -76,7 +76,7 @@ def decoder_sizes(
     )
 
 
-class NativeWeights:
+class CpuWeights:
     """native.bin in huge pages. What it hands out points into it: keep it as long."""
 
     def __init__(

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from deeptalk_edge.errors import DoesNotFit
-from deeptalk_edge.runtime.backends.tensorrt.device import Device, aligned
+from deeptalk_edge.runtime.backends.tensorrt.device import GpuDevice, aligned
 from deeptalk_edge.runtime.cuda import Cudart
 
 KINDS = ("latent", "rope")
@@ -66,7 +66,7 @@ class _Block:
 class DeviceCache:
     """Rows of one conversation. One owner; not thread-safe."""
 
-    def __init__(self, device: Device, shape: CacheShape, stream: int, *, capacity: int) -> None:
+    def __init__(self, device: GpuDevice, shape: CacheShape, stream: int, *, capacity: int) -> None:
         """Raises DoesNotFit if the device has not enough memory."""
         self.capacity = capacity
         self.num_rows = 0
@@ -212,7 +212,7 @@ class DeviceCache:
                 stream=self._stream,
             )
 
-    def _new_block(self, device: Device, size: int, row_bytes: int, num_lanes: int) -> _Block:
+    def _new_block(self, device: GpuDevice, size: int, row_bytes: int, num_lanes: int) -> _Block:
         block = _Block(0, size, row_bytes, num_lanes)
         pointer = device.malloc(self._shape.num_layers * block.layer_bytes)
         return replace(block, pointer=pointer)

@@ -16,7 +16,7 @@ from deeptalk_edge.bundle.manifest import CodecEntry
 from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.lifetime import Lifetime, while_open
 from deeptalk_edge.model.rows import Ids
-from deeptalk_edge.runtime.backends.tensorrt.device import Device, Pinned
+from deeptalk_edge.runtime.backends.tensorrt.device import GpuDevice, Pinned
 from deeptalk_edge.runtime.backends.tensorrt.engine_file import LoadedEngine
 
 Array = NDArray[Any]
@@ -26,7 +26,7 @@ class TensorrtCodec:
     """SNAC's streaming decoder. One owner; not thread-safe."""
 
     def __init__(
-        self, device: Device, engine: LoadedEngine, entry: CodecEntry, *, stream: int
+        self, device: GpuDevice, engine: LoadedEngine, entry: CodecEntry, *, stream: int
     ) -> None:
         """Raises ArtifactError if the engine is not this codec's."""
         self._cuda, self._engine, self._stream = device.cuda, engine, stream
@@ -88,12 +88,12 @@ class TensorrtCodec:
         """Give back its share of the device; doing it twice is doing it once."""
         self._lifetime.close()
 
-    def _buffer(self, device: Device, name: str) -> tuple[Pinned, int]:
+    def _buffer(self, device: GpuDevice, name: str) -> tuple[Pinned, int]:
         """Of an input at its greatest."""
         shape = self._engine.most(name, 0)
         return self._made(device, name, int(np.prod(shape)) * self._engine.dtype(name).itemsize)
 
-    def _made(self, device: Device, name: str, num_bytes: int) -> tuple[Pinned, int]:
+    def _made(self, device: GpuDevice, name: str, num_bytes: int) -> tuple[Pinned, int]:
         pinned, address = device.pinned(num_bytes), device.malloc(num_bytes)
         if name in self._engine.outputs:
             self._engine.bind(name, address)

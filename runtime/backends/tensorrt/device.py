@@ -55,7 +55,7 @@ class Pinned:
         return self.array[offset : offset + num_bytes].view(dtype).reshape(shape)
 
 
-class Device:
+class GpuDevice:
     """What a bundle's engines run on. One owner; not thread-safe."""
 
     def __init__(self, cuda: Cudart, flavour: Flavour, trt: Any, machine: Machine) -> None:
@@ -188,7 +188,7 @@ class Device:
 class Stopwatch:
     """Two events around a stage's work."""
 
-    device: Device
+    device: GpuDevice
     stage: Stage
     stream: int
     first: int
@@ -206,7 +206,7 @@ class Stopwatch:
         self.device.stages.add(self.stage, elapsed_ms)
 
 
-def open_device(bundle: Bundle) -> Device:
+def open_device(bundle: Bundle) -> GpuDevice:
     """The GPU of this machine with the TensorRT that a bundle wants.
 
     Raises BackendError if CUDA, a device, TensorRT or the plugin is missing, ArtifactError if the
@@ -226,7 +226,7 @@ def open_device(bundle: Bundle) -> Device:
         backend=target.backend, compute_capability=capability, tensorrt=str(trt.__version__)
     )
     bundle.check_machine(machine)
-    device = Device(cuda, flavour, trt, machine)
+    device = GpuDevice(cuda, flavour, trt, machine)
     try:
         if target.plugin is not None:
             check_plugin(bundle.file(target.plugin), capability)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.lifetime import Lifetime, while_open
 from deeptalk_edge.model.spec import EncoderSpec
-from deeptalk_edge.runtime.backends.tensorrt.device import Device
+from deeptalk_edge.runtime.backends.tensorrt.device import GpuDevice
 from deeptalk_edge.runtime.backends.tensorrt.engine_file import LoadedEngine
 
 Array = NDArray[np.float32]
@@ -18,7 +18,7 @@ class TensorrtEncoder:
     """The encoder's engine. Not thread-safe."""
 
     def __init__(
-        self, device: Device, engine: LoadedEngine, spec: EncoderSpec, *, stream: int
+        self, device: GpuDevice, engine: LoadedEngine, spec: EncoderSpec, *, stream: int
     ) -> None:
         """Raises ArtifactError if the engine is for another window."""
         self._cuda, self._engine, self._stream = device.cuda, engine, stream

@@ -25,7 +25,7 @@ from deeptalk_edge.errors import ArtifactError, BackendError, EdgeError, Setting
 from deeptalk_edge.lifetime import while_open
 from deeptalk_edge.model.rows import Ids
 from deeptalk_edge.runtime.backends.tensorrt.cache import KINDS, CacheShape, DeviceCache
-from deeptalk_edge.runtime.backends.tensorrt.device import Device, Stopwatch
+from deeptalk_edge.runtime.backends.tensorrt.device import GpuDevice, Stopwatch
 from deeptalk_edge.runtime.backends.tensorrt.engine_file import LoadedEngine
 from deeptalk_edge.runtime.backends.tensorrt.passes import PassInputs, PassOutputs
 from deeptalk_edge.runtime.backends.tensorrt.weights import (
@@ -46,7 +46,7 @@ class TensorrtEngine(CachedEngine[DeviceCache]):
 
     def __init__(
         self,
-        device: Device,
+        device: GpuDevice,
         bundle: Bundle,
         engines: Mapping[str, LoadedEngine],
         *,

@@ -14,7 +14,7 @@ import numpy as np
 
 from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.errors import ArtifactError, BackendError
-from deeptalk_edge.runtime.backends.tensorrt.device import Device
+from deeptalk_edge.runtime.backends.tensorrt.device import GpuDevice
 
 Shape = tuple[int, ...]
 
@@ -22,7 +22,7 @@ Shape = tuple[int, ...]
 class LoadedEngine:
     """One engine of a bundle. `attach` it to a stream before it runs."""
 
-    def __init__(self, device: Device, bundle: Bundle, name: str) -> None:
+    def __init__(self, device: GpuDevice, bundle: Bundle, name: str) -> None:
         """Raises BackendError with TensorRT's reason if it refuses the file."""
         entry = bundle.manifest.engines[name]
         if entry.engine is None:
@@ -116,7 +116,7 @@ class _Context:
 
     def __init__(
         self,
-        device: Device,
+        device: GpuDevice,
         engine: Any,
         loaded: LoadedEngine,
         profile: int,
@@ -165,7 +165,7 @@ class _Context:
         )
 
 
-def _make_context(device: Device, engine: Any) -> Any:
+def _make_context(device: GpuDevice, engine: Any) -> Any:
     """A context whose scratch memory is ours."""
     trt, strategy = device.trt, device.trt.ExecutionContextAllocationStrategy.USER_MANAGED
     if not device.flavour.context_choices:
@@ -180,7 +180,7 @@ def _make_context(device: Device, engine: Any) -> Any:
     return engine.create_execution_context(config)
 
 
-def attach_all(device: Device, stream: int, engines: list[LoadedEngine]) -> None:
+def attach_all(device: GpuDevice, stream: int, engines: list[LoadedEngine]) -> None:
     """Attach engines that run on one stream, over one scratch buffer."""
     scratch = device.malloc(max(engine.scratch_bytes for engine in engines))
     for engine in engines:

@@ -23,17 +23,17 @@ class ResidentExperts:
                 "of the same checkpoint"
             )
 
-    def listen(self) -> None:
+    def user_started_speaking(self) -> None:
         """All of them are there."""
 
-    def rest(self) -> None:
+    def idle(self) -> None:
         """All of them are there."""
 
     def end_turn(self) -> dict[str, Any]:
         """Every pass had all of them."""
         nothing: dict[str, int] = {}
         return {
-            "whole_passes": 0,
+            "all_resident_passes": 0,
             "hits": 0,
             "misses": 0,
             "moved_bytes": nothing,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from deeptalk_edge.model.rows import Ids
 from deeptalk_edge.model.spec import ModelSpec
-from deeptalk_edge.runtime.backends.tensorrt.device import Device, offsets_of
+from deeptalk_edge.runtime.backends.tensorrt.device import GpuDevice, offsets_of
 from deeptalk_edge.runtime.backends.tensorrt.engine_file import LoadedEngine, Shape
 from deeptalk_edge.runtime.lm.engine import Logits
 
@@ -24,7 +24,7 @@ class PassInputs:
     """Rows (B, T, K + 1), their positions (T), heard features (T, C) and which rows have them."""
 
     def __init__(
-        self, device: Device, num_items: int, num_rows: int, num_columns: int, width: int
+        self, device: GpuDevice, num_items: int, num_rows: int, num_columns: int, width: int
     ) -> None:
         self._cuda = device.cuda
         self._num_items, self._columns, self._width = num_items, num_columns, width
@@ -78,7 +78,7 @@ class PassOutputs:
 
     def __init__(
         self,
-        device: Device,
+        device: GpuDevice,
         model: ModelSpec,
         step: LoadedEngine,
         head: LoadedEngine,
@@ -135,7 +135,7 @@ class _Fetched:
     """One lane of an output (B, ...), in pinned memory."""
 
     def __init__(
-        self, device: Device, dtype: np.dtype[Any], shape: tuple[int, ...], num_lanes: int
+        self, device: GpuDevice, dtype: np.dtype[Any], shape: tuple[int, ...], num_lanes: int
     ) -> None:
         self._lane_bytes = int(np.prod(shape)) * dtype.itemsize
         self.address = device.malloc(num_lanes * self._lane_bytes)

@@ -13,14 +13,14 @@ import numpy as np
 
 from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.errors import ArtifactError
-from deeptalk_edge.runtime.backends.tensorrt.device import Device, check_records
+from deeptalk_edge.runtime.backends.tensorrt.device import GpuDevice, check_records
 from deeptalk_edge.runtime.backends.tensorrt.engine_file import LoadedEngine, bundle_file
 from deeptalk_edge.schema import read_json
 
 EMBEDDING, HEAD = "embedding.bin", "head.bin"
 
 
-def bind_tables(device: Device, bundle: Bundle, embed: LoadedEngine, head: LoadedEngine) -> None:
+def bind_tables(device: GpuDevice, bundle: Bundle, embed: LoadedEngine, head: LoadedEngine) -> None:
     """Bind the table (V, C) of the embeddings and the head's, one buffer if the head is tied.
 
     Raises ArtifactError if a file does not hold what its engine reads.
@@ -44,7 +44,7 @@ class _Place:
     shape: tuple[int, ...]
 
 
-def bind_weights(device: Device, bundle: Bundle, step: LoadedEngine) -> None:
+def bind_weights(device: GpuDevice, bundle: Bundle, step: LoadedEngine) -> None:
     """Bind the dense weights that are inputs of the step, where it has such.
 
     Raises ArtifactError if the file does not hold what the engine reads.
@@ -78,7 +78,7 @@ def _read_places(path: Path) -> dict[str, _Place]:
         ) from error
 
 
-def bind_experts(device: Device, bundle: Bundle, step: LoadedEngine, stream: int) -> None:
+def bind_experts(device: GpuDevice, bundle: Bundle, step: LoadedEngine, stream: int) -> None:
     """Load every expert and bind tables and arenas to them.
 
     Raises DoesNotFit if the device has no room for all, ExpertUnavailable naming a damaged one.

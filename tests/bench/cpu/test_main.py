@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from deeptalk_edge.bench.cpu.main import main
-from deeptalk_edge.runtime.backends.cpu.library import LIBRARY, NativeLibrary
+from deeptalk_edge.runtime.backends.cpu.library import LIBRARY, CpuLibrary
 from tests.places import TINY
 
 
@@ -40,5 +40,5 @@ def test_every_figure_of_a_small_model_is_there(
         ("step", 32, 2),
     ]
     assert [frame["num_moe_layers"] for frame in figures["frames"]] == [3] * 4
-    assert f"SNAC in float32, both on {NativeLibrary().path_names[0]};" in out
+    assert f"SNAC in float32, both on {CpuLibrary().path_names[0]};" in out
     assert "one frame, 1 thread(s)" in out

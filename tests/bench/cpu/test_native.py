@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from deeptalk_edge.bench.cpu.native import NativeDecoder, NativeForm
+from deeptalk_edge.bench.cpu.native import CpuDecoder, CpuForm
 from deeptalk_edge.runtime.backends.cpu import library as native_library
 from tests.native.cpu import built
 from tests.specs import PLAIN
@@ -30,7 +30,7 @@ def test_a_latent_of_any_width_leaves_the_logits_finite(
 ) -> None:
     monkeypatch.setattr(native_library, "LIBRARY", built.library_place())
     spec = replace(PLAIN, decoder=replace(DECODER, latent_dim=latent_dim))
-    decoder = NativeDecoder(spec, NativeForm(group=group), [1], cache_rows=8)
+    decoder = CpuDecoder(spec, CpuForm(group=group), [1], cache_rows=8)
     decoder.feed(4)
     assert np.isfinite(decoder.logits).all()
     assert decoder.logits.any()

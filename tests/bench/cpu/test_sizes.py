@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from deeptalk_edge.bench.cpu.native import NativeForm
+from deeptalk_edge.bench.cpu.native import CpuForm
 from deeptalk_edge.bench.cpu.sizes import Form, mlp_weights, step_bytes
 from deeptalk_edge.bundle.expert_record import RecordFormat
 from deeptalk_edge.checkpoint.config import read_model_spec
 from tests.places import OFFICIAL_SIZE
 
 OFFICIAL = read_model_spec(OFFICIAL_SIZE)
-INT4 = NativeForm().stored
+INT4 = CpuForm().stored
 
 
 def test_one_expert_more_is_one_record_of_each_layer_more() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deeptalk_edge.devices.replay.simulator import Device, ReplaySettings, replay, simulate
+from deeptalk_edge.devices.replay.simulator import ReplaySettings, SimulatedDevice, replay, simulate
 from deeptalk_edge.devices.replay.synthetic import DialogueShape, synthetic_routes
 from deeptalk_edge.runtime.experts.policy import POLICIES, Phase, Policy
 from deeptalk_edge.runtime.experts.residency import Cause
@@ -25,7 +25,7 @@ from tests.runtime.experts.records import (
     write_records,
 )
 
-DEVICE = Device(
+DEVICE = SimulatedDevice(
     pool_bytes=13 * RECORD_BYTES,
     record_bytes=RECORD_BYTES,
     link_gbps=0.01,

@@ -28,7 +28,7 @@ from deeptalk_edge.export.graphs.decoder import export_embed_and_head, export_se
 from deeptalk_edge.export.graphs.encoder import export_encoder
 from deeptalk_edge.export.packed.experts import EXPERTS_FILE, RoundedExperts, write_experts
 from deeptalk_edge.model.spec import CodecSpec, ModelSpec
-from deeptalk_edge.runtime.backends.cpu.library import NativeContext
+from deeptalk_edge.runtime.backends.cpu.library import CpuContext
 from tests.export.checkpoints import (
     CODEC,
     ODD_CODEC,
@@ -216,7 +216,7 @@ def test_a_native_cache_is_planned_as_it_is_allocated(
     decoder = replace(tiny.decoder, latent_dim=latent_dim, rope_dim=rope_dim)
     spec, profile = replace(tiny, decoder=decoder), profile.with_precision([f"kv_cache={kind}"])
     planned = plan_export(spec, CODEC, profile, context_rows=1000).memory.parts["kv_cache"]
-    context = NativeContext(built.library())
+    context = CpuContext(built.library())
     row_bytes = context.cache_row_bytes(latent_dim, rope_dim, kind)
     context.close()
     assert planned == 2 * decoder.num_layers * 1000 * row_bytes

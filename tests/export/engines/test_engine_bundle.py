@@ -21,7 +21,7 @@ from deeptalk_edge.devices.profile import DeviceProfile, load_profile
 from deeptalk_edge.errors import ArtifactError, BackendError, SettingsError
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
 from deeptalk_edge.export.engines.build import EngineSettings, unsupported_nodes
-from deeptalk_edge.export.engines.inspect import PlanGraph, read_plan
+from deeptalk_edge.export.engines.inspect import EngineGraph, read_plan
 from tests.manifests import edit_manifest
 from tests.places import ROOT
 
@@ -64,7 +64,7 @@ def jetson() -> DeviceProfile:
     return replace(load_profile("agx-orin-64gb"), moe="operators")
 
 
-def plan_of(bundle: Bundle, name: str) -> list[PlanGraph]:
+def plan_of(bundle: Bundle, name: str) -> list[EngineGraph]:
     engine = bundle.manifest.engines[name].engine
     assert engine is not None
     return read_plan(bundle.file(engine))

@@ -16,7 +16,7 @@ from deeptalk_edge.bench.random_checkpoint import RandomCheckpoint
 from deeptalk_edge.checkpoint.config import read_codec_spec, read_model_spec
 from deeptalk_edge.export.engines.build import EngineSettings, build_engine, unsupported_nodes
 from deeptalk_edge.export.engines.inspect import read_plan
-from deeptalk_edge.export.engines.shapes import codec_profiles
+from deeptalk_edge.export.engines.shapes import codec_shape_ranges
 from deeptalk_edge.export.graphs.codec import export_codec
 from deeptalk_edge.export.graphs.encoder import export_encoder
 from tests.export.checkpoints import CodecTensors, random_codec
@@ -63,7 +63,7 @@ def test_the_streaming_codec_builds_in_both_precisions(tmp_path: Path) -> None:
         place = tmp_path / precision
         place.mkdir()
         export_codec(codec, "off", place, precision=precision)
-        profiles = codec_profiles(place / "codec.onnx", ())
+        profiles = codec_shape_ranges(place / "codec.onnx", ())
         built = build_engine(place / "codec.onnx", place / "codec.engine", profiles, RTX)
         (plan,) = read_plan(place / "codec.engine")
         assert plan.targets == TARGETS

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deeptalk_edge.errors import ArtifactError
-from deeptalk_edge.export.engines.inspect import PlanGraph, read_plan
+from deeptalk_edge.export.engines.inspect import EngineGraph, read_plan
 
 HEADER = """header {
   version = 5
@@ -38,7 +38,7 @@ shape_main {
 """
 
 
-def read(tmp_path: Path, *texts: str, end: bytes = b"\0") -> list[PlanGraph]:
+def read(tmp_path: Path, *texts: str, end: bytes = b"\0") -> list[EngineGraph]:
     path = tmp_path / "a.plan"
     path.write_bytes(b"\xff\xfe\0" + b"".join(text.encode() + end + b"\x80" * 9 for text in texts))
     return read_plan(path)

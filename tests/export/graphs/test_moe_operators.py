@@ -20,7 +20,7 @@ from deeptalk_edge.bundle.expert_record import ExpertDtype, RecordFormat
 from deeptalk_edge.calibration.quantise import quantise_expert
 from deeptalk_edge.export.graphs.builder import FLOAT, FLOAT16, INT32, Graph, Precision
 from deeptalk_edge.export.graphs.moe_node import moe_node
-from deeptalk_edge.export.graphs.moe_operators import rewrite_native
+from deeptalk_edge.export.graphs.moe_operators import rewrite_as_operators
 from deeptalk_edge.export.verify.run_step import Arena
 from deeptalk_edge.training.experts import MixtureOfExperts, SwiGlu
 from tests.export.arenas import filled_arena
@@ -94,7 +94,7 @@ class Case:
     def run(self, place: Path, arena: Arena, precision: Precision = "float32") -> dict[str, Array]:
         """The node's no-plugin form through ONNX Runtime, or onnx's evaluator for bfloat16."""
         write_node(place, self.records, self.x.shape[1], precision)
-        rewrite_native(place / "moe.onnx", place / "native.onnx")
+        rewrite_as_operators(place / "moe.onnx", place / "native.onnx")
         feeds = {
             "x": self.x.astype(precision),
             "ids": self.ids,
@@ -210,7 +210,7 @@ def test_the_node_is_the_plugins(tmp_path: Path) -> None:
 def test_both_forms_read_the_same_weights(tmp_path: Path) -> None:
     write_node(tmp_path, FORMATS["int8"], 1)
     with pytest.raises(ValueError, match="where the weights lie"):
-        rewrite_native(tmp_path / "moe.onnx", tmp_path / "elsewhere" / "moe.onnx")
+        rewrite_as_operators(tmp_path / "moe.onnx", tmp_path / "elsewhere" / "moe.onnx")
 
 
 @pytest.mark.parametrize("kind", ["random", "an expert without tokens", "all tokens on the same"])

@@ -17,7 +17,7 @@ from deeptalk_edge.bundle.expert_record import RecordFormat
 from deeptalk_edge.checkpoint.reader import Checkpoint
 from deeptalk_edge.errors import ArtifactError, DoesNotFit
 from deeptalk_edge.export.graphs.builder import DOMAIN, Graph
-from deeptalk_edge.export.graphs.moe_operators import rewrite_native
+from deeptalk_edge.export.graphs.moe_operators import rewrite_as_operators
 from deeptalk_edge.export.graphs.step import StepSettings, export_step
 from deeptalk_edge.export.verify.run_step import Arena, StepRunner
 from deeptalk_edge.model.spec import ModelSpec
@@ -59,7 +59,7 @@ class Written:
         name = "_".join(map(str, settings.values()))
         export_step(Checkpoint.open(self.place), self.place, step, name=name)
         native = self.place / f"{name}_native.onnx"
-        rewrite_native(self.place / f"{name}.onnx", native)
+        rewrite_as_operators(self.place / f"{name}.onnx", native)
         return StepRunner(
             native, self.arenas, capacity=CAPACITY, num_items=settings.get("num_items", 1)
         )

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from deeptalk_edge.bundle.expert_record import RecordFormat
 from deeptalk_edge.checkpoint.reader import EMBEDDING, Checkpoint
-from deeptalk_edge.export.packed.cpu_weights import NativePrecision, write_native_weights
+from deeptalk_edge.export.packed.cpu_weights import CpuPrecision, write_native_weights
 from deeptalk_edge.export.packed.experts import RoundedExperts
-from deeptalk_edge.export.verify.cpu_reference import NativeReference
+from deeptalk_edge.export.verify.cpu_reference import CpuReference
 from tests.export.checkpoints import write_checkpoint
 from tests.specs import PLAIN
 
@@ -28,9 +28,9 @@ class Held:
 
     def __init__(self, place: Path) -> None:
         checkpoint = Checkpoint.open(write_checkpoint(place / "checkpoint", SPEC).place)
-        write_native_weights(checkpoint, RECORDS, NativePrecision(), place)
+        write_native_weights(checkpoint, RECORDS, CpuPrecision(), place)
         experts = RoundedExperts(checkpoint, RECORDS)
-        self.reference = NativeReference(checkpoint, experts, RECORDS, NativePrecision())
+        self.reference = CpuReference(checkpoint, experts, RECORDS, CpuPrecision())
         self._content = (place / "native.bin").read_bytes()
         self._arrays = json.loads((place / "native.json").read_text())["arrays"]
 

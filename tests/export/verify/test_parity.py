@@ -23,7 +23,7 @@ from deeptalk_edge.export.graphs.codec import export_codec
 from deeptalk_edge.export.graphs.decoder import export_engine_embed_and_head
 from deeptalk_edge.export.graphs.encoder import export_encoder
 from deeptalk_edge.export.graphs.layers import Dense
-from deeptalk_edge.export.graphs.moe_operators import rewrite_native
+from deeptalk_edge.export.graphs.moe_operators import rewrite_as_operators
 from deeptalk_edge.export.graphs.step import StepSettings, export_step
 from deeptalk_edge.export.packed.experts import RoundedExperts, write_experts
 from deeptalk_edge.export.verify.golden import golden_inputs, golden_outputs
@@ -82,7 +82,7 @@ class Small:
         export_codec(checkpoint.codec, "off", place, precision=precision)
         step = StepSettings(records=records, precision=precision, dense=dense, num_items=2)
         export_step(checkpoint, place, step)
-        rewrite_native(place / "step.onnx", place / "step_native.onnx")
+        rewrite_as_operators(place / "step.onnx", place / "step_native.onnx")
         audio: list[list[int]] = [[1, 3] for _ in spec.moe_layers]
         path = place / "experts.bin"
         source = RoundedExperts(checkpoint, records)

@@ -18,7 +18,7 @@ from deeptalk_edge.checkpoint.reader import Checkpoint
 from deeptalk_edge.export.generation import read_generation
 from deeptalk_edge.export.graphs.decoder import export_embed_and_head
 from deeptalk_edge.export.graphs.encoder import export_encoder
-from deeptalk_edge.export.graphs.moe_operators import rewrite_native
+from deeptalk_edge.export.graphs.moe_operators import rewrite_as_operators
 from deeptalk_edge.export.graphs.step import StepSettings, export_step
 from deeptalk_edge.export.verify.golden import GraphRunner
 from deeptalk_edge.export.verify.run_step import StepRunner
@@ -50,7 +50,7 @@ class GraphModel:
             records=records, precision="float32", num_items=num_items, num_rows=None
         )
         export_step(checkpoint, place, step)
-        rewrite_native(place / "step.onnx", place / "native.onnx")
+        rewrite_as_operators(place / "step.onnx", place / "native.onnx")
         self._encode, self._embed, self._head = (
             GraphRunner(place / f"{name}.onnx") for name in ("encoder", "embed", "head")
         )

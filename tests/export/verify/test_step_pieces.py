@@ -17,7 +17,7 @@ from deeptalk_edge.devices.profile import load_profile
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
 from deeptalk_edge.export.graphs.builder import Precision
 from deeptalk_edge.export.graphs.layers import Dense
-from deeptalk_edge.export.graphs.moe_operators import rewrite_native
+from deeptalk_edge.export.graphs.moe_operators import rewrite_as_operators
 from deeptalk_edge.export.graphs.step import StepSettings, export_step
 from deeptalk_edge.export.verify import run_step as step_run
 from deeptalk_edge.export.verify.golden import GraphRunner, golden_inputs
@@ -80,7 +80,7 @@ def test_pieces_give_what_the_whole_step_gives(
     )
     export_step(Checkpoint.open(written.place), tmp_path, settings)
     step = tmp_path / "step_native.onnx"
-    rewrite_native(tmp_path / "step.onnx", step)
+    rewrite_as_operators(tmp_path / "step.onnx", step)
     x = np.random.default_rng(0).normal(size=(2, 7, RECORDS.width)).astype(np.float32)
     of_two = functools.partial(StepRunner, step, arenas, capacity=CAPACITY, num_items=2)
     whole = of_two().run(x, rows_at_once=3)

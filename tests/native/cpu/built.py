@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from deeptalk_edge.runtime.backends.cpu.library import NativeLibrary
+from deeptalk_edge.runtime.backends.cpu.library import CpuLibrary
 from native.cpu.build import SOURCES, build
 from tests.places import ROOT
 
 _PLACE = ROOT / "build" / "native_tests"
 
 
-def library() -> NativeLibrary:
+def library() -> CpuLibrary:
     """The library for this processor; skips the test where there is no compiler."""
-    return NativeLibrary(library_place())
+    return CpuLibrary(library_place())
 
 
 def library_place(*flags: str) -> Path:

@@ -15,8 +15,8 @@ from deeptalk_edge.bundle.expert_record import from_bfloat16, to_bfloat16
 from deeptalk_edge.errors import BackendError
 from deeptalk_edge.runtime.backends.cpu.library import (
     CACHE_KINDS,
-    NativeContext,
-    NativeLibrary,
+    CpuContext,
+    CpuLibrary,
     Pass,
     Span,
     span,
@@ -30,7 +30,7 @@ TOLERANCE = {"float": 3e-6, "bfloat16": 6e-3, "int8": 1e-4}
 have 15 bits."""
 
 
-def write_rows(context: NativeContext, rows: Array, latent: int, kind: str) -> tuple[Array, Array]:
+def write_rows(context: CpuContext, rows: Array, latent: int, kind: str) -> tuple[Array, Array]:
     """Rows (P, latent + rope) in a cache, and what the cache then stands for."""
     rope = rows.shape[1] - latent
     row_bytes = context.cache_row_bytes(latent, rope, kind)
@@ -63,7 +63,7 @@ def expected_of(queries: Array, values: Array, latent: int, kind: str) -> Array:
 
 
 def attend(
-    context: NativeContext,
+    context: CpuContext,
     caches: list[Array],
     queries: Array,
     latent: int,
@@ -92,7 +92,7 @@ def attend(
     return mixed
 
 
-def tolerance(context: NativeContext, kind: str) -> float:
+def tolerance(context: CpuContext, kind: str) -> float:
     rounding_paths = {
         "bfloat16": ["avx512-bf16"],
         "int8": ["avx512-bf16", "avx512", "avx512-intel"],
@@ -113,7 +113,7 @@ def tolerance(context: NativeContext, kind: str) -> float:
     max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_attention_is_softmax_over_the_cache(
-    context: NativeContext,
+    context: CpuContext,
     kind: str,
     heads: int,
     latent: int,
@@ -137,7 +137,7 @@ def test_attention_is_softmax_over_the_cache(
 
 
 @pytest.mark.parametrize("kind", CACHE_KINDS)
-def test_long_caches_are_gathered_in_parts(context: NativeContext, kind: str) -> None:
+def test_long_caches_are_gathered_in_parts(context: CpuContext, kind: str) -> None:
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((1300, 80)).astype(np.float32)
     queries = rng.standard_normal((1, 1, 16, 80)).astype(np.float32)
@@ -149,14 +149,14 @@ def test_long_caches_are_gathered_in_parts(context: NativeContext, kind: str) ->
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_neither_threads_nor_feeding_change_a_bit(library: NativeLibrary, threads: int) -> None:
+def test_neither_threads_nor_feeding_change_a_bit(library: CpuLibrary, threads: int) -> None:
     rng = np.random.default_rng(1)
     rows = rng.standard_normal((600, 80)).astype(np.float32)
     queries = rng.standard_normal((1, 40, 5, 80)).astype(np.float32)
-    context = NativeContext(library, threads=threads)
+    context = CpuContext(library, threads=threads)
     cache, _ = write_rows(context, rows, 64, "bfloat16")
     together = attend(context, [cache], queries, 64, "bfloat16", position=560)
-    single = NativeContext(library)
+    single = CpuContext(library)
     for row in range(40):
         part = queries[:, row : row + 1]
         alone = attend(single, [cache], part, 64, "bfloat16", position=560 + row)
@@ -164,9 +164,9 @@ def test_neither_threads_nor_feeding_change_a_bit(library: NativeLibrary, thread
 
 
 @pytest.mark.parametrize("num_shared", [0, 1, 37, 64, 99])
-def test_a_forked_item_reads_what_it_shares(library: NativeLibrary, num_shared: int) -> None:
+def test_a_forked_item_reads_what_it_shares(library: CpuLibrary, num_shared: int) -> None:
     rng = np.random.default_rng(2)
-    context = NativeContext(library)
+    context = CpuContext(library)
     rows = rng.standard_normal((2, 100, 48)).astype(np.float32)
     rows[1, :num_shared] = rows[0, :num_shared]
     caches = [write_rows(context, item, 32, "bfloat16")[0] for item in rows]
@@ -180,23 +180,23 @@ def test_a_forked_item_reads_what_it_shares(library: NativeLibrary, num_shared: 
 @pytest.mark.parametrize("kind", CACHE_KINDS)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_row_that_is_not_finite_never_enters_the_cache(
-    library: NativeLibrary, kind: str, value: float
+    library: CpuLibrary, kind: str, value: float
 ) -> None:
     row = np.ones((1, 80), np.float32)
     row[0, 70] = value
     with pytest.raises(BackendError, match="NaN or infinite"):
-        write_rows(NativeContext(library), row, 64, kind)
+        write_rows(CpuContext(library), row, 64, kind)
 
 
-def test_a_cache_row_beyond_the_kernels_width_is_refused(library: NativeLibrary) -> None:
+def test_a_cache_row_beyond_the_kernels_width_is_refused(library: CpuLibrary) -> None:
     rows = np.ones((1, 1100), np.float32)
     with pytest.raises(ValueError, match="width of a cached row = 1100"):
-        write_rows(NativeContext(library), rows, 1000, "bfloat16")
+        write_rows(CpuContext(library), rows, 1000, "bfloat16")
 
 
 @pytest.mark.parametrize("samples", [1, 15, 16, 333])
 @pytest.mark.parametrize("size", [0.0, 1.0, 300.0])
-def test_snake_is_its_formula(context: NativeContext, samples: int, size: float) -> None:
+def test_snake_is_its_formula(context: CpuContext, samples: int, size: float) -> None:
     rng = np.random.default_rng(3)
     x = (rng.standard_normal((6, samples)) * size).astype(np.float32)
     alpha = np.array([1e-3, 0.1, 1.0, 3.0, 10.0, 0.5], np.float32)

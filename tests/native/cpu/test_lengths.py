@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from deeptalk_edge.bundle.expert_record import RecordFormat
 from deeptalk_edge.runtime.backends.cpu.codec import CodecCall, CodecSizes
 from deeptalk_edge.runtime.backends.cpu.library import (
+    CpuContext,
+    CpuLibrary,
     DecoderSizes,
     Int32,
     Layer,
     Matrix,
-    NativeContext,
-    NativeLibrary,
     Pass,
     Span,
     Table,
@@ -43,9 +43,9 @@ class Decoder:
     """One routed layer of random weights, each array as long as it must be, and what a pass of it
     takes. Tests change `sizes`, `layer` and the rest before they open and run it."""
 
-    def __init__(self, library: NativeLibrary) -> None:
+    def __init__(self, library: CpuLibrary) -> None:
         self._random, self._kept = np.random.default_rng(0), list[Any]()
-        self.context = NativeContext(library)
+        self.context = CpuContext(library)
         records, _ = random_records(RECORD, EXPERTS + 1, self._random)
         self.addresses = np.array([each.ctypes.data for each in records[:EXPERTS]], np.uint64)
         self.own_mlps = (Span * 1)(span(records[EXPERTS]))
@@ -120,7 +120,7 @@ class Decoder:
 
 
 @pytest.fixture
-def decoder(library: NativeLibrary) -> Decoder:
+def decoder(library: CpuLibrary) -> Decoder:
     return Decoder(library)
 
 
@@ -331,9 +331,9 @@ def codec_sizes() -> CodecSizes:
     ],
 )
 def test_a_codec_of_sizes_that_cannot_be_is_refused_by_the_fields_name(
-    library: NativeLibrary, field: str, value: Any, message: str
+    library: CpuLibrary, field: str, value: Any, message: str
 ) -> None:
-    sizes, context = codec_sizes(), NativeContext(library)
+    sizes, context = codec_sizes(), CpuContext(library)
     weights = np.zeros(value if field == "weights" else 1 << 14, np.float32)
     if isinstance(value, tuple):
         sizes.num_blocks = len(value) if field == "rates" else 2
@@ -351,9 +351,9 @@ FRAMES = 3
 
 
 @pytest.fixture
-def codec(library: NativeLibrary) -> tuple[NativeContext, int, CodecCall]:
+def codec(library: CpuLibrary) -> tuple[CpuContext, int, CodecCall]:
     """A codec of zeros, and a call of it whose arrays are just long enough."""
-    sizes, context = codec_sizes(), NativeContext(library)
+    sizes, context = codec_sizes(), CpuContext(library)
     weights, opened = np.zeros(1 << 14, np.float32), None
     for count in range(16, len(weights), 16):
         sizes.weights = span(weights[:count])
@@ -392,7 +392,7 @@ def codec(library: NativeLibrary) -> tuple[NativeContext, int, CodecCall]:
     ],
 )
 def test_a_call_of_the_codec_that_cannot_be_is_refused(
-    codec: tuple[NativeContext, int, CodecCall], change: dict[str, int], message: str | None
+    codec: tuple[CpuContext, int, CodecCall], change: dict[str, int], message: str | None
 ) -> None:
     context, opened, call = codec
     for name, value in change.items():

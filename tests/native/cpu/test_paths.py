@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deeptalk_edge.runtime.backends.cpu.library import NativeLibrary
+from deeptalk_edge.runtime.backends.cpu.library import CpuLibrary
 
 _AVX2 = {"avx2", "fma", "f16c"}
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}
@@ -22,7 +22,7 @@ FLAGS = {
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names of x86's features")
-def test_the_paths_are_those_whose_instructions_linux_lists(library: NativeLibrary) -> None:
+def test_the_paths_are_those_whose_instructions_linux_lists(library: CpuLibrary) -> None:
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     found = set(next(line for line in lines if line.startswith("flags")).split())
     expected = [path for path, flags in FLAGS.items() if flags <= found]

@@ -13,7 +13,7 @@ import pytest
 
 from deeptalk_edge.errors import UsageError
 from deeptalk_edge.runtime.backends.cpu import library as native_library
-from deeptalk_edge.runtime.backends.cpu.library import NativeContext, NativeLibrary
+from deeptalk_edge.runtime.backends.cpu.library import CpuContext, CpuLibrary
 from native.cpu.build import SOURCES
 
 # The program's own pthread_create stands before the system's.
@@ -71,20 +71,20 @@ def test_a_pool_does_its_work_with_the_threads_that_it_gets_and_throws_what_a_ch
 
 
 def test_fewer_threads_are_told_of_once(
-    library: NativeLibrary, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    library: CpuLibrary, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     native_library._say_fewer_threads.cache_clear()
     monkeypatch.setattr(library.calls, "dt_threads", lambda handle: 2)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            NativeContext(library, threads=4).close()
+            CpuContext(library, threads=4).close()
     assert [record.message.partition(";")[0] for record in caplog.records] == [
         "the system refuses threads: 2 of 4 compute"
     ]
 
 
-def test_a_closed_context_refuses_every_call(library: NativeLibrary) -> None:
-    context = NativeContext(library)
+def test_a_closed_context_refuses_every_call(library: CpuLibrary) -> None:
+    context = CpuContext(library)
     context.close()
     context.close()
     x, byte = np.zeros((1, 128), np.float32), np.zeros(1 << 16, np.uint8)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from deeptalk_edge.bundle.expert_record import ExpertDtype, RecordFormat, pack_int4
 from deeptalk_edge.errors import BackendError
-from deeptalk_edge.runtime.backends.cpu.library import Matrix, NativeContext, NativeLibrary, Span
+from deeptalk_edge.runtime.backends.cpu.library import CpuContext, CpuLibrary, Matrix, Span
 from deeptalk_edge.runtime.backends.cpu.weights import record_of
 from tests.native.cpu.references import expert, random_records, rounded, stored, stored_as, table_of
 
@@ -44,7 +44,7 @@ bounded = settings(
 )
 
 
-def assert_linear(context: NativeContext, weights: Array, group: int, x: Array, heads: int) -> None:
+def assert_linear(context: CpuContext, weights: Array, group: int, x: Array, heads: int) -> None:
     matrix = stored(weights, group)
     by_head = rounded(x.reshape(len(x), heads, -1))
     values = matrix.values.reshape(heads, -1, weights.shape[1])
@@ -57,7 +57,7 @@ def assert_linear(context: NativeContext, weights: Array, group: int, x: Array, 
 @shapes
 @bounded
 def test_a_linear_layer_is_its_matrix_times_rounded_activations(
-    context: NativeContext,
+    context: CpuContext,
     group: int,
     num_rows: int,
     num_steps: int,
@@ -76,7 +76,7 @@ def test_a_linear_layer_is_its_matrix_times_rounded_activations(
 @pytest.mark.parametrize("group", [0, 32, 64, 128])
 @pytest.mark.parametrize("size", [0.0, 1e-40, 1e-33, 1e-20, 1e15])
 def test_activations_of_any_size_keep_their_precision(
-    context: NativeContext, group: int, size: float
+    context: CpuContext, group: int, size: float
 ) -> None:
     rng = np.random.default_rng(0)
     weights = rng.standard_normal((19, 256)).astype(np.float32)
@@ -87,7 +87,7 @@ def test_activations_of_any_size_keep_their_precision(
 @pytest.mark.parametrize("group", [0, 32, 64, 128])
 @pytest.mark.parametrize("num_groups", [3, 35])  # fewer columns than 1024, and more
 def test_a_row_alone_gets_the_bits_it_gets_among_others(
-    context: NativeContext, group: int, num_groups: int
+    context: CpuContext, group: int, num_groups: int
 ) -> None:
     rng = np.random.default_rng(2)
     columns = num_groups * (group or 32)
@@ -99,7 +99,7 @@ def test_a_row_alone_gets_the_bits_it_gets_among_others(
 
 
 @pytest.mark.parametrize("scale", [0.0, 6e-8, 3e-5, 65504.0])
-def test_int4_scales_may_be_zero_subnormal_or_huge(context: NativeContext, scale: float) -> None:
+def test_int4_scales_may_be_zero_subnormal_or_huge(context: CpuContext, scale: float) -> None:
     rng = np.random.default_rng(1)
     steps = rng.integers(-8, 8, (20, 192)).astype(np.int8)
     scales = np.full((20, 3), scale, np.float16)
@@ -112,7 +112,7 @@ def test_int4_scales_may_be_zero_subnormal_or_huge(context: NativeContext, scale
     assert (np.abs(found - expected) <= EXACT * magnitude).all()
 
 
-def test_the_extremes_of_int8_do_not_overflow(context: NativeContext) -> None:
+def test_the_extremes_of_int8_do_not_overflow(context: CpuContext) -> None:
     steps = np.full((17, 300), -128, np.int8)
     scales = np.ones((17, 1), np.float32)
     matrix = stored_as(steps, scales, steps.astype(np.float64), 0)
@@ -126,7 +126,7 @@ def test_the_extremes_of_int8_do_not_overflow(context: NativeContext) -> None:
 @pytest.mark.parametrize("place", [0, 127, 128, 200])
 @pytest.mark.parametrize("group", [0, 32])
 def test_an_activation_that_is_not_finite_is_refused(
-    context: NativeContext, value: float, place: int, group: int
+    context: CpuContext, value: float, place: int, group: int
 ) -> None:
     weights = np.ones((16, 224), np.float32)
     x = np.ones((3, 224), np.float32)
@@ -146,24 +146,24 @@ def test_an_activation_that_is_not_finite_is_refused(
     ],
 )
 def test_sizes_that_kernels_do_not_take_are_refused(
-    library: NativeLibrary, rows: int, columns: int, group: int, message: str
+    library: CpuLibrary, rows: int, columns: int, group: int, message: str
 ) -> None:
-    context = NativeContext(library)
+    context = CpuContext(library)
     matrix = Matrix(Span(), Span(), rows, columns, group)
     with pytest.raises(ValueError, match=message):
         context.linear(matrix, np.zeros((1, 2 * columns), np.float32), heads=2)
 
 
-def test_arrays_of_another_shape_are_refused(library: NativeLibrary) -> None:
+def test_arrays_of_another_shape_are_refused(library: CpuLibrary) -> None:
     matrix = stored(np.ones((16, 64), np.float32), 0)
     with pytest.raises(ValueError, match=r"expected dense float32 \(2, 64\)"):
-        NativeContext(library).linear(matrix.native, np.zeros((2, 65), np.float32))
+        CpuContext(library).linear(matrix.native, np.zeros((2, 65), np.float32))
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("num_tokens", [1, 2, 7, 70])
 def test_experts_are_the_weighted_sum_of_their_mlps(
-    context: NativeContext, form: tuple[ExpertDtype, int | None, int, int], num_tokens: int
+    context: CpuContext, form: tuple[ExpertDtype, int | None, int, int], num_tokens: int
 ) -> None:
     dtype, group, width, ffn_width = form
     records = RecordFormat(dtype=dtype, group=group, width=width, ffn_width=ffn_width)
@@ -186,7 +186,7 @@ def test_experts_are_the_weighted_sum_of_their_mlps(
     assert error < FLIPPED
 
 
-def test_neither_threads_nor_grouping_change_a_bit(library: NativeLibrary) -> None:
+def test_neither_threads_nor_grouping_change_a_bit(library: CpuLibrary) -> None:
     records = RecordFormat(dtype="int4", group=64, width=192, ffn_width=320)
     rng = np.random.default_rng(3)
     packed, _ = random_records(records, 6, rng)
@@ -195,11 +195,11 @@ def test_neither_threads_nor_grouping_change_a_bit(library: NativeLibrary) -> No
     ids = np.stack([rng.permutation(6)[:2] for _ in range(40)])
     weights = rng.random((40, 2)).astype(np.float32)
     together = np.zeros((40, 192), np.float32)
-    NativeContext(library, threads=3).add_experts(
+    CpuContext(library, threads=3).add_experts(
         record_of(records), table_of(table, records), x, ids, weights, together
     )
     alone = np.zeros_like(together)
-    single = NativeContext(library)
+    single = CpuContext(library)
     for t in range(40):
         part = slice(t, t + 1)
         single.add_experts(
@@ -213,12 +213,12 @@ def test_neither_threads_nor_grouping_change_a_bit(library: NativeLibrary) -> No
     np.testing.assert_array_equal(together, alone)
 
 
-def test_a_choice_of_weight_0_needs_no_expert(library: NativeLibrary) -> None:
+def test_a_choice_of_weight_0_needs_no_expert(library: CpuLibrary) -> None:
     records = RecordFormat(dtype="int8", width=32, ffn_width=16)
     packed, _ = random_records(records, 2, np.random.default_rng(5))
     table = np.array([packed[0].ctypes.data, 0], np.uint64)
     x = np.ones((1, 32), np.float32)
-    context = NativeContext(library)
+    context = CpuContext(library)
     one, two = np.zeros_like(x), np.zeros_like(x)
     for ids, weights, y in (([[0, 1]], [[0.5, 0.0]], one), ([[0]], [[0.5]], two)):
         chosen = np.array(ids), np.array(weights, np.float32)
@@ -230,7 +230,7 @@ def test_a_choice_of_weight_0_needs_no_expert(library: NativeLibrary) -> None:
     ("chosen", "message"), [(1, "not in its table"), (4, "outside its table"), (-1, "outside")]
 )
 def test_an_absent_or_unknown_expert_is_refused(
-    library: NativeLibrary, chosen: int, message: str
+    library: CpuLibrary, chosen: int, message: str
 ) -> None:
     records = RecordFormat(dtype="int8", width=32, ffn_width=16)
     packed, _ = random_records(records, 4, np.random.default_rng(4))
@@ -239,6 +239,6 @@ def test_an_absent_or_unknown_expert_is_refused(
     x, weights = np.ones((1, 32), np.float32), np.ones((1, 1), np.float32)
     ids = np.array([[chosen]])
     with pytest.raises(BackendError, match=message):
-        NativeContext(library).add_experts(
+        CpuContext(library).add_experts(
             record_of(records), table_of(table, records), x, ids, weights, x.copy()
         )

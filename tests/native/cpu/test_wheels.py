@@ -11,7 +11,7 @@ from zipfile import ZipFile
 
 import pytest
 
-from deeptalk_edge.runtime.backends.cpu.library import NativeLibrary
+from deeptalk_edge.runtime.backends.cpu.library import CpuLibrary
 from native.cpu.build import SOURCES
 from tests.places import ROOT
 
@@ -49,7 +49,7 @@ def test_a_wheels_library_is_for_the_processor_and_glibc_of_its_name(
 
 
 def test_a_wheels_library_computes_what_the_references_say(
-    arch: str, wheel: ZipFile, library: NativeLibrary, tmp_path: Path
+    arch: str, wheel: ZipFile, library: CpuLibrary, tmp_path: Path
 ) -> None:
     is_foreign = arch != platform.machine()
     compiler = shutil.which(f"{arch}-linux-gnu-g++" if is_foreign else "c++")

@@ -96,13 +96,13 @@ def test_a_fixed_hangover_listens_to_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text_log_p", "sure_log_p", "enough_ms"),
+    ("text_log_p", "confident_log_p", "enough_ms"),
     [(-0.01, -0.01, 240), (0.0, -0.01, 240), (-0.02, -0.01, None), (0.0, None, None)],
 )
 def test_a_sure_answer_needs_no_more_silence_than_a_finished_sentence(
-    text_log_p: float, sure_log_p: float | None, enough_ms: int | None
+    text_log_p: float, confident_log_p: float | None, enough_ms: int | None
 ) -> None:
-    settings = HangoverSettings(sure_log_p=sure_log_p, complete_ms=240)
+    settings = HangoverSettings(confident_log_p=confident_log_p, complete_ms=240)
     assert AdaptiveHangover(Cue(0.5), settings).enough_ms(text_log_p) == enough_ms
 
 
@@ -113,8 +113,8 @@ def test_a_sure_answer_needs_no_more_silence_than_a_finished_sentence(
         {"incomplete_ms": 100},
         {"complete_ms": 0},
         {"complete_p": 1.1},
-        {"sure_log_p": 0.1},
-        {"sure_log_p": float("nan")},
+        {"confident_log_p": 0.1},
+        {"confident_log_p": float("nan")},
     ],
 )
 def test_hangovers_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:

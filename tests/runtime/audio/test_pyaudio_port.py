@@ -13,11 +13,11 @@ from deeptalk_edge.runtime.audio.pyaudio_port import PyAudioPort
 
 def device(**counts: int) -> Any:
     """An opened device that has counted so much; there need be no sound system."""
-    ears = SimpleNamespace(
+    source = SimpleNamespace(
         num_dropped=counts["dropped"], num_overruns=counts["overruns"], num_callbacks=7
     )
-    mouth = SimpleNamespace(num_callbacks=9, audible=lambda: 0)
-    return SimpleNamespace(ears=ears, mouth=mouth, close=lambda: None)
+    sink = SimpleNamespace(num_callbacks=9, audible=lambda: 0)
+    return SimpleNamespace(input=source, output=sink, close=lambda: None)
 
 
 def test_counts_go_on_over_a_device_that_is_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:

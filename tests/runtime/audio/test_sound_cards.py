@@ -13,15 +13,15 @@ import pytest
 from deeptalk_edge.errors import DeviceLost, SettingsError
 from deeptalk_edge.runtime.audio.pyaudio_port import DeviceSettings, PyAudioPort
 from deeptalk_edge.runtime.audio.sound_cards import (
-    Device,
-    DeviceFormat,
+    SoundDevice,
+    SoundFormat,
     choose_device,
     choose_format,
     open_pyaudio,
 )
 from tests.runtime.sounds import voice
 
-MICROPHONE = Device(
+MICROPHONE = SoundDevice(
     index=3,
     name="USB Audio: Mic",
     num_inputs=2,
@@ -55,7 +55,7 @@ ALL = [MICROPHONE, SPEAKER, HEADSET]
     ],
 )
 def test_a_device_is_found_by_name_or_part_of_it(
-    name: str | None, direction: str, found: Device
+    name: str | None, direction: str, found: SoundDevice
 ) -> None:
     assert choose_device(ALL, name, direction) is found  # type: ignore[arg-type]
 
@@ -116,7 +116,7 @@ def test_our_rate_and_one_channel_are_tried_first(
     chosen = choose_format(
         MICROPHONE, "input", 16000, lambda fmt: (fmt.rate_hz, fmt.num_channels) in takes
     )
-    assert chosen == DeviceFormat(*found)
+    assert chosen == SoundFormat(*found)
 
 
 def test_a_device_that_takes_nothing_is_named() -> None:

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from deeptalk_edge.runtime.audio.play_queue import PlayQueue
 from deeptalk_edge.runtime.audio.ports import PLAY_RATE_HZ
-from deeptalk_edge.runtime.audio.sound_cards import DeviceFormat
-from deeptalk_edge.runtime.audio.streams import BLOCK_SAMPLES, Ears, Mouth
+from deeptalk_edge.runtime.audio.sound_cards import SoundFormat
+from deeptalk_edge.runtime.audio.streams import BLOCK_SAMPLES, InputStream, OutputStream
 from tests.runtime.sound_card.sounds import find, warble
 
 Array = NDArray[np.float32]
@@ -25,15 +25,15 @@ class Loudspeaker:
 
     def __init__(self, rate_hz: int, num_channels: int = 1, ahead_s: float = AHEAD_S) -> None:
         self.queue = PlayQueue(seconds=3.0, block_samples=BLOCK_SAMPLES)
-        self.fmt = DeviceFormat(rate_hz, num_channels)
+        self.fmt = SoundFormat(rate_hz, num_channels)
         self.now_s, self._ahead_s = 100.0, ahead_s
-        self.mouth = Mouth(self.fmt, self.queue, clock=lambda: self.now_s)
+        self.output = OutputStream(self.fmt, self.queue, clock=lambda: self.now_s)
         self._played: list[NDArray[np.int16]] = []
 
     def call_back(self) -> None:
         num_frames = self.fmt.rate_hz // 50
         times = {"current_time": 7.0, "output_buffer_dac_time": 7.0 + self._ahead_s}
-        content, _ = self.mouth.callback(None, num_frames, times, 0)
+        content, _ = self.output.callback(None, num_frames, times, 0)
         wide = np.frombuffer(content, np.int16).reshape(-1, self.fmt.num_channels)
         assert len(wide) == num_frames
         self._played.append(wide)
@@ -67,7 +67,7 @@ def test_the_heard_position_is_right_within_3_ms_at_every_rate(rate_hz: int) -> 
         device.call_back()
         for _ in range(4):  # and between the callbacks
             device.now_s += 0.005
-            positions.append((device.now_s - began_s, device.mouth.audible() / PLAY_RATE_HZ))
+            positions.append((device.now_s - began_s, device.output.audible() / PLAY_RATE_HZ))
         device.now_s -= 0.02
     silent_s = 7 * (rate_hz // 50) / rate_hz
     late_s = delay_s(content, device.played, rate_hz) - silent_s
@@ -93,7 +93,7 @@ def test_the_far_end_keeps_one_distance_to_what_is_played(rate_hz: int) -> None:
     far = []
     for _ in range(50):
         device.call_back()
-        far.append(device.mouth.far_frame(num_waiting=0))
+        far.append(device.output.far_frame(num_waiting=0))
     far_s = delay_s(content, np.concatenate(far)[:, None], 16000)
     played_s = delay_s(content, device.played, rate_hz)
     assert far_s == pytest.approx(0.002, abs=1e-4)
@@ -124,18 +124,18 @@ def test_a_device_whose_delay_is_behind_us_is_heard_at_once() -> None:
     device = Loudspeaker(PLAY_RATE_HZ, ahead_s=-7.0)
     device.queue.write(warble(0.1, PLAY_RATE_HZ))
     device.call_back()
-    assert device.mouth.audible() == pytest.approx(480, abs=1)
+    assert device.output.audible() == pytest.approx(480, abs=1)
     device.now_s -= 0.01
-    assert device.mouth.audible() == pytest.approx(240, abs=1)
+    assert device.output.audible() == pytest.approx(240, abs=1)
 
 
 def test_a_device_whose_delay_is_absurd_is_heard_after_a_second() -> None:
     device = Loudspeaker(PLAY_RATE_HZ, ahead_s=1e9)
     device.queue.write(warble(0.1, PLAY_RATE_HZ))
     for _ in range(51):
-        assert device.mouth.audible() == 0
+        assert device.output.audible() == 0
         device.call_back()
-    assert device.mouth.audible() == pytest.approx(480, abs=1)
+    assert device.output.audible() == pytest.approx(480, abs=1)
 
 
 def test_a_silent_device_plays_nothing_more() -> None:
@@ -145,26 +145,26 @@ def test_a_silent_device_plays_nothing_more() -> None:
         device.call_back()
     device.now_s += 60
     # Heard: what the last callback, 40 ms before, allows.
-    assert device.mouth.audible() == round((9 * 0.02 + 0.04 - AHEAD_S) * PLAY_RATE_HZ)
+    assert device.output.audible() == round((9 * 0.02 + 0.04 - AHEAD_S) * PLAY_RATE_HZ)
 
 
 class Microphone:
     """A device that brings 20 ms at a time."""
 
     def __init__(self, rate_hz: int, num_channels: int = 1) -> None:
-        self.fmt = DeviceFormat(rate_hz, num_channels)
-        self.ears = Ears(self.fmt)
+        self.fmt = SoundFormat(rate_hz, num_channels)
+        self.input = InputStream(self.fmt)
         self.heard: list[Array] = []
 
     def bring(self, wide: Array, status: int = 0) -> None:
         """Samples (N, channels)."""
         content = np.rint(wide * 32767).astype(np.int16).tobytes()
-        self.ears.callback(content, len(wide), {}, status)
+        self.input.callback(content, len(wide), {}, status)
 
     def listen(self) -> int:
         """Read what there is; how many frames came."""
         num_before = len(self.heard)
-        while (frame := self.ears.frame(0.0)) is not None:
+        while (frame := self.input.frame(0.0)) is not None:
             self.heard.append(frame)
         return len(self.heard) - num_before
 
@@ -178,7 +178,7 @@ def test_each_block_of_the_microphone_is_one_frame_within_3_ms(rate_hz: int) -> 
         microphone.bring(block[:, None])
         counts.append(microphone.listen())
     assert counts == [1] * 50
-    assert microphone.ears.num_samples == 16000
+    assert microphone.input.num_samples == 16000
     heard = np.concatenate(microphone.heard)
     at_24_khz = soxr.resample(said, rate_hz, PLAY_RATE_HZ)
     late_s = delay_s(at_24_khz, heard[:, None], 16000)
@@ -186,8 +186,8 @@ def test_each_block_of_the_microphone_is_one_frame_within_3_ms(rate_hz: int) -> 
 
 
 def test_a_device_may_take_two_seconds_to_its_first_callback() -> None:
-    fmt, queue = DeviceFormat(48000, 1), PlayQueue(seconds=1.0, block_samples=BLOCK_SAMPLES)
-    for stream in (Ears(fmt, lambda: 100.0), Mouth(fmt, queue, lambda: 100.0)):
+    fmt, queue = SoundFormat(48000, 1), PlayQueue(seconds=1.0, block_samples=BLOCK_SAMPLES)
+    for stream in (InputStream(fmt, lambda: 100.0), OutputStream(fmt, queue, lambda: 100.0)):
         assert stream.last_s == 102.0
 
 
@@ -207,8 +207,8 @@ def test_a_reader_that_comes_late_finds_the_newest_and_the_lost_are_counted_at_1
         microphone.bring(np.full((960, 2), number / 200, np.float32))
     microphone.listen()
     assert len(microphone.heard) == 100
-    assert microphone.ears.num_dropped == 16000
-    assert microphone.ears.num_samples == 3 * 16000
+    assert microphone.input.num_dropped == 16000
+    assert microphone.input.num_samples == 3 * 16000
     assert microphone.heard[-1][-1] == pytest.approx(149 / 200, abs=1e-3)
 
 
@@ -216,7 +216,7 @@ def test_an_overflow_that_the_device_reports_is_counted() -> None:
     microphone = Microphone(16000)
     microphone.bring(np.zeros((320, 1), np.float32), status=2)
     microphone.bring(np.zeros((320, 1), np.float32), status=4)
-    assert (microphone.ears.num_overruns, microphone.ears.num_callbacks) == (1, 2)
+    assert (microphone.input.num_overruns, microphone.input.num_callbacks) == (1, 2)
 
 
 class Stairs(Loudspeaker):
@@ -228,7 +228,7 @@ class Stairs(Loudspeaker):
 
     def far_block(self) -> int:
         """Which block the far end's next frame is of."""
-        return round(float(self.mouth.far_frame(num_waiting=0)[-1]) * 200)
+        return round(float(self.output.far_frame(num_waiting=0)[-1]) * 200)
 
 
 def test_the_far_end_starts_with_the_newest_block() -> None:
@@ -246,7 +246,7 @@ def test_the_far_end_starts_beside_the_microphones_oldest_block(num_waiting: int
     device = Stairs()
     for _ in range(5):
         device.call_back()
-    first = device.mouth.far_frame(num_waiting=num_waiting)
+    first = device.output.far_frame(num_waiting=num_waiting)
     assert round(float(first[-1]) * 200) == 4 - num_waiting
 
 

@@ -20,7 +20,7 @@ from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.calibration.quantise import quantise_int4, quantise_int8
 from deeptalk_edge.checkpoint.reader import EMBEDDING, HEAD, Checkpoint
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
-from deeptalk_edge.export.packed.cpu_weights import NativePrecision, write_native_weights
+from deeptalk_edge.export.packed.cpu_weights import CpuPrecision, write_native_weights
 from deeptalk_edge.export.packed.experts import RoundedExperts, write_experts
 from deeptalk_edge.model.spec import DecoderSpec
 
@@ -48,7 +48,7 @@ def write_bundles(
     no_audio: list[list[int]] = [[] for _ in spec.moe_layers]
     rounding = RoundedExperts(source, records)
     written = write_experts(spec, rounding, no_audio, experts, lambda *_: None)
-    precision = NativePrecision(matrix_group=group, table_group=group)
+    precision = CpuPrecision(matrix_group=group, table_group=group)
     write_native_weights(source, records, precision, reference.path)
     manifest = dataclasses.replace(
         reference.manifest,

@@ -23,8 +23,8 @@ from deeptalk_edge.export.graphs.codec import CodecNoise, export_codec
 from deeptalk_edge.export.packed.cpu_codec import native_codec_bytes, write_native_codec
 from deeptalk_edge.model.noise import gaussian_tape
 from deeptalk_edge.model.spec import CodecSpec
-from deeptalk_edge.runtime.backends.cpu.codec import NativeCodec
-from deeptalk_edge.runtime.backends.cpu.library import NativeLibrary
+from deeptalk_edge.runtime.backends.cpu.codec import CpuCodec
+from deeptalk_edge.runtime.backends.cpu.library import CpuLibrary
 from deeptalk_edge.runtime.backends.ort.backend import OrtCodec
 from deeptalk_edge.runtime.lm.codec_stream import Codec
 from tests.export.checkpoints import CODEC, ODD_CODEC, CodecTensors, random_codec
@@ -51,10 +51,8 @@ class Exported:
     def graph(self) -> OrtCodec:
         return OrtCodec(self.folder / "codec.onnx", threads=1)
 
-    def kernels(
-        self, library: NativeLibrary, path: str | None = None, threads: int = 1
-    ) -> NativeCodec:
-        return NativeCodec(self.weights, self.entry, threads=threads, path=path, library=library)
+    def kernels(self, library: CpuLibrary, path: str | None = None, threads: int = 1) -> CpuCodec:
+        return CpuCodec(self.weights, self.entry, threads=threads, path=path, library=library)
 
 
 @contextmanager
@@ -115,7 +113,7 @@ specs = st.builds(
 
 
 @pytest.fixture(scope="module")
-def library() -> NativeLibrary:
+def library() -> CpuLibrary:
     return built.library()
 
 
@@ -128,7 +126,7 @@ def tape() -> Iterator[Exported]:
 @settings(max_examples=12, deadline=None)
 @given(spec=specs, noise=st.sampled_from(["off", "tape"]), cuts=pieces)
 def test_codecs_of_any_size_sound_as_their_graph_does(
-    library: NativeLibrary, spec: CodecSpec, noise: CodecNoise, cuts: list[int]
+    library: CpuLibrary, spec: CodecSpec, noise: CodecNoise, cuts: list[int]
 ) -> None:
     with exported(spec, noise) as codec:
         assert codec.weights.stat().st_size == native_codec_bytes(spec, noise)
@@ -138,7 +136,7 @@ def test_codecs_of_any_size_sound_as_their_graph_does(
             np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
 
 
-def test_the_released_codecs_size_sounds_as_its_graph_does(library: NativeLibrary) -> None:
+def test_the_released_codecs_size_sounds_as_its_graph_does(library: CpuLibrary) -> None:
     with exported(SNAC_24KHZ, "off") as codec:
         assert codec.weights.stat().st_size == native_codec_bytes(SNAC_24KHZ, "off")
         expected = stream(codec.graph(), codec.entry, [])
@@ -150,7 +148,7 @@ def test_the_released_codecs_size_sounds_as_its_graph_does(library: NativeLibrar
 @settings(max_examples=15, deadline=None)
 @given(cuts=pieces, threads=st.integers(1, 3))
 def test_cuts_and_threads_do_not_change_a_bit(
-    library: NativeLibrary, tape: Exported, cuts: list[int], threads: int
+    library: CpuLibrary, tape: Exported, cuts: list[int], threads: int
 ) -> None:
     for path in library.path_names:
         whole = stream(tape.kernels(library, path), tape.entry, [])
@@ -160,7 +158,7 @@ def test_cuts_and_threads_do_not_change_a_bit(
 
 @pytest.mark.parametrize("code", [-1, CODEC.codebook_size])
 def test_a_code_that_the_codebook_lacks_is_refused(
-    library: NativeLibrary, tape: Exported, code: int
+    library: CpuLibrary, tape: Exported, code: int
 ) -> None:
     call = chunk(tape.entry, 0, 2, np.zeros(tape.entry.state_size, np.float32))
     call["codes"][1, 6] = code
@@ -170,7 +168,7 @@ def test_a_code_that_the_codebook_lacks_is_refused(
 
 @pytest.mark.parametrize("name", ["codes", "state", "noise_2"])
 def test_an_input_of_another_shape_is_refused(
-    library: NativeLibrary, tape: Exported, name: str
+    library: CpuLibrary, tape: Exported, name: str
 ) -> None:
     call = chunk(tape.entry, 0, 2, np.zeros(tape.entry.state_size, np.float32))
     if name == "noise_2":
@@ -183,7 +181,7 @@ def test_an_input_of_another_shape_is_refused(
 
 @pytest.mark.parametrize("position", [-1, 2**41])
 def test_a_position_that_cannot_be_is_refused(
-    library: NativeLibrary, tape: Exported, position: int
+    library: CpuLibrary, tape: Exported, position: int
 ) -> None:
     call = chunk(tape.entry, 0, 1, np.zeros(tape.entry.state_size, np.float32))
     with pytest.raises(ValueError, match="position"):
@@ -192,22 +190,22 @@ def test_a_position_that_cannot_be_is_refused(
 
 @pytest.mark.parametrize("extra", [-64, 64], ids=["short", "long"])
 def test_weights_of_another_codec_are_refused(
-    library: NativeLibrary, tape: Exported, tmp_path: Path, extra: int
+    library: CpuLibrary, tape: Exported, tmp_path: Path, extra: int
 ) -> None:
     content = tape.weights.read_bytes()
     place = tmp_path / NATIVE_CODEC
     place.write_bytes(content[:extra] if extra < 0 else content + bytes(extra))
     with pytest.raises(ArtifactError, match="bytes of weights"):
-        NativeCodec(place, tape.entry, threads=1, library=library)
+        CpuCodec(place, tape.entry, threads=1, library=library)
 
 
-def test_sizes_that_cannot_be_are_refused(library: NativeLibrary, tape: Exported) -> None:
+def test_sizes_that_cannot_be_are_refused(library: CpuLibrary, tape: Exported) -> None:
     odd_width = replace(tape.entry, spec=replace(CODEC, decoder_dim=24))
     with pytest.raises(ArtifactError, match="halves for every block"):
-        NativeCodec(tape.weights, odd_width, threads=1, library=library)
+        CpuCodec(tape.weights, odd_width, threads=1, library=library)
 
 
-def test_a_state_of_another_size_is_refused(library: NativeLibrary, tape: Exported) -> None:
+def test_a_state_of_another_size_is_refused(library: CpuLibrary, tape: Exported) -> None:
     entry = replace(tape.entry, state_size=7)
     with pytest.raises(ArtifactError, match="the manifest says 7"):
-        NativeCodec(tape.weights, entry, threads=1, library=library)
+        CpuCodec(tape.weights, entry, threads=1, library=library)

@@ -24,8 +24,8 @@ from deeptalk_edge.export.bundle import ExportSettings, export_bundle
 from deeptalk_edge.runtime.audio.vad import read_utterance
 from deeptalk_edge.runtime.backends.base import Backend
 from deeptalk_edge.runtime.backends.cpu import library as native_library
-from deeptalk_edge.runtime.backends.cpu.codec import NativeCodec
-from deeptalk_edge.runtime.backends.cpu.engine import NativeEngine
+from deeptalk_edge.runtime.backends.cpu.codec import CpuCodec
+from deeptalk_edge.runtime.backends.cpu.engine import CpuEngine
 from deeptalk_edge.runtime.backends.open import open_backend
 from deeptalk_edge.runtime.backends.ort.backend import OrtCodec
 from deeptalk_edge.runtime.backends.ort.engine import OrtEngine
@@ -47,7 +47,7 @@ asked = pytest.mark.parametrize(
 
 
 @pytest.fixture(scope="module")
-def native_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def cpu_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Shared: never write to it."""
     place = tmp_path_factory.mktemp("tiny") / "bundle"
     export_bundle(TINY, place, ExportSettings(profile=load_profile("cpu-int8")))
@@ -94,10 +94,8 @@ def with_cache(bundle: Bundle, kind: str) -> Bundle:
 
 @asked
 @pytest.mark.usefixtures("kernels")
-def test_both_backends_say_the_same(
-    native_bundle: Bundle, questions: list[Path], least: int
-) -> None:
-    native, ort = (texts(native_bundle, backend, questions) for backend in ("cpu", "ort"))
+def test_both_backends_say_the_same(cpu_bundle: Bundle, questions: list[Path], least: int) -> None:
+    native, ort = (texts(cpu_bundle, backend, questions) for backend in ("cpu", "ort"))
     assert sum(mine == other for mine, other in zip(native, ort, strict=True)) >= least
 
 
@@ -108,10 +106,10 @@ def test_both_backends_say_the_same(
 )
 @pytest.mark.usefixtures("kernels")
 def test_a_long_conversation_does_not_decay(
-    native_bundle: Bundle, questions: list[Path], capsys: pytest.CaptureFixture[str]
+    cpu_bundle: Bundle, questions: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With all turns in sight 3 of 24 are right, with one earlier turn 14."""
-    argv = ["run", "--bundle", str(native_bundle.path), "--json", "--wav", *map(str, questions)]
+    argv = ["run", "--bundle", str(cpu_bundle.path), "--json", "--wav", *map(str, questions)]
     assert main(argv) == 0
     said = [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()]
     wanted = [question.with_suffix(".txt").read_text().splitlines()[1] for question in questions]
@@ -119,9 +117,9 @@ def test_a_long_conversation_does_not_decay(
 
 
 @pytest.mark.usefixtures("kernels")
-def test_typed_as_people_type_the_shipped_questions_are_understood(native_bundle: Bundle) -> None:
+def test_typed_as_people_type_the_shipped_questions_are_understood(cpu_bundle: Bundle) -> None:
     num_right = 0
-    with Conversation(native_bundle, ConversationSettings.of(native_bundle, mode="text")) as talk:
+    with Conversation(cpu_bundle, ConversationSettings.of(cpu_bundle, mode="text")) as talk:
         for question in QUESTIONS[::3]:
             asked, wanted = question.with_suffix(".txt").read_text().splitlines()
             *_, done = talk.ask(f" {asked.capitalize()}, please?!")
@@ -130,11 +128,11 @@ def test_typed_as_people_type_the_shipped_questions_are_understood(native_bundle
 
 
 @pytest.mark.usefixtures("kernels")
-def test_a_conversation_says_which_backend_it_has(native_bundle: Bundle) -> None:
-    with Conversation(native_bundle, chosen(native_bundle, "cpu")) as talk:
+def test_a_conversation_says_which_backend_it_has(cpu_bundle: Bundle) -> None:
+    with Conversation(cpu_bundle, chosen(cpu_bundle, "cpu")) as talk:
         assert talk.setup.backend == "cpu"
         assert talk.setup.kernel_path
-    with Conversation(native_bundle, chosen(native_bundle, "ort")) as talk:
+    with Conversation(cpu_bundle, chosen(cpu_bundle, "ort")) as talk:
         assert (talk.setup.backend, talk.setup.kernel_path) == ("ort", None)
 
 
@@ -149,9 +147,9 @@ def test_experts_in_int4_answer_as_well(tmp_path: Path, questions: list[Path], l
 @asked
 @pytest.mark.usefixtures("kernels")
 def test_an_int8_cache_answers_as_well(
-    native_bundle: Bundle, questions: list[Path], least: int
+    cpu_bundle: Bundle, questions: list[Path], least: int
 ) -> None:
-    assert num_right(with_cache(native_bundle, "int8"), questions) >= least
+    assert num_right(with_cache(cpu_bundle, "int8"), questions) >= least
 
 
 @pytest.fixture(scope="module")
@@ -166,9 +164,9 @@ def int8_ear(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @asked
 @pytest.mark.usefixtures("kernels")
 def test_an_encoder_in_int8_hears_as_well(
-    int8_ear: Bundle, native_bundle: Bundle, questions: list[Path], least: int
+    int8_ear: Bundle, cpu_bundle: Bundle, questions: list[Path], least: int
 ) -> None:
-    sizes = [bundle.manifest.files["encoder.bin"].bytes for bundle in (int8_ear, native_bundle)]
+    sizes = [bundle.manifest.files["encoder.bin"].bytes for bundle in (int8_ear, cpu_bundle)]
     assert sizes[0] < sizes[1] / 2
     assert num_right(int8_ear, questions) >= least
 
@@ -198,11 +196,11 @@ def test_an_export_states_its_cache(tmp_path: Path, kind: str) -> None:
 )
 @pytest.mark.usefixtures("kernels")
 def test_the_manifest_says_which_cache_the_kernels_keep(
-    native_bundle: Bundle, stated: str, kept: str
+    cpu_bundle: Bundle, stated: str, kept: str
 ) -> None:
-    bundle = with_cache(native_bundle, stated)
+    bundle = with_cache(cpu_bundle, stated)
     found = open_backend(bundle, "cpu", ConversationSettings.of(bundle).for_backend()).engine
-    expected = NativeEngine(
+    expected = CpuEngine(
         bundle, context_rows=32, cache_kind=kept, open_experts=lambda: Resident(bundle)
     )
     spec = bundle.manifest.model
@@ -218,47 +216,47 @@ def test_the_manifest_says_which_cache_the_kernels_keep(
 @pytest.mark.parametrize("backend", ["cpu", "native", "ort"])
 @pytest.mark.usefixtures("kernels")
 def test_no_pool_changes_an_answer(
-    native_bundle: Bundle, backend: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cpu_bundle: Bundle, backend: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answers = set()
     for pool in ("100%", "42%", "8"):  # 8 is the least
         out = tmp_path / "answer.wav"
-        argv = ["run", "--bundle", str(native_bundle.path), "--backend", backend, "--pool", pool]
+        argv = ["run", "--bundle", str(cpu_bundle.path), "--backend", backend, "--pool", pool]
         assert main([*argv, "--wav", str(QUESTIONS[0]), "--out", str(out), "--json"]) == 0
         answers.add((json.loads(capsys.readouterr().out)["text"], out.read_bytes()))
     assert len(answers) == 1
 
 
 @pytest.mark.usefixtures("kernels")
-def test_a_native_bundle_runs_on_the_kernels_by_default(native_bundle: Bundle) -> None:
-    backend = opened(native_bundle, ConversationSettings.of(native_bundle))
-    assert isinstance(backend.engine, NativeEngine)
-    assert isinstance(backend.codec, NativeCodec)
+def test_a_native_bundle_runs_on_the_kernels_by_default(cpu_bundle: Bundle) -> None:
+    backend = opened(cpu_bundle, ConversationSettings.of(cpu_bundle))
+    assert isinstance(backend.engine, CpuEngine)
+    assert isinstance(backend.codec, CpuCodec)
 
 
 @pytest.mark.usefixtures("kernels")
-def test_a_native_bundle_without_the_codecs_weights_keeps_its_graph(native_bundle: Bundle) -> None:
-    manifest = native_bundle.manifest
+def test_a_native_bundle_without_the_codecs_weights_keeps_its_graph(cpu_bundle: Bundle) -> None:
+    manifest = cpu_bundle.manifest
     files = {name: entry for name, entry in manifest.files.items() if name != NATIVE_CODEC}
-    older = replace(native_bundle, manifest=replace(manifest, files=files))
+    older = replace(cpu_bundle, manifest=replace(manifest, files=files))
     assert isinstance(opened(older, ConversationSettings.of(older)).codec, OrtCodec)
 
 
 def test_without_the_kernels_onnx_runtime_answers_and_the_way_out_is_named(
-    native_bundle: Bundle,
+    cpu_bundle: Bundle,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(native_library, "LIBRARY", tmp_path / "libdeeptalk_cpu.so")
     with caplog.at_level(logging.WARNING, logger="deeptalk_edge.runtime.backends.open"):
-        backend = opened(native_bundle, ConversationSettings.of(native_bundle))
+        backend = opened(cpu_bundle, ConversationSettings.of(cpu_bundle))
     assert isinstance(backend.engine, OrtEngine)
     assert isinstance(backend.codec, OrtCodec)
     (record,) = (r for r in caplog.records if r.name == "deeptalk_edge.runtime.backends.open")
     assert "install a C++ compiler and deeptalk-edge again" in record.getMessage()
     with pytest.raises(BackendError, match="missing or does not load"):
-        opened(native_bundle, chosen(native_bundle, "cpu"))
+        opened(cpu_bundle, chosen(cpu_bundle, "cpu"))
 
 
 def test_a_bundle_without_native_weights_is_refused_where_the_kernels_are_asked_for(
@@ -271,9 +269,9 @@ def test_a_bundle_without_native_weights_is_refused_where_the_kernels_are_asked_
 
 @pytest.mark.parametrize("name", [NATIVE_WEIGHTS, NATIVE_INDEX])
 def test_a_native_bundle_lacks_neither_of_its_files(
-    native_bundle: Bundle, tmp_path: Path, name: str
+    cpu_bundle: Bundle, tmp_path: Path, name: str
 ) -> None:
-    place = Path(shutil.copytree(native_bundle.path, tmp_path / "bundle"))
+    place = Path(shutil.copytree(cpu_bundle.path, tmp_path / "bundle"))
     edit_manifest(place, lambda m: m["files"].pop(name))
     with pytest.raises(ArtifactError, match=f"{name} has no size and hash"):
         Bundle.open(place)
@@ -282,9 +280,9 @@ def test_a_native_bundle_lacks_neither_of_its_files(
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("name", ["segment_01.onnx", "segment_02.bin", "embedding.bin"])
 def test_what_the_kernels_do_not_read_is_checked_when_onnx_runtime_stands_in(
-    native_bundle: Bundle, tmp_path: Path, name: str
+    cpu_bundle: Bundle, tmp_path: Path, name: str
 ) -> None:
-    place = Path(shutil.copytree(native_bundle.path, tmp_path / "bundle"))
+    place = Path(shutil.copytree(cpu_bundle.path, tmp_path / "bundle"))
     content = bytearray((place / name).read_bytes())
     content[100] ^= 1
     (place / name).write_bytes(content)
@@ -299,14 +297,14 @@ def test_what_the_kernels_do_not_read_is_checked_when_onnx_runtime_stands_in(
 
 @pytest.mark.usefixtures("kernels")
 def test_native_weights_of_another_model_fail_the_golden_check(
-    native_bundle: Bundle, tmp_path: Path
+    cpu_bundle: Bundle, tmp_path: Path
 ) -> None:
-    place = Path(shutil.copytree(native_bundle.path, tmp_path / "bundle"))
+    place = Path(shutil.copytree(cpu_bundle.path, tmp_path / "bundle"))
     table = json.loads((place / NATIVE_INDEX).read_text())["arrays"]["table"]
     weights = np.memmap(place / NATIVE_WEIGHTS, np.float32, mode="r+", offset=0)
     first = table["scales_offset"] // 4
     weights[first : first + table["rows"]] *= 1.2
     weights.flush()
-    altered = Bundle(place, native_bundle.manifest)  # its hash would be missed first
+    altered = Bundle(place, cpu_bundle.manifest)  # its hash would be missed first
     with pytest.raises(BackendError, match=r"^native\.bin: this device computes something else"):
         Conversation(altered, chosen(altered, "cpu"))

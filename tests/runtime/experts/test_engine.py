@@ -185,7 +185,7 @@ def test_a_recorder_sees_every_choice_and_changes_none(
     with open_bundle_pager(bundle, 4) as pager:
         engine = open_engine(bundle, pager)
         recorder = engine.experts.recorder = RouteRecorder()
-        engine.experts.listen()
+        engine.experts.user_started_speaking()
         np.testing.assert_array_equal(answer(engine), expected)
         phases = [each.phase for each in recorder.passes]
         assert phases == [Phase.LISTENING, Phase.THINKING] + [Phase.SPEAKING] * 12

@@ -31,7 +31,7 @@ def test_a_pool_for_all_has_all_before_the_first_question(
 ) -> None:
     with open_pager(path, records, fills=True) as pager:
         assert not pager.has_all
-        pager.rest()
+        pager.idle()
         pager.drain()
         assert pager.has_all
         for layer in range(FIRST_LAYER, FIRST_LAYER + NUM_LAYERS):
@@ -46,7 +46,7 @@ def test_without_being_told_a_pager_reads_nothing_that_nobody_asked_for(
     path: Path, records: list[ExpertRecord]
 ) -> None:
     with open_pager(path, records) as pager:
-        pager.rest()
+        pager.idle()
         pager.drain()
         assert sum(pager.report()["loads"].values()) == 0
 
@@ -54,7 +54,7 @@ def test_without_being_told_a_pager_reads_nothing_that_nobody_asked_for(
 def test_filling_evicts_nobody(path: Path, records: list[ExpertRecord]) -> None:
     with open_pager(path, records, num_slots=5, fills=True) as pager:
         pager.acquire(4, [6, 7]).release()
-        pager.rest()
+        pager.idle()
         pager.drain()
         report = pager.report()
         assert (report["loads"]["fill"], report["evictions"]) == (3, 0)
@@ -70,7 +70,7 @@ def test_a_question_ends_the_filling(path: Path, records: list[ExpertRecord]) ->
         assert go_on.wait(20)
 
     with open_pager(path, records, fault=held_up, readers=1, fills=True) as pager:
-        pager.rest()
+        pager.idle()
         assert begun.wait(20)
         pager.enter(Phase.THINKING)
         go_on.set()
@@ -102,7 +102,7 @@ def test_a_damaged_record_is_named_when_it_is_asked_for(
     content[damaged * SLOT_BYTES] ^= 1
     path.write_bytes(content)
     with open_pager(path, records, fills=True) as pager:
-        pager.rest()
+        pager.idle()
         pager.drain()
         assert pager.report()["failures"] == 1
         pager.acquire(2, [2, 4]).release()
@@ -112,7 +112,7 @@ def test_a_damaged_record_is_named_when_it_is_asked_for(
 
 def test_closing_ends_the_filling(path: Path, records: list[ExpertRecord]) -> None:
     pager = open_pager(path, records, fills=True)
-    pager.rest()
+    pager.idle()
     pager.close()
     assert not any(thread.name.startswith("expert-reader") for thread in threading.enumerate())
 

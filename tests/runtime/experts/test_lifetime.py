@@ -32,14 +32,13 @@ USES: dict[str, Callable[[ExpertPager], object]] = {
     "acquire": lambda pager: pager.acquire(1, [0]),
     "waves": lambda pager: list(pager.waves(1, [0])),
     "hint": lambda pager: pager.hint(1, [0]),
-    "whole": lambda pager: pager.whole().__enter__(),
+    "all_resident": lambda pager: pager.all_resident().__enter__(),
     "enter": lambda pager: pager.enter(Phase.SPEAKING),
-    "rest": ExpertPager.rest,
+    "idle": ExpertPager.idle,
     "drain": ExpertPager.drain,
     "end_turn": lambda pager: pager.end_turn(MemoryReading(10**9, 0.0), 0.0),
     "shrink": lambda pager: pager.shrink(1),
     "addresses": lambda pager: pager.addresses(1),
-    "address": lambda pager: pager.address(0),
     "num_leased": lambda pager: pager.num_leased,
     "report": ExpertPager.report,
 }
@@ -60,17 +59,17 @@ def test_a_whole_pass_keeps_every_expert_until_it_ends(
     path: Path, records: list[ExpertRecord]
 ) -> None:
     pager = open_pager(path, records, fills=True)
-    pager.rest()
+    pager.idle()
     pager.drain()
     tables = [pager.addresses(layer) for layer in LAYERS]
     slot = pager.residency.table.slot_of[0]
     content = leased_bytes(pager, slot)
-    with pager.whole() as is_whole:
+    with pager.all_resident() as is_all_resident:
         closing = threading.Thread(target=pager.close)
         closing.start()
         closing.join(20)
         assert not closing.is_alive()
-        assert is_whole
+        assert is_all_resident
         assert all(table.all() for table in tables)
         assert leased_bytes(pager, slot) == content
     assert not any(table.any() for table in tables)
@@ -207,7 +206,7 @@ def test_a_fault_in_what_is_planned_for_idle_times_reaches_whoever_waits(
 
     monkeypatch.setattr(IdleLink, "next_loads", fail)
     with open_pager(path, records, num_slots=4, fills=True, readers=2) as pager:
-        pager.rest()
+        pager.idle()
         error = fails_without_hanging(pager)
         assert isinstance(error.__cause__, ZeroDivisionError)
 

@@ -15,20 +15,20 @@ from deeptalk_edge.runtime.experts.policy import (
     Phased,
     Pinned,
     Policy,
-    Profile,
+    UseCounts,
 )
 
 NUM_EXPERTS, NUM_LAYERS = 4, 3
 NUM_KEYS = NUM_EXPERTS * NUM_LAYERS
 
 
-def worths(policy: Policy) -> list[float]:
-    found: list[float] = policy.worth(np.arange(NUM_KEYS)).tolist()
+def scores(policy: Policy) -> list[float]:
+    found: list[float] = policy.score(np.arange(NUM_KEYS)).tolist()
     return found
 
 
 def least(policy: Policy, keys: list[int]) -> int:
-    return keys[int(policy.worth(np.array(keys)).argmin())]
+    return keys[int(policy.score(np.array(keys)).argmin())]
 
 
 def test_lru_lets_go_of_what_was_used_longest_ago() -> None:
@@ -67,7 +67,7 @@ def test_a_use_does_not_age_before_its_layer_comes() -> None:
     policy.use([4])
     passes(policy, [1])
     assert least(policy, [4, 0]) == 0
-    assert worths(policy)[4] == worths(policy)[1]
+    assert scores(policy)[4] == scores(policy)[1]
 
 
 def test_waves_of_one_layer_are_of_one_age() -> None:
@@ -75,14 +75,14 @@ def test_waves_of_one_layer_are_of_one_age() -> None:
     policy.begin(Phase.SPEAKING)
     policy.use([0])
     policy.use([1])
-    assert worths(policy)[0] == worths(policy)[1]
+    assert scores(policy)[0] == scores(policy)[1]
 
 
 def test_shares_survive_any_number_of_passes() -> None:
     policy = Decayed(NUM_KEYS, NUM_EXPERTS)
     passes(policy, *[[5, 6 + step % 2] for step in range(20_000)])
-    assert worths(policy)[5] == pytest.approx(2)
-    assert worths(policy)[6] == pytest.approx(1, abs=0.1)
+    assert scores(policy)[5] == pytest.approx(2)
+    assert scores(policy)[6] == pytest.approx(1, abs=0.1)
 
 
 def test_a_question_learns_its_experts_and_the_next_one_sweeps_them() -> None:
@@ -116,7 +116,7 @@ def test_the_questions_experts_are_worth_more_until_their_layer_has_passed() -> 
     listen, speak = np.zeros((NUM_LAYERS, NUM_EXPERTS)), np.zeros((NUM_LAYERS, NUM_EXPERTS))
     listen[1, 0] = 1.0  # key 4
     speak[1, 1] = 0.1  # key 5
-    policy = Phased(NUM_KEYS, NUM_EXPERTS, Profile(listen, speak))
+    policy = Phased(NUM_KEYS, NUM_EXPERTS, UseCounts(listen, speak))
     policy.begin(Phase.SPEAKING)
     assert least(policy, [5, 4]) == 4
     policy.begin(Phase.LISTENING)
@@ -133,7 +133,7 @@ def test_what_is_pinned_is_worth_more_than_anything() -> None:
     policy.use([2])
     policy.use([1])
     assert least(policy, [1, 2]) == 1
-    assert worths(policy)[2] == np.inf
+    assert scores(policy)[2] == np.inf
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -141,7 +141,7 @@ def test_an_expected_expert_is_worth_more_than_one_used_once(name: str) -> None:
     policy = POLICIES[name](NUM_KEYS, NUM_EXPERTS, None)
     policy.begin(Phase.SPEAKING)
     policy.use([1])
-    assert policy.expected_worth(2) > worths(policy)[1]
+    assert policy.expected_score(2) > scores(policy)[1]
 
 
 @pytest.mark.parametrize("row", range(NUM_LAYERS))
@@ -151,6 +151,6 @@ def test_of_experts_used_alike_those_of_the_layer_just_passed_are_worth_least(ro
     policy.begin(Phase.THINKING)  # counts no use
     policy.use([row * NUM_EXPERTS])
     keys = range(0, NUM_KEYS, NUM_EXPERTS)
-    by_worth = sorted(keys, key=lambda key: -worths(policy)[key])
-    rows = [key // NUM_EXPERTS for key in by_worth]
+    by_score = sorted(keys, key=lambda key: -scores(policy)[key])
+    rows = [key // NUM_EXPERTS for key in by_score]
     assert rows == [(row + 1 + ahead) % NUM_LAYERS for ahead in range(NUM_LAYERS)]

@@ -22,7 +22,7 @@ from deeptalk_edge.runtime.conversation import Conversation
 from deeptalk_edge.runtime.events import (
     AnswerResumed,
     AudioChunk,
-    BargedIn,
+    Interrupted,
     LiveEvent,
     SoundLost,
     SoundRestored,
@@ -130,7 +130,7 @@ def test_a_spoken_question_gets_the_right_spoken_answer(
         assert done.text == wanted
         assert done.voice is not None
         assert done.voice.heard_s == pytest.approx(done.metrics.audio_s)
-        assert not [event for event in events.seen if isinstance(event, BargedIn)]
+        assert not [event for event in events.seen if isinstance(event, Interrupted)]
         time.sleep(0.3)
     sound = np.concatenate([e.pcm for e in events.seen if isinstance(e, AudioChunk)])
     pcm = heard.stop()
@@ -154,7 +154,7 @@ def test_a_barge_in_is_silence_within_450_ms_and_the_heard_position_is_exact(
     time.sleep(offset_s)
     asked_s = time.perf_counter()
     card.say(voice(1.0))
-    visit.wait_for(BargedIn)
+    visit.wait_for(Interrupted)
     cut = visit.wait_for(TurnDone)
     onset_s, silent_s = air.first_sound(asked_s), speaker.last_sound()
     pcm = recorded.stop()
@@ -171,7 +171,7 @@ def test_a_false_alarm_stops_the_answer_for_a_while_only(card: Card, visit: Visi
     visit.ask(card, voice(0.8))
     time.sleep(1.0)
     card.say(voice(0.34))
-    visit.wait_for(BargedIn)
+    visit.wait_for(Interrupted)
     visit.wait_for(AnswerResumed)
     done = visit.wait_for(TurnDone)
     assert done.voice.heard_s == pytest.approx(NUM_FRAMES * FRAME_SAMPLES / 24000)
@@ -205,8 +205,8 @@ def test_an_answer_does_not_interrupt_itself_where_echo_is_cancelled(
         visit = Visit(live)
         time.sleep(0.3)
         visit.ask(stopped_card, read_wav(QUESTIONS[0]).pcm)
-        event = visit.wait_for((BargedIn, TurnDone))
-    assert isinstance(event, TurnDone if mode == "software" else BargedIn)
+        event = visit.wait_for((Interrupted, TurnDone))
+    assert isinstance(event, TurnDone if mode == "software" else Interrupted)
 
 
 def test_a_killed_sound_daemon_is_survived(card: Card, visit: Visit) -> None:

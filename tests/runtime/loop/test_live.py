@@ -74,7 +74,7 @@ def test_a_spoken_question_gets_a_spoken_answer_in_real_time(
                 live.stop()
                 done = event
     assert done.voice is not None
-    assert done.voice.was_on_trial
+    assert done.voice.was_speculative
     assert done.voice.heard_s == done.metrics.audio_s == pytest.approx(17 * 2048 / 24000)
     assert done.voice.audible_ms is not None
     assert done.voice.audible_ms >= done.voice.hangover_ms == pytest.approx(500, abs=200)
@@ -228,7 +228,7 @@ def test_the_model_is_told_that_somebody_speaks_before_there_is_a_question(quest
     told: list[str] = []
 
     class Told(FakeTalker):
-        def expect_question(self) -> None:
+        def user_started_speaking(self) -> None:
             told.append("expect")
 
         def begin(self, question: Array | str) -> FakeAnswer:

@@ -148,7 +148,7 @@ def test_a_recorder_that_breaks_ends_the_conversation_and_is_told(tmp_path: Path
 
 def test_a_conversation_that_is_closed_under_it_ends_it() -> None:
     class Closed(FakeTalker):
-        def expect_question(self) -> None:
+        def user_started_speaking(self) -> None:
             raise UsageError("the conversation is closed")
 
     with (

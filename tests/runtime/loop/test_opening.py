@@ -15,7 +15,7 @@ from deeptalk_edge.errors import BackendError, ExpertUnavailable
 from deeptalk_edge.model.prompt import Heard
 from deeptalk_edge.runtime.backends.ort.engine import OrtEngine
 from deeptalk_edge.runtime.conversation import Conversation
-from deeptalk_edge.runtime.events import BargedIn, TurnDone
+from deeptalk_edge.runtime.events import Interrupted, TurnDone
 from deeptalk_edge.runtime.loop.settings import LoopSettings
 from tests.runtime.loop.scenes import Stage
 from tests.runtime.sounds import voice
@@ -55,7 +55,7 @@ def test_the_first_spoken_question_feeds_itself_alone_if_there_was_time_before(
         opening = opening_rows(conversation)
         assert opening > len("Be brief.")  # the test's tokenizer gives bytes
         if is_idle:
-            conversation.make_room()
+            conversation.idle()
             assert fed == [opening]
             fed.clear()
         whole = len(conversation._history.segment(Heard(num_frames=31)).rows)
@@ -74,12 +74,12 @@ def test_no_answer_depends_on_when_the_opening_was_fed(
             said = []
             for question in (QUESTIONS[kind] for kind in kinds):
                 if is_idle:
-                    conversation.make_room()
+                    conversation.idle()
                     answer = conversation.begin(question)
                     answer.advance()
                     answer.advance()
                     answer.discard()
-                    conversation.make_room()
+                    conversation.idle()
                 said.append(take(conversation.ask(question))[:2])
             return said
 
@@ -102,10 +102,10 @@ def test_an_opening_that_failed_is_fed_again(
 
         monkeypatch.setattr(OrtEngine, "_run_layers", break_down)
         with pytest.raises(BackendError):
-            conversation.make_room()
+            conversation.idle()
         monkeypatch.undo()
         assert conversation._engine.num_rows == 0
-        conversation.make_room()
+        conversation.idle()
         assert conversation._engine.num_rows == opening_rows(conversation)
 
 
@@ -116,7 +116,7 @@ def test_the_loop_reads_the_opening_at_the_start_and_behind_a_customer_who_has_l
     def note(name: str) -> Any:
         return lambda: done.append((name, round(stage.simulation.seconds)))
 
-    stage.talker.make_room = note("opening")  # type: ignore[method-assign]
+    stage.talker.idle = note("opening")  # type: ignore[method-assign]
     stage.talker.reset = note("reset")  # type: ignore[method-assign]
     stage.run_until(9)
     assert done == [("opening", 0), ("opening", 5), ("reset", 8), ("opening", 8)]
@@ -135,9 +135,9 @@ def test_old_turns_go_as_soon_as_a_turn_is_history_even_if_the_user_speaks_alrea
 
     stage.talker.begin = note("begin", stage.talker.begin)  # type: ignore[method-assign]
     stage.talker.trim_history = note("trim", stage.talker.trim_history)  # type: ignore[method-assign]
-    stage.talker.make_room = lambda: 0  # type: ignore[method-assign]
+    stage.talker.idle = lambda: 0  # type: ignore[method-assign]
     stage.run_until(12)
-    assert len(stage.of(BargedIn)) == 1
+    assert len(stage.of(Interrupted)) == 1
     assert done == ["begin", "trim", "begin", "trim"]
 
 
@@ -149,7 +149,7 @@ def test_an_opening_that_fails_while_nobody_waits_ends_no_conversation(
     def fail() -> int:
         raise ExpertUnavailable("experts.bin: layer 1, expert 3: Input/output error")
 
-    stage.talker.make_room = fail  # type: ignore[method-assign]
+    stage.talker.idle = fail  # type: ignore[method-assign]
     stage.run_until(9)
     assert len(stage.of(TurnDone)) == 1
     assert "expert 3: Input/output error" in caplog.text

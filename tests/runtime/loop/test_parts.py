@@ -15,11 +15,18 @@ from deeptalk_edge.runtime.audio.ports import MicFrame
 from deeptalk_edge.runtime.audio.virtual_port import VirtualPort, recording
 from deeptalk_edge.runtime.events import AudioChunk, TextPiece
 from deeptalk_edge.runtime.loop.clock import WallClock
-from deeptalk_edge.runtime.loop.ear import Ear
 from deeptalk_edge.runtime.loop.fake_talker import FakeTalker
-from deeptalk_edge.runtime.loop.mind import Begin, Delivery, Discard, Made, Mind, Settle, Settled
+from deeptalk_edge.runtime.loop.mic_buffer import MicBuffer
+from deeptalk_edge.runtime.loop.model_worker import (
+    AnswerFinished,
+    Begin,
+    Delivery,
+    Made,
+    ModelWorker,
+)
+from deeptalk_edge.runtime.loop.playback import Playback
 from deeptalk_edge.runtime.loop.recorder import Recorder
-from deeptalk_edge.runtime.loop.reply import Reply
+from deeptalk_edge.runtime.loop.signals import DiscardAnswer, FinishAnswer
 from deeptalk_edge.trace import NO_TRACE, Trace
 
 QUESTION = np.zeros(16000, np.float32)
@@ -30,26 +37,28 @@ def frame(value: int) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
 
 
 def test_an_utterance_is_cut_to_the_sample_and_dropped_sound_is_silence() -> None:
-    ear = Ear()
+    mic_buffer = MicBuffer()
     for number in (1, 2, 3, 5):  # the fourth was dropped
-        ear.push(number * 320, frame(number))
-    ear.open(500)
-    ear.push(6 * 320, frame(6))
-    pcm = ear.utterance(6 * 320 + 7, longest=10**6)
+        mic_buffer.push(number * 320, frame(number))
+    mic_buffer.open(500)
+    mic_buffer.push(6 * 320, frame(6))
+    pcm = mic_buffer.utterance(6 * 320 + 7, longest=10**6)
     expected = np.repeat([1, 2, 3, 0, 5, 6], [140, 320, 320, 320, 320, 7])
     np.testing.assert_array_equal(pcm, expected)
-    np.testing.assert_array_equal(ear.utterance(6 * 320, longest=330), np.repeat([0, 5], [10, 320]))
+    np.testing.assert_array_equal(
+        mic_buffer.utterance(6 * 320, longest=330), np.repeat([0, 5], [10, 320])
+    )
 
 
 def test_an_ear_without_an_utterance_keeps_three_seconds() -> None:
-    ear = Ear()
+    mic_buffer = MicBuffer()
     for number in range(1000):
-        ear.push(number * 320, frame(0))
-    assert len(ear._frames) == 151
-    ear.open(850 * 320)
+        mic_buffer.push(number * 320, frame(0))
+    assert len(mic_buffer._frames) == 151
+    mic_buffer.open(850 * 320)
     for number in range(1000, 2000):
-        ear.push(number * 320, frame(0))
-    assert len(ear.utterance(2000 * 320, longest=10**9)) == 1150 * 320
+        mic_buffer.push(number * 320, frame(0))
+    assert len(mic_buffer.utterance(2000 * 320, longest=10**9)) == 1150 * 320
 
 
 def test_the_wall_clock_goes_by_the_earliest_frame(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,48 +117,48 @@ def test_a_mind_stops_when_its_budget_is_spent_and_ignores_orders_for_the_void(
     budget: int,
 ) -> None:
     talker, made = FakeTalker(), list[Delivery]()
-    mind = Mind(talker, made.append, trace=NO_TRACE)
-    mind.post(Begin(5, QUESTION))
-    mind.allow(5, budget)
-    while mind.work():
+    worker = ModelWorker(talker, made.append, trace=NO_TRACE)
+    worker.post(Begin(5, QUESTION))
+    worker.allow(5, budget)
+    while worker.work():
         pass
     assert talker.made_samples == 2 * 2048
-    mind.post(Discard(4))
-    mind.post(Settle(4, 0))
-    mind.allow(4, 10**9)
-    while mind.work():
+    worker.post(DiscardAnswer(4))
+    worker.post(FinishAnswer(4, 0))
+    worker.allow(4, 10**9)
+    while worker.work():
         pass
     assert (talker.num_discarded, talker.history) == (0, [])
     assert talker.made_samples == 2 * 2048
-    mind.post(Settle(5, 2048))
-    while mind.work():
+    worker.post(FinishAnswer(5, 2048))
+    while worker.work():
         pass
-    assert isinstance(made[-1], Settled)
+    assert isinstance(made[-1], AnswerFinished)
     assert [type(delivery) for delivery in made[:-1]] == [Made, Made]
 
 
 def test_a_reply_is_silent_until_it_is_committed_and_goes_on_where_it_was_held() -> None:
     port = VirtualPort(recording(np.zeros(16000, np.float32)), device_ms=0)
     port.open()
-    reply = Reply(0, port)
-    reply.add(TextPiece("hi"))
-    reply.add(AudioChunk(np.linspace(1 / 48000, 1, 48000, dtype=np.float32)))
-    assert reply.send() == []
-    reply.is_committed = reply.is_written = True
-    assert sum(chunk.pcm.size for chunk in reply.send()) == 24000  # a second waits at most
+    playback = Playback(0, port)
+    playback.add(TextPiece("hi"))
+    playback.add(AudioChunk(np.linspace(1 / 48000, 1, 48000, dtype=np.float32)))
+    assert playback.send() == []
+    playback.is_committed = playback.is_written = True
+    assert sum(chunk.pcm.size for chunk in playback.send()) == 24000  # a second waits at most
     for _ in range(10):
         port.read(0.0)
-    assert reply.heard == 4800
-    held = reply.hold()
+    assert playback.heard == 4800
+    paused_at = playback.pause()
     port.read(0.0)
-    assert reply.heard == held == 4800 + 120  # the fade counts as heard
-    assert reply.send() == []
-    reply.resume()
-    assert reply.send()[0].pcm[0] == pytest.approx((held + 1) / 48000)
-    while not reply.is_heard:
-        reply.send()
+    assert playback.heard == paused_at == 4800 + 120  # the fade counts as heard
+    assert playback.send() == []
+    playback.resume()
+    assert playback.send()[0].pcm[0] == pytest.approx((paused_at + 1) / 48000)
+    while not playback.is_heard:
+        playback.send()
         port.read(0.0)
-    assert reply.heard == 48000
+    assert playback.heard == 48000
     assert port.counters().underruns == 0
 
 
@@ -158,25 +167,26 @@ def test_a_reply_of_many_small_chunks_goes_on_where_it_was_heard(num_blocks: int
     played: list[np.ndarray[tuple[int], np.dtype[np.float32]]] = []
     port = VirtualPort(recording(QUESTION), device_ms=0, on_played=played.append)
     port.open()
-    reply = Reply(0, port)
+    playback = Playback(0, port)
     sound = np.linspace(1 / 48000, 1, 48000, dtype=np.float32)
     for chunk in np.split(sound, 240):  # most of those that were sent are not heard yet
-        reply.add(AudioChunk(chunk))
-    reply.is_committed = reply.is_written = True
+        playback.add(AudioChunk(chunk))
+    playback.is_committed = playback.is_written = True
     for _ in range(num_blocks):
-        reply.send()
+        playback.send()
         port.read(0.0)
-    held = reply.hold()
-    assert held == num_blocks * 480 + 120
+    paused_at = playback.pause()
+    assert paused_at == num_blocks * 480 + 120
     port.read(0.0)
-    reply.resume()
-    while not reply.is_heard:
-        reply.send()
+    playback.resume()
+    while not playback.is_heard:
+        playback.send()
         port.read(0.0)
     heard = np.concatenate(played)
     silent = 480 - 120  # between the fade's end and the block that goes on
     np.testing.assert_array_equal(
-        np.delete(heard, slice(held, held + silent))[held + 120 : 48000], sound[held + 120 :]
+        np.delete(heard, slice(paused_at, paused_at + silent))[paused_at + 120 : 48000],
+        sound[paused_at + 120 :],
     )
 
 
@@ -184,14 +194,14 @@ def test_a_reply_counts_its_own_samples_alone() -> None:
     port = VirtualPort(recording(QUESTION), device_ms=0)
     port.open()
     for epoch in range(3):
-        reply = Reply(epoch, port)
-        reply.add(AudioChunk(np.ones(960, np.float32)))
-        reply.is_committed = reply.is_written = True
-        reply.send()
+        playback = Playback(epoch, port)
+        playback.add(AudioChunk(np.ones(960, np.float32)))
+        playback.is_committed = playback.is_written = True
+        playback.send()
         for block in range(2):
-            assert reply.heard == reply.audible == 480 * block
+            assert playback.heard == playback.audible == 480 * block
             port.read(0.0)
-        assert reply.is_heard
+        assert playback.is_heard
 
 
 @pytest.mark.parametrize("device_ms", [0, 80])
@@ -200,12 +210,12 @@ def test_a_reply_is_heard_when_the_device_has_played_it_not_when_it_took_it(
 ) -> None:
     port = VirtualPort(recording(QUESTION), device_ms=device_ms)
     port.open()
-    reply = Reply(0, port)
-    reply.add(AudioChunk(np.ones(960, np.float32)))
-    reply.is_committed = reply.is_written = True
-    reply.send()
-    heard_ms = next(ms for ms in range(20, 1000, 20) if port.read(0.0) and reply.is_heard)
-    assert reply.heard == 960
+    playback = Playback(0, port)
+    playback.add(AudioChunk(np.ones(960, np.float32)))
+    playback.is_committed = playback.is_written = True
+    playback.send()
+    heard_ms = next(ms for ms in range(20, 1000, 20) if port.read(0.0) and playback.is_heard)
+    assert playback.heard == 960
     assert heard_ms == 40 + device_ms
 
 

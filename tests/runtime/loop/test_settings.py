@@ -32,8 +32,11 @@ def states_of_the_page() -> dict[str, str]:
         ("speaking", f"{OWN.confirm_ms} ms within its first {OWN.warm_up_ms} ms"),
         ("overlap", f"{OWN.confirm_ms} ms of voice stop it"),
         ("interrupted", f"{OWN.turn_ms} ms of voice are a turn"),
-        ("paused, false alarm", f"{OWN.resume_answer_ms / 1000} s of silence"),
-        ("hushed", f"{OWN.turn_ms} ms of voice behind it are a turn, {OWN.release_ms} ms"),
+        ("false interruption", f"{OWN.resume_answer_ms / 1000} s of silence"),
+        (
+            "stopped by a word",
+            f"{OWN.turn_ms} ms of voice behind it are a turn, {OWN.release_ms} ms",
+        ),
     ],
 )
 def test_the_page_names_the_wait(state: str, words: str) -> None:

@@ -19,7 +19,7 @@ from deeptalk_edge.runtime.audio.end_of_turn import (
 from deeptalk_edge.runtime.audio.vad import WebRtcDetector
 from deeptalk_edge.runtime.audio.virtual_port import VirtualPort, recording
 from deeptalk_edge.runtime.conversation import Conversation, ConversationSettings
-from deeptalk_edge.runtime.events import AudioChunk, BargedIn, LiveEvent, TurnDone
+from deeptalk_edge.runtime.events import AudioChunk, Interrupted, LiveEvent, TurnDone
 from deeptalk_edge.runtime.loop.settings import LoopSettings
 from deeptalk_edge.runtime.loop.simulation import Simulation
 from deeptalk_edge.sound.wav import read_wav
@@ -89,7 +89,7 @@ def test_an_answer_begun_on_trial_is_the_same_to_the_last_sample(tiny: Bundle) -
         settings = LoopSettings(is_speculating=is_speculating)
         events, conversation = talk(tiny, microphone, settings, step_ms=step_ms)
         turns = [event for event in events if isinstance(event, TurnDone)]
-        assert [turn.voice is not None and turn.voice.was_on_trial for turn in turns] == [
+        assert [turn.voice is not None and turn.voice.was_speculative for turn in turns] == [
             is_speculating
         ] * 2
         if is_speculating:
@@ -119,8 +119,8 @@ def test_a_whole_question_is_answered_sooner_than_half_of_one_and_with_the_same_
     whole = np.concatenate([silence(0.5), asked, silence(6)])
     half = np.concatenate([silence(0.5), asked[: len(asked) // 2], silence(6)])
     hangover_ms, texts = [], []
-    for microphone, sure_log_p in [(whole, -0.001), (whole, None), (half, -0.001)]:
-        judge = AdaptiveHangover(Undecided(), HangoverSettings(sure_log_p=sure_log_p))
+    for microphone, confident_log_p in [(whole, -0.001), (whole, None), (half, -0.001)]:
+        judge = AdaptiveHangover(Undecided(), HangoverSettings(confident_log_p=confident_log_p))
         events, conversation = talk(
             tiny, microphone, LoopSettings(), step_ms=2.0, end_of_turn=judge
         )
@@ -180,7 +180,7 @@ def test_a_cut_answer_keeps_whole_words_that_were_heard_and_the_next_one_follows
         tiny, np.concatenate([start, question(1), silence(7)]), LoopSettings()
     )
     cut, second = (event for event in events if isinstance(event, TurnDone))
-    assert any(isinstance(event, BargedIn) for event in events)
+    assert any(isinstance(event, Interrupted) for event in events)
     whole = said(talk(tiny, np.concatenate([start, silence(5)]), LoopSettings())[0])[0][0]
     assert whole.startswith(cut.text)
     assert 0 < len(cut.text.split()) < len(whole.split())

@@ -16,8 +16,8 @@ from deeptalk_edge.runtime.loop.signals import (
     AnswerHeard,
     Command,
     Frame,
-    HangoverCapped,
     HangoverChosen,
+    HangoverShortened,
     SoundBegan,
     StopWordHeard,
 )
@@ -34,7 +34,7 @@ _events = st.one_of(
     st.booleans().map(Frame),
     st.booleans().map(Frame),
     st.sampled_from([160, 500, 1200]).map(HangoverChosen),
-    st.sampled_from([160, 500]).map(HangoverCapped),
+    st.sampled_from([160, 500]).map(HangoverShortened),
     st.builds(SoundBegan, _epochs, st.booleans()),
     st.just(StopWordHeard(_BY_WHO_SPEAKS)),
     _epochs.map(AnswerHeard),
@@ -58,13 +58,13 @@ class Attempts:
         self.begun: set[int] = set()
         self.committed: set[int] = set()
         self.over: set[int] = set()
-        self.held: set[int] = set()
+        self.paused: set[int] = set()
         self.has_utterance = False
 
     def follow(self, actions: tuple[signals.Action, ...]) -> None:
         for action in actions:
             match action:
-                case signals.OpenUtterance():
+                case signals.UserStartedSpeaking():
                     self.has_utterance = True
                 case signals.DropUtterance():
                     self.has_utterance = False
@@ -80,14 +80,14 @@ class Attempts:
                 case signals.DiscardAnswer(epoch):
                     self._open(epoch)
                     self.over.add(epoch)
-                case signals.HoldAnswer(epoch):
+                case signals.PausePlayback(epoch):
                     self._open(epoch)
-                    assert epoch not in self.held
-                    self.held.add(epoch)
-                case signals.ResumeAnswer(epoch):
+                    assert epoch not in self.paused
+                    self.paused.add(epoch)
+                case signals.ResumePlayback(epoch):
                     self._open(epoch)
-                    self.held.remove(epoch)
-                case signals.CutAnswer(epoch) | signals.KeepAnswer(epoch):
+                    self.paused.remove(epoch)
+                case signals.InterruptAnswer(epoch) | signals.FinishAnswer(epoch):
                     self._open(epoch)
                     assert epoch in self.committed
                     self.over.add(epoch)
@@ -113,7 +113,7 @@ def test_whatever_happens_attempts_are_begun_committed_and_ended_in_order(
             assert loop.is_answering == (attempts.begun != attempts.over)
             if loop.state in (State.SPEAKING, State.OVERLAP, State.THINKING):
                 assert loop.epoch in attempts.committed
-                assert loop.epoch not in attempts.held
+                assert loop.epoch not in attempts.paused
     loop, actions = step(loop, Command.STOP, now, chosen)
     attempts.follow(actions)
     assert attempts.begun == attempts.over
@@ -146,7 +146,7 @@ def test_every_state_takes_every_event(state: State, is_answering: bool) -> None
         Frame(True),
         Frame(False),
         HangoverChosen(200),
-        HangoverCapped(200),
+        HangoverShortened(200),
         StopWordHeard(0),
         SoundBegan(3),
         AnswerHeard(3),
@@ -176,7 +176,7 @@ def test_a_cap_ends_the_wait_at_the_shorter_of_both_but_not_before_it_came(
         if now == SETTINGS.speculate_ms * 16:
             loop, _ = step(loop, HangoverChosen(chosen_ms), now, SETTINGS)
         if now == behind_ms * 16:
-            loop, _ = step(loop, HangoverCapped(cap_ms), now, SETTINGS)
+            loop, _ = step(loop, HangoverShortened(cap_ms), now, SETTINGS)
     wanted_ms = max(min(cap_ms, chosen_ms), behind_ms + 20)
     assert 0 <= now // 16 - min(wanted_ms, chosen_ms) < 20
 
@@ -192,7 +192,7 @@ def test_who_speaks_when_the_answer_ends_is_heard_from_the_voices_beginning() ->
     loop = Loop(state=State.OVERLAP, epoch=3, is_answering=True, opened=10 * FRAME)
     after, actions = step(loop, AnswerHeard(3), 14 * FRAME, SETTINGS)
     assert after.state is State.USER_SPEAKING
-    assert signals.OpenUtterance(9 * FRAME) in actions  # one frame before: detectors wake late
+    assert signals.UserStartedSpeaking(9 * FRAME) in actions  # detectors wake a frame late
 
 
 @pytest.mark.parametrize("state", list(State))
@@ -206,7 +206,7 @@ def test_a_silent_room_forgets_once_after_its_wait() -> None:
     loop, now = Loop(is_fresh=False), 16 * 1000
     assert step(loop, Frame(False), now - FRAME, settings)[1] == ()
     after, actions = step(loop, Frame(False), now, settings)
-    assert actions == (signals.Forget(),)
+    assert actions == (signals.Reset(),)
     assert after.is_fresh
     assert step(after, Frame(False), now + FRAME, settings)[1] == ()
 

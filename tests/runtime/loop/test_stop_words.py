@@ -21,7 +21,7 @@ from deeptalk_edge.runtime.audio.stop_words import SphinxSpotter
 from deeptalk_edge.runtime.audio.wav_port import WavPort
 from deeptalk_edge.runtime.events import (
     AnswerResumed,
-    BargedIn,
+    Interrupted,
     LiveEvent,
     SpeechEnded,
     TurnDone,
@@ -68,7 +68,7 @@ def stage(*script: tuple[float, float], word_s: float = 0.14) -> tuple[Stage, Lo
 def test_a_stop_word_ends_the_answer_before_voice_alone_would() -> None:
     scene, _ = stage((3.5, 3.7))
     scene.run_until(9)
-    assert scene.when(BargedIn) == pytest.approx([3.66])  # 260 ms of voice: 3.76
+    assert scene.when(Interrupted) == pytest.approx([3.66])  # 260 ms of voice: 3.76
     assert not scene.played_between(3.70, 9).any()
     (cut,) = scene.of(TurnDone)
     assert 0 < len(cut.text.split()) < 6
@@ -92,7 +92,7 @@ def test_a_stop_word_counts_however_long_it_is(voice_s: float, word_s: float, st
     scene.run_until(3.5 + word_s)
     assert scene.state() is state
     scene.run_until(3.5 + word_s + 0.04)
-    assert scene.state() is State.HUSHED
+    assert scene.state() is State.STOPPED_BY_WORD
     scene.run_until(9)
     assert len(scene.of(TurnDone)) == 1
     assert scene.state() is State.LISTENING
@@ -104,7 +104,7 @@ def test_who_goes_on_behind_a_stop_word_is_answered() -> None:
     cut, second = scene.of(TurnDone)
     assert len(cut.text.split()) < 6
     assert second.text == "1.0 1.1 1.2 1.3 1.4 1.5"
-    assert scene.when(BargedIn) == pytest.approx([3.66])
+    assert scene.when(Interrupted) == pytest.approx([3.66])
 
 
 def test_a_stop_word_that_is_recognised_late_does_not_end_the_next_answer() -> None:
@@ -226,5 +226,5 @@ def test_a_stop_word_ends_a_live_answer(tmp_path: Path) -> None:
             if isinstance(event, TurnDone):
                 live.stop()
     assert asked == [("stop",)]
-    assert [event for event in seen if isinstance(event, BargedIn)]
+    assert [event for event in seen if isinstance(event, Interrupted)]
     assert len(seen[-1].text.split()) < 6  # type: ignore[union-attr]

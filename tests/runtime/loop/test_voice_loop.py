@@ -13,7 +13,7 @@ from deeptalk_edge.runtime.answer import Pieces
 from deeptalk_edge.runtime.events import (
     AnswerResumed,
     AudioChunk,
-    BargedIn,
+    Interrupted,
     NothingSaid,
     SoundLost,
     SoundRestored,
@@ -24,7 +24,7 @@ from deeptalk_edge.runtime.events import (
     TurnFailed,
 )
 from deeptalk_edge.runtime.loop.fake_talker import FRAME_SAMPLES, FakeAnswer, level_of
-from deeptalk_edge.runtime.loop.mind import Made, Written
+from deeptalk_edge.runtime.loop.model_worker import Made, Written
 from deeptalk_edge.runtime.loop.settings import LoopSettings, ReplyPolicy
 from deeptalk_edge.runtime.loop.signals import Command
 from deeptalk_edge.runtime.loop.states import State
@@ -66,7 +66,7 @@ def test_speculation_hides_the_models_time_in_the_hangover(
     stage.run_until(6)
     voice = stage.of(TurnDone)[0].voice
     assert voice.hangover_ms == 500
-    assert voice.was_on_trial is is_speculating
+    assert voice.was_speculative is is_speculating
     # Simulated: 30 + 20 + 10 * 8 ms of model, seen with the next frame.
     assert voice.queued_ms == pytest.approx(queued_ms, abs=20)
     assert voice.audible_ms == pytest.approx(voice.queued_ms + 40, abs=20)
@@ -99,13 +99,13 @@ def test_who_goes_on_speaking_before_the_answer_sounds_asks_one_longer_question(
 def test_a_barge_in_stops_the_sound_and_keeps_what_was_heard() -> None:
     stage = Stage((1.0, 2.0), (3.5, 4.5))
     stage.run_until(9)
-    (barged,) = stage.of(BargedIn)
-    assert stage.when(BargedIn)[0] == pytest.approx(3.76)
+    (interrupted,) = stage.of(Interrupted)
+    assert stage.when(Interrupted)[0] == pytest.approx(3.76)
     cut, second = stage.of(TurnDone)
     assert cut.text == stage.talker.history[0]
     assert cut.voice.stop_ms == pytest.approx(260 + 40)
     heard_samples = np.count_nonzero(np.concatenate(stage.played) == level_of(0))
-    assert len(cut.text.split()) == int(barged.heard_s * 24000) // FRAME_SAMPLES // 4
+    assert len(cut.text.split()) == int(interrupted.heard_s * 24000) // FRAME_SAMPLES // 4
     assert 0 < len(cut.text.split()) < 6
     assert heard_samples < 24 * FRAME_SAMPLES
     assert not stage.played_between(3.80, 5.0).any()
@@ -127,14 +127,14 @@ def test_the_model_stops_within_one_step_of_a_barge_in() -> None:
     stage.run_until(4.74)
     before = stage.talker.num_steps
     stage.run_until(6.9)
-    assert stage.when(BargedIn) == pytest.approx([4.76])
+    assert stage.when(Interrupted) == pytest.approx([4.76])
     assert stage.state() is State.USER_SPEAKING
     assert stage.talker.num_steps - before <= 1
 
 
 def test_late_news_of_a_void_attempt_is_never_heard() -> None:
     stage = Stage((1.0, 2.0))
-    for second in (2.2, 2.55, 3.0):  # on trial, committed, speaking
+    for second in (2.2, 2.55, 3.0):  # speculative, committed, speaking
         stage.run_until(second)
         late = (TextPiece("stale"), AudioChunk(np.full(4800, 0.9, np.float32)))
         stage.loop.inbox.append(Made(stage.loop.loop.epoch - 1, late))
@@ -158,7 +158,7 @@ def test_voice_that_stays_undecided_gives_way_to_the_answer() -> None:
 def test_a_back_channel_makes_the_answer_quieter_and_no_more(length_s: float) -> None:
     stage = Stage((1.0, 2.0), (3.5, 3.5 + length_s))
     stage.run_until(7)
-    assert not stage.of(BargedIn)
+    assert not stage.of(Interrupted)
     assert len(stage.of(TurnDone)) == 1
     assert np.count_nonzero(np.concatenate(stage.played)) == 24 * FRAME_SAMPLES
     np.testing.assert_allclose(stage.played_between(3.9, 4.0), level_of(0))
@@ -182,14 +182,14 @@ def test_an_answer_is_stopped_by_nothing_before_the_echo_canceller_is_warm(
 ) -> None:
     stage = Stage((1.0, 2.0), (2.6, 2.6 + voice_s))
     stage.run_until(7)
-    stops = [f"stopped at {second:.2f}" for second in stage.when(BargedIn)]
+    stops = [f"stopped at {second:.2f}" for second in stage.when(Interrupted)]
     assert (stops or ["heard"]) == [ends]
 
 
 def test_behind_a_false_alarm_the_answer_goes_on_where_it_stopped() -> None:
     stage = Stage((1.0, 2.0), (3.5, 3.84))
     stage.run_until(9)
-    assert len(stage.of(BargedIn)) == len(stage.of(AnswerResumed)) == 1
+    assert len(stage.of(Interrupted)) == len(stage.of(AnswerResumed)) == 1
     assert stage.when(AnswerResumed) == pytest.approx([3.84 + 1.5])
     (done,) = stage.of(TurnDone)
     assert done.text == "0.0 0.1 0.2 0.3 0.4 0.5"
@@ -211,7 +211,7 @@ def test_an_answer_that_may_not_be_interrupted_is_not() -> None:
     stage = Stage((1.0, 2.0), (3.5, 4.2))
     stage.loop.policy = ReplyPolicy(interruptible=False)
     stage.run_until(7)
-    assert not stage.of(BargedIn)
+    assert not stage.of(Interrupted)
     (done,) = stage.of(TurnDone)
     assert done.text == "0.0 0.1 0.2 0.3 0.4 0.5"
 

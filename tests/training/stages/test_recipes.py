@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from deeptalk_edge.errors import SettingsError
-from deeptalk_edge.training.data.dataset import Plan, load_batch
+from deeptalk_edge.training.data.dataset import BatchPlan, load_batch
 from deeptalk_edge.training.experts import MixtureOfExperts, Routing
 from deeptalk_edge.training.items import Batch
 from deeptalk_edge.training.journal import read_journal
@@ -127,7 +127,7 @@ def test_tensors_with_a_gradient_are_those_of_the_table(
 def _descend(run_of: Prepared, objective: Objective) -> None:
     """All of the data, and rows that go to every expert that is not barred."""
     for entry in run_of.train_entries:
-        batch = load_batch(run_of.reader, Plan(entries=(entry,), seed=entry.line))
+        batch = load_batch(run_of.reader, BatchPlan(entries=(entry,), seed=entry.line))
         torch.autograd.backward(torch.stack(list(objective(batch).values())).sum())
 
 
@@ -149,8 +149,8 @@ def test_no_mass_goes_to_a_barred_expert(
         assert not torch.isin(layer.expert_ids, torch.tensor(barred)).any()
 
 
-def _plan_of_all(run_of: Prepared) -> Plan:
-    return Plan(entries=tuple(run_of.train_entries), seed=0)
+def _plan_of_all(run_of: Prepared) -> BatchPlan:
+    return BatchPlan(entries=tuple(run_of.train_entries), seed=0)
 
 
 @pytest.mark.slow

@@ -7,15 +7,15 @@ from collections.abc import Iterator
 import pytest
 
 from deeptalk_edge.bundle.reader import Bundle
-from deeptalk_edge.runtime.backends.cpu.engine import NativeEngine
-from deeptalk_edge.runtime.backends.cpu.library import NativeLibrary
+from deeptalk_edge.runtime.backends.cpu.engine import CpuEngine
+from deeptalk_edge.runtime.backends.cpu.library import CpuLibrary
 from tests.native.cpu import built
 from tests.runtime.backends.cpu.fed import WIDE, random_bundles
 from tests.runtime.backends.cpu.resident import Resident
 
 
 @pytest.fixture(scope="session")
-def library() -> NativeLibrary:
+def library() -> CpuLibrary:
     return built.library()
 
 
@@ -33,8 +33,8 @@ def bundle(bundles: tuple[Bundle, Bundle]) -> Bundle:
 
 
 @pytest.fixture
-def engine(bundle: Bundle, library: NativeLibrary) -> Iterator[NativeEngine]:
-    engine = NativeEngine(
+def engine(bundle: Bundle, library: CpuLibrary) -> Iterator[CpuEngine]:
+    engine = CpuEngine(
         bundle, context_rows=32, library=library, open_experts=lambda: Resident(bundle)
     )
     yield engine

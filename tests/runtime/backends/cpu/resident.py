@@ -32,7 +32,7 @@ class Resident:
     def begin_step(self, num_items: int) -> None:
         pass
 
-    def whole(self) -> AbstractContextManager[bool]:
+    def all_resident(self) -> AbstractContextManager[bool]:
         return nullcontext(True)
 
     def addresses(self, layer: int) -> Tables:

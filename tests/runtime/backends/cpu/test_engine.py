@@ -14,13 +14,13 @@ from deeptalk_edge.bundle.manifest import NATIVE_WEIGHTS
 from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.checkpoint.reader import Checkpoint
 from deeptalk_edge.export.packed.cpu_weights import (
-    NativePrecision,
+    CpuPrecision,
     native_bytes,
     write_native_weights,
 )
 from deeptalk_edge.runtime.backends.cpu import engine as native
-from deeptalk_edge.runtime.backends.cpu.engine import NativeEngine
-from deeptalk_edge.runtime.backends.cpu.library import NativeLibrary
+from deeptalk_edge.runtime.backends.cpu.engine import CpuEngine
+from deeptalk_edge.runtime.backends.cpu.library import CpuLibrary
 from deeptalk_edge.runtime.backends.ort.engine import OrtEngine
 from deeptalk_edge.runtime.lm.engine import Logits
 from tests.runtime.backends.cpu.fed import FEATURES, WIDE, assert_equal, fed, random_bundles
@@ -36,12 +36,12 @@ def assert_close(found: Logits, expected: Logits) -> None:
 
 
 def assert_every_path_is_right(
-    bundles: tuple[Bundle, Bundle], library: NativeLibrary, cache_kind: str = "bfloat16"
+    bundles: tuple[Bundle, Bundle], library: CpuLibrary, cache_kind: str = "bfloat16"
 ) -> None:
     reference = OrtEngine(bundles[0], context_rows=32, open_experts=own_experts(bundles[0]))
     reference.prefill(ROWS, FEATURES, MASK)
     for path in library.path_names:
-        engine = NativeEngine(
+        engine = CpuEngine(
             bundles[1],
             context_rows=32,
             library=library,
@@ -57,24 +57,24 @@ def assert_every_path_is_right(
 
 @pytest.mark.parametrize("cache_kind", ["bfloat16", "int8"])
 def test_every_path_computes_what_onnx_runtime_does_on_the_same_weights(
-    bundles: tuple[Bundle, Bundle], library: NativeLibrary, cache_kind: str
+    bundles: tuple[Bundle, Bundle], library: CpuLibrary, cache_kind: str
 ) -> None:
     assert_every_path_is_right(bundles, library, cache_kind)
 
 
-def test_the_latents_norm_has_an_epsilon_of_its_own(library: NativeLibrary, tmp_path: Path) -> None:
+def test_the_latents_norm_has_an_epsilon_of_its_own(library: CpuLibrary, tmp_path: Path) -> None:
     spec = replace(WIDE, decoder=replace(WIDE.decoder, norm_eps=0.1))
     assert_every_path_is_right(random_bundles(spec, tmp_path, "int8"), library)
 
 
-def test_a_latent_may_be_wider_than_the_model(library: NativeLibrary, tmp_path: Path) -> None:
+def test_a_latent_may_be_wider_than_the_model(library: CpuLibrary, tmp_path: Path) -> None:
     spec = replace(WIDE, decoder=replace(WIDE.decoder, latent_dim=512))
     assert_every_path_is_right(random_bundles(spec, tmp_path, "int8"), library)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int4"])
 def test_a_head_of_its_own_and_layers_without_shared_experts_are_computed_as_they_are(
-    library: NativeLibrary, tmp_path: Path, dtype: ExpertDtype
+    library: CpuLibrary, tmp_path: Path, dtype: ExpertDtype
 ) -> None:
     decoder = replace(WIDE.decoder, normalise_top_k=True, routed_scale=2.5, num_shared_experts=0)
     spec = replace(WIDE, decoder=decoder, tied_head=False)
@@ -86,7 +86,7 @@ def test_a_head_of_its_own_and_layers_without_shared_experts_are_computed_as_the
 
 
 def test_the_weight_of_a_single_expert_is_scaled_and_not_normalised(
-    library: NativeLibrary, tmp_path: Path
+    library: CpuLibrary, tmp_path: Path
 ) -> None:
     decoder = replace(WIDE.decoder, normalise_top_k=True, routed_scale=2.5, top_k=1)
     bundles = random_bundles(replace(WIDE, decoder=decoder), tmp_path, "int8")
@@ -95,18 +95,18 @@ def test_the_weight_of_a_single_expert_is_scaled_and_not_normalised(
 
 @pytest.mark.parametrize("rows_at_once", [1, 3, 7])
 def test_prefill_in_parts_is_prefill_at_once_to_the_bit(
-    engine: NativeEngine, monkeypatch: pytest.MonkeyPatch, rows_at_once: int
+    engine: CpuEngine, monkeypatch: pytest.MonkeyPatch, rows_at_once: int
 ) -> None:
     expected = heard(engine, FEATURES)
     monkeypatch.setattr(native, "PREFILL_ROWS", rows_at_once)
     assert_equal(heard(engine, FEATURES), expected)
 
 
-def test_decoding_row_by_row_is_prefill_to_the_bit(engine: NativeEngine) -> None:
+def test_decoding_row_by_row_is_prefill_to_the_bit(engine: CpuEngine) -> None:
     assert_equal(decoded(engine, ROWS), fed(engine, ROWS))
 
 
-def test_two_items_are_two_conversations(engine: NativeEngine) -> None:
+def test_two_items_are_two_conversations(engine: CpuEngine) -> None:
     prompt, tails = ROWS[:8], (ROWS[8:12], ROWS[12:16])
     expected = [fed(engine, np.concatenate([prompt, tail])) for tail in tails]
     fed(engine, prompt)
@@ -117,7 +117,7 @@ def test_two_items_are_two_conversations(engine: NativeEngine) -> None:
 @pytest.mark.parametrize("kept", [0, 1])
 @pytest.mark.parametrize("trimmed_to", [None, 10, 4])
 def test_a_kept_item_goes_on_and_a_recalled_one_too(
-    engine: NativeEngine, kept: int, trimmed_to: int | None
+    engine: CpuEngine, kept: int, trimmed_to: int | None
 ) -> None:
     prompt, pairs, last = ROWS[:8], ROWS[8:14].reshape(3, 2, 8), ROWS[14:15]
     both = [np.concatenate([prompt, pairs[:, item], last]) for item in range(2)]
@@ -144,7 +144,7 @@ def test_a_kept_item_goes_on_and_a_recalled_one_too(
     assert_equal(after, fed(engine, again))
 
 
-def test_a_trimmed_engine_forgets(engine: NativeEngine) -> None:
+def test_a_trimmed_engine_forgets(engine: CpuEngine) -> None:
     expected = fed(engine, np.concatenate([ROWS[:5], ROWS[9:10]]))
     fed(engine, ROWS[:12])
     engine.trim(5)
@@ -154,9 +154,9 @@ def test_a_trimmed_engine_forgets(engine: NativeEngine) -> None:
 
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_do_not_change_a_bit(
-    bundle: Bundle, engine: NativeEngine, library: NativeLibrary, threads: int
+    bundle: Bundle, engine: CpuEngine, library: CpuLibrary, threads: int
 ) -> None:
-    wide = NativeEngine(
+    wide = CpuEngine(
         bundle, context_rows=32, threads=threads, library=library, open_experts=own_experts(bundle)
     )
     assert_equal(fed(wide, ROWS), fed(engine, ROWS))
@@ -166,11 +166,11 @@ def test_threads_do_not_change_a_bit(
 def test_the_plan_knows_how_large_native_weights_are(bundle: Bundle, tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(bundle.path.parent / "checkpoint")
     form = bundle.manifest.record_format
-    write_native_weights(checkpoint, form, NativePrecision(), tmp_path)
+    write_native_weights(checkpoint, form, CpuPrecision(), tmp_path)
     assert (tmp_path / NATIVE_WEIGHTS).stat().st_size == native_bytes(WIDE, form)
 
 
-def test_the_library_knows_a_fast_path_for_this_processor(library: NativeLibrary) -> None:
+def test_the_library_knows_a_fast_path_for_this_processor(library: CpuLibrary) -> None:
     flags = Path("/proc/cpuinfo").read_text() if platform.machine() == "x86_64" else ""
     wanted = [
         ("avx512_vnni", "avx512"),

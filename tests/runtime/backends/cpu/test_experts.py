@@ -13,8 +13,8 @@ from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.errors import BackendError
 from deeptalk_edge.model.rows import Ids
 from deeptalk_edge.runtime.backends.cpu import engine as native
-from deeptalk_edge.runtime.backends.cpu.engine import ExpertTables, NativeEngine
-from deeptalk_edge.runtime.backends.cpu.library import NativeLibrary
+from deeptalk_edge.runtime.backends.cpu.engine import CpuEngine, ExpertTables
+from deeptalk_edge.runtime.backends.cpu.library import CpuLibrary
 from deeptalk_edge.runtime.backends.ort.engine import OrtEngine
 from deeptalk_edge.runtime.experts.degrade import DegradeSettings
 from deeptalk_edge.runtime.experts.open import PagingSettings, paged_experts
@@ -39,7 +39,7 @@ class Waves(Resident):
     def begin_step(self, num_items: int) -> None:
         self.begun.append(f"step of {num_items}")
 
-    def whole(self) -> AbstractContextManager[bool]:
+    def all_resident(self) -> AbstractContextManager[bool]:
         return nullcontext(False)
 
     def tables(
@@ -82,9 +82,9 @@ class DroppingWaves(Waves):
 
 @pytest.mark.parametrize("num_kept", [0, 1])
 def test_experts_that_were_dropped_are_not_waited_for(
-    bundle: Bundle, engine: NativeEngine, library: NativeLibrary, num_kept: int
+    bundle: Bundle, engine: CpuEngine, library: CpuLibrary, num_kept: int
 ) -> None:
-    dropping = NativeEngine(
+    dropping = CpuEngine(
         bundle,
         context_rows=32,
         library=library,
@@ -97,14 +97,14 @@ def test_experts_that_were_dropped_are_not_waited_for(
 
 
 def test_paged_experts_do_not_change_a_bit(
-    bundle: Bundle, engine: NativeEngine, library: NativeLibrary
+    bundle: Bundle, engine: CpuEngine, library: CpuLibrary
 ) -> None:
     experts = Waves(bundle)
 
     def opened() -> ExpertTables:
         return experts
 
-    paged = NativeEngine(bundle, context_rows=32, library=library, open_experts=opened)
+    paged = CpuEngine(bundle, context_rows=32, library=library, open_experts=opened)
     assert_equal(fed(paged, ROWS), fed(engine, ROWS))
     assert_equal(paged.decode_step(ROWS[:1]), engine.decode_step(ROWS[:1]))
     assert len(experts.asked) == 2 * len(bundle.manifest.model.decoder.moe_layers)
@@ -114,10 +114,10 @@ def test_paged_experts_do_not_change_a_bit(
 
 @pytest.mark.parametrize("num_slots", [8, 10])
 def test_a_pager_of_any_size_does_not_change_a_bit(
-    bundle: Bundle, engine: NativeEngine, library: NativeLibrary, num_slots: int
+    bundle: Bundle, engine: CpuEngine, library: CpuLibrary, num_slots: int
 ) -> None:
     with open_bundle_pager(bundle, num_slots) as pager:
-        paged = NativeEngine(
+        paged = CpuEngine(
             bundle,
             context_rows=32,
             library=library,
@@ -131,52 +131,52 @@ def test_a_pager_of_any_size_does_not_change_a_bit(
 
 
 def test_with_all_of_them_there_a_pass_asks_for_none_and_no_bit_changes(
-    bundle: Bundle, engine: NativeEngine, library: NativeLibrary
+    bundle: Bundle, engine: CpuEngine, library: CpuLibrary
 ) -> None:
     num_records = len(bundle.manifest.experts.records)
     with open_bundle_pager(bundle, num_records, fills=True) as pager:
         experts = paged_experts(bundle, PagingSettings(), pager)
-        paged = NativeEngine(bundle, context_rows=32, library=library, open_experts=lambda: experts)
-        pager.rest()
+        paged = CpuEngine(bundle, context_rows=32, library=library, open_experts=lambda: experts)
+        pager.idle()
         pager.drain()
         assert_equal(fed(paged, ROWS), fed(engine, ROWS))
         assert_equal(paged.decode_step(ROWS[:1]), engine.decode_step(ROWS[:1]))
         report = pager.report()
-        assert (report["whole_passes"], report["hits"], report["misses"]) == (2, 0, 0)
+        assert (report["all_resident_passes"], report["hits"], report["misses"]) == (2, 0, 0)
         experts.recorder = RouteRecorder()  # wants to see each choice
         assert_equal(paged.decode_step(ROWS[1:2]), engine.decode_step(ROWS[1:2]))
         recorded = [call.layer for call in experts.recorder.passes[-1].calls]
         assert recorded == list(bundle.manifest.model.decoder.moe_layers)
-        assert pager.report()["whole_passes"] == 2
+        assert pager.report()["all_resident_passes"] == 2
         paged.close()
 
 
-def test_a_degrading_source_sees_each_choice(bundle: Bundle, library: NativeLibrary) -> None:
+def test_a_degrading_source_sees_each_choice(bundle: Bundle, library: CpuLibrary) -> None:
     num_records = len(bundle.manifest.experts.records)
     with open_bundle_pager(bundle, num_records, fills=True) as pager:
         settings = PagingSettings(degrade=DegradeSettings(skip_below=0.01))
-        paged = NativeEngine(
+        paged = CpuEngine(
             bundle,
             context_rows=32,
             library=library,
             open_experts=lambda: paged_experts(bundle, settings, pager),
         )
-        pager.rest()
+        pager.idle()
         pager.drain()
         fed(paged, ROWS)
         report = pager.report()
-        assert report["whole_passes"] == 0
+        assert report["all_resident_passes"] == 0
         assert report["hits"] > 0
         paged.close()
 
 
 def test_a_prompt_in_parts_is_recorded_in_parts(
-    bundle: Bundle, library: NativeLibrary, monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, library: CpuLibrary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(native, "PREFILL_ROWS", 12)
     experts = paged_experts(bundle, PagingSettings())
     experts.recorder = RouteRecorder()
-    paged = NativeEngine(bundle, context_rows=32, library=library, open_experts=lambda: experts)
+    paged = CpuEngine(bundle, context_rows=32, library=library, open_experts=lambda: experts)
     paged.prefill(ROWS, FEATURES, MASK)
     paged.close()
     passes = experts.recorder.passes
@@ -186,9 +186,9 @@ def test_a_prompt_in_parts_is_recorded_in_parts(
 
 
 def test_an_expert_that_never_comes_is_an_error_and_not_a_silence(
-    bundle: Bundle, library: NativeLibrary
+    bundle: Bundle, library: CpuLibrary
 ) -> None:
-    paged = NativeEngine(
+    paged = CpuEngine(
         bundle, context_rows=32, library=library, open_experts=lambda: MissingWaves(bundle)
     )
     with pytest.raises(BackendError, match="from layer 1 on: an expert that a token chose"):

@@ -15,23 +15,23 @@ import pytest
 from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.errors import ArtifactError, BackendError, DoesNotFit
 from deeptalk_edge.export.packed.cpu_weights import (
-    NativePrecision,
+    CpuPrecision,
 )
-from deeptalk_edge.runtime.backends.cpu.engine import NativeEngine
-from deeptalk_edge.runtime.backends.cpu.library import NativeContext, NativeLibrary
+from deeptalk_edge.runtime.backends.cpu.engine import CpuEngine
+from deeptalk_edge.runtime.backends.cpu.library import CpuContext, CpuLibrary
 from tests.runtime.backends.cpu.fed import FEATURES, WIDE, fed
 from tests.runtime.backends.cpu.resident import Resident
 from tests.runtime.fed import MASK, ROWS, own_experts
 
 
-def test_a_prompt_that_does_not_fit_leaves_the_cache_as_it_was(engine: NativeEngine) -> None:
+def test_a_prompt_that_does_not_fit_leaves_the_cache_as_it_was(engine: CpuEngine) -> None:
     fed(engine, ROWS)
     with pytest.raises(DoesNotFit, match="40 rows of conversation, the cache holds 32"):
         engine.prefill(ROWS, FEATURES, MASK)
     assert engine.num_rows == 20
 
 
-def test_calls_out_of_order_are_refused(engine: NativeEngine) -> None:
+def test_calls_out_of_order_are_refused(engine: CpuEngine) -> None:
     with pytest.raises(ValueError, match="no row was fed"):
         engine.logits()
     with pytest.raises(ValueError, match="4 features for 5 marked rows"):
@@ -55,7 +55,7 @@ def test_calls_out_of_order_are_refused(engine: NativeEngine) -> None:
         engine.prefill(ROWS, FEATURES, MASK)
 
 
-def test_what_is_not_finite_or_not_in_the_table_is_an_error(engine: NativeEngine) -> None:
+def test_what_is_not_finite_or_not_in_the_table_is_an_error(engine: CpuEngine) -> None:
     features = FEATURES.copy()
     features[2, 3] = np.nan
     with pytest.raises(BackendError, match="NaN or infinite"):
@@ -65,14 +65,14 @@ def test_what_is_not_finite_or_not_in_the_table_is_an_error(engine: NativeEngine
 
 
 def test_a_bundle_without_native_weights_or_with_others_is_refused(
-    bundles: tuple[Bundle, Bundle], library: NativeLibrary, tmp_path: Path
+    bundles: tuple[Bundle, Bundle], library: CpuLibrary, tmp_path: Path
 ) -> None:
     with pytest.raises(ArtifactError, match="made for experts"):
-        NativeEngine(
+        CpuEngine(
             bundles[0], context_rows=32, library=library, open_experts=own_experts(bundles[0])
         )
     with pytest.raises(ArtifactError, match=r"native\.bin: no such file"):
-        NativeEngine(
+        CpuEngine(
             Bundle(tmp_path, bundles[1].manifest),
             context_rows=32,
             library=library,
@@ -90,7 +90,7 @@ def test_a_bundle_without_native_weights_or_with_others_is_refused(
     ],
 )
 def test_damaged_native_weights_are_refused(
-    bundle: Bundle, library: NativeLibrary, tmp_path: Path, damage: str, message: str
+    bundle: Bundle, library: CpuLibrary, tmp_path: Path, damage: str, message: str
 ) -> None:
     for name in ("native.bin", "native.json"):
         shutil.copy(bundle.path / name, tmp_path / name)
@@ -105,7 +105,7 @@ def test_damaged_native_weights_are_refused(
         del index["arrays"]["layers.1.qkv"]
     (tmp_path / "native.json").write_text(json.dumps(index))
     with pytest.raises(ArtifactError, match=message):
-        NativeEngine(
+        CpuEngine(
             Bundle(tmp_path, bundle.manifest),
             context_rows=32,
             library=library,
@@ -114,13 +114,13 @@ def test_damaged_native_weights_are_refused(
 
 
 def test_a_truncated_expert_file_is_refused(
-    bundle: Bundle, library: NativeLibrary, tmp_path: Path
+    bundle: Bundle, library: CpuLibrary, tmp_path: Path
 ) -> None:
     shutil.copytree(bundle.path, tmp_path, dirs_exist_ok=True)
     with (tmp_path / bundle.manifest.experts.file).open("r+b") as file:
         file.truncate(100)
     with pytest.raises(ArtifactError, match=r"expert 0 .* expected whole pages within 100 bytes"):
-        NativeEngine(
+        CpuEngine(
             Bundle(tmp_path, bundle.manifest),
             context_rows=32,
             library=library,
@@ -130,7 +130,7 @@ def test_a_truncated_expert_file_is_refused(
 
 @pytest.mark.parametrize(("codebooks", "block"), [(1, 48), (2, 48), (7, 1)])
 def test_a_vocabulary_that_is_not_the_tables_is_refused(
-    bundle: Bundle, library: NativeLibrary, codebooks: int, block: int
+    bundle: Bundle, library: CpuLibrary, codebooks: int, block: int
 ) -> None:
     vocabulary = copy.copy(bundle.manifest.model.vocabulary)
     object.__setattr__(vocabulary, "num_codebooks", codebooks)  # whatever its own checks say
@@ -138,7 +138,7 @@ def test_a_vocabulary_that_is_not_the_tables_is_refused(
     spec = replace(bundle.manifest.model, vocabulary=vocabulary)
     manifest = dataclasses.replace(bundle.manifest, model=spec)
     with pytest.raises(ArtifactError, match=r"refuse this model: table rows = \d+, expected \d"):
-        NativeEngine(
+        CpuEngine(
             Bundle(bundle.path, manifest),
             context_rows=32,
             library=library,
@@ -147,18 +147,18 @@ def test_a_vocabulary_that_is_not_the_tables_is_refused(
 
 
 def test_records_that_end_behind_their_slots_are_refused(
-    bundle: Bundle, library: NativeLibrary
+    bundle: Bundle, library: CpuLibrary
 ) -> None:
     experts = Resident(bundle)
     experts.slot_bytes -= 1
-    engine = NativeEngine(bundle, context_rows=32, library=library, open_experts=lambda: experts)
+    engine = CpuEngine(bundle, context_rows=32, library=library, open_experts=lambda: experts)
     with pytest.raises(ValueError, match="record_bytes of a table"):
         fed(engine, ROWS)
     engine.close()
 
 
 def test_a_model_that_the_kernels_do_not_take_is_refused(
-    bundle: Bundle, library: NativeLibrary
+    bundle: Bundle, library: CpuLibrary
 ) -> None:
     spec = bundle.manifest.model
     other = replace(spec, decoder=replace(spec.decoder, num_heads=spec.decoder.num_heads + 1))
@@ -166,7 +166,7 @@ def test_a_model_that_the_kernels_do_not_take_is_refused(
     with pytest.raises(
         ArtifactError, match=r"refuse this model: layers\.0\.qkv rows = \d+, expected \d"
     ):
-        NativeEngine(
+        CpuEngine(
             Bundle(bundle.path, manifest),
             context_rows=32,
             library=library,
@@ -178,14 +178,14 @@ def test_a_missing_library_says_how_to_go_on(tmp_path: Path) -> None:
     with pytest.raises(
         BackendError, match=r"install a C\+\+ compiler .* or choose the backend ort"
     ):
-        NativeLibrary(tmp_path / "libdeeptalk_cpu.so")
+        CpuLibrary(tmp_path / "libdeeptalk_cpu.so")
 
 
-def test_an_unknown_kernel_path_is_refused(library: NativeLibrary) -> None:
+def test_an_unknown_kernel_path_is_refused(library: CpuLibrary) -> None:
     with pytest.raises(BackendError, match=r"kernel path avx1: this processor runs .*portable"):
-        NativeContext(library, path="avx1")
+        CpuContext(library, path="avx1")
 
 
 def test_an_unknown_int4_group_is_refused() -> None:
     with pytest.raises(ValueError, match="int4 group of 48"):
-        NativePrecision(matrix_group=48)
+        CpuPrecision(matrix_group=48)

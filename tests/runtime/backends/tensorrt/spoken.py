@@ -47,16 +47,16 @@ def ask(bundle: Bundle, questions: Sequence[Path], *, interrupt: bool, **changes
 
 
 def _ask_one(conversation: Conversation, path: Path, said: Spoken, *, cuts: bool) -> None:
-    conversation.expect_question()
+    conversation.user_started_speaking()
     answer, pcm = conversation.begin(read_wav(path).pcm), []
     while (pieces := answer.advance()) is not None:
         pcm += [piece.pcm for piece in pieces if isinstance(piece, AudioChunk)]
         if cuts and len(pcm) == 3:
             break
     num_samples = sum(map(len, pcm))
-    said.texts.append(answer.settle(num_samples // 2 if cuts else None))
+    said.texts.append(answer.finish(num_samples // 2 if cuts else None))
     said.sound.append(np.concatenate([np.empty(0, np.float32), *pcm]))
-    conversation.make_room()
+    conversation.idle()
 
 
 def _spy(said: Spoken) -> Any:

@@ -318,7 +318,7 @@ def test_a_failure_in_a_step_ends_the_answer_and_the_next_conversation_begins_an
         cuda.fail(call, code, sticky=is_sticky)
         with pytest.raises(error, match=rf"{call}: .* \(CUDA error {code}\)"):
             list(iter(answer.advance, None))
-        said = answer.settle(2048)
+        said = answer.finish(2048)
         assert said == answer.text[: len(said)]  # what was heard stays
         if is_sticky:
             with pytest.raises(error, match=rf"CUDA error {code}"):

@@ -1,7 +1,7 @@
 """One answer on its way through the loudspeaker: what was sent, what was heard, what can go on.
 
-heard     samples of this answer that the device was handed; a hold flushes the queue and keeps what
-          was not heard, and the answer goes on from there
+heard     samples of this answer that the device was handed; a pause flushes the queue and keeps
+          what was not heard, and the answer goes on from there
 silent    until it is committed, neither sound nor text leaves it
 """
 
@@ -20,14 +20,14 @@ from deeptalk_edge.runtime.loop.settings import ReplyPolicy
 Array = NDArray[np.float32]
 
 
-class Reply:
+class Playback:
     """The sound of one attempt. One owner; not thread-safe."""
 
     def __init__(self, epoch: int, port: SoundPort) -> None:
         self.epoch = epoch
         self.policy = ReplyPolicy()
         self.is_committed = False
-        self.is_held = False
+        self.is_paused = False
         self.is_written = False
         """Nothing will be added."""
         self.made = 0
@@ -50,7 +50,7 @@ class Reply:
 
     def send(self) -> list[AudioChunk]:
         """Queue what the port has room for; returns it."""
-        if not self.is_committed or self.is_held:
+        if not self.is_committed or self.is_paused:
             return []
         sent = []
         while self._sent < self.made and self._port.queued < self._ahead:
@@ -77,18 +77,18 @@ class Reply:
     @property
     def is_heard(self) -> bool:
         """All of it has sounded."""
-        return self.is_written and not self.is_held and self.audible >= self.made
+        return self.is_written and not self.is_paused and self.audible >= self.made
 
-    def hold(self) -> int:
+    def pause(self) -> int:
         """Stop the sound; returns what was heard."""
-        self.is_held = True
+        self.is_paused = True
         if self._base is not None:
             self._sent = min(self._port.flush() - self._base, self.made)
         return self._sent
 
     def resume(self) -> None:
         """Go on where the sound stopped."""
-        self.is_held = False
+        self.is_paused = False
 
     def _next(self, most: int) -> Array:
         """Samples from `_sent` on; drops what was heard long before."""

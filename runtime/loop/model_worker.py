@@ -1,8 +1,8 @@
 """The model's side of the loop: takes orders, works one step at a time, delivers what it made.
 
-One thread owns the mind and, through it, the conversation. The other side posts orders and sets the
-budget: how much sound it wants so far. A budget that is spent stops the model within one step, and
-a new one lets it go on; so the sound that waits is bounded, and so is what is delivered.
+One thread owns the worker and, through it, the conversation. The other side posts orders and sets
+the budget: how much sound it wants so far. A budget that is spent stops the model within one step,
+and a new one lets it go on; so the sound that waits is bounded, and so is what is delivered.
 """
 
 from __future__ import annotations
@@ -20,6 +20,13 @@ from numpy.typing import NDArray
 from deeptalk_edge.errors import EdgeError
 from deeptalk_edge.runtime.answer import Pieces
 from deeptalk_edge.runtime.events import AudioChunk, Metrics
+from deeptalk_edge.runtime.loop.signals import (
+    DiscardAnswer,
+    FinishAnswer,
+    Idle,
+    Reset,
+    UserStartedSpeaking,
+)
 from deeptalk_edge.trace import Trace
 
 Array = NDArray[np.float32]
@@ -28,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 class OpenAnswer(Protocol):
-    """What the mind needs of an `Answer`."""
+    """What the worker needs of an `Answer`."""
 
     stage: str
     """What the next step does."""
@@ -40,7 +47,7 @@ class OpenAnswer(Protocol):
     def advance(self) -> Pieces | None:
         """Do one step."""
 
-    def settle(self, heard_samples: int | None = None) -> str:
+    def finish(self, heard_samples: int | None = None) -> str:
         """Leave it in the history."""
 
     def discard(self) -> None:
@@ -51,7 +58,7 @@ class OpenAnswer(Protocol):
 
 
 class Talker(Protocol):
-    """What the mind needs of a `Conversation`."""
+    """What the worker needs of a `Conversation`."""
 
     @property
     def rate_hz(self) -> int:
@@ -61,13 +68,13 @@ class Talker(Protocol):
     def max_question_samples(self) -> int:
         """At 16 kHz."""
 
-    def expect_question(self) -> None:
+    def user_started_speaking(self) -> None:
         """The user has begun to speak."""
 
     def begin(self, question: Array | str) -> OpenAnswer:
         """An answer to advance."""
 
-    def make_room(self) -> int:
+    def idle(self) -> int:
         """Nobody talks: `trim_history`, and read experts that are likely."""
 
     def trim_history(self) -> int:
@@ -81,11 +88,6 @@ class Talker(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Expect:
-    """The user has begun to speak."""
-
-
-@dataclass(frozen=True, slots=True)
 class Begin:
     """Answer this utterance."""
 
@@ -93,32 +95,8 @@ class Begin:
     question: Array
 
 
-@dataclass(frozen=True, slots=True)
-class Discard:
-    """Nothing of it was heard."""
-
-    epoch: int
-
-
-@dataclass(frozen=True, slots=True)
-class Settle:
-    """So much of it was heard; None: all that was written counts."""
-
-    epoch: int
-    heard_samples: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class MakeRoom:
-    """Nobody waits."""
-
-
-@dataclass(frozen=True, slots=True)
-class StartAnew:
-    """Forget the conversation."""
-
-
-Order: TypeAlias = Expect | Begin | Discard | Settle | MakeRoom | StartAnew
+Order: TypeAlias = UserStartedSpeaking | Begin | DiscardAnswer | FinishAnswer | Idle | Reset
+"""All but `Begin` are the state machine's actions, handed on unchanged."""
 
 
 # Deliveries ---------------------------------------------------------------------------------------
@@ -133,7 +111,7 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True)
-class Gauged:
+class ConfidenceKnown:
     """It is known how sure the model is of the answer's first words."""
 
     epoch: int
@@ -156,7 +134,7 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
+class AnswerFinished:
     """The turn is history, with this text."""
 
     epoch: int
@@ -164,10 +142,10 @@ class Settled:
     metrics: Metrics
 
 
-Delivery: TypeAlias = Made | Gauged | Written | Failed | Settled
+Delivery: TypeAlias = Made | ConfidenceKnown | Written | Failed | AnswerFinished
 
 
-class Mind:
+class ModelWorker:
     """Owns a conversation. `post` and `allow` may be called from another thread."""
 
     def __init__(self, talk: Talker, deliver: Callable[[Delivery], None], *, trace: Trace) -> None:
@@ -178,7 +156,7 @@ class Mind:
         self._answer: OpenAnswer | None = None
         self._made_samples = 0
         self._is_written = False
-        self._is_gauged = False
+        self._is_confidence_known = False
         self.wake = threading.Event()
         """Set when there may be something to do."""
 
@@ -223,38 +201,38 @@ class Mind:
         elif pieces:
             self._made_samples += sum(p.pcm.size for p in pieces if isinstance(p, AudioChunk))
             self._deliver(Made(self._epoch, pieces))
-        if not self._is_gauged and (log_p := answer.text_log_p) is not None:
-            self._is_gauged = True
-            self._deliver(Gauged(self._epoch, log_p))
+        if not self._is_confidence_known and (log_p := answer.text_log_p) is not None:
+            self._is_confidence_known = True
+            self._deliver(ConfidenceKnown(self._epoch, log_p))
 
     def _obey(self, order: Order) -> None:
         match order:
-            case Expect():
-                self._talk.expect_question()
+            case UserStartedSpeaking():
+                self._talk.user_started_speaking()
             case Begin():
                 self._epoch, self._made_samples = order.epoch, 0
-                self._is_written = self._is_gauged = False
+                self._is_written = self._is_confidence_known = False
                 self._answer = self._talk.begin(order.question)
-            case Discard() if self._answer is not None and order.epoch == self._epoch:
+            case DiscardAnswer() if self._answer is not None and order.epoch == self._epoch:
                 self._answer.discard()
                 self._answer = None
-            case Settle() if self._answer is not None and order.epoch == self._epoch:
+            case FinishAnswer() if self._answer is not None and order.epoch == self._epoch:
                 answer, self._answer = self._answer, None
-                text = answer.settle(order.heard_samples)
+                text = answer.finish(order.heard_samples)
                 metrics = answer.metrics()
                 for stage, ms in (metrics.gpu_ms or {}).items():
                     self._trace.count(f"gpu_{stage}_ms", ms)
-                self._deliver(Settled(order.epoch, text, metrics))
+                self._deliver(AnswerFinished(order.epoch, text, metrics))
                 self._between_turns(self._talk.trim_history)  # now: the user may speak already
-            case MakeRoom():
-                self._between_turns(self._talk.make_room)
-            case StartAnew():
+            case Idle():
+                self._between_turns(self._talk.idle)
+            case Reset():
                 self._talk.reset()
 
-    def _between_turns(self, make_room: Callable[[], int]) -> None:
+    def _between_turns(self, trim_history: Callable[[], int]) -> None:
         """Nobody waits for it: the next question does it again, and fails with it if it must."""
         try:
-            with self._trace.span("make room"):
-                make_room()
+            with self._trace.span("trim history"):
+                trim_history()
         except EdgeError as error:
             log.warning("between turns: %s", error)

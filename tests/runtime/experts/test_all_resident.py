@@ -15,17 +15,17 @@ from tests.runtime.experts.records import LAYERS, NUM_EXPERTS, NUM_RECORDS, Gate
 
 
 def filled(pager: ExpertPager) -> None:
-    pager.rest()
+    pager.idle()
     pager.drain()
 
 
 def test_all_addresses_hold_while_a_pass_is_whole(path: Path, records: list[ExpertRecord]) -> None:
     with open_pager(path, records, fills=True) as pager:
         filled(pager)
-        with pager.whole() as is_whole:
-            assert is_whole
+        with pager.all_resident() as is_all_resident:
+            assert is_all_resident
             assert all(pager.addresses(layer).all() for layer in LAYERS)
-        assert pager.report()["whole_passes"] == 1
+        assert pager.report()["all_resident_passes"] == 1
 
 
 def test_an_expert_that_is_missing_makes_no_pass_whole(
@@ -33,23 +33,23 @@ def test_an_expert_that_is_missing_makes_no_pass_whole(
 ) -> None:
     with open_pager(path, records, num_slots=NUM_RECORDS - 1, fills=True) as pager:
         filled(pager)
-        with pager.whole() as is_whole:
-            assert not is_whole
-        assert pager.report()["whole_passes"] == 0
+        with pager.all_resident() as is_all_resident:
+            assert not is_all_resident
+        assert pager.report()["all_resident_passes"] == 0
 
 
 def test_an_expert_on_its_way_makes_no_pass_whole(path: Path, records: list[ExpertRecord]) -> None:
     last = NUM_RECORDS - 1
     gate = Gate(last)
     with open_pager(path, records, fault=gate, fills=True) as pager:
-        pager.rest()
+        pager.idle()
         assert gate.held.wait(20)
-        with pager.whole() as is_whole:
-            assert not is_whole
+        with pager.all_resident() as is_all_resident:
+            assert not is_all_resident
         gate.opened.set()
         pager.drain()
-        with pager.whole() as is_whole:
-            assert is_whole
+        with pager.all_resident() as is_all_resident:
+            assert is_all_resident
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -59,21 +59,21 @@ def test_memory_is_given_back_behind_a_whole_pass_and_not_under_it(
     with open_pager(path, records, fills=True, least_slots=NUM_EXPERTS) as pager:
         filled(pager)
         try:
-            with pager.whole():
+            with pager.all_resident():
                 assert pager.shrink(SEGMENT_SLOTS) == 0
                 if fails:
                     raise KeyboardInterrupt
         except KeyboardInterrupt:
             pass
         assert pager.shrink(SEGMENT_SLOTS) == NUM_RECORDS - NUM_EXPERTS
-        with pager.whole() as is_whole:
-            assert not is_whole
+        with pager.all_resident() as is_all_resident:
+            assert not is_all_resident
 
 
 def test_other_sessions_lease_as_ever(path: Path, records: list[ExpertRecord]) -> None:
     with open_pager(path, records, fills=True) as pager:
         filled(pager)
-        with pager.whole():
+        with pager.all_resident():
             pager.enter(Phase.SPEAKING)
             with pager.acquire(1, [0, 5]):
                 assert pager.num_leased == 2
@@ -84,5 +84,5 @@ def test_a_closed_pager_has_no_whole_pass(path: Path, records: list[ExpertRecord
     pager = open_pager(path, records, fills=True)
     filled(pager)
     pager.close()
-    with pytest.raises(UsageError, match="the pager is closed"), pager.whole():
+    with pytest.raises(UsageError, match="the pager is closed"), pager.all_resident():
         pass

@@ -18,7 +18,7 @@ Array = NDArray[np.float32]
 _PAST = 3 * RATE_HZ  # pre-roll, and voice over an answer before it is believed
 
 
-class Ear:
+class MicBuffer:
     """Keeps frames. One owner; not thread-safe."""
 
     def __init__(self) -> None:
