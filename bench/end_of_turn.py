@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from deeptalk_edge.model.features import RATE_HZ
 from deeptalk_edge.runtime.audio.end_of_turn import HangoverSettings
 from deeptalk_edge.runtime.audio.prosody import FinalLowering
 from deeptalk_edge.runtime.conversation import Conversation, ConversationSettings
+from deeptalk_edge.runtime.understanding import UnderstandingSettings
 from deeptalk_edge.sound.wav import read_wav, resample
 from deeptalk_edge.training.tiny.corpus import as_samples
 from deeptalk_edge.training.tiny.domain import Question, questions
@@ -155,7 +156,11 @@ def main(argv: list[str] | None = None) -> int:
         need_synthesisers()
         bundle, rng = Bundle.open(args.bundle), random.Random(0)
         verdicts: list[Verdict] = []
-        with Conversation(bundle, ConversationSettings.of(bundle, mode="text")) as talk:
+        settings = replace(
+            ConversationSettings.of(bundle, mode="text"),
+            understanding=UnderstandingSettings(refuses=False),
+        )
+        with Conversation(bundle, settings) as talk:
             for wav in args.wav:
                 pcm = resample(read_wav(wav), RATE_HZ).pcm
                 verdicts.append(judge(talk, "recordings", "whole", pcm))

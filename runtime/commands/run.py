@@ -292,8 +292,9 @@ def _take_turn(
                         player.play(len(event.pcm))
                 elif isinstance(event, Transcript):
                     transcript = event
-                    said = f"you said: {event.text} ({event.confidence:.0%})\n"
-                    say(f"{said if event.text else ''}deeptalk: ")
+                    if event.text:
+                        say(f"you said: {event.text} ({event.confidence:.0%})\n")
+                    say("deeptalk: ")
                 elif isinstance(event, NotUnderstood):
                     say("(not understood)")
                 elif isinstance(event, TurnDone):

@@ -22,6 +22,7 @@ from deeptalk_edge.runtime.conversation import Conversation, ConversationSetting
 from deeptalk_edge.runtime.events import AudioChunk, Interrupted, LiveEvent, TurnDone
 from deeptalk_edge.runtime.loop.settings import LoopSettings
 from deeptalk_edge.runtime.loop.simulation import Simulation
+from deeptalk_edge.runtime.understanding import UnderstandingSettings
 from deeptalk_edge.sound.wav import read_wav
 from tests.places import TINY
 
@@ -134,7 +135,10 @@ def test_a_whole_question_is_answered_sooner_than_half_of_one_and_with_the_same_
 
 
 def test_the_model_is_surer_of_its_answer_to_a_whole_question(tiny: Bundle) -> None:
-    settings = replace(ConversationSettings.of(tiny, mode="text"), max_rows=20)
+    answer_all = UnderstandingSettings(refuses=False)
+    settings = replace(
+        ConversationSettings.of(tiny, mode="text"), max_rows=20, understanding=answer_all
+    )
     num_surer = 0
     with Conversation(tiny, settings) as conversation:
         for number in range(12):
