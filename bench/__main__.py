@@ -21,6 +21,7 @@ BENCHES = {
     "gpu_check": ("gpu.backend", "the TensorRT backend on what this machine has, in three tiers"),
     "gpu_plans": ("gpu.plans", "small TensorRT-RTX plans for the GPU check, built without a GPU"),
     "mutants": ("mutants.main", "one-line faults from a seed, and which of them tests catch"),
+    "noise_hour": ("noise_hour", "what an hour of noise makes the loop do, by simulation"),
     "paging": ("paging.main", "expert paging at full size from this machine's disk"),
     "parity": ("parity", "a bundle's graphs beside the torch reference"),
     "same_as": ("same_as", "this checkout's answers and graphs beside another commit's"),
