@@ -26,6 +26,7 @@ BENCHES = {
     "parity": ("parity", "a bundle's graphs beside the torch reference"),
     "same_as": ("same_as", "this checkout's answers and graphs beside another commit's"),
     "soak": ("soak", "hours of simulated conversation"),
+    "stop_words": ("stop_words", "stop words over our own voice, behind the echo canceller"),
     "tiny_scores": ("tiny_scores", "score the tiny checkpoint on its held-out questions"),
     "vad": ("vad", "what each voice detector makes of speech in noise"),
     "voice_wait": ("voice_wait", "how long a listener waits, live"),

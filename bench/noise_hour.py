@@ -12,12 +12,15 @@ false stops     answers that stop while nobody asks; most of them go on later
 missed          questions that are not put to the model as they were asked, from their beginning to
                 their end, within half a second: unheard, cut, or joined with noise
 
+false words     stop words heard (`--stop-words`) where nobody said one, over an answer
+
 Nothing is refused for what was said: a false start is answered. Simulated, and it says so. Needs
 espeak-ng and flite.
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +37,7 @@ from deeptalk_edge.runtime.audio.detectors import open_detector, silero_file
 from deeptalk_edge.runtime.audio.end_of_turn import open_end_of_turn
 from deeptalk_edge.runtime.audio.level import loud_dbfs
 from deeptalk_edge.runtime.audio.ports import FRAME_SAMPLES
+from deeptalk_edge.runtime.audio.stop_words import SphinxSpotter, WordSpotter
 from deeptalk_edge.runtime.audio.virtual_port import VirtualPort
 from deeptalk_edge.runtime.events import BargedIn, LiveEvent, SpeechEnded, SpeechStarted
 from deeptalk_edge.runtime.loop.fake_talker import FakeTalker
@@ -100,6 +104,7 @@ class Tally:
     false_starts: int = 0
     false_stops: int = 0
     missed: int = 0
+    false_words: int = 0
 
     def __iadd__(self, other: Tally) -> Tally:
         for name in self.__slots__:
@@ -107,12 +112,13 @@ class Tally:
         return self
 
     def an_hour(self) -> dict[str, float]:
-        """False starts, false stops and missed questions in an hour of such minutes."""
+        """What was counted, in an hour of such minutes."""
         factor = 60 / self.minutes
         return {
             "false_starts": factor * self.false_starts,
             "false_stops": factor * self.false_stops,
             "missed": factor * self.missed,
+            "false_words": factor * self.false_words,
         }
 
 
@@ -147,11 +153,35 @@ class Minutes:
         )
 
 
+class CountingSpotter:
+    """Counts the voices in which its spotter hears a word."""
+
+    def __init__(self, spotter: WordSpotter) -> None:
+        self._spotter, self._count = spotter, 0
+
+    def begin(self) -> None:
+        self._spotter.begin()
+
+    def hears(self, pcm: Array) -> bool:
+        """The loop asks no more once a word was heard in a voice."""
+        is_heard = self._spotter.hears(pcm)
+        self._count += is_heard
+        return is_heard
+
+    def take_count(self) -> int:
+        """Since the last call."""
+        count, self._count = self._count, 0
+        return count
+
+
 class Listener:
     """A loop with one detector, in noise at one level."""
 
-    def __init__(self, detector: Detector, below_db: float | None) -> None:
-        """`below_db` as in `Cell`."""
+    def __init__(
+        self, detector: Detector, below_db: float | None, spotter: WordSpotter | None = None
+    ) -> None:
+        """`below_db` as in `Cell`; `spotter` listens for stop words."""
+        self._spotter = CountingSpotter(spotter) if spotter else None
         self._gain = np.float32(0 if below_db is None else 10 ** (-below_db / 20))
         talker = FakeTalker(lambda turn: _ANSWER_FRAMES)
         self._minute: Array = np.zeros(MINUTE, np.float32)
@@ -161,6 +191,7 @@ class Listener:
             VirtualPort(self._hear),
             detector=open_detector(detector),
             end_of_turn=open_end_of_turn(),
+            spotter=self._spotter,
             step_ms=talker.step_ms,
             emit=self._take,
         )
@@ -171,7 +202,10 @@ class Listener:
         self._minute = np.clip(minute.speech + self._gain * minute.noise, -1, 1)
         self._happened = Minutes()
         self._simulation.run(MINUTE / RATE_HZ)
-        return self._happened.tally(minute.questions)
+        tally = self._happened.tally(minute.questions)
+        if self._spotter:
+            tally.false_words = self._spotter.take_count()
+        return tally
 
     def _hear(self, start: int) -> Array:
         start %= MINUTE
@@ -196,6 +230,8 @@ def main(argv: list[str] | None = None) -> int:
         "--levels", type=float, nargs="+", default=[20.0, 10.0, 0.0], help="dB below the questions"
     )
     parser.add_argument("--detectors", nargs="+", choices=("webrtc", "silero"))
+    parser.add_argument("--stop-words", nargs="+", default=[])
+    parser.add_argument("--stop-threshold", type=float, default=1e-3, help="per phone")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     if set(args.kinds) & set(SPOKEN):
@@ -204,7 +240,7 @@ def main(argv: list[str] | None = None) -> int:
     with measured(args) as figures, _without_warnings():
         recordings = [resample(read_wav(path), RATE_HZ).pcm for path in spoken_questions()]
         listeners = {
-            (name, below_db): Listener(name, below_db)
+            (name, below_db): Listener(name, below_db, _spotter(args))
             for name in detectors
             for below_db in (None, *args.levels)
         }
@@ -215,6 +251,12 @@ def main(argv: list[str] | None = None) -> int:
         print(_table(tallies))
         figures["simulated"] = [_figures(cell, by_kind) for cell, by_kind in tallies.items()]
     return 0
+
+
+def _spotter(args: argparse.Namespace) -> WordSpotter | None:
+    if not args.stop_words:
+        return None
+    return SphinxSpotter(args.stop_words, threshold_per_phone=args.stop_threshold)
 
 
 @contextmanager
@@ -267,5 +309,7 @@ def _table(tallies: Mapping[Cell, Mapping[str, Tally]]) -> str:
             f"{'':14}" + "".join(f"{_label(cell):>16}" for cell in tallies),
             *(line(kind, [column[kind] for column in columns]) for kind in columns[0]),
             line("all", totals),
+            "",
+            f"{'false words':14}" + "".join(f"{total.false_words:>16}" for total in totals),
         ]
     )

@@ -46,7 +46,7 @@ def test_figures_are_scaled_to_an_hour() -> None:
     for _ in range(3):
         total += Tally(minutes=2, questions=6, false_starts=1, false_stops=2, missed=0)
     assert total.questions == 18
-    assert total.an_hour() == {"false_starts": 30, "false_stops": 60, "missed": 0}
+    assert total.an_hour() == {"false_starts": 30, "false_stops": 60, "missed": 0, "false_words": 0}
 
 
 def test_in_a_quiet_room_nothing_happens_that_nobody_asked_for() -> None:
