@@ -10,6 +10,10 @@ card       PyAudio on a virtual sound card, which is started for it (portaudio19
            pulseaudio-utils, libasound2-plugins). Both ends are recorded at the card's monitors,
            each mapped to wall time by its own arrivals
 
+`--load N` lets N busy processes run beside. A question that is not answered as it was asked counts
+as lost: unheard, given up (`Overloaded`), cut, or joined with another; so do questions that a lost
+sound device takes with it.
+
 The last voiced sample is the end of the last 20 ms of a recording within 30 dB of its loudest.
 """
 
@@ -17,13 +21,14 @@ from __future__ import annotations
 
 import itertools
 import os
+import queue
 import statistics
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -42,8 +47,15 @@ from deeptalk_edge.runtime.audio.ports import FRAME_SAMPLES, MicFrame, SoundPort
 from deeptalk_edge.runtime.audio.pyaudio_port import DeviceSettings, PyAudioPort
 from deeptalk_edge.runtime.audio.virtual_port import VirtualPort
 from deeptalk_edge.runtime.conversation import Conversation, ConversationSettings
-from deeptalk_edge.runtime.events import AudioChunk, LiveEvent, SoundLost, SoundRestored, TurnDone
-from deeptalk_edge.runtime.loop.live import Hearing
+from deeptalk_edge.runtime.events import (
+    AudioChunk,
+    LiveEvent,
+    Overloaded,
+    SoundLost,
+    SoundRestored,
+    TurnDone,
+)
+from deeptalk_edge.runtime.loop.live import Hearing, LiveConversation
 from deeptalk_edge.runtime.loop.settings import LoopSettings
 from deeptalk_edge.sound.wav import read_wav, resample
 
@@ -54,6 +66,9 @@ _CARD_RATE_HZ = 48_000
 _BEHIND_S = 0.3  # of an answer that is listened to before it is cut off
 _PAUSE_S = 0.7  # between two turns
 _UNSURE_MS = HangoverSettings().unsure_ms
+_ANSWER_S = 25.0  # that a question may take to be answered, before it is lost
+_VOICED = 0.01  # of full scale: where a recording's speech begins
+_CUT_S = 0.7  # that an utterance may be shorter or longer than its question
 
 
 Way = tuple[bool, Literal["adaptive", "fixed"]]
@@ -233,10 +248,23 @@ def last_voiced(pcm: Array) -> int:
     return int(np.flatnonzero(power > power.max() / 1000)[-1] + 1) * FRAME_SAMPLES
 
 
+@contextmanager
+def busy_processes(num: int) -> Iterator[None]:
+    """So many processes compute in vain meanwhile."""
+    command = [sys.executable, "-c", "while True: pass"]
+    processes = [subprocess.Popen(command) for _ in range(num)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
 def measure(
     talk: Conversation, room: Room, questions: Iterator[Array], num_turns: int, way: Way
-) -> list[Turn]:
-    """A few turns, one way."""
+) -> list[Turn | None]:
+    """A few turns, one way; None for a question that is lost."""
     is_speculating, hangover = way
     settings = LoopSettings(is_speculating=is_speculating, forget_ms=20)
     hearing = Hearing(
@@ -244,28 +272,59 @@ def measure(
         canceller=open_canceller("none"),
         end_of_turn=open_end_of_turn(hangover),
     )
-    turns: list[Turn] = []
+    turns: list[Turn | None] = []
     with talk.listen(room.port, settings, hearing) as live:
-        events = iter(live)
+        events = Events(live)
         time.sleep(_PAUSE_S)
         while len(turns) < num_turns:
             pcm = next(questions)
             end_s = room.ask(pcm) + last_voiced(pcm) / RATE_HZ
-            if not isinstance(_wait_for(events, AudioChunk, SoundLost), AudioChunk):
-                _wait_for(events, SoundRestored)
+            found = events.wait_for(AudioChunk, SoundLost, Overloaded)
+            if isinstance(found, SoundLost):
+                events.wait_for(SoundRestored)
+            if not isinstance(found, AudioChunk):
+                turns.append(None)
                 continue
             time.sleep(_BEHIND_S)
             heard_s = room.heard(end_s)
             live.interrupt()
-            done = _wait_for(events, TurnDone)
-            if heard_s is not None:
+            done = events.wait_for(TurnDone)
+            is_whole = done and abs(done.voice.speech_s - _speech_s(pcm)) < _CUT_S
+            if heard_s is None or not is_whole:
+                turns.append(None)
+            else:
                 turns.append(shares_of(1000 * (heard_s - end_s), done))
             time.sleep(_PAUSE_S)
     return turns
 
 
-def _wait_for(events: Iterator[LiveEvent], *kinds: type[Any]) -> Any:
-    return next(event for event in events if isinstance(event, kinds))
+class Events:
+    """A live conversation's events, taken as they come."""
+
+    def __init__(self, live: LiveConversation) -> None:
+        self._queue: queue.SimpleQueue[LiveEvent] = queue.SimpleQueue()
+        threading.Thread(target=self._read, args=(live,), daemon=True).start()
+
+    def wait_for(self, *kinds: type[Any]) -> Any:
+        """The next event of these kinds; None if none comes in time."""
+        end_s = time.monotonic() + _ANSWER_S
+        while True:
+            try:
+                event = self._queue.get(timeout=max(end_s - time.monotonic(), 0.0))
+            except queue.Empty:
+                return None
+            if isinstance(event, kinds):
+                return event
+
+    def _read(self, live: LiveConversation) -> None:
+        for event in live:
+            self._queue.put(event)
+
+
+def _speech_s(pcm: Array) -> float:
+    """From the first voiced sample to the last."""
+    first = int(np.flatnonzero(np.abs(pcm) > _VOICED)[0])
+    return (last_voiced(pcm) - first) / RATE_HZ
 
 
 def shares_of(wait_ms: float, done: TurnDone) -> Turn:
@@ -315,6 +374,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--wav", type=Path, nargs="+", default=spoken_questions(), help="spoken questions"
     )
+    parser.add_argument("--load", type=int, default=0, help="busy processes beside")
     parser.add_argument("--turns", type=int, help="of each way; by default a turn a question")
     parser.add_argument("--port", choices=("modelled", "card"), default="modelled")
     args = parser.parse_args(argv)
@@ -324,13 +384,14 @@ def main(argv: list[str] | None = None) -> int:
         recordings = [resample(read_wav(wav), RATE_HZ).pcm for wav in args.wav]
         num_turns = args.turns or len(recordings)
         bundle = Bundle.open(args.bundle)
-        turns: dict[Way, list[Turn]] = {
+        turns: dict[Way, list[Turn | None]] = {
             (speculation, hangover): []
             for speculation in (True, False)
             for hangover in ("adaptive", "fixed")
         }
         asked = {way: itertools.cycle(recordings) for way in turns}
         with (
+            busy_processes(args.load),
             closing(CardRoom() if args.port == "card" else ModelledRoom()) as room,
             Conversation(bundle, ConversationSettings.of(bundle)) as talk,
         ):
@@ -350,8 +411,12 @@ def _name(way: Way) -> str:
     return f"{'speculation' if is_speculating else 'no speculation'}, {hangover} hangover"
 
 
-def _figures(turns: list[Turn]) -> dict[str, float]:
+def _figures(asked: list[Turn | None]) -> dict[str, float]:
     """Percentiles of the wait, means of its shares (they add up), medians of the compute."""
+    turns = [turn for turn in asked if turn is not None]
+    lost = {"questions lost": float(len(asked) - len(turns))}
+    if not turns:
+        return lost
     waits = [turn.wait_ms for turn in turns]
     shares = {
         "  detection": [turn.detection_ms for turn in turns],
@@ -372,6 +437,7 @@ def _figures(turns: list[Turn]) -> dict[str, float]:
         **{name: statistics.mean(values) for name, values in shares.items()},
         **{f"compute: {name}": statistics.median(values) for name, values in compute.items()},
         "questions called complete": sum(turn.is_early for turn in turns),
+        **lost,
     }
 
 

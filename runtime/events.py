@@ -185,6 +185,17 @@ class TurnFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Overloaded:
+    """The machine is too slow: a question is given up, and nothing of it is in the history."""
+
+    reason: Literal["sound lost", "answer late"]
+    """The microphone's sound was not read in time, so the question has a hole; or the user asked
+    something else before the answer's first sound, or it did not come at all."""
+    seconds: float
+    """Of sound that was lost, or of waiting."""
+
+
+@dataclass(frozen=True, slots=True)
 class SoundLost:
     """Microphone or loudspeaker are gone; we try to get them back."""
 
@@ -208,6 +219,7 @@ LiveEvent: TypeAlias = (
     | AnswerResumed
     | TurnDone
     | TurnFailed
+    | Overloaded
     | SoundLost
     | SoundRestored
 )

@@ -35,6 +35,8 @@ class MicFrame(NamedTuple):
     """(320,) at 16 kHz: what the loudspeaker was handed in these 20 ms, zeros if nothing."""
     start: int
     """Microphone samples at 16 kHz since `open`, dropped ones included, before this frame."""
+    num_waiting: int = 0
+    """Frames that came after it and are not read yet: how far the reader is behind."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +53,7 @@ class PortCounters:
     callbacks_in: int = 0
     callbacks_out: int = 0
     restarts: int = 0
+    """Times that the device, or its loudspeaker alone, was started over."""
 
 
 class SoundPort(Protocol):

@@ -1,6 +1,7 @@
 """A live microphone and loudspeaker through PyAudio: two streams, 20 ms a callback.
 
-lost      no callback for half a second
+lost      no callback for half a second (`lost_watch.py`), and nothing is left to read
+stalled   the loudspeaker alone: its stream is started over once, and what is queued stays queued
 closing   `close`, never `stop_stream`, which waits for a dead device; watched all the same
 """
 
@@ -20,6 +21,7 @@ from deeptalk_edge import host
 from deeptalk_edge.errors import DeviceLost, SettingsError
 from deeptalk_edge.model.features import RATE_HZ
 from deeptalk_edge.runtime.audio.endpoint import FRAME_MS
+from deeptalk_edge.runtime.audio.lost_watch import Signs, find_lost
 from deeptalk_edge.runtime.audio.play_queue import PlayQueue, QueuedPort
 from deeptalk_edge.runtime.audio.ports import (
     FRAME_SAMPLES,
@@ -63,7 +65,9 @@ class DeviceSettings:
     queue_s: float = 2.0
     """Sound that may wait to be played."""
     lost_after_ms: int = 500
-    """Without a callback."""
+    """Without a callback of either direction."""
+    one_lost_after_ms: int = 3000
+    """Without a callback of one direction while the other goes on."""
 
     def __post_init__(self) -> None:
         for name in ("input_rate_hz", "output_rate_hz"):
@@ -75,6 +79,11 @@ class DeviceSettings:
             raise SettingsError(
                 f"queue_s = {self.queue_s}, lost_after_ms = {self.lost_after_ms}: expected 0.1 s "
                 f"and {2 * FRAME_MS} ms at least"
+            )
+        if self.one_lost_after_ms < self.lost_after_ms:
+            raise SettingsError(
+                f"one_lost_after_ms = {self.one_lost_after_ms}: expected lost_after_ms = "
+                f"{self.lost_after_ms} at least"
             )
 
 
@@ -88,7 +97,8 @@ class PyAudioPort(QueuedPort):
         super().__init__(PlayQueue(seconds=self.settings.queue_s, block_samples=BLOCK_SAMPLES))
         self._device: _OpenStreams | None = None
         self._before = PortCounters()  # of the openings before this one
-        self._num_opened = 0
+        self._num_opened = self._num_restarted = 0
+        self._stalled_s: float | None = None  # the last sign before the loudspeaker's restart
 
     def open(self) -> None:
         self.close()
@@ -104,23 +114,43 @@ class PyAudioPort(QueuedPort):
     def read(self, timeout_s: float) -> MicFrame | None:
         if self._device is None:
             raise DeviceLost("the sound device is not open; open it again")
-        device = self._device
-        pcm = device.input.frame(timeout_s)
-        now_s = time.perf_counter()
-        for direction, last_s in (("input", device.input.last_s), ("output", device.output.last_s)):
-            silent_ms = (now_s - last_s) * 1000
-            if silent_ms > self.settings.lost_after_ms:
-                raise DeviceLost(
-                    f"the {direction} device gave no sign for {silent_ms:.0f} ms; plug it in again "
-                    "or restart the sound service"
-                )
+        source, sink = self._device.input, self._device.output
+        if not source.num_waiting:  # what came before the loss is heard
+            self._expect_signs(source, sink)
+        pcm = source.frame(timeout_s)
         if pcm is None:
             return None
-        return MicFrame(
-            pcm,
-            device.output.far_frame(device.input.num_waiting),
-            device.input.num_samples - FRAME_SAMPLES,
+        start, num_waiting = source.num_samples - FRAME_SAMPLES, source.num_waiting
+        return MicFrame(pcm, sink.far_frame(num_waiting), start, num_waiting)
+
+    def _expect_signs(self, source: InputStream, sink: OutputStream) -> None:
+        """Raises DeviceLost if there are none."""
+        lost = find_lost(
+            time.perf_counter(),
+            Signs(source.last_s, sink.last_s),
+            both_after_ms=self.settings.lost_after_ms,
+            one_after_ms=self.settings.one_lost_after_ms,
         )
+        if lost:
+            raise DeviceLost(
+                f"the {lost.direction} device gave no sign for {lost.silent_ms:.0f} ms; plug it in "
+                "again or restart the sound service"
+            )
+        silent_ms = (time.perf_counter() - sink.last_s) * 1000
+        if silent_ms > self.settings.lost_after_ms and sink.last_s != self._stalled_s:
+            self._stalled_s = sink.last_s
+            self._restart_output()
+
+    def _restart_output(self) -> None:
+        """Raises DeviceLost if it cannot be started again."""
+        device = self._device
+        assert device is not None
+        if not _in_time(device.restart_output, _ANSWER_S):
+            raise DeviceLost(
+                f"the output device did not start again within {_ANSWER_S:.0f} s; restart the "
+                "sound service"
+            )
+        self._num_restarted += 1
 
     def audible(self) -> int:
         return self._device.output.audible() if self._device else 0
@@ -129,7 +159,7 @@ class PyAudioPort(QueuedPort):
         before = replace(
             self._before,
             underruns=self._queue.num_underruns,
-            restarts=max(self._num_opened - 1, 0),
+            restarts=max(self._num_opened - 1, 0) + self._num_restarted,
         )
         if self._device is None:
             return before
@@ -157,6 +187,15 @@ class _OpenStreams:
     input: InputStream
     output: OutputStream
     streams: list[pyaudio.PyAudio.Stream]
+    """The microphone's and the loudspeaker's."""
+    loudspeaker: SoundDevice
+
+    def restart_output(self) -> None:
+        """Raises DeviceLost if it does not open."""
+        self.streams.pop().close()
+        self.streams.append(
+            _start(self.audio, self.loudspeaker, "output", self.output.fmt, self.output.callback)
+        )
 
     def close(self) -> None:
         for stream in self.streams:
@@ -180,7 +219,9 @@ def _open(settings: DeviceSettings, queue: PlayQueue) -> _OpenStreams:
     except BaseException:
         audio.terminate()
         raise
-    return _OpenStreams(audio=audio, input=source, output=sink, streams=streams)
+    return _OpenStreams(
+        audio=audio, input=source, output=sink, streams=streams, loudspeaker=loudspeaker
+    )
 
 
 def _agree(

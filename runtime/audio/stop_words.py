@@ -42,8 +42,10 @@ class WordSpotter(Protocol):
 class SphinxSpotter:
     """Pocketsphinx's keyphrase search. Not thread-safe."""
 
-    def __init__(self, words: Sequence[str]) -> None:
-        """`words` may be phrases of several words, too.
+    def __init__(
+        self, words: Sequence[str], *, threshold_per_phone: float = _THRESHOLD_PER_PHONE
+    ) -> None:
+        """`words` may be phrases of several words, too; a lower threshold hears more.
 
         Raises SettingsError if pocketsphinx is not installed or does not know a word.
         """
@@ -56,7 +58,7 @@ class SphinxSpotter:
         self._decoder = pocketsphinx.Decoder(samprate=RATE_HZ, lm=None, loglevel="FATAL")
         with tempfile.NamedTemporaryFile("w", suffix=".kws") as phrases:
             for word in words:
-                threshold = _THRESHOLD_PER_PHONE ** self._num_phones(word)
+                threshold = threshold_per_phone ** self._num_phones(word)
                 phrases.write(f"{word.lower()} /{threshold}/\n")
             phrases.flush()
             self._decoder.add_kws("stop words", phrases.name)

@@ -34,11 +34,13 @@ Clock = Callable[[], float]
 BLOCK_SAMPLES = PLAY_RATE_HZ * FRAME_MS // 1000
 """Of the loudspeaker: 480."""
 
-_RING_S = 2.0
+_RING_S = 15.0  # that a reader may be behind on a busy machine, and still miss nothing
 _START_S = 2.0  # a device's first callback may take longer than the others
 _FAR_LEAD_BLOCKS = 2  # more, and the far end could come behind its echo
 _FAR_WATCH = 50  # blocks of a second
 _FAR_WAIT_S = 0.06
+_FAR_SILENT_S = 0.2  # without a callback: a loudspeaker that stalls is not waited for
+_FAR_WAIT_BLOCKS = 2  # a reader that is further behind than this does not wait, but catches up
 _CONTINUE, _INPUT_OVERFLOW = 0, 2  # of PortAudio
 
 
@@ -173,6 +175,8 @@ class OutputStream:
             self._leads.clear()
         self._arrived.clear()
         block = self._far.pop(BLOCK_SAMPLES)
-        if block is None and not self._is_starting and self._arrived.wait(_FAR_WAIT_S):
+        is_alive = self._clock() - self.last_s < _FAR_SILENT_S
+        may_wait = is_alive and not self._is_starting and num_waiting <= _FAR_WAIT_BLOCKS
+        if block is None and may_wait and self._arrived.wait(_FAR_WAIT_S):
             block = self._far.pop(BLOCK_SAMPLES)
         return self._far_resampler.push(np.zeros_like(self._block) if block is None else block)

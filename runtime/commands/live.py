@@ -228,6 +228,11 @@ class _Printer:
                     self._say(f"you said: {event.text} ({event.confidence:.0%})\n")
             case events.TurnFailed(error) | events.SoundLost(error):
                 print(f"deeptalk-edge: {error}", file=sys.stderr)
+            case events.Overloaded(reason, seconds):
+                print(
+                    f"deeptalk-edge: too slow, a question is given up: {reason}, {seconds:.1f} s",
+                    file=sys.stderr,
+                )
             case _ if self._is_json:
                 pass
             case events.SpeechEnded(seconds):

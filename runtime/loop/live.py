@@ -173,6 +173,11 @@ class LiveConversation:
         """Nobody speaks, and every answer is history."""
         return self._loop.is_idle
 
+    @property
+    def num_overloaded(self) -> int:
+        """Questions that were given up so far, each with an `Overloaded`."""
+        return self._loop.num_overloaded
+
     def press(self) -> None:
         """Push-to-talk: the user takes the floor."""
         self._expect_entered()

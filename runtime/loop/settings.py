@@ -64,6 +64,9 @@ class LoopSettings:
     resume_answer_ms: int = 1500
     """Silence after a false alarm before the stopped answer goes on."""
 
+    merge_ms: int = 1500
+    """Silence before the first sound of an answer after which voice is no longer part of the
+    question: the question is given up, and another one begins."""
     thinking_ms: int = 20_000
     """Wait for the first sound of an answer."""
     speaking_ms: int = 180_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 # Events -------------------------------------------------------------------------------------------
 
@@ -14,6 +14,13 @@ class Frame:
     """20 ms of microphone ended at `now`."""
 
     voiced: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SoundMissed:
+    """Microphone samples up to `now` were not read in time."""
+
+    samples: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +51,8 @@ class SoundBegan:
 
     epoch: int
     interruptible: bool = True
+    behind: int = 0
+    """Microphone samples that wait to be read: they were heard before it began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +85,7 @@ class Command(enum.Enum):
 
 Event: TypeAlias = (
     Frame
+    | SoundMissed
     | HangoverChosen
     | HangoverShortened
     | StopWordHeard
@@ -99,6 +109,14 @@ class UserStartedSpeaking:
 @dataclass(frozen=True, slots=True)
 class DropUtterance:
     """It is not wanted."""
+
+
+@dataclass(frozen=True, slots=True)
+class TellOverload:
+    """A question is given up: it has a hole of so many samples, or its answer was waited for."""
+
+    reason: Literal["sound lost", "answer late"]
+    samples: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +198,7 @@ class Reset:
 Action: TypeAlias = (
     UserStartedSpeaking
     | DropUtterance
+    | TellOverload
     | BeginAnswer
     | JudgePause
     | CommitAnswer

@@ -43,7 +43,9 @@ from deeptalk_edge.runtime.loop.signals import (
     ResumePlayback,
     SetGain,
     SoundBegan,
+    SoundMissed,
     StopWordHeard,
+    TellOverload,
     UserStartedSpeaking,
 )
 
@@ -79,7 +81,7 @@ class Loop:
     interruptible: bool = True
     """Whether the answer that sounds may be interrupted."""
     sounding_since: int = 0
-    """When the answer began to sound."""
+    """When the answer began to sound; ahead of us while frames wait to be read."""
     run: int = 0
     """Samples of voice in a row, up to now."""
     voice: int = 0
@@ -90,6 +92,8 @@ class Loop:
     """Silence that ends this utterance."""
     opened: int = 0
     """Where the voice of this utterance began."""
+    missed: int = 0
+    """Samples that are lost out of it: it is not asked."""
     is_fresh: bool = True
     """Nothing was said since the conversation began."""
 
@@ -113,6 +117,8 @@ def step(loop: Loop, event: Event, now: int, settings: LoopSettings) -> Step:
         return loop, ()
     if isinstance(event, HangoverShortened):
         return replace(loop, hangover=min(loop.hangover, event.ms * SAMPLES_PER_MS)), ()
+    if isinstance(event, SoundMissed):
+        return replace(loop, missed=loop.missed + event.samples, run=0), ()
     if isinstance(event, StopWordHeard):
         return _stop_by_word(loop, now, settings) if _is_stopped_by(loop, event) else (loop, ())
     if isinstance(event, Frame):
@@ -122,7 +128,7 @@ def step(loop: Loop, event: Event, now: int, settings: LoopSettings) -> Step:
     if isinstance(event, SoundBegan):
         if loop.state is not State.THINKING:
             return loop, ()
-        loop = replace(loop, interruptible=event.interruptible, sounding_since=now)
+        loop = replace(loop, interruptible=event.interruptible, sounding_since=now + event.behind)
         return _enter(loop, State.SPEAKING, now), ()
     if isinstance(event, AnswerFailed):
         return _fail(loop, now)
@@ -179,6 +185,9 @@ def _hear_silence(loop: Loop, voiced: bool, now: int, settings: LoopSettings) ->
         return _open(loop, now - loop.run, now, settings, ())
     if now - loop.opened >= _samples(settings.max_utterance_ms):
         return loop, ()  # the question is full
+    if now - loop.run - loop.last_voice >= _samples(settings.merge_ms):
+        after, actions = _give_up(loop, now)
+        return _open(after, now - loop.run, now, settings, actions)
     after, actions = _void(loop)  # nothing was heard of it: one longer utterance takes its place
     return _enter(replace(after, last_voice=now), State.USER_SPEAKING, now), actions
 
@@ -209,6 +218,8 @@ def _hear_pause(loop: Loop, voiced: bool, now: int, settings: LoopSettings) -> S
         judge = JudgePause(_end(loop, settings))
         if not settings.is_speculating:
             return loop, (judge,)
+        if loop.missed:
+            return loop, (judge,)
         begin = BeginAnswer(loop.epoch, _end(loop, settings))
         return replace(loop, is_answering=True), (begin, judge)
     return loop, ()
@@ -219,7 +230,7 @@ def _hear_over(loop: Loop, voiced: bool, now: int, settings: LoopSettings) -> St
     need_ms = settings.confirm_ms if _may_be_echo(loop, now, settings) else settings.duck_ms
     if not loop.interruptible or loop.run < _samples(need_ms):
         return loop, ()
-    loop = replace(loop, voice=loop.run, opened=now - loop.run, last_voice=now)
+    loop = replace(loop, voice=loop.run, opened=now - loop.run, last_voice=now, missed=0)
     return _enter(loop, State.OVERLAP, now), (SetGain(settings.duck_gain),)
 
 
@@ -312,7 +323,8 @@ def _time_out(loop: Loop, now: int, settings: LoopSettings) -> Step:
         case State.USER_SPEAKING if spent >= _samples(settings.max_utterance_ms):
             return _release(loop, now)  # push-to-talk: the button is stuck
         case State.THINKING if spent >= _samples(settings.thinking_ms):
-            return _fail(loop, now)
+            after, actions = _give_up(loop, now)
+            return _after((*actions, DropUtterance()), _idle(after, now))
         case State.SPEAKING if spent >= _samples(settings.speaking_ms):
             return _fail(loop, now)
         case State.OVERLAP if spent >= _samples(settings.overlap_ms):
@@ -334,7 +346,7 @@ def _open(
     loop: Loop, start: int, now: int, settings: LoopSettings, before: tuple[Action, ...]
 ) -> Step:
     """The user has the floor since `start`."""
-    loop = replace(loop, opened=start, last_voice=now, voice=0, is_fresh=False)
+    loop = replace(loop, opened=start, last_voice=now, voice=0, missed=0, is_fresh=False)
     return _enter(loop, State.USER_SPEAKING, now), (*before, _opening(loop, settings))
 
 
@@ -343,7 +355,11 @@ def _opening(loop: Loop, settings: LoopSettings) -> UserStartedSpeaking:
 
 
 def _begin(loop: Loop, end: int, now: int) -> Step:
-    """The turn is over: answer it, unless a speculative answer was begun."""
+    """The turn is over: answer it, unless a speculative answer was begun, or it has a hole."""
+    if loop.missed:
+        after, actions = _void(loop)
+        tell = TellOverload("sound lost", loop.missed)
+        return _after((*actions, tell, DropUtterance()), _idle(after, now))
     begin = () if loop.is_answering else (BeginAnswer(loop.epoch, end),)
     loop = replace(loop, is_answering=True, interruptible=True)
     return _enter(loop, State.THINKING, now), (*begin, CommitAnswer(loop.epoch))
@@ -377,6 +393,12 @@ def _fail(loop: Loop, now: int) -> Step:
     return after, (*actions, DropUtterance(), *more)
 
 
+def _give_up(loop: Loop, now: int) -> Step:
+    """THINKING: the answer comes too late."""
+    after, actions = _void(loop)
+    return after, (*actions, TellOverload("answer late", now - loop.last_voice))
+
+
 def _void(loop: Loop) -> Step:
     """End the attempt at hand, heard or not; whatever of it is still under way is void."""
     if not loop.is_answering:
@@ -403,7 +425,7 @@ def _next_epoch(loop: Loop) -> Loop:
 
 def _may_be_echo(loop: Loop, now: int, settings: LoopSettings) -> bool:
     """The canceller has only just begun to hear what it is to take away."""
-    return now - loop.sounding_since <= _samples(settings.warm_up_ms)
+    return 0 <= now - loop.sounding_since <= _samples(settings.warm_up_ms)
 
 
 def _count_voice(loop: Loop, voiced: bool, now: int) -> Loop:
@@ -420,7 +442,11 @@ def _enter(loop: Loop, state: State, now: int) -> Loop:
 
 
 def _with(action: Action, result: Step) -> Step:
-    return result[0], (action, *result[1])
+    return _after((action,), result)
+
+
+def _after(actions: tuple[Action, ...], result: Step) -> Step:
+    return result[0], (*actions, *result[1])
 
 
 def _samples(ms: int) -> int:

@@ -31,6 +31,7 @@ from deeptalk_edge.runtime.events import (
     Interrupted,
     LiveEvent,
     NothingSaid,
+    Overloaded,
     SoundLost,
     SoundRestored,
     SpeechEnded,
@@ -137,6 +138,9 @@ class VoiceLoop:
         self._begun = 0  # when the attempt at hand was
         self._stop_word_end = 0  # where nobody listens for a stop word any more
         self._now = 0
+        self._behind = 0  # samples of the microphone that wait to be read
+        self.num_overloaded = 0
+        """Questions that were given up."""
         self._offset = 0  # of the port's positions, which begin anew when it is reopened
         worker.post(Idle())
 
@@ -161,7 +165,10 @@ class VoiceLoop:
     def push(self, frame: MicFrame) -> None:
         """Take 20 ms of microphone."""
         start = self._offset + frame.start
+        if start > self._now:
+            self._step(signals.SoundMissed(start - self._now))
         self._now = start + FRAME_SAMPLES
+        self._behind = frame.num_waiting * FRAME_SAMPLES
         self._clock.arrived(self._now)
         with self._trace.span("frame"):
             pcm = self._canceller.process(frame.pcm, frame.far)
@@ -177,6 +184,7 @@ class VoiceLoop:
     def serve(self) -> None:
         """Between two frames: hand on what has come from outside and from the worker."""
         self._obey_commands()
+        self._behind = 0
         if self.inbox:
             self._take_deliveries()
             self._play()
@@ -261,7 +269,9 @@ class VoiceLoop:
         timing = self._timing.get(playback.epoch)
         if sent and timing and timing.queued is None:
             timing.queued = self._clock.now()
-            self._step(signals.SoundBegan(playback.epoch, playback.policy.interruptible))
+            self._step(
+                signals.SoundBegan(playback.epoch, playback.policy.interruptible, self._behind)
+            )
             self._mic_buffer.drop()
         if timing and timing.audible is None and (audible := playback.audible):
             timing.audible = self._clock.now() - audible * RATE_HZ // self._port.rate_hz
@@ -284,6 +294,9 @@ class VoiceLoop:
                 self._worker.post(action)
             case signals.DropUtterance():
                 self._mic_buffer.drop()
+            case signals.TellOverload(reason, samples):
+                self.num_overloaded += 1
+                self._emit(Overloaded(reason, samples / RATE_HZ))
             case signals.BeginAnswer(epoch, end):
                 self._begin(epoch, end)
             case signals.JudgePause(end):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import soxr
@@ -203,13 +205,13 @@ def test_a_stereo_microphone_in_antiphase_is_heard() -> None:
 
 def test_a_reader_that_comes_late_finds_the_newest_and_the_lost_are_counted_at_16_khz() -> None:
     microphone = Microphone(48000, num_channels=2)
-    for number in range(150):  # 3 s; the ring holds 2
-        microphone.bring(np.full((960, 2), number / 200, np.float32))
+    for number in range(800):  # 16 s; the ring holds 15
+        microphone.bring(np.full((960, 2), number / 1000, np.float32))
     microphone.listen()
-    assert len(microphone.heard) == 100
+    assert len(microphone.heard) == 750
     assert microphone.input.num_dropped == 16000
-    assert microphone.input.num_samples == 3 * 16000
-    assert microphone.heard[-1][-1] == pytest.approx(149 / 200, abs=1e-3)
+    assert microphone.input.num_samples == 16 * 16000
+    assert microphone.heard[-1][-1] == pytest.approx(799 / 1000, abs=1e-3)
 
 
 def test_an_overflow_that_the_device_reports_is_counted() -> None:
@@ -248,6 +250,22 @@ def test_the_far_end_starts_beside_the_microphones_oldest_block(num_waiting: int
         device.call_back()
     first = device.output.far_frame(num_waiting=num_waiting)
     assert round(float(first[-1]) * 200) == 4 - num_waiting
+
+
+@pytest.mark.parametrize(("num_waiting", "waits"), [(0, True), (2, True), (3, False)])
+def test_a_reader_that_is_behind_does_not_wait_for_the_far_end(
+    num_waiting: int, waits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr(threading.Event, "wait", lambda event, seconds: waited.append(seconds))
+    device = Stairs()
+    for _ in range(2 + num_waiting):
+        device.call_back()
+    for _ in range(2 + num_waiting):
+        device.far_block()
+    waited.clear()  # of the far end's start
+    device.output.far_frame(num_waiting=num_waiting)
+    assert bool(waited) is waits
 
 
 def test_a_far_end_that_runs_ahead_now_and_then_loses_no_block() -> None:

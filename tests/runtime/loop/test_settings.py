@@ -17,25 +17,31 @@ OWN = LoopSettings()
 def states_of_the_page() -> dict[str, str]:
     """What leads out of each state, from the table of docs/runtime.md."""
     page = (ROOT / "docs" / "runtime.md").read_text("utf-8")
-    table = page.partition("| state | what leads out of it |")[2].partition("\n\n")[0]
+    table = page.partition("| state | what ends it |")[2].partition("\n\n")[0]
     return dict(re.findall(r"^\| ([\w ,]+) \| (.*) \|$", table, re.MULTILINE))
 
 
 @pytest.mark.parametrize(
     ("state", "words"),
     [
-        ("listening", f"{OWN.start_ms} ms of voice, with {OWN.pre_roll_ms} ms"),
-        ("user speaking", f"{OWN.max_utterance_ms // 1000} s, or"),
-        ("endpointing", f"at {OWN.speculate_ms} ms of silence"),
-        ("thinking", f"{OWN.thinking_ms // 1000} s"),
-        ("speaking", f"{OWN.duck_ms} ms of voice make it quieter (-12 dB)"),
-        ("speaking", f"{OWN.confirm_ms} ms within its first {OWN.warm_up_ms} ms"),
-        ("overlap", f"{OWN.confirm_ms} ms of voice stop it"),
+        (
+            "listening",
+            f"{OWN.start_ms} ms of voice; the utterance includes the {OWN.pre_roll_ms} ms",
+        ),
+        ("user speaking", f"After {OWN.max_utterance_ms // 1000} s, or"),
+        ("endpointing", f"{OWN.speculate_ms} ms of silence begin"),
+        ("thinking", f"It fails after {OWN.thinking_ms // 1000} s"),
+        ("speaking", f"{OWN.duck_ms} ms of voice ("),
+        (
+            "speaking",
+            f"({OWN.confirm_ms} ms within its first {OWN.warm_up_ms} ms) make it quieter by 12 dB",
+        ),
+        ("overlap", f"{OWN.confirm_ms} ms of voice stop the answer"),
         ("interrupted", f"{OWN.turn_ms} ms of voice are a turn"),
         ("false interruption", f"{OWN.resume_answer_ms / 1000} s of silence"),
         (
             "stopped by a word",
-            f"{OWN.turn_ms} ms of voice behind it are a turn, {OWN.release_ms} ms",
+            f"{OWN.turn_ms} ms of voice are a turn, and {OWN.release_ms} ms",
         ),
     ],
 )

@@ -19,6 +19,7 @@ from deeptalk_edge.runtime.loop.signals import (
     HangoverChosen,
     HangoverShortened,
     SoundBegan,
+    SoundMissed,
     StopWordHeard,
 )
 from deeptalk_edge.runtime.loop.states import FRAME, Loop, State, step
@@ -37,6 +38,7 @@ _events = st.one_of(
     st.sampled_from([160, 500]).map(HangoverShortened),
     st.builds(SoundBegan, _epochs, st.booleans()),
     st.just(StopWordHeard(_BY_WHO_SPEAKS)),
+    st.just(SoundMissed(FRAME)),
     _epochs.map(AnswerHeard),
     _epochs.map(AnswerFailed),
     st.sampled_from([c for c in Command if c is not Command.STOP]),
@@ -148,6 +150,7 @@ def test_every_state_takes_every_event(state: State, is_answering: bool) -> None
         HangoverChosen(200),
         HangoverShortened(200),
         StopWordHeard(0),
+        SoundMissed(FRAME),
         SoundBegan(3),
         AnswerHeard(3),
         AnswerFailed(3),
