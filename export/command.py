@@ -130,11 +130,11 @@ def _export(args: argparse.Namespace, profile: DeviceProfile) -> int:
 def _show_plan(args: argparse.Namespace, profile: DeviceProfile) -> int:
     """Plan from the config files; no weight is opened. 0 even if it does not fit: it is said."""
     from deeptalk_edge.checkpoint.config import read_codec_spec, read_model_spec
+    from deeptalk_edge.export.dry_run.files import copied_files
     from deeptalk_edge.export.dry_run.forecast import plan_export
     from deeptalk_edge.export.dry_run.page import plan_page
     from deeptalk_edge.export.generation import read_generation
 
-    tokenizer = args.checkpoint / "tokenizer.json"
     model = read_model_spec(args.checkpoint, args.encoder)
     plan = plan_export(
         model,
@@ -142,7 +142,7 @@ def _show_plan(args: argparse.Namespace, profile: DeviceProfile) -> int:
         profile,
         codec_noise=args.codec_noise,
         context_rows=read_generation(args.checkpoint, model).context_rows,
-        tokenizer_bytes=tokenizer.stat().st_size if tokenizer.is_file() else None,
+        copied=copied_files(args.checkpoint),
     )
     print(json.dumps(_as_json(plan), indent=2) if args.json else plan_page(plan, args.checkpoint))
     return 0

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from deeptalk_edge.bundle.expert_record import PAGE_BYTES, RecordFormat
 from deeptalk_edge.bundle.manifest import GATES, NATIVE_CODEC, NATIVE_INDEX, NATIVE_WEIGHTS
 from deeptalk_edge.bundle.target import TargetBackend
+from deeptalk_edge.bundle.understanding import FILES as UNDERSTANDING_FILES
 from deeptalk_edge.devices.plan.shapes import (
     WeightShapes,
     int8_encoder_bytes,
@@ -67,9 +70,9 @@ def planned_files(
     shapes: WeightShapes,
     records: RecordFormat,
     context_rows: int,
-    tokenizer_bytes: int | None,
+    copied: Mapping[str, int],
 ) -> tuple[PlannedFile, ...]:
-    """Every file; the tokenizer if its size is known."""
+    """Every file; `copied` are those that the checkpoint has as they are, with their bytes."""
     num_experts = len(model.decoder.moe_layers) * model.decoder.num_experts
     if profile.has_engines:
         files = _engine_files(model, profile, shapes, context_rows)
@@ -92,9 +95,16 @@ def planned_files(
         _rounded("parity.json", 16384),
         _rounded("manifest.json", 16384 + 160 * num_experts),
     ]
-    if tokenizer_bytes is not None:
-        files.append(PlannedFile(name="tokenizer.json", bytes=tokenizer_bytes, is_exact=True))
+    files += [
+        PlannedFile(name=name, bytes=num_bytes, is_exact=True) for name, num_bytes in copied.items()
+    ]
     return tuple(files)
+
+
+def copied_files(checkpoint: Path) -> dict[str, int]:
+    """The files that an export copies from a checkpoint as they are, with their bytes."""
+    places = (checkpoint / name for name in ("tokenizer.json", *UNDERSTANDING_FILES))
+    return {place.name: place.stat().st_size for place in places if place.is_file()}
 
 
 def _ort_files(model: ModelSpec, profile: DeviceProfile, shapes: WeightShapes) -> list[PlannedFile]:

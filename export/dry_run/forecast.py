@@ -78,7 +78,7 @@ def plan_export(
     *,
     codec_noise: Literal["off", "tape"] = "off",
     context_rows: int = 4096,
-    tokenizer_bytes: int | None = None,
+    copied: Mapping[str, int] | None = None,
 ) -> ExportPlan:
     """Plan the bundle of a model for a device; a checkpoint without tokenizer is planned without.
 
@@ -88,7 +88,7 @@ def plan_export(
     records = record_format(model, profile)
     shapes = WeightShapes.of(model, codec, with_noise=codec_noise == "tape")
     files = planned_files(
-        model, codec, codec_noise, profile, shapes, records, context_rows, tokenizer_bytes
+        model, codec, codec_noise, profile, shapes, records, context_rows, copied or {}
     )
     return ExportPlan(
         device=profile.name,

@@ -22,6 +22,7 @@ from deeptalk_edge.devices.plan.shapes import (
 from deeptalk_edge.devices.profile import DeviceProfile, load_profile
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
+from deeptalk_edge.export.dry_run.files import copied_files
 from deeptalk_edge.export.dry_run.forecast import plan_export
 from deeptalk_edge.export.graphs.codec import CodecNoise, export_codec
 from deeptalk_edge.export.graphs.decoder import export_embed_and_head, export_segments
@@ -93,7 +94,7 @@ def test_a_plan_names_every_file_of_the_bundle_and_its_size(device: str, tmp_pat
         read_model_spec(TINY),
         read_codec_spec(TINY / "snac"),
         profile,
-        tokenizer_bytes=(TINY / "tokenizer.json").stat().st_size,
+        copied=copied_files(TINY),
     )
     export_bundle(TINY, tmp_path / "bundle", ExportSettings(profile=profile))
     written = {path.name: path.stat().st_size for path in (tmp_path / "bundle").iterdir()}
@@ -269,7 +270,7 @@ def test_an_exporter_holds_the_greater_of_embedding_and_encoder() -> None:
     def need(**changes: object) -> float:
         model = replace(read_model_spec(OFFICIAL), **changes)  # type: ignore[arg-type]
         codec = read_codec_spec(OFFICIAL / "snac")
-        plan = plan_export(model, codec, load_profile("cpu"), tokenizer_bytes=0)
+        plan = plan_export(model, codec, load_profile("cpu"), copied={"tokenizer.json": 0})
         assert plan.build_memory_bytes.value is not None
         return plan.build_memory_bytes.value
 

@@ -26,7 +26,7 @@ def states_of_the_page() -> dict[str, str]:
     [
         (
             "listening",
-            f"{OWN.start_ms} ms of voice; the utterance includes the {OWN.pre_roll_ms} ms",
+            f"{OWN.start_ms} ms of voice; the utterance includes the {OWN.pre_roll_ms}",
         ),
         ("user speaking", f"After {OWN.max_utterance_ms // 1000} s, or"),
         ("endpointing", f"{OWN.speculate_ms} ms of silence begin"),
@@ -34,7 +34,7 @@ def states_of_the_page() -> dict[str, str]:
         ("speaking", f"{OWN.duck_ms} ms of voice ("),
         (
             "speaking",
-            f"({OWN.confirm_ms} ms within its first {OWN.warm_up_ms} ms) make it quieter by 12 dB",
+            f"({OWN.confirm_ms} ms within its first {OWN.warm_up_ms} ms) make it",
         ),
         ("overlap", f"{OWN.confirm_ms} ms of voice stop the answer"),
         ("interrupted", f"{OWN.turn_ms} ms of voice are a turn"),
