@@ -28,6 +28,7 @@ BENCHES = {
     "soak": ("soak", "hours of simulated conversation"),
     "stop_words": ("stop_words", "stop words over our own voice, behind the echo canceller"),
     "tiny_scores": ("tiny_scores", "score the tiny checkpoint on its held-out questions"),
+    "understanding": ("understanding", "what a bundle refuses, hears and is sure of"),
     "vad": ("vad", "what each voice detector makes of speech in noise"),
     "voice_wait": ("voice_wait", "how long a listener waits, live"),
 }

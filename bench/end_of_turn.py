@@ -1,31 +1,46 @@
-"""Does the loop know a whole question from a part of one?
+"""Does the loop know a whole question from a part of one, and how long does it wait?
 
 Kiosk questions in voices that training never had, each of them whole and
 
 falling     its first words, said as if they were a sentence
 rising      its first words, said as if a comma followed
+filler      its first words and "um"
 broken      the whole one's sound, broken off where it is quietest near a random place
 
-and the recordings given, whole and broken. 100 ms of near-silence follow each, then both cues
-judge: the melody, and how sure the model is of its first words. Parts that are questions themselves
-are left out. Needs espeak-ng and flite.
+and the recordings given, whole and broken. Parts that are questions themselves are left out. After
+each part the speaker pauses, for a time of a log-normal distribution (median 450 ms, half of them
+300 to 675), at least 200 ms, before the rest. 100 ms into the pause every cue judges:
+
+melody      the final pitch
+log p       how sure the model is of its answer's first words
+whole       the bundle's score that the question is whole
+Smart Turn  `--turn-model`, a file of Smart Turn v3.2, which the package pipecat-ai contains
+
+Needs espeak-ng and flite.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deeptalk_edge.bench.harness import BUNDLE, arguments, measured, spoken_questions
+from deeptalk_edge.bench.turn_rules import SHARES, Cost, Pause, Table, runtime_ms, swept
 from deeptalk_edge.bundle.reader import Bundle
+from deeptalk_edge.bundle.understanding import Understanding, read_understanding
+from deeptalk_edge.calibration.understanding.recordings import broken_off
 from deeptalk_edge.model.features import RATE_HZ
-from deeptalk_edge.runtime.audio.end_of_turn import HangoverSettings
+from deeptalk_edge.model.understanding import entropy_cue, feature_cues
+from deeptalk_edge.runtime.audio.end_of_turn import HangoverSettings, TurnCue
 from deeptalk_edge.runtime.audio.prosody import FinalLowering
+from deeptalk_edge.runtime.audio.smart_turn import SmartTurn
 from deeptalk_edge.runtime.conversation import Conversation, ConversationSettings
 from deeptalk_edge.runtime.understanding import UnderstandingSettings
 from deeptalk_edge.sound.wav import read_wav, resample
@@ -35,21 +50,11 @@ from deeptalk_edge.training.tiny.voices import held_out_voice, need_synthesisers
 
 Array = NDArray[np.float32]
 
-_KINDS = ("whole", "falling", "rising", "broken")
+_KINDS = ("whole", "falling", "rising", "filler", "broken")
 _LEAD_S, _PAUSE_S = 0.3, 0.1
 _NOISE = np.float32(0.0003)
 _QUIET = 0.01  # level of what is no speech
-_STEP = RATE_HZ // 100
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What the cues say of one pause."""
-
-    set_name: str
-    kind: str
-    melody_p: float
-    text_log_p: float
+_MEDIAN_PAUSE_MS, _PAUSE_SIGMA, _LEAST_PAUSE_MS = 450.0, 0.6, 200.0
 
 
 def drawn_questions(num: int, rng: random.Random) -> list[Question]:
@@ -72,19 +77,12 @@ def clips_of(question: Question, rng: random.Random) -> Iterator[tuple[str, Arra
     voice, words = held_out_voice(rng), question.text.split()
     whole = as_samples(speak(question.text, voice, rate_hz=RATE_HZ))
     yield "whole", whole
-    yield "broken", broken_off(whole, rng)
-    for kind, mark in (("falling", ""), ("rising", ",")):
-        part = " ".join(words[: rng.randint(max(1, len(words) // 3), len(words) - 1)])
-        if part not in known:
-            yield kind, as_samples(speak(part + mark, voice, rate_hz=RATE_HZ))
-
-
-def broken_off(pcm: Array, rng: random.Random) -> Array:
-    """The first 30 to 85 % of (N,), up to the quietest 10 ms within 120 ms."""
-    place = int(rng.uniform(0.3, 0.85) * len(pcm)) // _STEP
-    power = (pcm[: len(pcm) // _STEP * _STEP].reshape(-1, _STEP) ** 2).mean(axis=1)
-    first = max(place - 12, 10)
-    return pcm[: (first + int(power[first : place + 12].argmin())) * _STEP]
+    if (part := broken_off(whole, rng)) is not None:
+        yield "broken", part
+    for kind, mark in (("falling", ""), ("rising", ","), ("filler", ", um,")):
+        text = " ".join(words[: rng.randint(max(1, len(words) // 3), len(words) - 1)])
+        if text not in known:
+            yield kind, as_samples(speak(text + mark, voice, rate_hz=RATE_HZ))
 
 
 def with_pause(pcm: Array) -> Array:
@@ -96,51 +94,163 @@ def with_pause(pcm: Array) -> Array:
     return heard + noise * _NOISE
 
 
-def judge(talk: Conversation, set_name: str, kind: str, pcm: Array) -> Verdict:
-    heard = with_pause(pcm)
-    answer = talk.begin(heard)
-    while answer.text_log_p is None and answer.advance() is not None:
-        pass
-    assert answer.text_log_p is not None
-    verdict = Verdict(set_name, kind, FinalLowering().p_complete(heard), answer.text_log_p)
-    answer.discard()
-    return verdict
+def pause_ms(rng: random.Random) -> float:
+    """How long a speaker pauses inside a question."""
+    drawn = _MEDIAN_PAUSE_MS * float(np.exp(rng.gauss(0, _PAUSE_SIGMA)))
+    return max(drawn, _LEAST_PAUSE_MS)
 
 
-def rules() -> dict[str, tuple[float, float]]:
-    """Ways to call a pause the end: the least `melody_p`, or the least `text_log_p`."""
-    settings, never = HangoverSettings(), float("inf")
-    sure = settings.confident_log_p
-    assert sure is not None
-    log_ps = sorted({-0.0005, -0.002, -0.005, sure}, reverse=True)
-    return {
-        f"melody {settings.complete_p}": (settings.complete_p, never),
-        **{f"sure {log_p}": (never, log_p) for log_p in log_ps},
-        "as shipped": (settings.complete_p, sure),
-    }
+class Listener:
+    """Judges pauses by every cue."""
+
+    def __init__(self, talk: Conversation, known: Understanding | None, smart: Path | None) -> None:
+        """`talk` refuses no question; `smart` is a file of Smart Turn."""
+        self._talk, self._known = talk, known
+        self._paths = known.paths() if known else None
+        self._sounds: dict[str, TurnCue] = {"melody": FinalLowering()}
+        if smart is not None:
+            self._sounds["Smart Turn"] = SmartTurn(smart)
+
+    def judge(
+        self, set_name: str, kind: str, number: int, pcm: Array, lasts_ms: float | None
+    ) -> Pause:
+        """What the cues say 100 ms after `pcm` (N,), 16 kHz."""
+        heard = with_pause(pcm)
+        cues, known_ms = dict[str, float](), dict[str, float]()
+
+        def note(name: str, start_s: float, value: float) -> None:
+            cues[name] = value
+            known_ms[name] = 1000 * (_PAUSE_S + time.perf_counter() - start_s)
+
+        for name, cue in self._sounds.items():
+            start_s = time.perf_counter()
+            note(name, start_s, cue.p_complete(heard))
+        start_s = time.perf_counter()
+        answer = self._talk.begin(heard)
+        while answer.text_log_p is None and answer.advance() is not None:
+            pass
+        assert answer.text_log_p is not None
+        note("log p", start_s, answer.text_log_p)
+        assert answer.features is not None
+        assert answer.text_entropy is not None
+        whole_p = self._whole_p(answer.features, answer.text_entropy)
+        if whole_p is not None:
+            note("whole", start_s, whole_p)
+            known_ms["whole"] = known_ms["log p"]  # the answer has judged it already
+        is_whole = answer.is_whole
+        answer.discard()
+        return Pause(
+            set_name=set_name,
+            kind=kind,
+            number=number,
+            lasts_ms=lasts_ms,
+            cues=cues,
+            known_ms=known_ms,
+            is_whole=is_whole,
+        )
+
+    def _whole_p(self, features: Array, mean_entropy: float) -> float | None:
+        known = self._known
+        if known is None or known.head is None or known.header.complete is None:
+            return None
+        paths = self._paths.scores(known.head.log_p(features)) if self._paths else None
+        distance = known.manifold.squared_distance(features) if known.manifold else None
+        cues = {**feature_cues(distance, paths), "entropy": entropy_cue(mean_entropy)}
+        return known.header.complete.p(cues)
 
 
-def report(verdicts: list[Verdict]) -> Iterator[str]:
-    """A table for each set: the share that each rule calls complete."""
-    for set_name in dict.fromkeys(v.set_name for v in verdicts):
-        own = [v for v in verdicts if v.set_name == set_name]
-        kinds = [kind for kind in _KINDS if any(v.kind == kind for v in own)]
-        counts = [f"{kind} {sum(v.kind == kind for v in own)}" for kind in kinds]
-        yield f"\n{set_name + ', called complete':34}" + "".join(f"{c:>14}" for c in counts)
-        for name, (least_p, least_log_p) in rules().items():
-            is_over = [v.melody_p >= least_p or v.text_log_p >= least_log_p for v in own]
-            shares = [
-                np.mean([over for over, v in zip(is_over, own, strict=True) if v.kind == kind])
-                for kind in kinds
-            ]
-            yield f"{name:34}" + "".join(f"{share:14.0%}" for share in shares)
-        is_whole = np.array([v.kind == "whole" for v in own])
-        for name in ("melody_p", "text_log_p"):
-            scores = np.array([getattr(v, name) for v in own])
-            for rate in (0.05, 0.1):
-                bar = np.quantile(scores[~is_whole], 1 - rate, method="higher")
-                share = np.mean(scores[is_whole] > bar)
+@contextmanager
+def open_listener(bundle: Bundle, smart: Path | None = None) -> Iterator[Listener]:
+    """A listener with a conversation of its own."""
+    known = read_understanding(bundle.path, bundle.manifest.model.decoder.width)
+    settings = replace(
+        ConversationSettings.of(bundle, mode="text"),
+        understanding=UnderstandingSettings(refuses=False),
+    )
+    with Conversation(bundle, settings) as talk:
+        yield Listener(talk, known, smart)
+
+
+def recorded_pauses(
+    listener: Listener, wavs: Sequence[Path], rng: random.Random
+) -> Iterator[Pause]:
+    """Each recording whole, and twice broken off."""
+    for number, wav in enumerate(wavs):
+        pcm = resample(read_wav(wav), RATE_HZ).pcm
+        yield listener.judge("recordings", "whole", number, pcm, None)
+        for part in (broken_off(pcm, rng), broken_off(pcm, rng)):
+            if part is not None:
+                yield listener.judge("recordings", "broken", number, part, pause_ms(rng))
+
+
+def synthesised_pauses(listener: Listener, num: int, rng: random.Random) -> Iterator[Pause]:
+    """So many questions, each whole and in parts."""
+    for number, question in enumerate(drawn_questions(num, rng)):
+        for kind, pcm in clips_of(question, rng):
+            lasts_ms = None if kind == "whole" else pause_ms(rng)
+            yield listener.judge("synthesised", kind, number, pcm, lasts_ms)
+
+
+def report(pauses: Sequence[Pause]) -> Iterator[str]:
+    """For each set the shares called complete; for all parts together the waits."""
+    for set_name in dict.fromkeys(p.set_name for p in pauses):
+        own = [p for p in pauses if p.set_name == set_name]
+        yield from _shares(set_name, own)
+        is_end = np.array([p.is_end for p in own])
+        for name in own[0].cues:
+            values = np.array([p.cues[name] for p in own])
+            for rate in SHARES:
+                bar = np.quantile(values[~is_end], 1 - rate, method="higher")
+                share = np.mean(values[is_end] > bar)
                 yield f"{f'{name} that {rate:.0%} of parts reach':34}{share:14.0%}"
+    inside = [p.lasts_ms for p in pauses if p.lasts_ms is not None]
+    yield f"\n{len(inside)} pauses inside questions, median {np.median(inside):.0f} ms"
+    yield f"{'wait after a whole question, ms':34}" + "".join(
+        f"{title:>10}" for title in ("mean", "p50", "p95", "cutoffs")
+    )
+    for name, cost in _costs(pauses):
+        *waits, share = _figures(cost).values()
+        yield f"{name:34}" + "".join(f"{wait:10.0f}" for wait in waits) + f"{share:10.1%}"
+
+
+def _costs(pauses: Sequence[Pause]) -> Iterator[tuple[str, Cost]]:
+    """Of every policy at every share."""
+    yield "as shipped", Table.of(pauses).cost(runtime_ms(pauses))
+    for name, cue, late in _policies(pauses[0].cues):
+        for rate in SHARES:
+            yield f"{name}, {rate:.0%}", swept(pauses, cue, rate, late=late)
+
+
+def _policies(cues: Mapping[str, float]) -> Iterator[tuple[str, str | None, bool]]:
+    """Name, cue and whether the melody lengthens the wait."""
+    yield "voice detector alone", None, False
+    for cue in cues:
+        yield cue, cue, False
+    if "whole" in cues:
+        yield "whole, longer by melody", "whole", True
+
+
+def _shares(set_name: str, own: Sequence[Pause]) -> Iterator[str]:
+    kinds = [kind for kind in _KINDS if any(p.kind == kind for p in own)]
+    counts = [f"{kind} {sum(p.kind == kind for p in own)}" for kind in kinds]
+    yield f"\n{set_name + ', called complete':34}" + "".join(f"{c:>14}" for c in counts)
+    unsure_ms = HangoverSettings().unsure_ms
+    tests = {
+        "the bundle's own score": np.array([bool(p.is_whole) for p in own]),
+        "as shipped": runtime_ms(own) < unsure_ms,
+    }
+    for name, is_over in tests.items():
+        shares = [np.mean(is_over[[p.kind == kind for p in own]]) for kind in kinds]
+        yield f"{name:34}" + "".join(f"{share:14.0%}" for share in shares)
+
+
+def _figures(cost: Cost) -> dict[str, float]:
+    return {
+        "mean_ms": float(cost.waits_ms.mean()),
+        "p50_ms": float(np.median(cost.waits_ms)),
+        "p95_ms": float(np.percentile(cost.waits_ms, 95)),
+        "cutoff_share": cost.cutoff_share,
+    }
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -151,24 +261,22 @@ def main(argv: list[str] | None = None) -> int:
         "--wav", type=Path, nargs="*", default=spoken_questions(), help="spoken ones"
     )
     parser.add_argument("--questions", type=int, default=110, help="to be synthesised")
+    parser.add_argument("--turn-model", type=Path, help="a Smart Turn v3 file, to compare with")
+    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     with measured(args) as figures:
         need_synthesisers()
-        bundle, rng = Bundle.open(args.bundle), random.Random(0)
-        verdicts: list[Verdict] = []
-        settings = replace(
-            ConversationSettings.of(bundle, mode="text"),
-            understanding=UnderstandingSettings(refuses=False),
-        )
-        with Conversation(bundle, settings) as talk:
-            for wav in args.wav:
-                pcm = resample(read_wav(wav), RATE_HZ).pcm
-                verdicts.append(judge(talk, "recordings", "whole", pcm))
-                for _ in range(2):
-                    verdicts.append(judge(talk, "recordings", "broken", broken_off(pcm, rng)))
-            for question in drawn_questions(args.questions, rng):
-                for kind, pcm in clips_of(question, rng):
-                    verdicts.append(judge(talk, "synthesised", kind, pcm))
-        print(*report(verdicts), sep="\n")
-        figures["verdicts"] = [asdict(verdict) for verdict in verdicts]
+        rng = random.Random(args.seed)
+        with open_listener(Bundle.open(args.bundle), args.turn_model) as listener:
+            pauses = [
+                *recorded_pauses(listener, args.wav, rng),
+                *synthesised_pauses(listener, args.questions, rng),
+            ]
+        print(*report(pauses), sep="\n")
+        figures["waits"] = {name: _figures(cost) for name, cost in _costs(pauses)}
+        figures["pauses"] = [asdict(pause) for pause in pauses]
     return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -10,6 +10,9 @@ card       PyAudio on a virtual sound card, which is started for it (portaudio19
            pulseaudio-utils, libasound2-plugins). Both ends are recorded at the card's monitors,
            each mapped to wall time by its own arrivals
 
+The cutoff rate of a way is the share of pauses inside questions that it takes for the end of the
+turn: two parts of each recording, judged and followed by pauses as `bench end_of_turn` draws them.
+
 `--load N` lets N busy processes run beside. A question that is not answered as it was asked counts
 as lost: unheard, given up (`Overloaded`), cut, or joined with another; so do questions that a lost
 sound device takes with it.
@@ -22,6 +25,7 @@ from __future__ import annotations
 import itertools
 import os
 import queue
+import random
 import statistics
 import subprocess
 import sys
@@ -36,7 +40,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from deeptalk_edge.bench.end_of_turn import open_listener, recorded_pauses
 from deeptalk_edge.bench.harness import BUNDLE, arguments, measured, spoken_questions
+from deeptalk_edge.bench.turn_rules import Pause, Table, runtime_ms
 from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.model.features import RATE_HZ
 from deeptalk_edge.runtime.audio.detectors import open_detector
@@ -270,7 +276,7 @@ def measure(
     hearing = Hearing(
         detector=open_detector(),
         canceller=open_canceller("none"),
-        end_of_turn=open_end_of_turn(hangover),
+        end_of_turn=None if hangover == "adaptive" else open_end_of_turn(hangover),
     )
     turns: list[Turn | None] = []
     with talk.listen(room.port, settings, hearing) as live:
@@ -398,12 +404,26 @@ def main(argv: list[str] | None = None) -> int:
             while any(len(done) < num_turns for done in turns.values()):
                 for way, done in turns.items():
                     done += measure(talk, room, asked[way], min(6, num_turns - len(done)), way)
-        figures.update({_name(way): _figures(done) for way, done in turns.items()})
+        with open_listener(bundle) as listener:
+            pauses = list(recorded_pauses(listener, args.wav, random.Random(0)))
+        figures.update(
+            {
+                _name(way): {**_figures(done), "cutoff rate, %": _cutoff_percent(pauses, way)}
+                for way, done in turns.items()
+            }
+        )
         print(f"{args.port} sound, {num_turns} turns of each way; ms from the last voiced sample\n")
         for name, values in figures.items():
             print(name)
             print("".join(f"  {figure:32}{value:8.0f}\n" for figure, value in values.items()))
     return 0
+
+
+def _cutoff_percent(pauses: Sequence[Pause], way: Way) -> float:
+    """Of the pauses inside questions, those that this way takes for the end."""
+    is_speculating, kind = way
+    hangovers_ms = runtime_ms(pauses, kind=kind, speculates=is_speculating)
+    return 100 * Table.of(pauses).cost(hangovers_ms).cutoff_share
 
 
 def _name(way: Way) -> str:

@@ -98,9 +98,10 @@ class Answer:
         return None if self._encoder_ms is None else self._features
 
     @property
-    def complete_p(self) -> float | None:
-        """How likely the question is whole; None as long as that is not known, or never."""
-        return self._judgement.complete_p if self._judgement else None
+    def is_whole(self) -> bool | None:
+        """Whether the question is whole, by the bundle's score for that; None as long as that is
+        not known, or never."""
+        return self._judgement.is_whole if self._judgement else None
 
     @while_open
     def advance(self) -> Pieces | None:
@@ -182,6 +183,7 @@ class Answer:
             audio_s=turn.sound.audio_s,
             text_log_p=turn.text_log_p,
             understood_p=understood_p,
+            right_p=self._judgement.right_p if self._judgement else None,
             gpu_ms=self._gpu_stages.summary() if self._gpu_stages else None,
             stopped="not_understood" if self._is_refused else turn.stopped,
             num_clamped=turn.rows.num_clamped,
@@ -202,6 +204,7 @@ class Answer:
             audio_s=0.0,
             text_log_p=None,
             understood_p=understood_p,
+            right_p=None,
             gpu_ms=self._gpu_stages.summary() if self._gpu_stages else None,
             stopped="not_understood",
             num_clamped=0,

@@ -140,6 +140,11 @@ class Conversation:
         """At 16 kHz: what the encoder hears at a time."""
         return max_samples(self._encoder_spec)
 
+    @property
+    def knows_whole(self) -> bool:
+        """Whether its answers say whether the question is whole (`Answer.is_whole`)."""
+        return self._judge.knows_whole
+
     def ask(self, question: Pcm | str) -> Generator[Piece | TurnDone, None, None]:
         """Answer a question: 16 kHz PCM (N,) of one utterance, float or int16, or text.
 

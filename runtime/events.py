@@ -80,6 +80,9 @@ class Metrics:
     understood_p: float | None
     """How likely the question was understood; None for a typed one, and where the bundle cannot
     tell."""
+    right_p: float | None
+    """How likely the answer is right, by the bundle's calibration; None for a typed question, for
+    an answer that said too little, and where the bundle cannot tell."""
     gpu_ms: Mapping[str, float] | None
     """What a GPU took, by CUDA events: encoder, prefill and codec in all, a step in the median;
     None without one."""

@@ -1,7 +1,8 @@
 """Whether a question was understood, from what the bundle knows of its checkpoint's questions.
 
 before prefill   the features' cues, where the bundle has a word head
-before sound     else those and the entropy of the answer's first rows; its sound waits for them
+before sound     where those leave a doubt, or without a head: the same and the entropy of the
+                 answer's first rows; its sound waits for them
 refused          the bundle's spoken line, another WAV, or nothing sounds; no turn is remembered
 """
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from deeptalk_edge.bundle import understanding as files
 from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.errors import SettingsError
-from deeptalk_edge.model.understanding import CueName, Score, entropy_cue, feature_cues
+from deeptalk_edge.model.understanding import SURE_P, CueName, Score, entropy_cue, feature_cues
 from deeptalk_edge.runtime.events import Transcript
 from deeptalk_edge.sound.wav import read_wav
 
@@ -49,43 +50,58 @@ class Judgement:
     """What is known of one question so far."""
 
     transcript: Transcript
-    before_prefill: Score | None
-    before_sound: Score | None
-    complete: Score | None
-    least_p: float | None
+    header: files.Header
+    settings: UnderstandingSettings
     cues: dict[CueName, float] = field(default_factory=dict)
 
     @property
     def understood_p(self) -> float | None:
-        """By the best score whose cues are known; None if there is none yet."""
-        for score in (self.before_sound, self.before_prefill):
-            if score is not None and (p := score.p(self.cues)) is not None:
-                return p
-        return None
+        """By the features, or else with the first rows; None if the cues for both are not known."""
+        early = self._p(self.header.before_prefill)
+        return self.right_p if early is None else early
 
     @property
-    def complete_p(self) -> float | None:
-        """How likely the question is whole; None if the cues for that are not known."""
-        return None if self.complete is None else self.complete.p(self.cues)
+    def right_p(self) -> float | None:
+        """How likely the answer is right; None if the cues for that are not known."""
+        return self._p(self.header.before_sound)
+
+    @property
+    def is_whole(self) -> bool | None:
+        """Whether the speaker has finished; None if the cues for that are not known."""
+        score = self.header.complete
+        p = self._p(score)
+        return None if score is None or p is None else p >= score.least_p
 
     @property
     def is_refused(self) -> bool:
         """Whether what is known says that it was not understood."""
-        return any(
-            score is not None
-            and (p := score.p(self.cues)) is not None
-            and p < (score.least_p if self.least_p is None else self.least_p)
-            for score in (self.before_prefill, self.before_sound)
-        )
+        early, late = self.header.before_prefill, self.header.before_sound
+        return self._is_below(early) or (self._is_doubtful and self._is_below(late))
 
     @property
     def waits_for_entropy(self) -> bool:
         """Whether sound has to wait until the answer's first rows are known."""
-        return self.before_sound is not None and self.before_sound.p(self.cues) is None
+        late = self.header.before_sound
+        return self._is_doubtful and late is not None and self._p(late) is None
 
     def add_entropy(self, mean_entropy: float) -> None:
         """Of the answer's first rows, in nats."""
         self.cues["entropy"] = entropy_cue(mean_entropy)
+
+    @property
+    def _is_doubtful(self) -> bool:
+        """Whether the features alone do not suffice."""
+        early = self._p(self.header.before_prefill)
+        return self.settings.refuses and (early is None or early < SURE_P)
+
+    def _is_below(self, score: Score | None) -> bool:
+        p, least_p = self._p(score), self.settings.least_p
+        if score is None or p is None or not self.settings.refuses:
+            return False
+        return p < (score.least_p if least_p is None else least_p)
+
+    def _p(self, score: Score | None) -> float | None:
+        return None if score is None else score.p(self.cues)
 
 
 class Judge:
@@ -100,31 +116,25 @@ class Judge:
         self.line = self._read_line(bundle)
         """PCM (N,) at the codec's rate, said when a question is refused."""
 
+    @property
+    def knows_whole(self) -> bool:
+        """Whether it can tell a whole question from a part of one."""
+        known = self._known
+        return known is not None and known.header.complete is not None and self._paths is not None
+
     def of_features(self, features: Array) -> Judgement:
         """The first judgement of a spoken question with these features (n, C)."""
         known = self._known
-        if known is None:
-            transcript = Transcript(None, None, NO_HEAD)
-            return Judgement(transcript, None, None, None, None)
         transcript, paths = Transcript(None, None, NO_HEAD), None
+        if known is None:
+            return Judgement(transcript, files.Header(), self._settings)
         if known.head is not None:
             log_p = known.head.log_p(features)
             spotted = known.head.spot(log_p)
             transcript = Transcript(spotted.text, spotted.confidence, None)
             paths = self._paths.scores(log_p) if self._paths else None
         distance = known.manifold.squared_distance(features) if known.manifold else None
-        header, refuses = known.header, self._settings.refuses
-        cues = feature_cues(distance, paths)
-        early = header.before_prefill if refuses else None
-        is_early = early is not None and early.p(cues) is not None
-        return Judgement(
-            transcript,
-            early,
-            None if is_early or not refuses else header.before_sound,
-            header.complete,
-            self._settings.least_p,
-            cues,
-        )
+        return Judgement(transcript, known.header, self._settings, feature_cues(distance, paths))
 
     def _read_line(self, bundle: Bundle) -> Array:
         line = self._settings.line

@@ -57,7 +57,7 @@ ALLOWED = {
     "_RandomWeights": Allowed(0, 11, "one field for each part of a decoder"),
     "Soak": Allowed(1, 13, "counts everything that a soak reports"),
     # Owners of a conversation's parts.
-    "Conversation": Allowed(11, 14, "puts the parts together; each is opened once and closed once"),
+    "Conversation": Allowed(12, 14, "puts the parts together; each is opened once and closed once"),
     "LiveConversation": Allowed(8, 14, "three threads and what they wake each other with"),
     "ModelWorker": Allowed(3, 11, "the answer at hand and the two ends of its queue"),
     "Answer": Allowed(9, 20, "three nouns still: the steps of an answer, its judgement, its cost"),

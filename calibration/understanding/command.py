@@ -53,10 +53,14 @@ def fit_from_recordings(args: argparse.Namespace, bundle: Bundle) -> Understandi
     half = len(questions) // 2
     first = _measured(bundle, [replace(one, answer="") for one in questions[:half]], args, "fit")
     second = _measured(bundle, questions[half:], args, "questions")
-    cut = [replace(one, pcm=framed(broken_off(one.pcm, rng))) for one in questions[half::2]]
-    parts = [replace(one, answer="") for one in cut] + read_others(args.parts)
+    parts = [
+        replace(one, pcm=framed(part), answer="")
+        for one in questions[half::2]
+        if (part := broken_off(one.pcm, rng)) is not None
+    ] + read_others(args.parts)
     sets = Sets(
         questions=[one for one in second if one.is_right],
+        wrong=[one for one in second if not one.is_right],
         others=_measured(bundle, read_others(args.others), args, "others"),
         parts=_measured(bundle, parts, args, "parts"),
     )

@@ -1,7 +1,7 @@
 """From measured recordings to what tells questions from anything else.
 
 distance     a normal distribution of good recordings' statistics, shrunk (Ledoit and Wolf 2004)
-scores       logistic sums of two cues; where nothing but questions was recorded, the weights that
+scores       logistic sums of cues; where nothing but questions was recorded, the weights that
              were found for the shipped checkpoint on 707 recordings
 thresholds   2 % of the questions answered right are refused; 5 % of the parts count as whole
 """
@@ -9,7 +9,7 @@ thresholds   2 % of the questions answered right are refused; 5 % of the parts c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,9 @@ from deeptalk_edge.bundle.understanding import Header, Understanding
 from deeptalk_edge.calibration.understanding.cues import Measured
 from deeptalk_edge.model.question_paths import QuestionPaths
 from deeptalk_edge.model.understanding import (
+    SURE_P,
     CueName,
+    Cues,
     Manifold,
     Score,
     entropy_cue,
@@ -38,11 +40,11 @@ MAX_DIRECTIONS = 512
 
 _BEFORE_PREFILL: tuple[CueName, ...] = ("distance", "question")
 _BEFORE_SOUND: tuple[CueName, ...] = ("entropy", "distance")
-_COMPLETE: tuple[CueName, ...] = ("entropy", "whole")
+_BEFORE_SOUND_WITH_HEAD: tuple[CueName, ...] = (*_BEFORE_SOUND, "question")
+_COMPLETE: tuple[CueName, ...] = ("entropy", "whole", "question", "distance")
 _KNOWN: dict[tuple[CueName, ...], tuple[float, tuple[float, ...]]] = {
     _BEFORE_PREFILL: (30.4, (-4.5, 2.57)),
     _BEFORE_SOUND: (22.4, (-2.6, -4.46)),
-    _COMPLETE: (-5.8, (-1.82, 1.21)),
 }
 """Bias and weights without recordings of the other kind."""
 
@@ -53,6 +55,8 @@ class Sets:
 
     questions: Sequence[Measured]
     """Answered right."""
+    wrong: Sequence[Measured] = ()
+    """Questions that got a wrong answer."""
     others: Sequence[Measured]
     """No questions at all; may be empty."""
     parts: Sequence[Measured]
@@ -100,13 +104,15 @@ def fit_understanding(
     )
     cues = _Cues(head, paths, manifold)
     good, others = cues.of(sets.questions), cues.of(sets.others)
-    parts = cues.of(sets.parts)
+    parts, wrong = cues.of(sets.parts), cues.of(sets.wrong)
+    early = _early(good, others) if paths else None
+    late_cues = _BEFORE_SOUND_WITH_HEAD if paths and others else _BEFORE_SOUND
     return Understanding(
         Header(
             words=header.words,
             questions=header.questions,
-            before_prefill=_score(_BEFORE_PREFILL, good, others, REFUSED_SHARE) if paths else None,
-            before_sound=_score(_BEFORE_SOUND, good, others, REFUSED_SHARE),
+            before_prefill=early,
+            before_sound=_late(late_cues, good, [*wrong, *others] if others else [], early),
             complete=_complete(good, parts) if paths and parts else None,
             source=source,
         ),
@@ -123,10 +129,10 @@ class _Cues:
     ) -> None:
         self._head, self._paths, self._manifold = head, paths, manifold
 
-    def of(self, measured: Sequence[Measured]) -> list[dict[CueName, float]]:
+    def of(self, measured: Sequence[Measured]) -> list[Cues]:
         return [self._of(one) for one in measured]
 
-    def _of(self, one: Measured) -> dict[CueName, float]:
+    def _of(self, one: Measured) -> Cues:
         paths = None
         if self._head and self._paths:
             paths = self._paths.scores(self._head.log_p(one.features))
@@ -134,35 +140,62 @@ class _Cues:
         return {**feature_cues(distance, paths), "entropy": entropy_cue(one.mean_entropy)}
 
 
-def _score(
-    names: tuple[CueName, ...],
-    good: Sequence[dict[CueName, float]],
-    bad: Sequence[dict[CueName, float]],
-    refused_share: float,
+def _early(good: Sequence[Cues], others: Sequence[Cues]) -> Score:
+    """By the features: half of the right answers that may be refused."""
+    score = _score(_BEFORE_PREFILL, good, others, alike=True)
+    return replace(score, least_p=float(np.quantile(_ps(score, good), REFUSED_SHARE / 2)))
+
+
+def _late(
+    names: tuple[CueName, ...], good: Sequence[Cues], bad: Sequence[Cues], early: Score | None
 ) -> Score:
-    bias, weights = _logistic(names, good, bad) if bad else _KNOWN[names]
-    score = Score(bias, dict(zip(names, weights, strict=True)), 0.0)
-    least = float(np.quantile([score.p(one) or 0.0 for one in good], refused_share))
-    return Score(bias, score.weights, least)
+    """By the answer's first rows, where the features leave a doubt: the other half. Every recording
+    counts once: mistakes are rare, and to count them as often as right answers would make all of
+    them look likely."""
+    score = _score(names, good, bad, alike=False)
+    early_ps = _ps(early, good) if early else np.zeros(len(good))
+    is_doubtful = early_ps < SURE_P
+    num_refused = int(REFUSED_SHARE * len(good))
+    if early is not None:
+        is_doubtful &= early_ps >= early.least_p
+        num_refused -= int((early_ps < early.least_p).sum())
+    doubtful = np.sort(_ps(score, good)[is_doubtful])
+    if not len(doubtful):
+        return score
+    return replace(score, least_p=float(doubtful[min(num_refused, len(doubtful) - 1)]))
 
 
-def _complete(good: Sequence[dict[CueName, float]], parts: Sequence[dict[CueName, float]]) -> Score:
-    bias, weights = _logistic(_COMPLETE, good, parts)
-    score = Score(bias, dict(zip(_COMPLETE, weights, strict=True)), 0.0)
-    ps = [score.p(one) or 0.0 for one in parts]
-    return Score(bias, score.weights, float(np.quantile(ps, 1 - PARTS_SHARE, method="higher")))
+def _score(
+    names: tuple[CueName, ...], good: Sequence[Cues], bad: Sequence[Cues], *, alike: bool
+) -> Score:
+    bias, weights = _logistic(names, good, bad, alike=alike) if bad else _KNOWN[names]
+    return Score(bias, dict(zip(names, weights, strict=True)), 0.0)
+
+
+def _ps(score: Score, recordings: Sequence[Cues]) -> Array:
+    return np.array([score.p(one) or 0.0 for one in recordings])
+
+
+def _complete(good: Sequence[Cues], parts: Sequence[Cues]) -> Score:
+    score = _score(_COMPLETE, good, parts, alike=True)
+    least_p = float(np.quantile(_ps(score, parts), 1 - PARTS_SHARE, method="higher"))
+    return replace(score, least_p=least_p)
 
 
 def _logistic(
     names: tuple[CueName, ...],
-    good: Sequence[dict[CueName, float]],
-    bad: Sequence[dict[CueName, float]],
+    good: Sequence[Cues],
+    bad: Sequence[Cues],
+    *,
+    alike: bool,
 ) -> tuple[float, tuple[float, ...]]:
-    """Bias and weights by Newton's method, with a ridge of 1 on the weights; both kinds count
-    alike, however many of each there are."""
+    """Bias and weights by Newton's method, with a ridge of 1 on the weights; `alike`: both kinds
+    count alike, however many of each there are."""
     x = np.array([[1.0, *(one[name] for name in names)] for one in (*good, *bad)])
     y = np.array([1.0] * len(good) + [0.0] * len(bad))
-    counts = np.where(y == 1, len(y) / 2 / max(len(good), 1), len(y) / 2 / max(len(bad), 1))
+    counts = np.ones(len(y))
+    if alike:
+        counts = np.where(y == 1, len(y) / 2 / max(len(good), 1), len(y) / 2 / max(len(bad), 1))
     ridge = np.diag([1e-9, *[1.0] * len(names)])
     w = np.zeros(x.shape[1])
     for _ in range(100):

@@ -27,6 +27,8 @@ _SOUNDS = {".wav", ".flac", ".ogg", ".mp3"}
 _STEP = RATE_HZ // 100
 _AROUND = 12  # steps of 10 ms to both sides in which the quietest is looked for
 _QUIET = 0.02  # of the peak: level of what is no speech
+_SPOKEN = 0.1  # of the peak: above any noise that `framed` adds
+_LEAST_BROKEN = 40 * _STEP
 _SILENT_SHARE = 0.35
 
 
@@ -75,18 +77,25 @@ def framed(pcm: Array) -> Array:
     digital silence around it or noise of -100 to -55 dB. Drawn from its length, so the same each
     time."""
     values = np.random.default_rng(len(pcm))
-    loud = np.flatnonzero(np.abs(pcm) > _QUIET * np.abs(pcm).max())
-    if loud.size:
-        pcm = pcm[loud[0] : loud[-1] + 1]
-    heard = np.pad(pcm, values.integers(RATE_HZ // 10, RATE_HZ // 2, 2))
+    heard = np.pad(trimmed(pcm), values.integers(RATE_HZ // 10, RATE_HZ // 2, 2))
     if values.random() < _SILENT_SHARE:
         return heard
     level = np.float32(10 ** values.uniform(-5, -2.75))
     return heard + values.standard_normal(len(heard), np.float32) * level
 
 
-def broken_off(pcm: Array, rng: random.Random) -> Array:
-    """The first 30 to 85 % of (N,), up to the quietest 10 ms within 120 ms."""
+def trimmed(pcm: Array, level: float = _QUIET) -> Array:
+    """From its first sound above this share of the peak to its last."""
+    loud = np.flatnonzero(np.abs(pcm) > level * np.abs(pcm).max())
+    return pcm[loud[0] : loud[-1] + 1] if loud.size else pcm
+
+
+def broken_off(pcm: Array, rng: random.Random) -> Array | None:
+    """The first 30 to 85 % of the speech, up to the quietest 10 ms within 120 ms; None of less than
+    400 ms. The silence around speech does not count: 85 % of both are often the whole question."""
+    pcm = trimmed(pcm, _SPOKEN)
+    if len(pcm) < _LEAST_BROKEN:
+        return None
     place = int(rng.uniform(0.3, 0.85) * len(pcm)) // _STEP
     power = (pcm[: len(pcm) // _STEP * _STEP].reshape(-1, _STEP) ** 2).mean(axis=1)
     first = max(place - _AROUND, 10)

@@ -41,9 +41,9 @@ class Header:
     questions: Annotated[tuple[str, ...], Items(0, 1 << 16)] = ()
     """Known to the checkpoint, in words of the head."""
     before_prefill: Score | None = None
-    """From cues of the features alone."""
+    """That it is a question, from cues of the features alone."""
     before_sound: Score | None = None
-    """With the entropy of the answer's first rows."""
+    """That the answer is right, from those and the entropy of its first rows."""
     complete: Score | None = None
     """That the question is whole."""
     source: str = ""

@@ -2,8 +2,12 @@
 
 sound     asked once per pause, at about 100 ms of silence, with the utterance so far: a cue says
           how likely it is complete; the more likely, the shorter the wait
-meaning   asked once more, when the speculative answer has its first words: a model that is sure of
-          them has heard a whole question. It can but shorten the wait
+meaning   asked once more, when the speculative answer has its first words: the bundle's score says
+          whether the question is whole, or else how sure the model is of those words. It can only
+          shorten the wait
+
+Where the bundle has that score, sound decides nothing: the melody would cut off 6 % more pauses
+(docs/measurements/end_of_turn.md).
 """
 
 from __future__ import annotations
@@ -35,9 +39,12 @@ class EndOfTurn(Protocol):
         `utterance` is 16 kHz PCM (N,) from its first voice to now, the pause included.
         """
 
-    def enough_ms(self, text_log_p: float) -> int | None:
-        """The silence that is enough if the model is this sure of its answer, as the mean
-        log-probability of its first words; None if that says nothing."""
+    def enough_ms(self, text_log_p: float, is_whole: bool | None) -> int | None:
+        """The silence that is enough, by the meaning of what was said; None if that says nothing.
+
+        `text_log_p` is the mean log-probability of the answer's first words; `is_whole` says
+        whether the bundle takes the question for a whole one, None if it cannot tell.
+        """
 
 
 class TurnCue(Protocol):
@@ -60,7 +67,7 @@ class FixedHangover:
     def hangover_ms(self, utterance: Array) -> int:
         return self.ms
 
-    def enough_ms(self, text_log_p: float) -> None:
+    def enough_ms(self, text_log_p: float, is_whole: bool | None) -> None:
         return None
 
 
@@ -75,10 +82,14 @@ class HangoverSettings:
     """... and this sure of more to come."""
     confident_log_p: float | None = -0.0005
     """Mean log-probability of an answer's first words that says that the question was whole; None:
-    nothing does. Chosen for the shipped checkpoint: `text_log_p` of the metrics shows another's."""
+    nothing does. Used only where the bundle cannot tell (`understanding.json`, `complete`)."""
     complete_ms: int = 200
     unsure_ms: int = 500
     incomplete_ms: int = 1200
+    not_whole_ms: int = 1500
+    """By meaning alone: the wait until the bundle calls the question whole, if it ever does. 7 % of
+    the pauses inside spoken sentences are longer, by the distribution that `bench end_of_turn`
+    draws from."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.incomplete_p <= self.complete_p <= 1:
@@ -89,6 +100,11 @@ class HangoverSettings:
         if self.confident_log_p is not None and not self.confident_log_p <= 0:
             raise SettingsError(
                 f"confident_log_p = {self.confident_log_p}: expected 0 or less, or None"
+            )
+        if self.not_whole_ms < self.complete_ms:
+            raise SettingsError(
+                f"not_whole_ms = {self.not_whole_ms}: expected {self.complete_ms} (complete_ms) or "
+                "more"
             )
         if not FRAME_MS <= self.complete_ms <= self.unsure_ms <= self.incomplete_ms:
             raise SettingsError(
@@ -109,18 +125,40 @@ class AdaptiveHangover:
             return settings.complete_ms
         return settings.incomplete_ms if p < settings.incomplete_p else settings.unsure_ms
 
-    def enough_ms(self, text_log_p: float) -> int | None:
-        least = self._settings.confident_log_p
-        return self._settings.complete_ms if least is not None and text_log_p >= least else None
+    def enough_ms(self, text_log_p: float, is_whole: bool | None) -> int | None:
+        if is_whole is None:
+            least = self._settings.confident_log_p
+            is_whole = least is not None and text_log_p >= least
+        return self._settings.complete_ms if is_whole else None
+
+
+class MeaningHangover:
+    """Short after a question that the bundle calls whole, long after anything else."""
+
+    def __init__(self, settings: HangoverSettings | None = None) -> None:
+        self._settings = settings or HangoverSettings()
+
+    def hangover_ms(self, utterance: Array) -> int:
+        return self._settings.not_whole_ms
+
+    def enough_ms(self, text_log_p: float, is_whole: bool | None) -> int | None:
+        return self._settings.complete_ms if is_whole else None
 
 
 def open_end_of_turn(
-    kind: HangoverKind = "adaptive", *, fixed_ms: int = 500, model: Path | None = None
+    kind: HangoverKind = "adaptive",
+    *,
+    fixed_ms: int = 500,
+    model: Path | None = None,
+    knows_whole: bool = False,
 ) -> EndOfTurn:
-    """The judge of this kind; `model` is a Smart Turn file, without it the melody is the cue.
+    """The judge of this kind. `model` is a Smart Turn file; without it meaning is the cue where
+    the bundle knows whole questions (`knows_whole`), and the melody elsewhere.
 
     Raises ArtifactError if the file cannot be used.
     """
     if kind == "fixed":
         return FixedHangover(fixed_ms)
+    if model is None and knows_whole:
+        return MeaningHangover()
     return AdaptiveHangover(SmartTurn(model) if model else FinalLowering())

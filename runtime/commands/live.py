@@ -165,7 +165,9 @@ def _hearing(args: argparse.Namespace) -> Hearing:
     mode: EchoMode = "none" if args.no_echo_canceller or args.push_to_talk else "software"
     return Hearing(
         canceller=open_canceller(mode),
-        end_of_turn=open_end_of_turn(args.hangover, model=args.turn_model),
+        end_of_turn=None
+        if args.hangover == "adaptive" and args.turn_model is None
+        else open_end_of_turn(args.hangover, model=args.turn_model),
     )
 
 

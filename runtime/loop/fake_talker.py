@@ -35,6 +35,7 @@ class FakeTalker:
 
     rate_hz = 24000
     max_question_samples = 30 * RATE_HZ
+    knows_whole = False
 
     def __init__(self, num_frames: Callable[[int], int] = lambda turn: 24) -> None:
         """`num_frames` is the length of the answer of turn n, in codec frames."""
@@ -79,6 +80,7 @@ class FakeAnswer:
 
     stage = "row"
     text_log_p: float | None = None
+    is_whole: bool | None = None
 
     def __init__(self, talker: FakeTalker, turn: int, num_frames: int) -> None:
         self._talker, self._turn, self._num_frames = talker, turn, num_frames
@@ -120,6 +122,7 @@ class FakeAnswer:
             compute_s=self._compute_ms / 1000,
             audio_s=self._made_frames * FRAME_SAMPLES / self._talker.rate_hz,
             understood_p=None,
+            right_p=None,
             text_log_p=self.text_log_p,
             gpu_ms=None,
             stopped="end",

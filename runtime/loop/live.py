@@ -56,7 +56,8 @@ class Hearing:
 
     detector: VoiceDetector = field(default_factory=open_detector)
     canceller: EchoCanceller = field(default_factory=open_canceller)
-    end_of_turn: EndOfTurn = field(default_factory=open_end_of_turn)
+    end_of_turn: EndOfTurn | None = None
+    """None: the adaptive one, by meaning where the talker knows whole questions."""
     spotter: Callable[[Sequence[str]], WordSpotter] = SphinxSpotter
     """Makes the spotter of the settings' stop words, if there are any."""
 
@@ -90,6 +91,7 @@ class LiveConversation:
         self._is_told = False
         self.num_dropped_events = 0
         self._worker = ModelWorker(talk, self._deliver, trace=trace)
+        knows_whole = settings.is_speculating and talk.knows_whole
         self._loop = VoiceLoop(
             self._worker,
             port,
@@ -97,7 +99,7 @@ class LiveConversation:
             max_question_samples=talk.max_question_samples,
             detector=hearing.detector,
             canceller=hearing.canceller,
-            end_of_turn=hearing.end_of_turn,
+            end_of_turn=hearing.end_of_turn or open_end_of_turn(knows_whole=knows_whole),
             spotter=hearing.spotter(settings.stop_words) if settings.stop_words else None,
             clock=WallClock(),
             emit=self._emit,

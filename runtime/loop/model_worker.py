@@ -44,6 +44,10 @@ class OpenAnswer(Protocol):
     def text_log_p(self) -> float | None:
         """How sure it is of its first words; None if that is not known yet, or never."""
 
+    @property
+    def is_whole(self) -> bool | None:
+        """Whether the question is whole; known when `text_log_p` is, or never."""
+
     def advance(self) -> Pieces | None:
         """Do one step."""
 
@@ -67,6 +71,10 @@ class Talker(Protocol):
     @property
     def max_question_samples(self) -> int:
         """At 16 kHz."""
+
+    @property
+    def knows_whole(self) -> bool:
+        """Whether its answers say whether the question is whole."""
 
     def user_started_speaking(self) -> None:
         """The user has begun to speak."""
@@ -116,6 +124,8 @@ class ConfidenceKnown:
 
     epoch: int
     text_log_p: float
+    is_whole: bool | None
+    """Whether the question is; None if the bundle cannot tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +213,7 @@ class ModelWorker:
             self._deliver(Made(self._epoch, pieces))
         if not self._is_confidence_known and (log_p := answer.text_log_p) is not None:
             self._is_confidence_known = True
-            self._deliver(ConfidenceKnown(self._epoch, log_p))
+            self._deliver(ConfidenceKnown(self._epoch, log_p, answer.is_whole))
 
     def _obey(self, order: Order) -> None:
         match order:

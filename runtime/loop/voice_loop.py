@@ -247,7 +247,7 @@ class VoiceLoop:
                 for piece in delivery.pieces:
                     self._playback.add(piece)
             elif isinstance(delivery, ConfidenceKnown):
-                enough_ms = self._end_of_turn.enough_ms(delivery.text_log_p)
+                enough_ms = self._end_of_turn.enough_ms(delivery.text_log_p, delivery.is_whole)
                 if enough_ms is not None:
                     self._step(signals.HangoverShortened(enough_ms))
             elif isinstance(delivery, Written):

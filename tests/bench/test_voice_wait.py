@@ -21,6 +21,7 @@ def turn(wait_ms: float, *, hangover_ms: float, queued_ms: float, audible_ms: fl
         compute_s=1.0,
         audio_s=1.0,
         understood_p=None,
+        right_p=None,
         text_log_p=None,
         gpu_ms=None,
         stopped="end",

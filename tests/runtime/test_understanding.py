@@ -18,7 +18,7 @@ from deeptalk_edge.model.understanding import Score
 from deeptalk_edge.runtime.conversation import Conversation
 from deeptalk_edge.runtime.events import AudioChunk, NotUnderstood, TextPiece, Transcript, TurnDone
 from deeptalk_edge.runtime.settings import ConversationSettings
-from deeptalk_edge.runtime.understanding import NO_HEAD, UnderstandingSettings
+from deeptalk_edge.runtime.understanding import NO_HEAD, Judgement, UnderstandingSettings
 from deeptalk_edge.sound.wav import WavWriter, read_wav, resample
 from tests.places import TINY
 
@@ -136,12 +136,14 @@ def test_the_threshold_can_be_set(tiny: Bundle, music: np.ndarray, question: np.
 
 @pytest.fixture(scope="module")
 def without_head(tiny: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The same bundle, whose word head and questions are gone."""
+    """The same bundle without word head and questions, and the score that is fitted then."""
     place = tmp_path_factory.mktemp("headless") / "bundle"
     shutil.copytree(tiny.path, place)
     path = place / files.HEADER
     header = {**json.loads(path.read_text()), "words": [], "questions": []}
-    header |= {"before_prefill": None, "complete": None}
+    weights = {"entropy": -2.63, "distance": -3.3}
+    late = {"bias": 15.13, "weights": weights, "least_p": 0.154}
+    header |= {"before_prefill": None, "before_sound": late, "complete": None}
     path.write_text(json.dumps(header))
     return Bundle(place, tiny.manifest)
 
@@ -169,12 +171,43 @@ def test_a_bundle_that_knows_nothing_answers_everything(bundle: Bundle, music: n
     assert events[-1].metrics.understood_p is None  # type: ignore[union-attr]
 
 
-def test_scores_are_judged_by_the_best_that_is_known() -> None:
-    from deeptalk_edge.runtime.understanding import Judgement
+EARLY, LATE = Score(0.0, {"distance": 1.0}, 0.3), Score(0.0, {"entropy": 1.0}, 0.2)
 
-    early = Score(0.0, {"distance": 1.0}, 0.9)
-    judgement = Judgement(Transcript(None, None, None), early, None, None, None, {"distance": 0.0})
-    assert judgement.understood_p == 0.5
-    assert judgement.is_refused
-    judgement.least_p = 0.4
-    assert not judgement.is_refused
+
+def judgement(distance: float, **changes: object) -> Judgement:
+    header = files.Header(before_prefill=EARLY, before_sound=LATE)
+    settings = UnderstandingSettings(**changes)  # type: ignore[arg-type]
+    return Judgement(Transcript(None, None, None), header, settings, {"distance": distance})
+
+
+@pytest.mark.parametrize(
+    ("distance", "is_refused", "waits"),
+    [(-2.0, True, True), (0.0, False, True), (4.0, False, False)],
+    ids=["no question", "in doubt", "surely a question"],
+)
+def test_only_in_doubt_does_the_sound_wait_for_the_first_rows(
+    distance: float, is_refused: bool, waits: bool
+) -> None:
+    known = judgement(distance)
+    assert known.is_refused == is_refused
+    assert known.waits_for_entropy == waits
+    known.add_entropy(1e-3)
+    assert known.right_p == pytest.approx(0.0474, abs=1e-3)
+    assert known.is_refused == (distance < 4)
+    assert not known.waits_for_entropy
+
+
+def test_refusing_nothing_keeps_the_probabilities() -> None:
+    known = judgement(-2.0, refuses=False)
+    known.add_entropy(1e-3)
+    assert not known.is_refused
+    assert not known.waits_for_entropy
+    assert known.understood_p == pytest.approx(0.119, abs=1e-3)
+    assert known.right_p == pytest.approx(0.0474, abs=1e-3)
+
+
+def test_a_threshold_of_ones_own_holds_for_both_scores() -> None:
+    assert judgement(0.0, least_p=0.6).is_refused
+    known = judgement(0.0, least_p=0.04)
+    known.add_entropy(1e-3)
+    assert not known.is_refused

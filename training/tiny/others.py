@@ -1,7 +1,7 @@
 """Sounds that are no kiosk questions, and questions as a room spoils them; all from a seed.
 
 noise     white, pink, brown, hum, babble
-hand      taps, whistles, coughs, hums of a voice
+hand      taps, knocks, whistles, coughs, hums of a voice
 music     plucked, organ, bell and lead tones in a scale, with a beat
 foreign   six languages by espeak-ng
 english   sentences that no kiosk answers
@@ -162,6 +162,21 @@ def _taps(rng: random.Random, values: np.random.Generator) -> Array:
     return _bursts(rng, values, rng.randint(2, 12), 0.06, rng.uniform(0.002, 0.02))
 
 
+def _knocks(rng: random.Random, values: np.random.Generator) -> Array:
+    """On wood or a wall: a few low tones that die away together, once or a few times. One alone is
+    as short as the word "help"."""
+    pcm = np.zeros(_seconds(rng, 0.5, 3))
+    modes = [(rng.uniform(60, 700), rng.uniform(0.2, 1)) for _ in range(rng.randint(2, 5))]
+    decay_s, click = rng.uniform(0.015, 0.12), rng.uniform(0, 0.5)
+    for _ in range(rng.randint(1, 5)):
+        at = rng.randrange(len(pcm))
+        t = np.arange(min(int(6 * decay_s * RATE_HZ), len(pcm) - at)) / RATE_HZ
+        tone = sum(level * np.sin(2 * np.pi * hz * t) for hz, level in modes)
+        noise = click * values.standard_normal(len(t)) * np.exp(-t / 0.004)
+        pcm[at : at + len(t)] += rng.uniform(0.3, 1) * (tone * np.exp(-t / decay_s) + noise)
+    return pcm + 0.003 * _coloured(len(pcm), 1, values)
+
+
 def _cough(rng: random.Random, values: np.random.Generator) -> Array:
     formants = [(rng.uniform(400, 700), 40), (rng.uniform(1000, 1400), 40), (2600, 60)]
     n = np.arange(200)
@@ -224,4 +239,5 @@ _MAKERS: dict[str, Make] = {
     "hum": _hum,
     "foreign again": _foreign,
     "whistle": _whistle,
+    "knocks": _knocks,
 }

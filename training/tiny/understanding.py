@@ -7,7 +7,7 @@
 
 questions    in training voices, at -28 to 0 dB, a third in noise or through a telephone's band,
              with their answers
-parts        their beginnings, said as a sentence or as if a comma followed
+parts        their beginnings, said as a sentence, as if a comma followed, or with an "um"
 others       what no kiosk answers (others.py)
 line         what the kiosk says instead, in the answer voice: `not_understood.wav`
 """
@@ -96,7 +96,7 @@ def _write_question(staging: Path, i: int, question: Question, seed: int) -> Non
     words = f"{question.text}\n{question.answer}\n"
     place.with_suffix(".txt").write_text(words, encoding="utf-8")
     if i % 2 == 0 and (text := beginning_of(question, rng)):
-        mark = rng.choice(["", ","])
+        mark = rng.choice(["", ",", ", um,"])
         pcm = speak(text + mark, voice, rate_hz=RATE_HZ) / np.float32(2**15)
         _write(staging / "parts" / f"{i:04d}.wav", room(pcm))
 

@@ -16,6 +16,7 @@ from deeptalk_edge.runtime.audio.end_of_turn import (
     AdaptiveHangover,
     FixedHangover,
     HangoverSettings,
+    MeaningHangover,
     open_end_of_turn,
 )
 from deeptalk_edge.runtime.audio.prosody import FinalLowering, final_pitch, pitch_hz
@@ -92,7 +93,7 @@ def test_finished_questions_are_surer_than_their_halves() -> None:
 def test_a_fixed_hangover_listens_to_nothing() -> None:
     fixed = open_end_of_turn("fixed", fixed_ms=320)
     assert fixed.hangover_ms(said(120, 80)) == 320
-    assert fixed.enough_ms(0.0) is None
+    assert fixed.enough_ms(0.0, True) is None
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,27 @@ def test_a_sure_answer_needs_no_more_silence_than_a_finished_sentence(
     text_log_p: float, confident_log_p: float | None, enough_ms: int | None
 ) -> None:
     settings = HangoverSettings(confident_log_p=confident_log_p, complete_ms=240)
-    assert AdaptiveHangover(Cue(0.5), settings).enough_ms(text_log_p) == enough_ms
+    assert AdaptiveHangover(Cue(0.5), settings).enough_ms(text_log_p, None) == enough_ms
+
+
+@pytest.mark.parametrize(("is_whole", "enough_ms"), [(True, 240), (False, None)])
+def test_what_the_bundle_knows_of_the_question_outweighs_how_sure_the_answer_is(
+    is_whole: bool, enough_ms: int | None
+) -> None:
+    settings = HangoverSettings(confident_log_p=-0.01, complete_ms=240)
+    for text_log_p in (0.0, -5.0):
+        judge = AdaptiveHangover(Cue(0.5), settings)
+        assert judge.enough_ms(text_log_p, is_whole) == enough_ms
+
+
+def test_by_meaning_only_a_whole_question_shortens_the_wait() -> None:
+    judge = open_end_of_turn(knows_whole=True)
+    settings = HangoverSettings()
+    assert isinstance(judge, MeaningHangover)
+    assert judge.hangover_ms(said(120, 80)) == settings.not_whole_ms
+    assert judge.enough_ms(0.0, True) == settings.complete_ms
+    assert judge.enough_ms(0.0, False) is None
+    assert judge.enough_ms(0.0, None) is None
 
 
 @pytest.mark.parametrize(
@@ -112,6 +133,7 @@ def test_a_sure_answer_needs_no_more_silence_than_a_finished_sentence(
         {"complete_ms": 600},
         {"incomplete_ms": 100},
         {"complete_ms": 0},
+        {"not_whole_ms": 100},
         {"complete_p": 1.1},
         {"confident_log_p": 0.1},
         {"confident_log_p": float("nan")},

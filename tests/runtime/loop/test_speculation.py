@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -9,12 +10,14 @@ import pytest
 from numpy.typing import NDArray
 
 from deeptalk_edge.bundle.reader import Bundle
+from deeptalk_edge.bundle.understanding import HEADER
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
 from deeptalk_edge.model.features import RATE_HZ
 from deeptalk_edge.runtime.audio.end_of_turn import (
     AdaptiveHangover,
     EndOfTurn,
     HangoverSettings,
+    MeaningHangover,
 )
 from deeptalk_edge.runtime.audio.vad import WebRtcDetector
 from deeptalk_edge.runtime.audio.virtual_port import VirtualPort, recording
@@ -113,25 +116,54 @@ class Undecided:
         return 0.5
 
 
+@pytest.fixture(scope="module")
+def unjudged(tiny: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The same bundle, without what tells whole questions from parts."""
+    place = tmp_path_factory.mktemp("unjudged") / "bundle"
+    shutil.copytree(tiny.path, place)
+    (place / HEADER).unlink()
+    return Bundle(place, tiny.manifest)
+
+
 def test_a_whole_question_is_answered_sooner_than_half_of_one_and_with_the_same_words(
-    tiny: Bundle,
+    tiny: Bundle, unjudged: Bundle
 ) -> None:
     asked = question(3)  # for a room: without its number, who knows which
     whole = np.concatenate([silence(0.5), asked, silence(6)])
     half = np.concatenate([silence(0.5), asked[: len(asked) // 2], silence(6)])
+    by_confidence = AdaptiveHangover(Undecided(), HangoverSettings(confident_log_p=-0.001))
+    by_sound = AdaptiveHangover(Undecided(), HangoverSettings(confident_log_p=None))
+    cases: list[tuple[Bundle, Array, EndOfTurn]] = [
+        (tiny, whole, MeaningHangover()),
+        (tiny, half, MeaningHangover()),
+        (unjudged, whole, by_confidence),
+        (unjudged, half, by_confidence),
+        (unjudged, whole, by_sound),
+    ]
     hangover_ms, texts = [], []
-    for microphone, confident_log_p in [(whole, -0.001), (whole, None), (half, -0.001)]:
-        judge = AdaptiveHangover(Undecided(), HangoverSettings(confident_log_p=confident_log_p))
+    for bundle, microphone, rule in cases:
         events, conversation = talk(
-            tiny, microphone, LoopSettings(), step_ms=2.0, end_of_turn=judge
+            bundle, microphone, LoopSettings(), step_ms=2.0, end_of_turn=rule
         )
         (done,) = (event for event in events if isinstance(event, TurnDone))
         assert done.voice is not None
         hangover_ms.append(done.voice.hangover_ms)
         texts.append(said(events)[0])
         conversation.close()
-    assert hangover_ms == [200, 500, 500]
-    assert texts[0] == texts[1]
+    assert hangover_ms == [200, 1500, 200, 500, 500]
+    assert texts[0] == texts[2] == texts[4]
+
+
+def test_only_a_bundle_with_a_score_for_that_knows_whole_questions(
+    tiny: Bundle, unjudged: Bundle
+) -> None:
+    for bundle, knows_whole in ((tiny, True), (unjudged, False)):
+        with Conversation(bundle, ConversationSettings.of(bundle)) as conversation:
+            assert conversation.knows_whole == knows_whole
+            answer = conversation.begin(question(3))
+            while answer.text_log_p is None and answer.advance() is not None:
+                pass
+            assert answer.is_whole is (True if knows_whole else None)
 
 
 def test_the_model_is_surer_of_its_answer_to_a_whole_question(tiny: Bundle) -> None:

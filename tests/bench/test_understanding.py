@@ -1,0 +1,81 @@
+"""`bench understanding`: its clips are fresh, its tables count what they say."""
+
+from __future__ import annotations
+
+import random
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from deeptalk_edge.bench.understanding import ENGLISH, NEAR, Heard, clips, reliability, report
+from deeptalk_edge.errors import SettingsError
+from deeptalk_edge.training.tiny import others
+from deeptalk_edge.training.tiny.domain import questions
+from deeptalk_edge.training.tiny.voices import need_synthesisers
+
+
+def heard(set_name: str, understood_p: float, *, right: bool, said: str | None = "a b") -> Heard:
+    p = understood_p
+    return Heard(set_name, "some", "a b", said, p < 0.5, p, p, right)
+
+
+HEARD = [
+    *[heard("good", 0.97, right=True)] * 8,
+    heard("good", 0.2, right=True, said="a c"),
+    heard("good", 0.97, right=False),
+    heard("noisy", 0.6, right=True),
+    heard("unlike", 0.6, right=True, said=None),
+    heard("near", 0.9, right=False),
+    *[heard("noise", 0.01, right=False)] * 3,
+    heard("foreign", 0.01, right=False),
+    heard("english", 0.8, right=False),
+]
+
+
+def test_the_tables_count_refusals_words_and_certainty() -> None:
+    lines = "\n".join(report(HEARD)).splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in lines if line.strip()}
+    assert rows["good"] == ["10", "9", "10.0%", "11.1%", "5.0%"]
+    assert rows["unlike"] == ["1", "1", "0.0%", "0.0%", "100.0%"]
+    assert rows["english"] == ["1", "0", "0.0%"]
+    assert "others accepted: 20.0% of 5" in lines
+    assert "wrong answers accepted: 100.0% of 1" in lines
+    assert "sure (0.9) and wrong: 8.3% of 12 questions" in lines
+
+
+def test_each_bin_has_its_mean_and_its_share_of_right_answers() -> None:
+    bins = {
+        (low, high): (count, mean, right)
+        for low, high, count, mean, right in reliability(
+            [(one.right_p, one.is_right) for one in HEARD]
+        )
+    }
+    assert bins[0.97, 1.001] == pytest.approx((9, 0.97, 8 / 9))
+    assert bins[0.0, 0.05] == pytest.approx((4, 0.01, 0.0))
+    assert sum(count for count, *_ in bins.values()) == len(HEARD)
+
+
+@pytest.fixture(scope="module")
+def synthesisers() -> None:
+    try:
+        need_synthesisers()
+    except SettingsError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.usefixtures("synthesisers")
+def test_questions_are_such_as_training_never_had_and_no_sentence_was_fitted_on() -> None:
+    known = {question.text: question for question in questions()}
+    drawn = list(islice(clips(random.Random(3), 0.03), 6))
+    assert drawn
+    assert all(known[clip.text].is_held_out for clip in drawn)
+    assert not {*NEAR, *ENGLISH} & {*known, *others.ENGLISH}
+
+
+@pytest.mark.usefixtures("synthesisers")
+def test_the_same_seed_makes_the_same_clips() -> None:
+    first, again = (list(islice(clips(random.Random(3), 0.03), 3)) for _ in range(2))
+    for one, other in zip(first, again, strict=True):
+        assert (one.set_name, one.text) == (other.set_name, other.text)
+        np.testing.assert_array_equal(one.pcm, other.pcm)
