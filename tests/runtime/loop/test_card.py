@@ -12,9 +12,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from deeptalk_edge.bench.noise import make_noise
 from deeptalk_edge.bench.voice_wait import Monitor
 from deeptalk_edge.bundle.reader import Bundle
+from deeptalk_edge.bundle.understanding import LINE
+from deeptalk_edge.errors import SettingsError
+from deeptalk_edge.model.features import RATE_HZ
 from deeptalk_edge.runtime.answer import Pieces
+from deeptalk_edge.runtime.audio.detectors import open_detector
 from deeptalk_edge.runtime.audio.echo import NoCanceller, open_canceller
 from deeptalk_edge.runtime.audio.end_of_turn import FixedHangover
 from deeptalk_edge.runtime.audio.pyaudio_port import PyAudioPort
@@ -31,6 +36,8 @@ from deeptalk_edge.runtime.events import (
 from deeptalk_edge.runtime.loop.fake_talker import FRAME_SAMPLES, FakeAnswer, FakeTalker
 from deeptalk_edge.runtime.loop.live import Hearing, LiveConversation
 from deeptalk_edge.sound.wav import read_wav, resample
+from deeptalk_edge.training.tiny.corpus import as_samples
+from deeptalk_edge.training.tiny.voices import Voice, need_synthesisers, speak
 from tests.runtime.loop.scenes import LoudnessDetector
 from tests.runtime.loop.test_speculation import QUESTIONS, tiny
 from tests.runtime.sound_card.conftest import (
@@ -142,6 +149,40 @@ def test_a_spoken_question_gets_the_right_spoken_answer(
         for i in starts
     ]
     assert np.mean(np.array(alike) >= 0.99) >= 0.8, alike
+
+
+def french() -> Array:
+    """Skips where no synthesiser speaks it."""
+    try:
+        need_synthesisers()
+    except SettingsError as error:
+        pytest.skip(str(error))
+    voice = Voice(program="espeak-ng", name="fr-fr+m3")
+    return as_samples(speak("Bonjour, comment allez-vous?", voice, rate_hz=RATE_HZ))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: make_noise("cough", 5, 5.0), lambda: make_noise("music", 1, 3.0), french],
+    ids=["a cough", "music", "French"],
+)
+def test_what_is_no_question_gets_the_spoken_line_and_is_no_turn(
+    card: Card, port: PyAudioPort, tiny: Bundle, make: Callable[[], Array]
+) -> None:
+    line = read_wav(tiny.file(LINE)).pcm
+    sound = make()
+    # Silero does not even open for the cough and the music.
+    hearing = Hearing(detector=open_detector("webrtc"))
+    with Conversation(tiny) as talk, talk.listen(port, hearing=hearing) as live:
+        events = Visit(live)
+        time.sleep(0.5)
+        done = events.ask(card, sound, TurnDone)
+        assert (done.text, done.metrics.stopped) == ("", "not_understood")
+        said = np.concatenate([e.pcm for e in events.seen if isinstance(e, AudioChunk)])
+        np.testing.assert_array_equal(said, line)
+        done = events.ask(card, read_wav(QUESTIONS[0]).pcm, TurnDone)
+        assert done.text
+        assert done.metrics.num_prompt_rows < 200  # a first turn's
 
 
 @pytest.mark.parametrize("offset_s", [0.3, 1.0, 2.2])
