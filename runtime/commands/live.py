@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeGuard
 if TYPE_CHECKING:  # loading these takes longer than `--help` may
     from deeptalk_edge.runtime.audio.ports import SoundPort
     from deeptalk_edge.runtime.audio.wav_port import WavPort
+    from deeptalk_edge.runtime.commands.run_options import RunOptions
     from deeptalk_edge.runtime.conversation import Conversation
     from deeptalk_edge.runtime.events import LiveEvent, Setup, Transcript, TurnDone
     from deeptalk_edge.runtime.loop.live import Hearing, LiveConversation
@@ -76,21 +77,7 @@ def add_arguments(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def check(args: argparse.Namespace) -> None:
-    """Raises SettingsError if flags of both ways to ask are mixed."""
-    from deeptalk_edge.errors import SettingsError
-
-    by_voice = ["input_device", "output_device", "push_to_talk", "no_echo_canceller"]
-    by_voice += ["no_speculation", "turn_model", "stop_word", "trace", "record"]
-    by_file = ["wav", "text", "out", "realtime"]
-    for name in by_file if args.mic else by_voice:
-        if getattr(args, name):
-            flag = "--" + name.replace("_", "-")
-            way_out = "does not go with --mic; leave one out" if args.mic else "needs --mic; add it"
-            raise SettingsError(f"{flag} {way_out}")
-
-
-def main(args: argparse.Namespace, talk: Conversation) -> int:
+def main(options: RunOptions, talk: Conversation) -> int:
     """Talk until Ctrl-C, or until a WAV file that stands for the microphone is over.
 
     Raises DeviceLost if a device cannot be opened, EdgeError if something else that the user named
@@ -101,25 +88,25 @@ def main(args: argparse.Namespace, talk: Conversation) -> int:
     from deeptalk_edge.trace import NO_TRACE, Trace
 
     settings = LoopSettings(
-        is_speculating=not args.no_speculation,
-        push_to_talk=args.push_to_talk,
-        forget_ms=20 if args.forget else None,
-        stop_words=tuple(args.stop_word),
+        is_speculating=not options.no_speculation,
+        push_to_talk=options.push_to_talk,
+        forget_ms=20 if options.forget else None,
+        stop_words=options.stop_word,
     )
-    trace = Trace() if args.trace else NO_TRACE
+    trace = Trace() if options.trace else NO_TRACE
     with ExitStack() as stack:
-        recorder = stack.enter_context(Recorder(args.record)) if args.record else None
-        port, recording = _open_port(args)
+        recorder = stack.enter_context(Recorder(options.record)) if options.record else None
+        port, recording = _open_port(options)
         stack.callback(port.close)
-        live = talk.listen(port, settings, _hearing(args), recorder=recorder, trace=trace)
-        if args.trace:
-            stack.callback(_save_trace, trace, args.trace)
+        live = talk.listen(port, settings, _hearing(options), recorder=recorder, trace=trace)
+        if options.trace:
+            stack.callback(_save_trace, trace, options.trace)
         stack.enter_context(live)
         if recording:
             live.run_beside("recording", partial(_stop_behind, recording, live))
-        if args.push_to_talk:
+        if options.push_to_talk:
             live.run_beside("keys", partial(_press_with_enter, live))
-        show = _Printer(talk.setup, is_json=args.json)
+        show = _Printer(talk.setup, is_json=options.json)
         try:
             for event in live:
                 show(event)
@@ -140,11 +127,11 @@ def _save_trace(trace: Trace, place: Path) -> None:
         trace.save(place)
 
 
-def _open_port(args: argparse.Namespace) -> tuple[SoundPort, WavPort | None]:
+def _open_port(options: RunOptions) -> tuple[SoundPort, WavPort | None]:
     """The port, and once more if it is a recording, which ends."""
     from deeptalk_edge.errors import SettingsError
 
-    names = args.input_device, args.output_device
+    names = options.input_device, options.output_device
     if not any(map(is_wav_file, names)):
         from deeptalk_edge.runtime.audio.pyaudio_port import DeviceSettings, PyAudioPort
 
@@ -157,17 +144,17 @@ def _open_port(args: argparse.Namespace) -> tuple[SoundPort, WavPort | None]:
     return recording, recording
 
 
-def _hearing(args: argparse.Namespace) -> Hearing:
+def _hearing(options: RunOptions) -> Hearing:
     from deeptalk_edge.runtime.audio.echo import EchoMode, open_canceller
     from deeptalk_edge.runtime.audio.end_of_turn import open_end_of_turn
     from deeptalk_edge.runtime.loop.live import Hearing
 
-    mode: EchoMode = "none" if args.no_echo_canceller or args.push_to_talk else "software"
+    mode: EchoMode = "none" if options.no_echo_canceller or options.push_to_talk else "software"
     return Hearing(
         canceller=open_canceller(mode),
         end_of_turn=None
-        if args.hangover == "adaptive" and args.turn_model is None
-        else open_end_of_turn(args.hangover, model=args.turn_model),
+        if options.hangover == "adaptive" and options.turn_model is None
+        else open_end_of_turn(options.hangover, model=options.turn_model),
     )
 
 

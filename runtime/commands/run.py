@@ -18,10 +18,12 @@ from deeptalk_edge.files import STDOUT
 from deeptalk_edge.runtime.commands import live as live_command
 
 if TYPE_CHECKING:  # loading these takes longer than `--help` may
+    from deeptalk_edge.bundle.reader import Bundle
+    from deeptalk_edge.runtime.commands.run_options import RunOptions
     from deeptalk_edge.runtime.conversation import Conversation, Metrics, TurnDone
     from deeptalk_edge.runtime.events import Setup, Transcript
     from deeptalk_edge.runtime.questions import Question
-    from deeptalk_edge.runtime.understanding import UnderstandingSettings
+    from deeptalk_edge.runtime.settings import ConversationSettings
 
 _AHEAD_S = 0.5  # sound that --realtime produces ahead of its playing
 
@@ -136,6 +138,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--not-understood",
+        type=lambda name: name if name in ("bundle", "silence") else Path(name),
         default="bundle",
         metavar="WAV",
         help="what is said then: a mono WAV at the codec's rate, or `silence`; default: the "
@@ -154,80 +157,74 @@ def main(args: argparse.Namespace) -> int:
     """
     from deeptalk_edge.bundle.reader import Bundle
     from deeptalk_edge.bundle.signature import PublicKey
-    from deeptalk_edge.errors import SettingsError
     from deeptalk_edge.model.features import max_samples
     from deeptalk_edge.model.noise import check_seed
     from deeptalk_edge.runtime.audio.end_of_turn import open_end_of_turn
-    from deeptalk_edge.runtime.conversation import Conversation, ConversationSettings
-    from deeptalk_edge.runtime.experts.open import PagingSettings
-    from deeptalk_edge.runtime.named_files import answer_place, check_files
+    from deeptalk_edge.runtime.commands.named_files import answer_place, check_files
+    from deeptalk_edge.runtime.commands.run_options import RunOptions
+    from deeptalk_edge.runtime.conversation import Conversation
     from deeptalk_edge.runtime.questions import open_questions
 
-    live_command.check(args)
-    num_named = len(args.wav) + len(args.text)
-    if not num_named and not args.mic:
-        raise SettingsError(
-            "nothing to ask: name a recording with --wav, a question with --text, or talk with "
-            "--mic"
-        )
-    check_seed(args.seed)
-    _check_threads(args.threads)
-    check_files(args, num_named)
+    options = RunOptions.of(args)
+    check_seed(options.seed)
+    _check_threads(options.threads)
+    check_files(options, options.num_named)
     start_s = time.perf_counter()
-    key = PublicKey.read(args.require_signature) if args.require_signature else None
-    bundle = Bundle.open(args.bundle, public_key=key)
+    key = PublicKey.read(options.require_signature) if options.require_signature else None
+    bundle = Bundle.open(options.bundle, public_key=key)
     questions = open_questions(
-        args.wav,
-        args.text,
+        options.wav,
+        options.text,
         max_samples(bundle.manifest.model.encoder),
-        open_end_of_turn(args.hangover),
+        open_end_of_turn(options.hangover),
     )
-    if len(questions) > num_named:
-        check_files(args, len(questions))
-    settings = ConversationSettings.of(
-        bundle,
-        mode=args.mode,
-        seed=args.seed,
-        threads=args.threads,
-        as_released=args.as_released,
-    )
-    chosen = {"system": args.system, "speaker": args.speaker}
-    settings = dataclasses.replace(
-        settings,
-        max_turns=_max_turns(args.max_turns, default=settings.max_turns),
-        encoder_window=args.encoder_window,
-        backend=args.backend,
-        cuda_graphs=args.cuda_graphs,
-        paging=PagingSettings(pool=args.pool, policy=args.paging_policy),
-        understanding=_understanding(args),
-        **{k: v for k, v in chosen.items() if v is not None},
-    )
+    if len(questions) > options.num_named:
+        check_files(options, len(questions))
     metrics = []
     with ExitStack() as stack:
-        talk = stack.enter_context(Conversation(bundle, settings))
-        log.info("%s: loaded in %.0f ms", args.bundle, (time.perf_counter() - start_s) * 1000)
-        if args.record_routes:
-            stack.enter_context(talk.record_routes(args.record_routes))
-        if args.mic:
-            return live_command.main(args, talk)
+        talk = stack.enter_context(Conversation(bundle, _settings(options, bundle)))
+        log.info("%s: loaded in %.0f ms", options.bundle, (time.perf_counter() - start_s) * 1000)
+        if options.record_routes:
+            stack.enter_context(talk.record_routes(options.record_routes))
+        if options.mic:
+            return live_command.main(options, talk)
         for turn, question in enumerate(questions, 1):
-            if args.forget:
+            if options.forget:
                 talk.reset()
-            out = answer_place(args.out, turn, len(questions))
-            metrics.append(_take_turn(talk, question, out, turn, args))
-    if not args.json:
-        print(_table(metrics), file=_text_out(args))
+            out = answer_place(options.out, turn, len(questions))
+            metrics.append(_take_turn(talk, question, out, turn, options))
+    if not options.json:
+        print(_table(metrics), file=_text_out(options))
     return 0
 
 
-def _understanding(args: argparse.Namespace) -> UnderstandingSettings:
+def _settings(options: RunOptions, bundle: Bundle) -> ConversationSettings:
+    """The bundle's own, but for what the user chose."""
+    from deeptalk_edge.runtime.experts.open import PagingSettings
+    from deeptalk_edge.runtime.settings import ConversationSettings
     from deeptalk_edge.runtime.understanding import UnderstandingSettings
 
-    line = args.not_understood
-    return UnderstandingSettings(
-        refuses=not args.answer_all,
-        least_p=args.least_understood,
-        line=line if line in ("bundle", "silence") else Path(line),
+    settings = ConversationSettings.of(
+        bundle,
+        mode=options.mode,
+        seed=options.seed,
+        threads=options.threads,
+        as_released=options.as_released,
+    )
+    return dataclasses.replace(
+        settings,
+        system=settings.system if options.system is None else options.system,
+        speaker=settings.speaker if options.speaker is None else options.speaker,
+        max_turns=_max_turns(options.max_turns, default=settings.max_turns),
+        encoder_window=options.encoder_window,
+        backend=options.backend,
+        cuda_graphs=options.cuda_graphs,
+        paging=PagingSettings(pool=options.pool, policy=options.paging_policy),
+        understanding=UnderstandingSettings(
+            refuses=not options.answer_all,
+            least_p=options.least_understood,
+            line=options.not_understood,
+        ),
     )
 
 
@@ -257,7 +254,7 @@ def _check_threads(threads: int) -> None:
 
 
 def _take_turn(
-    talk: Conversation, question: Question, out: Path | None, turn: int, args: argparse.Namespace
+    talk: Conversation, question: Question, out: Path | None, turn: int, options: RunOptions
 ) -> Metrics:
     """Ask one question; show, write and pace the answer."""
     from deeptalk_edge.runtime.conversation import AudioChunk, TextPiece, TurnDone
@@ -265,8 +262,8 @@ def _take_turn(
     from deeptalk_edge.sound.wav import WavWriter
 
     def say(text: str) -> None:
-        if not args.json:
-            print(text, end="", flush=True, file=_text_out(args))
+        if not options.json:
+            print(text, end="", flush=True, file=_text_out(options))
 
     done: TurnDone | None = None
     transcript: Transcript | None = None
@@ -276,7 +273,7 @@ def _take_turn(
         say(f"you: {question.shown}\n")
         if isinstance(question.content, str):
             say("deeptalk: ")
-        player = _Pace(talk.rate_hz) if args.realtime else None
+        player = _Pace(talk.rate_hz) if options.realtime else None
         events: Iterator[Any] = talk.ask(question.content)
         try:
             for event in events:
@@ -313,7 +310,7 @@ def _take_turn(
         )
     if player and player.late_s:
         log.warning("turn %d: the sound would have stuttered for %.2f s", turn, player.late_s)
-    if args.json:
+    if options.json:
         line = _as_json(turn, question, out, done, transcript, talk.setup, player)
         print(json.dumps(line), flush=True)
     return done.metrics
@@ -390,6 +387,6 @@ def _table(turns: list[Metrics]) -> str:
     return "\n".join(lines)
 
 
-def _text_out(args: argparse.Namespace) -> TextIO:
+def _text_out(options: RunOptions) -> TextIO:
     """Where text goes: to stdout, unless that is the sound's."""
-    return sys.stderr if args.out == STDOUT else sys.stdout
+    return sys.stderr if options.out == STDOUT else sys.stdout

@@ -5,7 +5,6 @@ An output is no input, no file of the bundle and no other output, by whatever na
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,22 +12,23 @@ from pathlib import Path
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.files import STDOUT, check_directory, check_inputs_stay, check_output
 from deeptalk_edge.runtime.commands.live import is_wav_file
+from deeptalk_edge.runtime.commands.run_options import RunOptions
 from deeptalk_edge.runtime.loop.recorder import is_recording
 
 
-def check_files(args: argparse.Namespace, num_turns: int) -> None:
+def check_files(options: RunOptions, num_turns: int) -> None:
     """Refuse outputs that cannot be written or that would overwrite what the user gave; `num_turns`
     questions are asked.
 
     Raises SettingsError naming the place, DoesNotFit if its disk is full.
     """
-    outputs = list(_outputs(args, num_turns))
-    check_inputs_stay(_inputs(args), outputs)
+    outputs = list(_outputs(options, num_turns))
+    check_inputs_stay(_inputs(options), outputs)
     for place in outputs:
         check_output(place)
-    if args.record:
-        _check_apart(args.record, outputs)
-        check_directory(args.record)
+    if options.record:
+        _check_apart(options.record, outputs)
+        check_directory(options.record)
 
 
 def _check_apart(record: Path, outputs: Iterable[Path]) -> None:
@@ -46,25 +46,25 @@ def answer_place(out: Path | None, turn: int, num_turns: int) -> Path | None:
     return out.with_name(f"{out.stem}-{turn}{out.suffix}")
 
 
-def _inputs(args: argparse.Namespace) -> Iterator[Path]:
-    yield from args.wav
-    yield from (path for path in (args.require_signature, args.turn_model) if path)
-    if args.input_device:
-        yield Path(args.input_device)
-    if args.bundle.is_dir():
-        yield from args.bundle.iterdir()
+def _inputs(options: RunOptions) -> Iterator[Path]:
+    yield from options.wav
+    yield from (path for path in (options.require_signature, options.turn_model) if path)
+    if options.input_device:
+        yield Path(options.input_device)
+    if options.bundle.is_dir():
+        yield from options.bundle.iterdir()
 
 
-def _outputs(args: argparse.Namespace, num_turns: int) -> Iterator[Path]:
-    if args.out == STDOUT and (num_turns > 1 or args.json):
+def _outputs(options: RunOptions, num_turns: int) -> Iterator[Path]:
+    if options.out == STDOUT and (num_turns > 1 or options.json):
         raise SettingsError("--out - is one WAV on stdout: ask one question, and without --json")
     for turn in range(1, num_turns + 1):
-        if place := answer_place(args.out, turn, num_turns):
+        if place := answer_place(options.out, turn, num_turns):
             yield place
-    for name, place in (("trace", args.trace), ("record-routes", args.record_routes)):
+    for name, place in (("trace", options.trace), ("record-routes", options.record_routes)):
         if place == STDOUT:
             raise SettingsError(f"--{name} -: stdout is the conversation's; name a file, or ./-")
         if place:
             yield place
-    if is_wav_file(args.output_device) or is_wav_file(args.input_device):
-        yield from (Path(name) for name in (args.output_device,) if name)
+    if is_wav_file(options.output_device) or is_wav_file(options.input_device):
+        yield from (Path(name) for name in (options.output_device,) if name)
