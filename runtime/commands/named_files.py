@@ -49,6 +49,8 @@ def answer_place(out: Path | None, turn: int, num_turns: int) -> Path | None:
 def _inputs(options: RunOptions) -> Iterator[Path]:
     yield from options.wav
     yield from (path for path in (options.require_signature, options.turn_model) if path)
+    if isinstance(options.not_understood, Path):
+        yield options.not_understood
     if options.input_device:
         yield Path(options.input_device)
     if options.bundle.is_dir():

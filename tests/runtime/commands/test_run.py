@@ -224,6 +224,7 @@ def test_an_error_is_one_line_and_exit_code_1(
         (["--wav", "{tmp}/a-1.wav", "{q}", "--out", "{tmp}/a.wav"], "a-1.wav"),
         (["--wav", "{q}", "--record-routes", "{q}"], "{q}"),
         (["--wav", "{q}", "--out", "{tmp}/x", "--record-routes", "{tmp}/x"], "x"),
+        (["--text", "x", "--not-understood", "{q}", "--out", "{q}"], "{q}"),
         (["--text", "x", "--out", "{bundle}/experts.bin"], "experts.bin"),
         (["--mic", "--input-device", "{q}", "--output-device", "{q}"], "{q}"),
         (["--mic", "--input-device", "{q}", "--output-device", "{tmp}/link.wav"], "link.wav"),
