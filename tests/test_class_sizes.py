@@ -61,7 +61,7 @@ ALLOWED = {
     "LiveConversation": Allowed(8, 14, "three threads and what they wake each other with"),
     "ModelWorker": Allowed(3, 11, "the answer at hand and the two ends of its queue"),
     "Answer": Allowed(9, 20, "three nouns still: the steps of an answer, its judgement, its cost"),
-    "VoiceLoop": Allowed(9, 26, "two nouns still: the loop, and the timing of its turns"),
+    "VoiceLoop": Allowed(9, 12, "the machine, its two queues, and the parts that it drives"),
     "Turn": Allowed(5, 19, "rows until done, with the parts that each row passes through"),
     # Paging.
     "ExpertPager": Allowed(15, 20, "two nouns still: leases, and the size of the pool"),

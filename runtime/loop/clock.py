@@ -7,10 +7,21 @@ due, and the wall clock fills in what has passed since.
 from __future__ import annotations
 
 import time
+from typing import Protocol
 
 from deeptalk_edge.model.features import RATE_HZ
 
 _WINDOW = 60 * RATE_HZ
+
+
+class SampleClock(Protocol):
+    """Where the microphone is."""
+
+    def arrived(self, sample: int) -> None:
+        """The frame that ends there is here."""
+
+    def now(self) -> int:
+        """The sample that is due now."""
 
 
 class WallClock:

@@ -105,7 +105,7 @@ class LiveConversation:
             emit=self._emit,
             trace=trace,
         )
-        listener = self._loop.stop_listener
+        listener = self._loop.microphone.stop_listener
         self._threads = [
             self._thread("audio", self._hear, self._end_audio),
             self._thread("model", self._think, self._end_model),
@@ -198,7 +198,7 @@ class LiveConversation:
     def set_policy(self, policy: ReplyPolicy) -> None:
         """What the user may do to the answers that begin from now on; it may be set early."""
         self._lifetime.check()
-        self._loop.policy = policy
+        self._loop.loudspeaker.policy = policy
 
     def stop(self) -> None:
         """Stop listening; the events that are left can still be taken."""
@@ -283,8 +283,8 @@ class LiveConversation:
             self._fail(error)
         self._is_closing.set()
         self._worker.wake.set()
-        if self._loop.stop_listener:
-            self._loop.stop_listener.wake.set()
+        if self._loop.microphone.stop_listener:
+            self._loop.microphone.stop_listener.wake.set()
 
     def _recover(self, error: DeviceLost) -> None:
         """Reopen the port, again and again, while the loop's time goes on."""

@@ -89,7 +89,7 @@ class Simulation:
             assert frame is not None  # a virtual port always has one
             self._now += FRAME_SAMPLES
             self.loop.push(frame)
-            while self.loop.stop_listener and self.loop.stop_listener.work():
+            while self.loop.microphone.stop_listener and self.loop.microphone.stop_listener.work():
                 pass
 
     def _think(self) -> None:

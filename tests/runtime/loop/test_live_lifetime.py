@@ -169,7 +169,7 @@ def test_a_spotter_that_breaks_ends_the_conversation_and_is_told() -> None:
     settings = LoopSettings(stop_words=("stop",))
     hearing = replace(HEARING, spotter=lambda words: Broken())
     live = LiveConversation(FakeTalker(), VirtualPort(recording(silence(1))), settings, hearing)
-    listener = live._loop.stop_listener
+    listener = live._loop.microphone.stop_listener
     assert listener is not None
     with live:
         listener.begin(0)

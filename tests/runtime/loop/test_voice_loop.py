@@ -209,7 +209,7 @@ def test_who_speaks_on_behind_a_false_alarm_has_the_floor() -> None:
 
 def test_an_answer_that_may_not_be_interrupted_is_not() -> None:
     stage = Stage((1.0, 2.0), (3.5, 4.2))
-    stage.loop.policy = ReplyPolicy(interruptible=False)
+    stage.loop.loudspeaker.policy = ReplyPolicy(interruptible=False)
     stage.run_until(7)
     assert not stage.of(Interrupted)
     (done,) = stage.of(TurnDone)
@@ -218,7 +218,7 @@ def test_an_answer_that_may_not_be_interrupted_is_not() -> None:
 
 def test_an_answer_that_counts_in_full_stays_whole_in_the_history() -> None:
     stage = Stage((1.0, 2.0), (3.5, 4.5))
-    stage.loop.policy = ReplyPolicy(commit="full")
+    stage.loop.loudspeaker.policy = ReplyPolicy(commit="full")
     stage.run_until(4.4)
     (cut,) = stage.of(TurnDone)
     assert cut.text == "0.0 0.1 0.2 0.3 0.4 0.5"
