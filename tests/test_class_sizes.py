@@ -64,7 +64,7 @@ ALLOWED = {
     "VoiceLoop": Allowed(9, 12, "the machine, its two queues, and the parts that it drives"),
     "Turn": Allowed(5, 19, "rows until done, with the parts that each row passes through"),
     # Paging.
-    "ExpertPager": Allowed(15, 20, "two nouns still: leases, and the size of the pool"),
+    "ExpertPager": Allowed(13, 13, "puts the parts together; each call is one part's"),
     "RecordReader": Allowed(8, 19, "two queues and the threads that share them"),
     "Residency": Allowed(9, 16, "every decision under one lock, and its counts"),
 }

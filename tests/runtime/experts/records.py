@@ -19,6 +19,7 @@ from deeptalk_edge.runtime.experts.pager_settings import PagerSettings
 from deeptalk_edge.runtime.experts.policy import POLICIES, Phase, Policy
 from deeptalk_edge.runtime.experts.pool import CpuPool
 from deeptalk_edge.runtime.experts.record_file import PAGE_BYTES, RecordFile
+from deeptalk_edge.runtime.experts.sizing import SHORT_S, MemoryReading
 
 FIRST_LAYER = 1
 NUM_LAYERS, NUM_EXPERTS = 4, 8
@@ -166,3 +167,10 @@ def walk(pager: ExpertPager, *, num_steps: int, seed: int, num_chosen: int = 2) 
                 if layer + 1 in LAYERS:
                     pager.hint(layer + 1, random.sample(range(NUM_EXPERTS), 2))
                 assert_right(pager, lease)
+
+
+def shrink(pager: ExpertPager, now_s: float) -> int:
+    """End two turns, half a minute apart, while memory is short; returns the slots given back."""
+    little = MemoryReading(10**8, 0.0)
+    turns = [pager.end_turn(little, now_s + later_s) for later_s in (0.0, SHORT_S)]
+    return sum(turn["slots_given_back"] for turn in turns)

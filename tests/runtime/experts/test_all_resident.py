@@ -10,8 +10,14 @@ from deeptalk_edge.bundle.expert_record import ExpertRecord
 from deeptalk_edge.errors import UsageError
 from deeptalk_edge.runtime.experts.pager import ExpertPager
 from deeptalk_edge.runtime.experts.policy import Phase
-from deeptalk_edge.runtime.experts.sizing import SEGMENT_SLOTS
-from tests.runtime.experts.records import LAYERS, NUM_EXPERTS, NUM_RECORDS, Gate, open_pager
+from tests.runtime.experts.records import (
+    LAYERS,
+    NUM_EXPERTS,
+    NUM_RECORDS,
+    Gate,
+    open_pager,
+    shrink,
+)
 
 
 def filled(pager: ExpertPager) -> None:
@@ -60,12 +66,12 @@ def test_memory_is_given_back_behind_a_whole_pass_and_not_under_it(
         filled(pager)
         try:
             with pager.all_resident():
-                assert pager.shrink(SEGMENT_SLOTS) == 0
+                assert shrink(pager, 0) == 0
                 if fails:
                     raise KeyboardInterrupt
         except KeyboardInterrupt:
             pass
-        assert pager.shrink(SEGMENT_SLOTS) == NUM_RECORDS - NUM_EXPERTS
+        assert shrink(pager, 100) == NUM_RECORDS - NUM_EXPERTS
         with pager.all_resident() as is_all_resident:
             assert not is_all_resident
 

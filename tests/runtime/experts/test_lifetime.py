@@ -37,7 +37,6 @@ USES: dict[str, Callable[[ExpertPager], object]] = {
     "idle": ExpertPager.idle,
     "drain": ExpertPager.drain,
     "end_turn": lambda pager: pager.end_turn(MemoryReading(10**9, 0.0), 0.0),
-    "shrink": lambda pager: pager.shrink(1),
     "addresses": lambda pager: pager.addresses(1),
     "num_leased": lambda pager: pager.num_leased,
     "report": ExpertPager.report,

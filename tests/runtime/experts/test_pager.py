@@ -13,6 +13,7 @@ import pytest
 from deeptalk_edge.bundle.expert_record import ExpertRecord
 from deeptalk_edge.errors import UsageError
 from deeptalk_edge.runtime.experts.lease import Lease
+from deeptalk_edge.runtime.experts.pager_lock import PagerLock
 from deeptalk_edge.runtime.experts.pager_settings import PagerSettings
 from deeptalk_edge.runtime.experts.policy import POLICIES, Phase
 from deeptalk_edge.runtime.experts.pool import CpuPool
@@ -25,6 +26,7 @@ from tests.runtime.experts.records import (
     Gate,
     assert_right,
     open_pager,
+    shrink,
     sleepy,
     walk,
 )
@@ -290,11 +292,11 @@ def test_a_pool_shrinks_between_turns_and_no_further_than_allowed(
 ) -> None:
     with open_pager(path, records, num_slots=8, least_slots=3) as pager:
         pager.acquire(1, range(8)).release()
-        assert pager.shrink(64) == 5
+        assert shrink(pager, 0) == 5
         assert np.count_nonzero(pager.addresses(1)) == 3
         walk(pager, num_steps=10, seed=0)
         assert pager.report()["slots"] == 3
-        assert pager.shrink(64) == 0
+        assert shrink(pager, 100) == 0
 
 
 def test_a_turn_reports_its_own_counts(path: Path, records: list[ExpertRecord]) -> None:
@@ -337,7 +339,7 @@ def test_a_pool_whose_memory_cannot_go_back_keeps_its_slots(
 ) -> None:
     with open_pager(path, records, num_slots=8, least_slots=3) as pager:
         pager.pool.can_shrink = False
-        assert pager.shrink(64) == 0
+        assert shrink(pager, 0) == 0
 
 
 @pytest.mark.parametrize(
@@ -366,12 +368,12 @@ def test_an_interrupted_wait_leaves_no_lease(
 ) -> None:
     gate = Gate(0)
 
-    def interrupt(timeout: float | None = None) -> bool:
+    def interrupt(self: PagerLock) -> None:
         raise KeyboardInterrupt
 
     with open_pager(path, records, num_slots=4, fault=gate) as pager:
         with monkeypatch.context() as patch:
-            patch.setattr(pager._moved, "wait", interrupt)
+            patch.setattr(PagerLock, "wait", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 pager.acquire(1, [0, 1])
         assert pager.num_leased == 0
