@@ -21,6 +21,7 @@ from deeptalk_edge.model.features import num_frames
 from deeptalk_edge.model.prompt import Heard, Typed
 from deeptalk_edge.model.rows import Ids
 from deeptalk_edge.runtime.backends.stages import GpuStages
+from deeptalk_edge.runtime.decoding import Decoding
 from deeptalk_edge.runtime.events import (
     AudioChunk,
     Metrics,
@@ -30,7 +31,7 @@ from deeptalk_edge.runtime.events import (
 )
 from deeptalk_edge.runtime.history import History, PastTurn
 from deeptalk_edge.runtime.lm.engine import Logits
-from deeptalk_edge.runtime.turn import Meter, Turn
+from deeptalk_edge.runtime.meter import Meter
 from deeptalk_edge.runtime.understanding import Judge, Judgement
 
 Array = NDArray[np.float32]
@@ -48,18 +49,18 @@ class Answer:
         *,
         history: History,
         hear: Callable[[Array], Array],
-        open_turn: Callable[[Ids, Meter], Turn],
+        open_decoding: Callable[[Ids, Meter], Decoding],
         judge: Judge,
         lifetime: Lifetime,
         gpu_stages: GpuStages | None = None,
     ) -> None:
-        """`hear` encodes 16 kHz PCM (N,) to features (n, C); `open_turn` takes the prompt's last
-        row; `lifetime` is the conversation's."""
+        """`hear` encodes 16 kHz PCM (N,) to features (n, C); `open_decoding` takes the prompt's
+        last row; `lifetime` is the conversation's."""
         self._lifetime, self._gpu_stages = lifetime, gpu_stages
         if gpu_stages is not None:
             gpu_stages.begin()
         self._question, self._history = question, history
-        self._hear, self._open_turn, self._judge = hear, open_turn, judge
+        self._hear, self._open_decoding, self._judge = hear, open_decoding, judge
         self._judgement: Judgement | None = None
         self._is_refused = False
         self._meter = Meter()
@@ -67,7 +68,7 @@ class Answer:
         self._features: Array
         self._num_prompt_rows = 0
         self._before: int | None = None  # rows cached before the question, once it is fed
-        self._turn: Turn | None = None
+        self._turn: Decoding | None = None
         self._encoder_ms: float | None = None
         self._prefill_ms = 0.0
         self._steps = self._write()
@@ -230,7 +231,7 @@ class Answer:
         )
         self.stage = "open"
         yield ()
-        self._turn = self._open_turn(last_row, meter)
+        self._turn = self._open_decoding(last_row, meter)
         logits = self._turn.open()
         self._prefill_ms = meter.elapsed_ms() - start_ms
         self.stage = "row"
@@ -240,7 +241,7 @@ class Answer:
             yield from self._judged(self._turn, logits, self._judgement)
 
     def _judged(
-        self, turn: Turn, logits: Logits, judgement: Judgement
+        self, turn: Decoding, logits: Logits, judgement: Judgement
     ) -> Generator[Pieces, None, None]:
         """Write on until the first rows' entropy is known; if that refuses the question, what was
         written until then is dropped."""

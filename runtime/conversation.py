@@ -31,14 +31,15 @@ from deeptalk_edge.model.rows import Ids
 from deeptalk_edge.runtime.answer import Answer, Piece
 from deeptalk_edge.runtime.audio.level import warn_if_quiet
 from deeptalk_edge.runtime.backends.open import open_backend
+from deeptalk_edge.runtime.decoding import Decoding
 from deeptalk_edge.runtime.events import AudioChunk, Metrics, Setup, TextPiece, TurnDone
 from deeptalk_edge.runtime.experts.open import recorded_routes
 from deeptalk_edge.runtime.experts.routes import RouteRecorder
 from deeptalk_edge.runtime.history import History
 from deeptalk_edge.runtime.lm.engine import Engine
 from deeptalk_edge.runtime.lm.text import TextTokenizer
+from deeptalk_edge.runtime.meter import Meter
 from deeptalk_edge.runtime.settings import ConversationSettings
-from deeptalk_edge.runtime.turn import Meter, Turn
 from deeptalk_edge.runtime.understanding import Judge
 from deeptalk_edge.sound.pcm import Pcm, as_pcm
 from deeptalk_edge.trace import NO_TRACE, Trace
@@ -210,7 +211,7 @@ class Conversation:
             question,
             history=self._history,
             hear=self._backend.encoder.hear,
-            open_turn=self._open_turn,
+            open_decoding=self._open_decoding,
             lifetime=self._lifetime,
             judge=self._judge,
             gpu_stages=self._backend.gpu_stages,
@@ -348,8 +349,8 @@ class Conversation:
     ) -> None:
         self.close()
 
-    def _open_turn(self, last_row: Ids, meter: Meter) -> Turn:
-        return Turn(
+    def _open_decoding(self, last_row: Ids, meter: Meter) -> Decoding:
+        return Decoding(
             self._history.num_turns,
             last_row,
             settings=self.settings,

@@ -62,7 +62,7 @@ ALLOWED = {
     "ModelWorker": Allowed(3, 11, "the answer at hand and the two ends of its queue"),
     "Answer": Allowed(9, 20, "three nouns still: the steps of an answer, its judgement, its cost"),
     "VoiceLoop": Allowed(9, 12, "the machine, its two queues, and the parts that it drives"),
-    "Turn": Allowed(5, 19, "rows until done, with the parts that each row passes through"),
+    "Decoding": Allowed(5, 19, "rows until done, with the parts that each row passes through"),
     # Paging.
     "ExpertPager": Allowed(13, 13, "puts the parts together; each call is one part's"),
     "RecordReader": Allowed(8, 19, "two queues and the threads that share them"),

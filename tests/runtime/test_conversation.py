@@ -27,7 +27,7 @@ from deeptalk_edge.errors import (
 from deeptalk_edge.model.features import num_frames
 from deeptalk_edge.model.prompt import Heard, Segment, Typed
 from deeptalk_edge.model.rows import Ids, text_rows
-from deeptalk_edge.runtime import turn
+from deeptalk_edge.runtime import decoding
 from deeptalk_edge.runtime.backends.ort.engine import OrtEngine
 from deeptalk_edge.runtime.conversation import (
     AudioChunk,
@@ -39,6 +39,7 @@ from deeptalk_edge.runtime.conversation import (
 from deeptalk_edge.runtime.lm.codec_stream import StreamingCodec
 from deeptalk_edge.runtime.lm.encoder import SILENT_FRAMES
 from deeptalk_edge.runtime.lm.text import TextStream
+from deeptalk_edge.runtime.meter import Meter
 from deeptalk_edge.training.checkpoint import load_model
 from deeptalk_edge.training.generate import generate
 from tests.manifests import edit_manifest
@@ -77,7 +78,7 @@ class Script:
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Any:
     def play(*turns: tuple[str, int]) -> None:
-        monkeypatch.setattr(turn, "Sampler", Script(*turns))
+        monkeypatch.setattr(decoding, "Sampler", Script(*turns))
 
     return play
 
@@ -418,7 +419,7 @@ def test_time_that_the_listener_takes_is_not_counted(
 ) -> None:
     clock = iter(range(10**6))
     monkeypatch.setattr("time.perf_counter", lambda: float(next(clock)))
-    meter = turn.Meter()
+    meter = Meter()
     for _ in range(3):
         meter.resume()
         meter.pause()

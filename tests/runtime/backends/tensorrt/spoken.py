@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from deeptalk_edge.bundle.reader import Bundle
-from deeptalk_edge.runtime import turn
+from deeptalk_edge.runtime import decoding
 from deeptalk_edge.runtime.conversation import AudioChunk, Conversation, ConversationSettings
 from deeptalk_edge.runtime.lm.sampler import Sampler
 from deeptalk_edge.sound.wav import read_wav
@@ -39,7 +39,7 @@ def ask(bundle: Bundle, questions: Sequence[Path], *, interrupt: bool, **changes
     said = Spoken()
     settings = replace(ConversationSettings.of(bundle), **changes)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(turn, "Sampler", _spy(said))
+        patch.setattr(decoding, "Sampler", _spy(said))
         with Conversation(bundle, settings) as conversation:
             for number, path in enumerate(questions):
                 _ask_one(conversation, path, said, cuts=interrupt and number % 2 == 1)

@@ -1,4 +1,4 @@
-"""One answer being written: row after row, from the prompt's last row to the last sample.
+"""Decoding one answer: row after row, from the prompt's last row to the last sample.
 
 broken    whatever ends it early (Ctrl-C, a closed iterator, a full cache), `close` leaves the
           answer's text so far as the history, ended with EOS
@@ -8,7 +8,6 @@ heard     a listener who cut it off has heard some frames; the history then keep
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -26,6 +25,7 @@ from deeptalk_edge.runtime.lm.codec_stream import Codec
 from deeptalk_edge.runtime.lm.engine import Engine, Logits
 from deeptalk_edge.runtime.lm.sampler import Sampler
 from deeptalk_edge.runtime.lm.text import TextStream
+from deeptalk_edge.runtime.meter import Meter
 from deeptalk_edge.runtime.settings import ConversationSettings
 
 Array = NDArray[np.float32]
@@ -44,26 +44,8 @@ class Kept(NamedTuple):
     """Rows of it that are still to be fed."""
 
 
-class Meter:
-    """A stopwatch that stands still while the caller has the turn, as it does at first."""
-
-    def __init__(self) -> None:
-        self._spent_s = 0.0
-        self._resumed_s: float | None = None  # None while it stands still
-
-    def pause(self) -> None:
-        self._spent_s, self._resumed_s = self.elapsed_ms() / 1000, None
-
-    def resume(self) -> None:
-        self._resumed_s = time.perf_counter()
-
-    def elapsed_ms(self) -> float:
-        running_s = 0.0 if self._resumed_s is None else time.perf_counter() - self._resumed_s
-        return (self._spent_s + running_s) * 1000
-
-
-class Turn:
-    """One answer being written."""
+class Decoding:
+    """Of one answer. One owner; not thread-safe."""
 
     def __init__(
         self,
