@@ -28,11 +28,11 @@ from deeptalk_edge.lifetime import Lifetime, while_open
 from deeptalk_edge.model.features import max_samples
 from deeptalk_edge.model.prompt import folded
 from deeptalk_edge.model.rows import Ids
-from deeptalk_edge.runtime.answer import Answer, Piece
+from deeptalk_edge.runtime.answer import Answer
 from deeptalk_edge.runtime.audio.level import warn_if_quiet
 from deeptalk_edge.runtime.backends.open import open_backend
 from deeptalk_edge.runtime.decoding import Decoding
-from deeptalk_edge.runtime.events import AudioChunk, Metrics, Setup, TextPiece, TurnDone
+from deeptalk_edge.runtime.events import AudioChunk, Metrics, Piece, Setup, TextPiece, TurnDone
 from deeptalk_edge.runtime.experts.open import recorded_routes
 from deeptalk_edge.runtime.experts.routes import RouteRecorder
 from deeptalk_edge.runtime.history import History

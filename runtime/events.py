@@ -210,6 +210,11 @@ class SoundRestored:
     """They are back."""
 
 
+Piece: TypeAlias = TextPiece | AudioChunk | Transcript | NotUnderstood
+"""What a step of an answer brings."""
+
+Pieces: TypeAlias = tuple[Piece, ...]
+
 LiveEvent: TypeAlias = (
     SpeechStarted
     | SpeechEnded

@@ -60,7 +60,7 @@ ALLOWED = {
     "Conversation": Allowed(12, 14, "puts the parts together; each is opened once and closed once"),
     "LiveConversation": Allowed(8, 14, "three threads and what they wake each other with"),
     "ModelWorker": Allowed(3, 11, "the answer at hand and the two ends of its queue"),
-    "Answer": Allowed(9, 20, "three nouns still: the steps of an answer, its judgement, its cost"),
+    "Answer": Allowed(9, 14, "each of its steps keeps what the later ones and its end need"),
     "VoiceLoop": Allowed(9, 12, "the machine, its two queues, and the parts that it drives"),
     "Decoding": Allowed(5, 19, "rows until done, with the parts that each row passes through"),
     # Paging.

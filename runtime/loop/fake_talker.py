@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeptalk_edge.model.features import RATE_HZ
-from deeptalk_edge.runtime.answer import Pieces
-from deeptalk_edge.runtime.events import AudioChunk, Metrics, TextPiece
+from deeptalk_edge.runtime.events import AudioChunk, Metrics, Pieces, TextPiece
 
 Array = NDArray[np.float32]
 

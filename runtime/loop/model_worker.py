@@ -18,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeptalk_edge.errors import EdgeError
-from deeptalk_edge.runtime.answer import Pieces
-from deeptalk_edge.runtime.events import AudioChunk, Metrics
+from deeptalk_edge.runtime.events import AudioChunk, Metrics, Pieces
 from deeptalk_edge.runtime.loop.signals import (
     DiscardAnswer,
     FinishAnswer,

@@ -12,9 +12,8 @@ from collections import deque
 import numpy as np
 from numpy.typing import NDArray
 
-from deeptalk_edge.runtime.answer import Piece
 from deeptalk_edge.runtime.audio.ports import SoundPort
-from deeptalk_edge.runtime.events import AudioChunk, NotUnderstood, TextPiece, Transcript
+from deeptalk_edge.runtime.events import AudioChunk, NotUnderstood, Piece, TextPiece, Transcript
 from deeptalk_edge.runtime.loop.settings import ReplyPolicy
 
 Array = NDArray[np.float32]

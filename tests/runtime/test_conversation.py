@@ -447,8 +447,8 @@ def test_compute_s_is_the_time_within_the_answers_steps_and_nothing_else(
         conversation.idle()
         metrics = answer.metrics()
         assert answer.metrics() == metrics
-        assert answer._turn is not None
-        parts_ms = [metrics.encoder_ms or 0.0, metrics.prefill_ms, *answer._turn.step_ms]
+        assert answer._decoding is not None
+        parts_ms = [metrics.encoder_ms or 0.0, metrics.prefill_ms, *answer._decoding.step_ms]
     assert sum(parts_ms) <= metrics.compute_s * 1000 <= around_s * 1000
     assert (metrics.first_sample_ms or 0.0) <= metrics.compute_s * 1000
 

@@ -18,7 +18,6 @@ from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.bundle.understanding import LINE
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.model.features import RATE_HZ
-from deeptalk_edge.runtime.answer import Pieces
 from deeptalk_edge.runtime.audio.detectors import open_detector
 from deeptalk_edge.runtime.audio.echo import NoCanceller, open_canceller
 from deeptalk_edge.runtime.audio.end_of_turn import FixedHangover
@@ -29,6 +28,7 @@ from deeptalk_edge.runtime.events import (
     AudioChunk,
     Interrupted,
     LiveEvent,
+    Pieces,
     SoundLost,
     SoundRestored,
     TurnDone,

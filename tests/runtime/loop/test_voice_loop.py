@@ -9,12 +9,12 @@ import pytest
 from numpy.typing import NDArray
 
 from deeptalk_edge.errors import BackendError
-from deeptalk_edge.runtime.answer import Pieces
 from deeptalk_edge.runtime.events import (
     AnswerResumed,
     AudioChunk,
     Interrupted,
     NothingSaid,
+    Pieces,
     SoundLost,
     SoundRestored,
     SpeechEnded,
