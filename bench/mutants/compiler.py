@@ -1,5 +1,4 @@
-#!/usr/bin/env python3
-"""Stands before `c++` and `g++` while faults are tried: objects are kept by their source's hash.
+"""Stands before the C++ compilers while faults are tried: objects are kept by their source's hash.
 
 A fault in one file recompiles what includes it and no more. -O1 instead of -O3: three times as fast
 to compile, and as exact. A program of its own: it imports nothing of the project.
@@ -16,8 +15,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    name = Path(sys.argv[0]).name
-    compiler = os.environ[f"DEEPTALK_MUTANTS_{'CXX' if name == 'c++' else 'GXX'}"]
+    compiler = os.environ[f"DEEPTALK_MUTANTS_{Path(sys.argv[0]).name}"]
     arguments = ["-O1" if each == "-O3" else each for each in sys.argv[1:]]
     if "-o" not in arguments or not any(map(_is_source, arguments)):
         os.execv(compiler, [compiler, *arguments])

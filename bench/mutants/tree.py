@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,7 +60,7 @@ class TreeCopy:
         }
 
     def put_before_compilers(self, objects: Path) -> None:
-        """`c++` and `g++` keep their objects in the folder `objects` from here on."""
+        """The compilers keep their objects in the folder `objects` from here on."""
         folder = self.root.with_name(f"{self.root.name}-compilers")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -68,11 +69,13 @@ class TreeCopy:
             "PATH": f"{folder}{os.pathsep}{os.environ.get('PATH', '')}",
             "DEEPTALK_MUTANTS_OBJECTS": str(objects.resolve()),
         }
-        for name, variable in (("c++", "CXX"), ("g++", "GXX")):
+        for name in ("c++", "g++", "aarch64-linux-gnu-g++"):
             found = shutil.which(name)
             if found is not None:
-                (folder / name).symlink_to(_COMPILER)
-                self._compilers[f"DEEPTALK_MUTANTS_{variable}"] = found
+                # With this Python: the first one in the PATH may be a slow script.
+                (folder / name).write_text(f"#!{sys.executable}\n{_COMPILER.read_text('utf-8')}")
+                (folder / name).chmod(0o755)
+                self._compilers[f"DEEPTALK_MUTANTS_{name}"] = found
 
     def compile_bytecode(self, python: str) -> None:
         """Once for all runs in this copy."""

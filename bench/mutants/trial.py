@@ -11,14 +11,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from deeptalk_edge.bench.mutants.coverage_map import TestFile, covering
 from deeptalk_edge.bench.mutants.fault import Fault
 from deeptalk_edge.bench.mutants.tree import TreeCopy
-from deeptalk_edge.bench.mutants.warm import WarmPython
+from deeptalk_edge.bench.mutants.warm import TestRun, WarmPython
 
 # A C++ source is run by whoever opens its library.
 _OPENED_BY = {
@@ -35,12 +35,13 @@ from deeptalk_edge.bench.gpu.moe_library import build_host
 build_host(Path("build"), shutil.which("g++"))
 """
 
-Status = Literal["caught", "timeout", "survived", "invalid"]
+Status = Literal["caught", "timeout", "survived", "invalid", "doubtful"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What became of a fault. `invalid`: it does not compile, or compiles to the same code."""
+    """What became of a fault. `invalid`: it does not compile, or compiles to the same code.
+    `doubtful`: its tests take too long without it as well."""
 
     status: Status
     caught_by: str
@@ -72,13 +73,20 @@ class Trials:
         """Plant `fault`, run the tests, and restore the file."""
         text = (self.tree.root / fault.path).read_text("utf-8")
         sound_code = self._sound_code_of(fault)
+        # Before it is planted: the map of tests knows the lines of the sound file only.
+        stages = _stages(self._chosen(fault), self.quick_s, self.thorough_s)
         with self.tree.planted(fault.path, fault.planted_in(text)):
             code = self._compiled(fault)
             if code is None or code == sound_code:
                 verdict = Verdict(status="invalid", caught_by="", tests=[], seconds=0.0)
             else:
-                verdict = self._tried(fault, self._chosen(fault))
-        self._compiled(fault)  # the copy's libraries again, as they were
+                verdict = self._tried(stages)
+        if sound_code:
+            self._library_of(fault).write_bytes(sound_code)
+        if verdict.status == "timeout":
+            last = stages[len(verdict.tests) > len(stages[0])]
+            if self._run(last).outcome == "timeout":
+                return replace(verdict, status="doubtful")
         return verdict
 
     def failing_without_faults(self, names: set[str]) -> set[str]:
@@ -90,24 +98,30 @@ class Trials:
         failed = {name.partition("[")[0] for name in failing_tests(run.output)}
         return {name for name in names if name.partition("[")[0] in failed}
 
-    def _tried(self, fault: Fault, chosen: list[TestFile]) -> Verdict:
+    def _tried(self, stages: Sequence[list[TestFile]]) -> Verdict:
         ran: list[str] = []
         seconds = 0.0
-        for stage in _stages(chosen, self.quick_s, self.thorough_s):
-            if not stage:
-                continue
-            paths = [test.path for test in stage]
-            cpu_s = self.least_cpu_s + 3 * sum(test.seconds for test in stage)
-            run = self.python.run(paths, limit_s=10 * cpu_s, cpu_s=cpu_s)
-            ran, seconds = [*ran, *paths], seconds + run.seconds
-            if run.outcome == "passed" and len(paths) == 1:
-                self.seconds[paths[0]] = run.seconds
+        for stage in filter(None, stages):
+            run = self._run(stage)
+            ran, seconds = [*ran, *(test.path for test in stage)], seconds + run.seconds
             if run.outcome == "timeout":
                 return Verdict(status="timeout", caught_by="", tests=ran, seconds=seconds)
             if run.outcome == "failed":
                 by = next(iter(failing_tests(run.output)), "")
                 return Verdict(status="caught", caught_by=by, tests=ran, seconds=seconds)
         return Verdict(status="survived", caught_by="", tests=ran, seconds=seconds)
+
+    def _run(self, stage: list[TestFile]) -> TestRun:
+        """Run test files; what each takes is learnt if all pass."""
+        cpu_s = self.least_cpu_s + 3 * sum(test.seconds for test in stage)
+        run = self.python.run([test.path for test in stage], limit_s=10 * cpu_s, cpu_s=cpu_s)
+        if run.outcome == "passed":
+            self.seconds |= {test.path: 0.0 for test in stage} | seconds_by_file(run.output)
+            self.tests = [
+                replace(test, seconds=self.seconds.get(test.path, test.seconds))
+                for test in self.tests
+            ]
+        return run
 
     def _chosen(self, fault: Fault) -> list[TestFile]:
         folder = str(Path(fault.path).parent)
@@ -127,18 +141,22 @@ class Trials:
         """What the faulty file compiles to now, or None if it does not."""
         if fault.path.endswith(".py"):
             return b""
-        is_library = fault.path.startswith("native/cpu")
         (self.tree.root / "build").mkdir(exist_ok=True)
         done = subprocess.run(
-            _BUILD_LIBRARY if is_library else [sys.executable, "-c", _BUILD_KERNELS],
+            _BUILD_LIBRARY if _is_of_library(fault) else [sys.executable, "-c", _BUILD_KERNELS],
             cwd=self.tree.root,
             env=self.tree.environment(),
             capture_output=True,
             check=False,
         )
-        if done.returncode:
-            return None
-        return (self.tree.root / (_LIBRARY if is_library else _HOST_KERNELS)).read_bytes()
+        return None if done.returncode else self._library_of(fault).read_bytes()
+
+    def _library_of(self, fault: Fault) -> Path:
+        return self.tree.root / (_LIBRARY if _is_of_library(fault) else _HOST_KERNELS)
+
+
+def _is_of_library(fault: Fault) -> bool:
+    return fault.path.startswith("native/cpu")
 
 
 def chosen(tests: Sequence[TestFile], root: Path, path: str, line: int) -> list[TestFile]:
@@ -170,6 +188,16 @@ def chosen(tests: Sequence[TestFile], root: Path, path: str, line: int) -> list[
 def failing_tests(output: str) -> list[str]:
     """The node ids in pytest's summary."""
     return re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", output, re.MULTILINE)
+
+
+def seconds_by_file(output: str) -> dict[str, float]:
+    """What pytest's list of durations says of each test file."""
+    found = dict[str, float]()
+    for seconds, path in re.findall(
+        r"^([\d.]+)s (?:setup|call|teardown) +(.+?)::", output, re.MULTILINE
+    ):
+        found[path] = found.get(path, 0.0) + float(seconds)
+    return found
 
 
 def _stages(

@@ -29,7 +29,7 @@ LIBRARIES = (
 
 _NO_TELEMETRY = {"ORT_DISABLE_TELEMETRY": "1"}  # before the import of onnxruntime
 
-_PYTEST = ("-q", "-p", "no:cacheprovider")
+_PYTEST = ("-q", "-p", "no:cacheprovider", "--durations=0")
 
 Outcome = Literal["passed", "failed", "timeout"]
 

@@ -17,9 +17,8 @@ from deeptalk_edge.bundle.expert_record import ExpertForm
 from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.bundle.routing import ROUTING, read_routing
 from deeptalk_edge.calibration.calibrate import CalibrateSettings, as_report, covered
-from deeptalk_edge.calibration.gate import interval, kl_divergence, run_gate
+from deeptalk_edge.calibration.gate import run_gate
 from deeptalk_edge.calibration.observe import succession
-from deeptalk_edge.calibration.recogniser import WordRecogniser, word_errors
 from deeptalk_edge.calibration.report_page import report_page
 from deeptalk_edge.calibration.table import HEADER, RECORDS, OpenTable, read_table, write_table
 from deeptalk_edge.devices.profile import GateLimits, load_profile
@@ -258,28 +257,3 @@ def test_coverage_below_the_floor_fails_by_name(workshop: Workshop) -> None:
     coverage = covered(workshop.checkpoint.spec, workshop.audio, workshop.seen, settings)
     with pytest.raises(SettingsError, match="24 of 24 experts"):
         coverage.check()
-
-
-def test_divergence_and_intervals_are_what_they_are_called() -> None:
-    logits = np.log(np.array([[0.5, 0.25, 0.25]], np.float32))
-    other = np.log(np.array([[0.25, 0.5, 0.25]], np.float32)) + 7
-    expected = 0.5 * np.log(2) + 0.25 * np.log(0.5)
-    assert kl_divergence(logits, other)[0] == pytest.approx(expected, rel=1e-5)
-    assert kl_divergence(logits, logits + 3)[0] == pytest.approx(0, abs=1e-6)
-    low, high = interval([0.0] * 50 + [1.0] * 50, seed=0)
-    assert low < 0.5 < high
-    assert high - low == pytest.approx(0.2, abs=0.04)
-    assert (low, high) == interval([0.0] * 50 + [1.0] * 50, seed=0)
-
-
-def test_word_errors_count_insertions_deletions_and_replacements() -> None:
-    assert word_errors(["a", "b", "c"], ["a", "b", "c"]) == 0
-    assert word_errors(["a", "b", "c"], ["a", "c"]) == 1
-    assert word_errors(["a", "b"], ["a", "x", "b", "y"]) == 2
-    assert word_errors([], ["a"]) == 1
-
-
-def test_a_recogniser_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deeptalk_edge.calibration.recogniser.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="pip install"):
-        WordRecogniser(["hello"], 24000)

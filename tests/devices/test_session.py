@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from deeptalk_edge.devices.scripted_port import ScriptedPort
 from deeptalk_edge.devices.session import Script, profile_bundle, state_of
 from deeptalk_edge.errors import AudioError, SettingsError
 from deeptalk_edge.runtime.audio.ports import FRAME_SAMPLES
+from deeptalk_edge.runtime.backends.fake import NoExperts
+from deeptalk_edge.runtime.settings import ConversationSettings
 from deeptalk_edge.sound.sound_file import read_sound
 from tests.devices.trees import ORIN_NANO, plant
 from tests.places import ROOT
@@ -54,6 +57,25 @@ def test_turns_are_asked_by_voice_and_every_figure_is_there(
     assert [turn["is_warmup"] for turn in turns] == [True, False]
     assert turns[1]["v2v_ms"] == found.metrics["v2v_ms"].max
     assert turns[1]["heard_s"] < 2  # the answer of the fake backend is longer than was heard
+
+
+def test_what_experts_count_in_a_warmup_turn_is_not_reported(
+    bundle_path: Path, question: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_done, nothing = [0], NoExperts().end_turn()
+    monkeypatch.setattr(
+        NoExperts,
+        "end_turn",
+        lambda self: nothing | {"hits": 1 if num_done[-1] else 1000, "slots": 8},
+    )
+    report = profile_bundle(
+        bundle_path,
+        Script(questions=(question,), turns=1, warmup_turns=1, cut_s=0.1),
+        choose=lambda bundle: replace(ConversationSettings.of(bundle), backend="fake"),
+        show=lambda done, total: num_done.append(done),
+    )
+    assert report.experts.hits is not None
+    assert 1 <= report.experts.hits < 1000
 
 
 def _sha256(path: Path) -> str:

@@ -156,6 +156,13 @@ def test_a_hidden_directory_of_somebody_else_is_not_cleared(tmp_path: Path) -> N
     assert _tree(tmp_path) == [(".bundle.partial", b""), (".bundle.partial/mine", b"")]
 
 
+def test_an_empty_directory_of_an_export_killed_at_once_is_used(tmp_path: Path) -> None:
+    (tmp_path / ".bundle.partial").mkdir()
+    with resumable_directory(tmp_path / "bundle", "inputs") as staging:
+        staging.step("new", lambda: (staging.path / "new").write_bytes(b"new"))
+    assert (tmp_path / "bundle" / "new").read_bytes() == b"new"
+
+
 def test_a_killed_exports_half_written_journal_is_no_part_of_the_bundle(tmp_path: Path) -> None:
     hidden = tmp_path / ".bundle.partial"
     hidden.mkdir()

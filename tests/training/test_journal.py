@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from deeptalk_edge.training.expert_split import ExpertLoads
 from deeptalk_edge.training.experts import Routing
 from deeptalk_edge.training.journal import (
     Journal,
+    line_chart,
     read_journal,
     router_facts,
     write_report,
@@ -50,6 +52,19 @@ def test_the_page_shows_losses_scores_and_routers_and_loads_nothing(tmp_path: Pa
         assert said in page
     assert "://" not in page
     assert "<script" not in page
+
+
+def test_a_line_runs_from_the_left_edge_to_the_right_and_from_the_greatest_to_0() -> None:
+    chart = line_chart({"loss": [(0, 4.0), (5, 1.0), (10, float("nan")), (20, 0.0)]}).html
+    found = re.search(r'points="([^"]+)"', chart)
+    assert found is not None
+    first, second, last = (tuple(map(float, point.split(","))) for point in found[1].split())
+    width, height = last
+    assert first == (0.0, 0.0)
+    assert second == (width / 4, height * 3 / 4)
+    assert f'<svg width="{width + 180:.0f}"' in chart
+    assert "0 to step 20; 0 to 4" in chart
+    assert "nothing yet" in line_chart({"loss": [(1, None)]}).html
 
 
 def test_a_resumed_run_drops_the_lines_of_steps_that_are_done_again(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,6 +79,23 @@ def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
     _run(_model(), SETTINGS, tmp_path / "state")
     with pytest.raises(ArtifactError, match="remove it"):
         _run(_model(), replace(SETTINGS, seed=1), tmp_path / "state")
+
+
+class Trap:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return Path.touch, (self._place,)
+
+
+def test_a_state_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    torch.save({"step": Trap(tmp_path / "made")}, tmp_path / "state")
+    with pytest.raises(pickle.UnpicklingError):
+        _run(_model(), SETTINGS, tmp_path / "state")
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_state_is_never_half_written(tmp_path: Path) -> None:

@@ -93,7 +93,12 @@ def _spec(tokenizer: Tokenizer, alignment: TextAlignment = "word") -> ModelSpec:
     return tiny_spec(tokenizer, TINY_CODEC, alignment)
 
 
-def _batches(corpus: Corpus, units: UnitVoice, tokenizer: Tokenizer) -> TinyBatches:
+def _batches(
+    corpus: Corpus,
+    units: UnitVoice,
+    tokenizer: Tokenizer,
+    settings: DatasetSettings | None = None,
+) -> TinyBatches:
     spec = _spec(tokenizer)
     lengths = np.arange(len(corpus.utterances))
     return TinyBatches(
@@ -101,7 +106,7 @@ def _batches(corpus: Corpus, units: UnitVoice, tokenizer: Tokenizer) -> TinyBatc
         UtterancePool(corpus, lengths),
         ItemWriter(spec, tiny_template(spec, tokenizer), units),
         spec,
-        DatasetSettings(),
+        settings or DatasetSettings(),
     )
 
 
@@ -183,16 +188,20 @@ def test_random_sentences_would_hit_held_out_answers_if_nobody_looked(
 def test_a_sentence_for_its_sound_alone_trains_no_text(
     share: float, learns_text: bool, corpus: Corpus, units: UnitVoice, tokenizer: Tokenizer
 ) -> None:
-    spec, lengths = _spec(tokenizer), np.arange(len(corpus.utterances))
-    batches = TinyBatches(
-        corpus,
-        UtterancePool(corpus, lengths),
-        ItemWriter(spec, tiny_template(spec, tokenizer), units),
-        spec,
-        DatasetSettings(num_typed=8, speech_only_share=share),
-    )
+    settings = DatasetSettings(num_typed=8, speech_only_share=share)
+    batches = _batches(corpus, units, tokenizer, settings)
     text = batches.typed(3).targets[..., -1] != IGNORE
     assert text.any(dim=1).tolist() == [learns_text] * 8
+
+
+@pytest.mark.parametrize(("share", "learns_text"), [(0.0, True), (1.0, False)])
+def test_a_heard_question_answered_with_another_sentence_trains_no_text(
+    share: float, learns_text: bool, corpus: Corpus, units: UnitVoice, tokenizer: Tokenizer
+) -> None:
+    settings = DatasetSettings(num_heard=8, aloud_every=4, swapped_share=share)
+    batches = _batches(corpus, units, tokenizer, settings)
+    text = batches.heard(3, _spans(corpus)).targets[..., -1] != IGNORE
+    assert text.any(dim=1).tolist() == [learns_text, True, True, True] * 2
 
 
 def test_targets_are_the_next_row_wherever_something_is_asked(

@@ -111,6 +111,25 @@ def test_parts_are_kept_beside_the_checkpoint_unless_another_place_is_named(
     assert named.settings.speaking_steps == beside.settings.speaking_steps / 2
 
 
+@pytest.mark.parametrize(
+    ("flags", "found"), [("avx2 avx512_bf16", True), ("avx2", False), (None, False)]
+)
+def test_bfloat16_is_the_default_where_the_processor_has_it(
+    flags: str | None, found: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[MakePlan] = []
+    cpu = tmp_path / "cpuinfo"
+    if flags is not None:
+        cpu.write_text(f"flags : {flags}")
+    monkeypatch.setattr(
+        program, "Path", lambda place: cpu if place == "/proc/cpuinfo" else Path(place)
+    )
+    monkeypatch.setattr(program, "make", lambda plan, out: made.append(plan))
+    monkeypatch.setattr("sys.argv", ["tiny", "--out", str(tmp_path / "tiny")])
+    program.main()
+    assert made[0].settings.losses.bfloat16 is found
+
+
 def test_a_side_process_computes_with_one_thread(plan: MakePlan, tmp_path: Path) -> None:
     before, seen = torch.get_num_threads(), list[int]()
     torch.set_num_threads(2)

@@ -4,16 +4,25 @@ was."""
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from deeptalk_edge.bench.mutants import coverage_map
 from deeptalk_edge.bench.mutants.coverage_map import TestFile, hash_of, record
 from deeptalk_edge.bench.mutants.python_faults import python_faults
 from deeptalk_edge.bench.mutants.tree import TreeCopy
-from deeptalk_edge.bench.mutants.trial import Trials, chosen, failing_tests
+from deeptalk_edge.bench.mutants.trial import (
+    Trials,
+    chosen,
+    failing_tests,
+    seconds_by_file,
+)
 from deeptalk_edge.bench.mutants.warm import WarmPython
+from tests.places import ROOT
 
 SOURCE = """
 def clamp(value, low):
@@ -65,23 +74,24 @@ def python(tree: TreeCopy) -> Iterator[WarmPython]:
         yield python
 
 
+def toy_trials(project: Path, tree: TreeCopy, python: WarmPython) -> Trials:
+    test = TestFile(
+        path="tests/test_sums.py",
+        seconds=0.0,
+        failure="",
+        lines={"sources/sums.py": frozenset(range(1, SOURCE.count("\n") + 1))},
+        hashes={"sources/sums.py": hash_of(project / "sources/sums.py")},
+    )
+    return Trials(
+        tree=tree, python=python, tests=[test], quick_s=30.0, thorough_s=30.0, least_cpu_s=6.0
+    )
+
+
 @pytest.mark.slow
 def test_the_toys_faults_are_caught_and_its_equivalent_one_survives(
     project: Path, tree: TreeCopy, python: WarmPython
 ) -> None:
-    every_line = frozenset(range(1, SOURCE.count("\n") + 1))
-    tests = [
-        TestFile(
-            path="tests/test_sums.py",
-            seconds=0.0,
-            failure="",
-            lines={"sources/sums.py": every_line},
-            hashes={"sources/sums.py": hash_of(project / "sources/sums.py")},
-        )
-    ]
-    trials = Trials(
-        tree=tree, python=python, tests=tests, quick_s=30.0, thorough_s=30.0, least_cpu_s=3.0
-    )
+    trials = toy_trials(project, tree, python)
     verdicts = {
         (fault.line, fault.operator): trials.run(fault)
         for fault in python_faults("sources/sums.py", SOURCE)
@@ -96,8 +106,18 @@ def test_the_toys_faults_are_caught_and_its_equivalent_one_survives(
     (tree.root / "tests" / "test_sums.py").write_text(TESTS.replace("2, 3", "2, 4"))
     assert trials.failing_without_faults(names) == names
     assert verdicts[11, "removed statement"].status == "timeout"
+    assert list(trials.seconds) == ["tests/test_sums.py"]
     assert (project / "sources" / "sums.py").read_text() == SOURCE
     assert (tree.root / "sources" / "sums.py").read_text() == SOURCE
+
+
+@pytest.mark.slow
+def test_a_test_that_is_slow_without_the_fault_catches_nothing(
+    project: Path, tree: TreeCopy, python: WarmPython
+) -> None:
+    (tree.root / "tests" / "test_sums.py").write_text("def test_slow():\n    while True: pass\n")
+    fault = python_faults("sources/sums.py", SOURCE)[0]
+    assert toy_trials(project, tree, python).run(fault).status == "doubtful"
 
 
 def test_a_recording_says_which_test_executes_which_line(
@@ -126,6 +146,26 @@ def test_a_planted_file_is_no_link_to_the_checkouts(project: Path, tree: TreeCop
         assert (project / "bundles" / "large").read_text() == "only read"
 
 
+def test_a_source_is_compiled_once(tree: TreeCopy, tmp_path: Path) -> None:
+    if shutil.which("c++") is None:
+        pytest.skip("no C++ compiler on this machine")
+    tree.put_before_compilers(tmp_path / "objects")
+    source = tmp_path / "three.cpp"
+    source.write_text("int main() { return 3; }")
+    first, second = tmp_path / "first", tmp_path / "second"
+
+    def compile_to(target: Path) -> None:
+        command = ["c++", "-O3", str(source), "-o", str(target)]
+        subprocess.run(command, env=tree.environment(), check=True)
+
+    compile_to(first)
+    assert subprocess.run([first], check=False).returncode == 3
+    (kept,) = (tmp_path / "objects").iterdir()
+    kept.write_bytes(b"kept")
+    compile_to(second)
+    assert second.read_bytes() == b"kept"
+
+
 def test_the_mirror_of_a_source_is_asked_first_and_importers_last(tmp_path: Path) -> None:
     def test(path: str, seconds: float, *lines: int) -> TestFile:
         return TestFile(
@@ -148,3 +188,18 @@ def test_failures_are_read_from_pytests_summary() -> None:
     assert failing_tests(output)[0].startswith("tests/test_a.py::test_b[1")
     assert failing_tests("ERROR tests/test_a.py - ImportError\n") == ["tests/test_a.py"]
     assert failing_tests("3 passed") == []
+
+
+def test_what_a_test_file_takes_is_the_sum_of_pytests_durations() -> None:
+    output = (
+        "0.25s setup    tests/test_a.py::test_b[1]\n"
+        "2.50s call     tests/test_a.py::test_b[1]\n"
+        "0.75s teardown tests/test_c.py::test_d\n"
+        "(5 durations < 0.005s hidden.  Use -vv to show these durations.)\n"
+    )
+    assert seconds_by_file(output) == {"tests/test_a.py": 2.75, "tests/test_c.py": 0.75}
+
+
+def test_no_test_that_needs_a_sound_server_is_asked() -> None:
+    for path in coverage_map.test_files(ROOT):
+        assert "tests.runtime.sound_card.conftest" not in (ROOT / path).read_text("utf-8")

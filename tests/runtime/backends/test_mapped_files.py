@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from deeptalk_edge.runtime.backends.ort.mapped_files import own_mapped_files
 
 CHILD = """
 import os, sys
@@ -50,3 +53,21 @@ def test_weights_outlive_their_file(own_copy: Path, tmp_path: Path, linked: bool
 def test_what_is_left_mapped_dies_with_its_file(own_copy: Path) -> None:
     """What the module protects from, still there."""
     assert run(own_copy, 0).returncode < 0
+
+
+@pytest.mark.parametrize("offset", [0, mmap.ALLOCATIONGRANULARITY])
+def test_every_byte_of_a_mapping_stays_as_it_was(offset: int, tmp_path: Path) -> None:
+    place, content = tmp_path / "weights", bytes(range(1, 251)) * 40
+    place.write_bytes(content)
+    with (
+        place.open("rb") as file,
+        mmap.mmap(
+            file.fileno(),
+            len(content) - offset,
+            flags=mmap.MAP_PRIVATE,
+            prot=mmap.PROT_READ,
+            offset=offset,
+        ) as mapped,
+    ):
+        assert own_mapped_files(tmp_path) >= len(mapped)
+        assert mapped[:] == content[offset:]

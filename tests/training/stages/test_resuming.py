@@ -209,6 +209,26 @@ def test_a_recipe_for_another_shape_of_checkpoint_is_refused(
         _run(checkpoint, data, tmp_path / "run", "num_audio_experts=9", name="moextend")
 
 
+STOPS_EARLY = (
+    "data.held_out=0.4",
+    "optimiser.num_steps=40",
+    "saving.every=1",
+    "saving.evaluate_every=1",
+    "saving.patience=2",
+    "saving.keep=1",
+    "explosion=0.0",
+)
+
+
+def test_scores_that_get_no_better_stop_the_run(
+    checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    _run(checkpoint, data, output, *STOPS_EARLY, "optimiser.learning_rate=1e-30")
+    kinds = [entry["kind"] for entry in read_journal(output / "journal.jsonl")]
+    assert kinds.count("evaluation") == 3
+
+
 def test_the_run_stops_early_and_goes_back_to_the_best(
     checkpoint: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -217,14 +237,8 @@ def test_the_run_stops_early_and_goes_back_to_the_best(
         checkpoint,
         data,
         output,
-        "data.held_out=0.4",
-        "optimiser.num_steps=40",
+        *STOPS_EARLY,
         "optimiser.learning_rate=0.5",
-        "saving.every=1",
-        "saving.evaluate_every=1",
-        "saving.patience=2",
-        "saving.keep=1",
-        "explosion=0.0",
     )
     judged = [e for e in read_journal(output / "journal.jsonl") if e["kind"] == "evaluation"]
     best = min(judged, key=lambda entry: entry["score"])
