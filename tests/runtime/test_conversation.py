@@ -272,7 +272,7 @@ def test_two_answers_at_once_are_refused(bundle: Bundle) -> None:
     with talk(bundle) as conversation:
         events = conversation.ask("Why?")
         next(events)
-        with pytest.raises(UsageError, match="the answer before is not over"):
+        with pytest.raises(UsageError, match="the last answer is not finished"):
             next(conversation.ask("And?"))
 
 

@@ -281,7 +281,7 @@ def test_no_room_is_made_under_an_answer(bundle: Bundle, caplog: pytest.LogCaptu
         assert next(late, None) is None  # its end makes no room now
         assert not caplog.records
         for idle in (conversation.idle, conversation.trim_history):
-            with pytest.raises(UsageError, match="the answer before is not over"):
+            with pytest.raises(UsageError, match="the last answer is not finished"):
                 idle()
         made = [piece for pieces in iter(answer.advance, None) for piece in pieces]
         assert answer.text == said

@@ -333,7 +333,7 @@ def test_a_second_question_is_refused_until_the_first_is_answered(talk: Conversa
     events = talk.ask("Why?")
     next(events)
     for ask in (talk.ask, talk.begin):
-        with pytest.raises(UsageError, match="the answer before is not over"):
+        with pytest.raises(UsageError, match="the last answer is not finished"):
             ask("And?")
     assert isinstance(list(events)[-1], TurnDone)
     assert isinstance(list(talk.ask("And?"))[-1], TurnDone)

@@ -67,7 +67,7 @@ def rewrite(place: Path, name: str, content: bytes) -> Bundle:
             {"driver": 12040},
             None,
             BackendError,
-            r"libcudart\.so\.13 is CUDA 13\.0, the driver serves up to 12\.4.*: update the NVIDIA",
+            r"libcudart\.so\.13 is CUDA 13\.0, the driver supports up to 12\.4.*: update the",
         ),
         (
             {"capability": (8, 9)},
@@ -341,7 +341,7 @@ def test_logits_that_are_no_numbers_are_told_and_a_reset_begins_anew(
     expected = engine.decode_step(ROWS[20:21]).text.copy()
     engine.reset()
     engine.prefill(ROWS[:12], FEATURES * np.float32(np.nan), MASK)
-    with pytest.raises(BackendError, match=r"head\.engine: the logits are no numbers"):
+    with pytest.raises(BackendError, match=r"head\.engine: the logits are not finite"):
         engine.logits()
     with pytest.raises(BackendError, match=r"failed before .*no numbers"):
         engine.decode_step(ROWS[20:21])
