@@ -313,7 +313,7 @@ def codec_sizes() -> CodecSizes:
         ("num_scales", 2**31 - 1, "num_scales = 2147483647"),
         ("num_blocks", 9, "num_blocks = 9"),
         ("num_blocks", -1, "num_blocks = -1"),
-        ("vq_strides", (3, 2), "a vq_stride = 2, expected a part of the first"),
+        ("vq_strides", (3, 2), "a vq_stride = 2, expected a divisor of the first"),
         ("vq_strides", (2, 0), "a vq_stride = 0"),
         ("vq_strides", (0, 1), r"vq_strides\[0\] = 0"),
         ("vq_strides", (10**9, 1), r"vq_strides\[0\] = 1000000000"),
@@ -324,10 +324,14 @@ def codec_sizes() -> CodecSizes:
         ("codebook_size", 0, "codebook_size = 0"),
         ("codebook_dim", -1, "codebook_dim = -1"),
         ("latent_dim", 1 << 30, "latent_dim = 1073741824"),
-        ("width", 6, "width = 6, expected halves for every block"),
+        ("width", 6, "width = 6, expected a multiple of 2 to the power num_blocks"),
         ("width", 0, "width = 0"),
         ("weights", 16, "bytes of weights = 64, expected more"),
-        ("weights", 1 << 15, "bytes of weights = 131072, expected those of the codec's sizes"),
+        (
+            "weights",
+            1 << 15,
+            "bytes of weights = 131072, expected exactly those of the codec's sizes",
+        ),
     ],
 )
 def test_a_codec_of_sizes_that_cannot_be_is_refused_by_the_fields_name(

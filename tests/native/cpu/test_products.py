@@ -141,7 +141,7 @@ def test_an_activation_that_is_not_finite_is_refused(
         (16, 64, 48, "group = 48"),
         (16, 96, 64, "columns = 96, expected whole groups"),
         (16, 1 << 15, 0, "columns = 32768"),
-        (15, 64, 0, "rows = 15, expected as many for each head"),
+        (15, 64, 0, "rows = 15, expected a multiple of the number of heads"),
         (0, 64, 0, "rows = 0"),
     ],
 )

@@ -201,7 +201,7 @@ def test_weights_of_another_codec_are_refused(
 
 def test_sizes_that_cannot_be_are_refused(library: CpuLibrary, tape: Exported) -> None:
     odd_width = replace(tape.entry, spec=replace(CODEC, decoder_dim=24))
-    with pytest.raises(ArtifactError, match="halves for every block"):
+    with pytest.raises(ArtifactError, match="a multiple of 2 to the power num_blocks"):
         CpuCodec(tape.weights, odd_width, threads=1, library=library)
 
 
