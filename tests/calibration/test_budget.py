@@ -1,4 +1,4 @@
-"""A budget is met from below, within a percent, or refused with what would do."""
+"""A budget is met from below, within a percent, or refused with the smallest size that works."""
 
 from __future__ import annotations
 
@@ -64,6 +64,6 @@ def test_sizes_are_read_with_their_units(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "GB", "-1GB", "5.2XB", "1e9", "0", "nan", "9" * 40])
-def test_what_is_no_size_is_refused(text: str) -> None:
+def test_an_invalid_size_is_refused(text: str) -> None:
     with pytest.raises(SettingsError, match="expected a size"):
         parse_bytes(text)

@@ -1,4 +1,4 @@
-"""A conversation says what the model says, keeps what was said, and ends as it should."""
+"""A conversation gives the model's answers, keeps its history, and ends cleanly."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def talk(bundle: Bundle, **changes: Any) -> Conversation:
 
 
 class Script:
-    """Stands in for the sampler: says given texts, each with a number of codec frames."""
+    """Replaces the sampler: gives fixed texts, each with a number of codec frames."""
 
     def __init__(self, *turns: tuple[str, int]) -> None:
         self._turns = turns
@@ -84,7 +84,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def frames(monkeypatch: pytest.MonkeyPatch) -> list[Ids]:
-    """Every frame that the codec gets."""
+    """Records every frame that the codec gets."""
     heard: list[Ids] = []
     push = StreamingCodec.push
 
@@ -98,7 +98,7 @@ def frames(monkeypatch: pytest.MonkeyPatch) -> list[Ids]:
 
 @pytest.fixture
 def text_ids(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Every text id that is shown."""
+    """Records every text id that is shown."""
     shown: list[int] = []
     push = TextStream.push
 
@@ -120,7 +120,7 @@ def take(events: Iterator[Any]) -> tuple[str, NDArray[np.float32], TurnDone]:
 
 
 def listen(conversation: Conversation, question: Any) -> tuple[NDArray[np.float32], Segment]:
-    """A question's features (n, C) and the prompt that asks it now."""
+    """A question's features (n, C) and its prompt."""
     if isinstance(question, str):
         return conversation._history.no_features, conversation._history.segment(
             Typed(text=question)
@@ -136,7 +136,7 @@ def history_ids(text: str) -> list[int]:
 
 @pytest.mark.parametrize("mode", ["batch-parallel", "single"])
 @pytest.mark.parametrize("question", ["Why?", voice(0.9)], ids=["typed", "heard"])
-def test_an_answer_is_the_torch_models_id_for_id(
+def test_an_answer_equals_the_torch_models_id_for_id(
     bundle: Bundle, frames: list[Ids], text_ids: list[int], mode: Any, question: Any
 ) -> None:
     with talk(bundle, mode=mode) as conversation:
@@ -187,7 +187,7 @@ def test_a_kept_cache_equals_a_full_prefill_of_the_whole_conversation(
         fresh.close()
 
 
-def test_batch_parallel_owes_its_history_nothing(bundle: Bundle, script: Any) -> None:
+def test_batch_parallel_has_no_pending_rows(bundle: Bundle, script: Any) -> None:
     script(("one", 9))
     with talk(bundle) as conversation:
         take(conversation.ask("Why?"))
@@ -212,7 +212,7 @@ def test_all_text_and_all_sound_arrive(
     assert metrics.real_time_factor == metrics.compute_s / metrics.audio_s
 
 
-def test_sound_is_the_codecs_own_whatever_the_chunks(
+def test_sound_equals_the_codecs_for_any_chunks(
     bundle: Bundle, script: Any, frames: list[Ids]
 ) -> None:
     script(("hi", 14))
@@ -244,7 +244,7 @@ def test_a_text_answer_is_silent(bundle: Bundle, script: Any) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_closed_answer_stays_in_the_history_as_far_as_it_came(
+def test_a_closed_answer_stays_in_the_history_up_to_its_last_row(
     bundle: Bundle, script: Any, mode: Any
 ) -> None:
     script(("abcdef", 9), ("on", 2))
@@ -276,7 +276,7 @@ def test_two_answers_at_once_are_refused(bundle: Bundle) -> None:
             next(conversation.ask("And?"))
 
 
-def test_a_failure_in_mid_answer_leaves_a_usable_conversation(
+def test_a_failure_during_an_answer_leaves_a_usable_conversation(
     bundle: Bundle, script: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script(("abcdef", 9), ("on", 2))
@@ -312,7 +312,7 @@ def test_a_failing_prompt_leaves_no_trace(
         assert take(conversation.ask("Go on."))[0] == "on"
 
 
-def test_a_prompt_that_breaks_half_way_is_forgotten(
+def test_a_prompt_that_fails_half_way_is_removed(
     bundle: Bundle, script: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script(("on", 2))
@@ -369,7 +369,7 @@ def test_as_released_the_answer_ends_with_its_speech(bundle: Bundle, script: Any
     assert said == "much more"
 
 
-def test_the_seed_alone_decides(bundle: Bundle, frames: list[Ids]) -> None:
+def test_equal_seeds_give_equal_answers(bundle: Bundle, frames: list[Ids]) -> None:
     def answer(seed: int) -> tuple[str, list[list[int]]]:
         settings = ConversationSettings.of(bundle, seed=seed)
         bold = dataclasses.replace(settings.sampler, text_top_k=20, audio_top_k=20)
@@ -382,14 +382,14 @@ def test_the_seed_alone_decides(bundle: Bundle, frames: list[Ids]) -> None:
     assert answer(1) != answer(2)
 
 
-def test_sound_longer_than_the_window_is_refused_and_forgotten(bundle: Bundle) -> None:
+def test_sound_longer_than_the_window_is_refused_and_leaves_no_trace(bundle: Bundle) -> None:
     with talk(bundle) as conversation:
         with pytest.raises(AudioError, match="split the utterance"):
             take(conversation.ask(voice(60)))
         assert take(conversation.ask("Why?"))[2].metrics.num_rows > 0
 
 
-def test_the_features_of_the_utterance_alone_are_heard(bundle: Bundle) -> None:
+def test_only_the_features_of_the_utterance_are_used(bundle: Bundle) -> None:
     question = voice(0.5)
     with talk(bundle) as conversation:
         features, segment = listen(conversation, question)
@@ -400,7 +400,7 @@ def test_the_features_of_the_utterance_alone_are_heard(bundle: Bundle) -> None:
     np.testing.assert_array_equal(segment.rows, opening.rows)
 
 
-def test_a_near_window_ends_a_second_behind_the_utterance(bundle: Bundle) -> None:
+def test_a_near_window_ends_a_second_after_the_utterance(bundle: Bundle) -> None:
     question = voice(0.5)
     settings = dataclasses.replace(ConversationSettings.of(bundle), encoder_window="near")
     with Conversation(bundle, settings) as conversation:
@@ -413,9 +413,7 @@ def test_a_near_window_ends_a_second_behind_the_utterance(bundle: Bundle) -> Non
     assert len(longest) == SPEC.encoder.max_frames  # no window is longer than the encoder's
 
 
-def test_time_that_the_listener_takes_is_not_counted(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_callers_time_is_not_counted(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(10**6))
     monkeypatch.setattr("time.perf_counter", lambda: float(next(clock)))
     meter = turn.Meter()
@@ -480,7 +478,7 @@ def test_an_empty_question_is_refused_and_changes_nothing(
 @pytest.mark.parametrize(
     "wrong", [{"max_rows": 0}, {"context_rows": 0}, {"threads": 0}, {"max_turns": 0}]
 )
-def test_settings_that_mean_nothing_are_refused(bundle: Bundle, wrong: dict[str, int]) -> None:
+def test_invalid_settings_are_refused(bundle: Bundle, wrong: dict[str, int]) -> None:
     with pytest.raises(SettingsError):
         dataclasses.replace(ConversationSettings.of(bundle), **wrong)  # type: ignore[arg-type]
 
@@ -491,7 +489,7 @@ def test_an_unknown_speaker_is_refused(bundle: Bundle) -> None:
 
 
 def rewrite_golden(bundle: Path, **changes: Any) -> Bundle:
-    """Change what the exporter is supposed to have seen, hash and all."""
+    """Change the golden values, with the file's hash."""
     with np.load(bundle / "golden.npz") as file:
         golden = {name: file[name] for name in file.files}
     golden |= changes
@@ -523,12 +521,12 @@ def test_a_device_that_computes_something_else_is_refused_by_graph(
         Conversation(changed)
 
 
-def test_a_golden_file_that_lacks_something_is_refused(own_copy: Path) -> None:
+def test_an_incomplete_golden_file_is_refused(own_copy: Path) -> None:
     with pytest.raises(ArtifactError, match="sound missing"):
         Conversation(rewrite_golden(own_copy, sound=None))
 
 
-def test_a_damaged_expert_is_unavailable_and_never_guessed(own_copy: Path) -> None:
+def test_a_damaged_expert_is_an_error_and_never_replaced(own_copy: Path) -> None:
     content = bytearray((own_copy / "experts.bin").read_bytes())
     for record in Bundle.open(own_copy).manifest.experts.records:
         content[record.offset + 8] ^= 1
@@ -537,10 +535,10 @@ def test_a_damaged_expert_is_unavailable_and_never_guessed(own_copy: Path) -> No
         Conversation(Bundle.open(own_copy))
 
 
-def test_only_a_whole_question_that_is_too_quiet_is_told_so(
+def test_only_a_whole_question_that_is_too_quiet_gives_a_warning(
     bundle: Bundle, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The live loop begins answers to what may be the first syllable."""
+    """The live loop may begin an answer after the first syllable."""
     spoken = voice(0.5)
     with talk(bundle) as conversation:
         conversation.begin(spoken[:800] * np.float32(0.01)).discard()

@@ -47,7 +47,7 @@ def test_the_shipped_checkpoint_answers_typed_and_spoken(
     assert len(scores["codebook_accuracy"]) == 7
 
 
-def test_pairs_of_its_answers_differ_in_what_is_heard(
+def test_pairs_of_answers_differ_in_their_heard_words(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "pairs.jsonl"

@@ -19,7 +19,7 @@ from deeptalk_edge.training.tiny.domain import (
 )
 
 
-def test_the_domain_is_as_large_as_the_model_card_says() -> None:
+def test_the_domain_has_the_size_in_the_model_card() -> None:
     assert (len(questions()), len(answers()), len(vocabulary())) == (1612, 1223, 169)
 
 

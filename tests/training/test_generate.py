@@ -50,7 +50,7 @@ def _literal(model: DeepTalk, prompt: Ids, mode: Mode) -> tuple[list[int], list[
 
 
 @pytest.mark.parametrize("mode", ["batch-parallel", "single"])
-def test_cached_decoding_says_what_decoding_from_scratch_says(model: DeepTalk, mode: Mode) -> None:
+def test_cached_decoding_equals_decoding_from_scratch(model: DeepTalk, mode: Mode) -> None:
     prompt = _prompts(1)
     text, frames = _literal(model, prompt[0], mode)
     answer = generate(model, prompt, speaker="ANS_A", mode=mode, max_rows=MAX_ROWS)[0]
@@ -67,7 +67,7 @@ def test_the_modes_differ(model: DeepTalk) -> None:
     assert parallel != single
 
 
-def test_questions_answered_together_are_answered_as_alone(model: DeepTalk) -> None:
+def test_questions_answered_together_get_the_answers_they_get_alone(model: DeepTalk) -> None:
     prompts = _prompts(3)
     together = generate(model, prompts, speaker="ANS_A", max_rows=MAX_ROWS)
     for prompt, answer in zip(prompts, together, strict=True):
@@ -76,7 +76,7 @@ def test_questions_answered_together_are_answered_as_alone(model: DeepTalk) -> N
         np.testing.assert_array_equal(answer.frames, alone.frames)
 
 
-def test_a_cut_answer_says_that_it_is_not_complete(model: DeepTalk) -> None:
+def test_a_cut_answer_is_marked_as_incomplete(model: DeepTalk) -> None:
     answer: Answer = generate(model, _prompts(1), speaker="ANS_A", max_rows=3)[0]
     assert not answer.is_complete
     assert answer.frames.shape == (0, VOCABULARY.num_codebooks)

@@ -30,7 +30,7 @@ def _loads() -> ExpertLoads:
     return loads
 
 
-def test_the_routers_facts_are_of_each_modality() -> None:
+def test_router_figures_are_given_for_each_modality() -> None:
     text, audio = router_facts(_loads())
     assert (audio["load"], audio["dead"]) == ([0.5, 0.5, 0, 0], [2, 3])
     assert audio["entropy"] == pytest.approx(0.5)
@@ -52,7 +52,7 @@ def test_the_page_shows_losses_scores_and_routers_and_loads_nothing(tmp_path: Pa
     assert "<script" not in page
 
 
-def test_a_resumed_run_drops_the_lines_of_steps_that_are_done_again(tmp_path: Path) -> None:
+def test_a_resumed_run_drops_the_lines_of_repeated_steps(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     for step in (1, 2, 3):
         journal.add("step", step, losses={})
@@ -62,9 +62,7 @@ def test_a_resumed_run_drops_the_lines_of_steps_that_are_done_again(tmp_path: Pa
     assert [entry["step"] for entry in read_journal(tmp_path / "journal.jsonl")] == [1, 2]
 
 
-def test_tensorboard_is_named_where_it_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_tensorboard_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
     with pytest.raises(SettingsError, match="pip install"):
         Journal(tmp_path, tensorboard=True)

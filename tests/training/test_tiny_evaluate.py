@@ -119,7 +119,7 @@ def test_the_open_recogniser_reads_one_answer_in_so_many(
     assert [s.opened.num_answers for s in scores] == [3, 3, 3]
 
 
-def test_each_recogniser_scores_for_itself(scores: list[SetScore]) -> None:
+def test_each_recogniser_scores_independently(scores: list[SetScore]) -> None:
     for s in scores:
         assert (s.text_exact, s.spoken.exact_rate, s.agreed) == (1, 1, 1)
         assert s.opened.word_error_rate == pytest.approx(1 / 3)
@@ -132,7 +132,7 @@ def test_the_ceiling_reads_the_true_codes_of_an_answer_once(
     assert kiosk.num_truths == 3
 
 
-def test_one_question_in_so_many_is_asked(
+def test_only_every_nth_question_is_asked(
     kiosk: Kiosk, corpus: Corpus, units: UnitVoice, codec: Snac
 ) -> None:
     hear = kiosk.hear

@@ -79,7 +79,7 @@ def test_parts_are_made_in_the_order_of_their_needs(
     ]  # fmt: skip
 
 
-def test_a_part_that_is_there_is_not_made_again(
+def test_an_existing_part_is_not_made_again(
     plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = Parts(plan, monkeypatch)

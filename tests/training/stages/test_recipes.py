@@ -84,12 +84,12 @@ def prepared(checkpoint: Path, data: Path, pairs: Path) -> dict[str, Prepared]:
     }
 
 
-def test_every_recipe_is_a_row_of_the_table_and_the_other_way_round() -> None:
+def test_recipes_and_rows_of_the_table_are_the_same() -> None:
     assert set(NAMES) == set(RULES) == set(OFFICIAL)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_table_says_what_the_official_scripts_do(name: str) -> None:
+def test_the_table_agrees_with_the_official_scripts(name: str) -> None:
     expected = {part for part, moves in zip(PARTS, OFFICIAL[name], strict=True) if moves}
     assert RULES[name].trains == expected  # type: ignore[index]
 
@@ -132,9 +132,7 @@ def _descend(run_of: Prepared, objective: Objective) -> None:
 
 
 @pytest.mark.parametrize(("name", "side"), [("audio_experts", 0), ("text_experts", 1)])
-def test_no_mass_goes_to_a_barred_expert(
-    name: str, side: int, prepared: dict[str, Prepared]
-) -> None:
+def test_a_barred_expert_gets_no_mass(name: str, side: int, prepared: dict[str, Prepared]) -> None:
     run_of = prepared[name]
     batch = load_batch(run_of.reader, run_of.evaluation[1][0]) if run_of.evaluation[1] else None
     batch = batch or load_batch(run_of.reader, _plan_of_all(run_of))
@@ -155,7 +153,7 @@ def _plan_of_all(run_of: Prepared) -> BatchPlan:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_a_run_moves_what_trains_and_nothing_else(
+def test_a_run_changes_only_the_trained_tensors(
     name: str, checkpoint: Path, data: Path, pairs: Path, tmp_path: Path
 ) -> None:
     recipe = read_recipe(name, _changes(name, checkpoint, data, pairs, tmp_path / "run"))
@@ -214,7 +212,7 @@ def test_an_unknown_key_is_refused_by_name() -> None:
         read_recipe("joint", ["optimiser.speed=2"])
 
 
-def test_an_unknown_recipe_names_those_there_are() -> None:
+def test_an_unknown_recipe_is_refused_with_the_known_ones() -> None:
     with pytest.raises(SettingsError, match="audio_experts, distil"):
         read_recipe("nothing")
 
