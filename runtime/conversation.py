@@ -93,7 +93,7 @@ class Conversation:
         self._tokenizer = TextTokenizer(bundle.file("tokenizer.json"), self._vocabulary)
         with ExitStack() as opened:
             self._open(opened, tap)
-            self._history = History(
+            self.history = History(
                 self._engine,
                 self._tokenizer.template,
                 system=self.settings.system,
@@ -103,6 +103,7 @@ class Conversation:
                 + _TEMPLATE_ROWS,
                 max_turns=self.settings.max_turns,
             )
+            """The turns so far, to read; `ask`, `trim_history` and `reset` change it."""
             self.setup = self._setup()
             """The backend, model and precision in use."""
             self._judge = Judge(bundle, self.settings.understanding)
@@ -208,7 +209,7 @@ class Conversation:
         self._expect_no_answer()
         self._answer = Answer(
             question,
-            history=self._history,
+            history=self.history,
             hear=self._backend.encoder.hear,
             open_turn=self._open_turn,
             lifetime=self._lifetime,
@@ -273,7 +274,7 @@ class Conversation:
         self._expect_no_answer()
         self._end_turn()
         try:
-            return self._history.trim()
+            return self.history.trim()
         finally:
             self._experts.idle()
 
@@ -289,7 +290,7 @@ class Conversation:
         Raises UsageError as `ask` does, BackendError or ExpertUnavailable if the model fails.
         """
         self._expect_no_answer()
-        return self._history.trim()
+        return self.history.trim()
 
     @contextmanager
     def record_routes(self, path: Path) -> Iterator[None]:
@@ -331,7 +332,7 @@ class Conversation:
         if self._answer is not None:
             self._answer.discard()
         with self._lifetime:
-            self._history.reset()
+            self.history.reset()
 
     def close(self) -> None:
         """End the answer under way and release everything; idempotent."""
@@ -351,7 +352,7 @@ class Conversation:
 
     def _open_turn(self, last_row: Ids, meter: Meter) -> Turn:
         return Turn(
-            self._history.num_turns,
+            self.history.num_turns,
             last_row,
             settings=self.settings,
             manifest=self.bundle.manifest,

@@ -66,7 +66,8 @@ class History:
         self._engine, self._template, self._system = engine, template, system
         self._reserve_rows = min(reserve_rows, engine.capacity // 2)
         self._max_turns = max_turns
-        self._past: deque[PastTurn] = deque()
+        self.past: deque[PastTurn] = deque()
+        """The turns that the model sees, the oldest first."""
         self._nothing = text_rows(template.vocabulary, [])
         self.no_features = np.empty((0, width), np.float32)
         self.pending_rows = self._nothing
@@ -76,7 +77,7 @@ class History:
 
     def segment(self, user: Heard | Typed) -> Segment:
         """Return the rows of this question at this point of the conversation."""
-        return self._segment(user, is_first=not self._past)
+        return self._segment(user, is_first=not self.past)
 
     def prompt(self, user: Heard | Typed, features: Array) -> Prompted:
         """Feed all rows of a question but the last, which starts the answer.
@@ -88,10 +89,10 @@ class History:
         segment = self._fit(user)
         num_rows = len(self.pending_rows) + len(segment.rows)
         opened = 0
-        if not self._past and isinstance(user, Heard):
+        if not self.past and isinstance(user, Heard):
             num_rows -= self._engine.num_rows
             opened = self._open()
-        elif not self._past:
+        elif not self.past:
             self._engine.reset()
         rows = np.concatenate([self.pending_rows, segment.rows[opened:]])
         mask = np.pad(segment.audio_mask[opened:], (len(self.pending_rows), 0))
@@ -105,7 +106,7 @@ class History:
 
     def append(self, turn: PastTurn, pending_rows: Ids) -> None:
         """Add a turn whose rows are cached but for the `pending_rows`."""
-        self._past.append(turn)
+        self.past.append(turn)
         self.pending_rows = pending_rows
         self.num_turns += 1
 
@@ -118,7 +119,7 @@ class History:
         too many or might not fit, and feed the opening if there is no turn. Returns the number of
         dropped turns."""
         num_dropped = self._drop_oldest()
-        if not self._past:
+        if not self.past:
             self._open()
         return num_dropped
 
@@ -127,11 +128,11 @@ class History:
         half of the context is free. Returns the number of dropped turns."""
         num_dropped = 0
         if self._max_turns is not None:
-            num_dropped = max(len(self._past) + 1 - self._max_turns, 0)
-        num_rows = self._num_rows - sum(self._size(self._past[i]) for i in range(num_dropped))
+            num_dropped = max(len(self.past) + 1 - self._max_turns, 0)
+        num_rows = self._num_rows - sum(self._size(self.past[i]) for i in range(num_dropped))
         if num_rows + self._reserve_rows > self._engine.capacity:
-            while num_dropped < len(self._past) and num_rows > self._engine.capacity // 2:
-                num_rows -= self._size(self._past[num_dropped])
+            while num_dropped < len(self.past) and num_rows > self._engine.capacity // 2:
+                num_rows -= self._size(self.past[num_dropped])
                 num_dropped += 1
         if num_dropped:
             self._drop(num_dropped)
@@ -140,7 +141,7 @@ class History:
     def reset(self) -> None:
         """Remove all turns."""
         self._engine.reset()
-        self._past.clear()
+        self.past.clear()
         self.pending_rows, self.num_turns = self._nothing, 0
 
     def _open(self) -> int:
@@ -167,10 +168,10 @@ class History:
         least = self._template.vocabulary.num_codebooks + 1  # rows until its first codec frame
         while True:
             segment = self.segment(user)
-            needed = (self._num_rows if self._past else 0) + len(segment.rows) + least
+            needed = (self._num_rows if self.past else 0) + len(segment.rows) + least
             if needed <= self._engine.capacity:
                 return segment
-            if not self._past:
+            if not self.past:
                 raise DoesNotFit(
                     f"the question takes {len(segment.rows)} rows and an answer {least} at least; "
                     f"the context holds {self._engine.capacity}; ask for less at once, or for more "
@@ -181,18 +182,18 @@ class History:
     def _drop(self, num_turns: int) -> None:
         """Remove the oldest turns and feed the others again in one prefill."""
         for _ in range(num_turns):
-            self._past.popleft()
+            self.past.popleft()
         self._engine.reset()
         self.pending_rows = self._nothing
-        if not self._past:
+        if not self.past:
             return
         rows, masks = [], []
-        for index, turn in enumerate(self._past):
+        for index, turn in enumerate(self.past):
             segment = self._segment(turn.user, is_first=index == 0)
             answer = text_rows(self._template.vocabulary, turn.answer)
             rows += [segment.rows, answer]
             masks += [segment.audio_mask, np.zeros(len(answer), np.bool_)]
-        features = np.concatenate([turn.features for turn in self._past])
+        features = np.concatenate([turn.features for turn in self.past])
         try:
             self._engine.prefill(np.concatenate(rows), features, np.concatenate(masks))
         except BaseException:

@@ -10,10 +10,12 @@ import pytest
 
 from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.errors import DoesNotFit, UsageError
+from deeptalk_edge.model.features import num_frames
+from deeptalk_edge.model.prompt import Heard
 from deeptalk_edge.model.rows import Ids, text_rows
 from deeptalk_edge.runtime.answer import Answer
 from deeptalk_edge.runtime.backends.ort.engine import OrtEngine
-from deeptalk_edge.runtime.conversation import AudioChunk, Conversation, TextPiece, TurnDone
+from deeptalk_edge.runtime.conversation import AudioChunk, TextPiece, TurnDone
 from deeptalk_edge.runtime.experts.paged import PagedExperts
 from deeptalk_edge.runtime.experts.policy import Phase
 from tests.runtime.fed import own_experts
@@ -23,9 +25,11 @@ from tests.runtime.sounds import voice
 from tests.runtime.test_conversation import (
     MODES,
     Script,
+    Tapped,
     frames,
     history_ids,
     listen,
+    opening,
     script,
     take,
     talk,
@@ -51,19 +55,21 @@ def advance_until(answer: Answer, num_samples: int) -> int:
     return made
 
 
-def cached_rows(conversation: Conversation) -> int:
-    return conversation._engine.num_rows + len(conversation._history.pending_rows)
+def cached_rows(conversation: Tapped) -> int:
+    return conversation.engine.num_rows + len(conversation.history.pending_rows)
 
 
-def assert_cache_is_history(
-    conversation: Conversation, question: Any, answer_ids: list[int]
-) -> None:
+def feed_again(conversation: Tapped) -> None:
+    """Feed all turns, as after a drop: no caller needs that by itself."""
+    conversation.history._drop(0)
+
+
+def assert_cache_is_history(conversation: Tapped, question: Any, answer_ids: list[int]) -> None:
     """The cache and the pending rows are a fresh prefill of the question and this answer."""
-    history, engine = conversation._history, conversation._engine
+    history, engine = conversation.history, conversation.engine
     assert isinstance(engine, OrtEngine)
-    past, history._past = history._past, type(history._past)()
-    features, segment = listen(conversation, question)
-    history._past = past
+    features, _ = listen(conversation, question)
+    segment = opening(conversation, Heard(num_frames=num_frames(len(question))))
     whole = np.concatenate([segment.rows, text_rows(VOCABULARY, answer_ids)])
     assert cached_rows(conversation) == len(whole)
     np.testing.assert_array_equal(history.pending_rows, whole[engine.num_rows :])
@@ -73,7 +79,7 @@ def assert_cache_is_history(
     mask = np.pad(segment.audio_mask, (0, len(answer_ids)))
     fresh.prefill(whole[: engine.num_rows], features, mask[: engine.num_rows])
     for layer in range(SPEC.decoder.num_layers):
-        np.testing.assert_allclose(engine._cache.past(layer), fresh._cache.past(layer), atol=1e-4)
+        np.testing.assert_allclose(engine.latents(layer), fresh.latents(layer), atol=1e-4)
     fresh.close()
 
 
@@ -122,7 +128,7 @@ def test_text_that_runs_ahead_is_kept_in_proportion_to_the_speech(
 def test_a_discarded_answer_leaves_no_trace(
     bundle: Bundle, frames: list[Ids], mode: Any, num_steps: int
 ) -> None:
-    def said(conversation: Conversation) -> tuple[str, list[list[int]]]:
+    def said(conversation: Tapped) -> tuple[str, list[list[int]]]:
         frames.clear()
         return take(conversation.ask(voice(0.6)))[0], [frame.tolist() for frame in frames]
 
@@ -160,8 +166,7 @@ def test_a_full_context_keeps_the_newest_whole_turns(
 ) -> None:
     script(*[("abc", 2)] * 6)
     with talk(bundle, mode=mode, context_rows=250) as conversation:
-        history = conversation._history
-        history._reserve_rows = 120
+        history = conversation.history
         for turn in range(6):
             events = conversation.ask(f"Question {turn}?")
             while not isinstance(next(events), TurnDone):
@@ -170,13 +175,13 @@ def test_a_full_context_keeps_the_newest_whole_turns(
                 assert next(events, None) is None
                 assert conversation.idle() == 0
         conversation.trim_history()
-        left = len(history._past)
+        left = len(history.past)
         assert 2 < left < 6
         assert history.num_turns == 6
-        rows, engine = cached_rows(conversation), conversation._engine
-        history._drop(0)  # feeds the remaining turns again
+        rows, engine = cached_rows(conversation), conversation.engine
+        feed_again(conversation)
         assert cached_rows(conversation) == rows
-        assert [turn.user.text[9] for turn in history._past] == [  # type: ignore[union-attr]
+        assert [turn.user.text[9] for turn in history.past] == [  # type: ignore[union-attr]
             str(turn) for turn in range(6 - left, 6)
         ]
         assert engine.num_rows <= 250
@@ -200,7 +205,7 @@ def test_room_is_made_for_a_question_of_unusual_length(bundle: Bundle, script: A
         answer = conversation.begin("x" * 130)
         advance_until(answer, 10**9)
         assert answer.finish() == "on"
-        assert len(conversation._history._past) == 1
+        assert len(conversation.history.past) == 1
 
 
 MIXED: list[Any] = ["Why?", voice(0.5), voice(0.8), "And then?", voice(0.3)]
@@ -215,20 +220,20 @@ def test_dropped_turns_have_no_effect_on_later_answers(
     with talk(bundle, **settings) as kept, talk(bundle, **settings) as fresh:
         for number, question in enumerate(MIXED, 1):
             take(kept.ask(question))
-            past = list(kept._history._past)
+            past = list(kept.history.past)
             assert len(past) == min(number, max_turns - 1)
             fresh.reset()
-            fresh._history._past.extend(past)
+            fresh.history.past.extend(past)
             if past:
-                fresh._history._drop(0)  # feeds the turns again
+                feed_again(fresh)
             else:
                 fresh.idle()
             assert cached_rows(kept) == cached_rows(fresh)
-            num_rows = min(t._engine.num_rows for t in (kept, fresh))  # the rest is pending
+            num_rows = min(t.engine.num_rows for t in (kept, fresh))  # the rest is pending
             for layer in range(SPEC.decoder.num_layers):
-                ours, theirs = (t._engine._cache.past(layer) for t in (kept, fresh))  # type: ignore[attr-defined]
+                ours, theirs = (t.engine.latents(layer) for t in (kept, fresh))  # type: ignore[attr-defined]
                 np.testing.assert_allclose(ours[:num_rows], theirs[:num_rows], atol=1e-4)
-            fresh._history.num_turns = number  # it seeds the sampler
+            fresh.history.num_turns = number  # it seeds the sampler
             said, sound, _ = take(fresh.ask("So?"))
             answer = kept.begin("So?")
             made = [piece for pieces in iter(answer.advance, None) for piece in pieces]
@@ -304,7 +309,8 @@ def test_idle_reaches_the_experts(bundle: Bundle) -> None:
     assert phases == [Phase.IDLE, Phase.IDLE, Phase.LISTENING, Phase.IDLE]
 
 
-def phase_of(conversation: Conversation) -> Phase:
-    experts = conversation._experts
+def phase_of(conversation: Tapped) -> Phase:
+    assert isinstance(conversation.engine, OrtEngine)
+    experts = conversation.engine.experts
     assert isinstance(experts, PagedExperts)
     return experts._pager.residency.phase

@@ -61,7 +61,7 @@ def settings(
 ) -> ConversationSettings:
     """Of a short conversation on each backend; some experts have to be read."""
     if request.param == "cpu":
-        monkeypatch.setattr(native_library, "LIBRARY", built.library_place())
+        built.install(monkeypatch)
     return dataclasses.replace(
         ConversationSettings.of(int8_bundle),
         backend=request.param,

@@ -69,7 +69,7 @@ def test_music_gets_the_bundles_spoken_line_and_adds_no_turn(
         np.testing.assert_array_equal(sound.pcm, read_wav(tiny.file(files.LINE)).pcm)
         assert (done.text, done.metrics.stopped) == ("", "not_understood")
         assert done.metrics.understood_p == refusal.understood_p < 0.33
-        assert talk._history.num_turns == 0
+        assert talk.history.num_turns == 0
 
 
 def test_an_understood_question_is_answered_as_without_judging(
@@ -160,7 +160,7 @@ def test_without_a_word_head_sound_waits_for_the_first_rows(
         assert any(isinstance(event, NotUnderstood) for event in refused)
         assert len(sounds) == 1  # only the spoken line
         assert not any(isinstance(event, TextPiece) for event in refused)
-        assert talk._history.num_turns == 0
+        assert talk.history.num_turns == 0
         heard = "".join(e.text for e in talk.ask(question) if isinstance(e, TextPiece))
     with talk_of(without_head, refuses=False) as talk:
         assert heard == "".join(e.text for e in talk.ask(question) if isinstance(e, TextPiece))

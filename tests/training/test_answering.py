@@ -1,4 +1,4 @@
-"""The shipped checkpoint asked through data files: `train eval` and `train pairs`, end to end."""
+"""The shipped checkpoint answers data files: `train eval` and `train pairs`, end to end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two shipped questions; their codes are none, for only the questions are asked."""
+    """Two shipped questions without codes, because only the questions are used."""
     path = tmp_path_factory.mktemp("data") / "data.jsonl"
     lines = []
     for wav in sorted((TINY / "questions").glob("new_voice-*.wav"))[:2]:

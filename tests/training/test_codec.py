@@ -1,4 +1,4 @@
-"""Training the tiny codec: codes stay in use, the decoder learns, what is frozen stays frozen."""
+"""Training the tiny codec: codes stay in use, the decoder learns, frozen parts do not change."""
 
 from __future__ import annotations
 

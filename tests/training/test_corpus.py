@@ -32,7 +32,7 @@ needs_synthesisers = pytest.mark.skipif(
 
 @pytest.fixture
 def silent_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The whole plan with a synthesiser that gives every clip its text's length."""
+    """The whole plan, with a synthesiser whose clips are as long as their texts."""
 
     def pretend(text: str, voice: Voice, *, rate_hz: int) -> Pcm:
         return np.full(len(text), rate_hz // 1000, np.int16)

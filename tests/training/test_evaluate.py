@@ -1,4 +1,4 @@
-"""What an evaluation says of its own certainty."""
+"""Confidence intervals of an evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which experts become audio experts."""
+"""The choice of audio experts."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_modality_that_was_never_seen_is_an_error() -> None:
 
 
 def test_an_expert_that_text_uses_more_stays_a_text_expert() -> None:
-    """Expert 0 hears most, but text uses it more still."""
+    """Audio uses expert 0 most, but text uses it even more."""
     audio = torch.tensor([[0.4, 0.3, 0.2, 0.1]])
     text = torch.tensor([[0.9, 0.0, 0.0, 0.1]])
     assert split_experts(audio, text, [2], top_k=2) == [[1, 2]]

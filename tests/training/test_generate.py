@@ -29,7 +29,7 @@ def _prompts(num_questions: int, length: int = 5) -> Ids:
 
 @torch.inference_mode()
 def _literal(model: DeepTalk, prompt: Ids, mode: Mode) -> tuple[list[int], list[Ids]]:
-    """The same answer without a cache: all rows anew at every step, greedy."""
+    """The same greedy answer without a cache: all rows run again at every step."""
     items = [speak_as(VOCABULARY, prompt, "ANS_A"), prompt]
     answer, text, frames = AnswerRows(VOCABULARY), [], []
     silent = codec_columns(VOCABULARY, VOCABULARY.pad_audio)
@@ -59,7 +59,7 @@ def test_cached_decoding_equals_decoding_from_scratch(model: DeepTalk, mode: Mod
 
 
 def test_the_modes_differ(model: DeepTalk) -> None:
-    """Else the test above would not notice if one mode were the other."""
+    """Otherwise the test above could not tell the modes apart."""
     parallel, single = (
         generate(model, _prompts(1), speaker="ANS_A", mode=mode, max_rows=MAX_ROWS)[0].text_ids
         for mode in ("batch-parallel", "single")
@@ -95,7 +95,7 @@ def test_sampling_is_repeatable_and_the_seed_matters(model: DeepTalk) -> None:
 
 
 def test_the_speaker_changes_the_speech_and_not_the_text(model: DeepTalk) -> None:
-    """In batch-parallel mode text comes from the item that knows of no speaker."""
+    """In batch-parallel mode text comes from the item without a speaker."""
     ours, theirs = (
         generate(model, _prompts(1), speaker=name, max_rows=MAX_ROWS)[0]
         for name in ("ANS_A", "M29")

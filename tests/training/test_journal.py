@@ -1,4 +1,4 @@
-"""What a run says of itself."""
+"""The journal of a training run."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_resumed_run_drops_the_lines_of_repeated_steps(tmp_path: Path) -> None
     for step in (1, 2, 3):
         journal.add("step", step, losses={})
     with (tmp_path / "journal.jsonl").open("a") as file:
-        file.write('{"kind": "step", "st')  # where the kill came
+        file.write('{"kind": "step", "st')  # the line that the kill cut
     Journal(tmp_path).resume(2)
     assert [entry["step"] for entry in read_journal(tmp_path / "journal.jsonl")] == [1, 2]
 

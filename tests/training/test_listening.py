@@ -1,4 +1,4 @@
-"""The hearing stage: its start, its course, and what its two heads teach."""
+"""The hearing stage: its start, its course, and the layers that its two heads train."""
 
 from __future__ import annotations
 

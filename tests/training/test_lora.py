@@ -1,4 +1,4 @@
-"""Adapters: nothing at first, their product when merged, and files that fit or are refused."""
+"""Adapters: zero at first, their product when merged, and files that fit or are refused."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def test_a_batch_with_speech_is_divided_by_eight() -> None:
 
 def test_each_stream_is_a_mean_over_its_own_labels() -> None:
     text_logits, code_logits = _logits(4)
-    text_logits[0, 1] = 50.0  # row 0 is certain and right, the only one of which text is asked
+    text_logits[0, 1] = 50.0  # row 0 is certain and right, and the only one with a text label
     targets = _targets(4)
     targets[0, -1] = 1
     targets[2, 0] = 3

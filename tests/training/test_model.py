@@ -143,7 +143,7 @@ def test_explicit_attention_equals_torchs_fused_attention(
 
 
 def test_an_expert_runs_on_few_distinct_lengths() -> None:
-    """Or training compiles products for most of its time."""
+    """Otherwise training spends most of its time compiling products."""
     spec = PLAIN.decoder
     mixture = MixtureOfExperts(spec)
     lengths: list[int] = []

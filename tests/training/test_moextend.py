@@ -1,4 +1,4 @@
-"""Experts that are added beside those of a model."""
+"""Experts that are added to those of a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a recipe needs, counted from the official sizes."""
+"""The memory of a recipe, computed from the official sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scorer hears what was said, and hears nothing where nothing was: it does not flatter."""
+"""The scorer recognises what was said, and nothing in sound without speech."""
 
 from __future__ import annotations
 

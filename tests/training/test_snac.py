@@ -55,7 +55,7 @@ def _pair(**changes: Any) -> tuple[Any, Snac]:
         attn_window_size=None, **{name: getattr(spec, name) for name in FIELDS}
     ).eval()
     for name, parameter in theirs.named_parameters():
-        if name.endswith("alpha"):  # all ones in a new model: would hide a wrong axis
+        if name.endswith("alpha"):  # all ones in a new model would hide a wrong axis
             torch.nn.init.uniform_(parameter, 0.5, 2.0)
     ours = Snac(spec).eval()
     ours.load_state_dict(theirs.state_dict())

@@ -1,4 +1,4 @@
-"""The tiny model's batches: they obey the grid, and nothing held out ever gets in."""
+"""The tiny model's batches follow the grid and never have held-out items."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from deeptalk_edge.training.tiny.units import Unit, UnitVoice, unit_names
 from deeptalk_edge.training.tiny.voices import held_out_voice, training_voice
 
 NUM_STEPS = 24
-FRAMES = 90  # of every utterance
+FRAMES = 90  # frames of every utterance
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def corpus() -> Corpus:
 
 @pytest.fixture(scope="module")
 def units() -> UnitVoice:
-    """Units of random codes, two frames a word."""
+    """Units of random codes, two frames per word."""
     rng = np.random.default_rng(0)
     return UnitVoice(
         {
@@ -172,7 +172,8 @@ def test_no_held_out_question_or_answer_is_in_a_batch(
 def test_random_sentences_would_contain_held_out_answers_without_the_filter(
     corpus: Corpus, units: UnitVoice, tokenizer: Tokenizer
 ) -> None:
-    """The tests above are sharp: of 20,000 sentences none is held out, though many are answers."""
+    """Shows that the tests above can fail: the filter removes held-out answers from 20,000
+    sentences."""
     batches, draw = _batches(corpus, units, tokenizer), random.Random(0)
     said = {batches.random_sentence(draw) for _ in range(20_000)}
     assert len(said & set(answers())) > 100
@@ -198,7 +199,7 @@ def test_a_sentence_for_its_sound_alone_trains_no_text(
 def test_targets_are_the_next_row_at_every_labelled_position(
     corpus: Corpus, units: UnitVoice, tokenizer: Tokenizer
 ) -> None:
-    """Text exactly; codes but for those that were corrupted in the rows, never in the targets."""
+    """Text exactly; codes except those that are corrupted in the rows, which targets never are."""
     spec, same = _spec(tokenizer).vocabulary, []
     for batch in _some(_batches(corpus, units, tokenizer), corpus):
         asked = batch.targets[:, :-1] != IGNORE
@@ -251,7 +252,7 @@ def test_speech_only_items_have_no_text_targets_and_no_target_for_the_first_code
     last = len(prompt.rows) - 1
     item = writer.spoken(prompt, "gate two", np.zeros(0, np.int64), train_text=False)
     assert (item.targets[:, -1] == IGNORE).all()
-    # The row of BOS, last + 1, is the first from which a code is asked; no word stands there yet.
+    # The row of BOS, last + 1, is the first from which a code is asked; it has no word yet.
     assert item.targets[last + 1, 0] == IGNORE
     assert item.targets[last + 2, 0] != IGNORE
 
@@ -277,7 +278,7 @@ def test_text_that_runs_ahead_has_no_padding(units: UnitVoice, tokenizer: Tokeni
 def test_an_earlier_answer_is_in_the_text_only_and_ends_with_eos(
     units: UnitVoice, tokenizer: Tokenizer
 ) -> None:
-    """Exactly the rows that the second item of batch-parallel decoding leaves behind."""
+    """Exactly the rows that remain in the second item of batch-parallel decoding."""
     writer, vocab = _writer(tokenizer, units), _spec(tokenizer).vocabulary
     first = writer.prompt([], Typed(text="hello"))
     prompt = writer.prompt([(Typed(text="hello"), "you are welcome")], Typed(text="help"))

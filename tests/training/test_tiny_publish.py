@@ -1,4 +1,4 @@
-"""A published checkpoint is the model that was trained, and what stands beside it stays."""
+"""A published checkpoint is the trained model, and other files in its folder stay."""
 
 from __future__ import annotations
 

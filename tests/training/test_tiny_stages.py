@@ -1,4 +1,4 @@
-"""What training hears, and what each stage of the tiny model moves."""
+"""Features in training, and the tensors that each stage of the tiny model trains."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_without_variation_training_features_equal_the_devices() -> None:
     takes = ear.plan(np.arange(3), rng, strength=0.0)
     heard = ear.hear(takes, WINDOW, rng)
     for clip, mel in zip(_clips(), heard.numpy(), strict=True):
-        whole = mel[:, : len(clip) // 160 - 2]  # the last frames reach into the silence behind
+        whole = mel[:, : len(clip) // 160 - 2]  # the last frames reach into the silence after it
         expected = log_mel(clip, ENCODER)[:, : whole.shape[1]]
         np.testing.assert_allclose(whole, expected, atol=2e-3)  # kept in float16
 
@@ -61,7 +61,7 @@ def test_variation_changes_the_sound_and_not_its_range() -> None:
 
 
 def test_a_bend_moves_formants_and_a_blur_takes_the_pitch_away() -> None:
-    """A tone stands for a harmonic: bent, it lies in another bin; blurred, it is less sharp."""
+    """A tone represents a harmonic: bending moves it to another bin, blurring widens it."""
     tone = np.sin(2 * np.pi * 1000 / 16000 * np.arange(16000), dtype=np.float32)
     still = {
         "stretch": (1.0, 1.0),

@@ -1,4 +1,4 @@
-"""The course of the tiny checkpoint in a few steps each: what each part leaves for the next."""
+"""The tiny checkpoint's course in a few steps per part: the files for the next part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The prompt voice: any answer is its units end to end, word for word."""
+"""The prompt voice: any answer is the concatenation of its words' units."""
 
 from __future__ import annotations
 

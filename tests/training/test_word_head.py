@@ -14,7 +14,7 @@ SILENCE, *CODES = np.random.default_rng(5).normal(size=(len(WORDS) + 1, WIDTH))
 
 
 def utterance(text: str, values: np.random.Generator) -> np.ndarray:
-    """Four frames a word that show its code, between two of silence, all with some noise."""
+    """Four frames per word with its code, between two of silence, all with some noise."""
     codes = [SILENCE] * 2
     for word in text.split():
         codes += [CODES[WORDS.index(word)]] * 4 + [SILENCE] * 3

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from deeptalk_edge.runtime.backends.cpu import library as library_module
 from deeptalk_edge.runtime.backends.cpu.library import CpuLibrary
 from native.cpu.build import SOURCES, build
 from tests.places import ROOT
@@ -19,6 +20,11 @@ _PLACE = ROOT / "build" / "native_tests"
 def library() -> CpuLibrary:
     """The library for this processor; skips the test without a compiler."""
     return CpuLibrary(library_place())
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the runtime load the library that the sources build; skips without a compiler."""
+    monkeypatch.setattr(library_module, "LIBRARY", library_place())
 
 
 def library_place(*flags: str) -> Path:

@@ -57,7 +57,7 @@ def cpu_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Install the library that the sources build."""
-    monkeypatch.setattr(native_library, "LIBRARY", built.library_place())
+    built.install(monkeypatch)
 
 
 def chosen(bundle: Bundle, backend: BackendChoice) -> ConversationSettings:

@@ -19,7 +19,7 @@ from deeptalk_edge.runtime.events import Interrupted, TurnDone
 from deeptalk_edge.runtime.loop.settings import LoopSettings
 from tests.runtime.loop.scenes import Stage
 from tests.runtime.sounds import voice
-from tests.runtime.test_conversation import take, talk
+from tests.runtime.test_conversation import opening, take, talk
 
 Answers = list[tuple[str, NDArray[np.float32]]]
 
@@ -42,8 +42,7 @@ def fed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def opening_rows(conversation: Conversation) -> int:
-    template = conversation._tokenizer.template
-    return int(template.opening("Be brief.", Heard(num_frames=1)).audio_mask.argmax())
+    return int(opening(conversation, Heard(num_frames=1)).audio_mask.argmax())
 
 
 @pytest.mark.parametrize("is_idle", [True, False], ids=["while idle", "with the question"])
@@ -52,16 +51,16 @@ def test_with_time_before_the_first_spoken_question_only_its_rows_are_fed(
 ) -> None:
     with talk(bundle, **ROWS) as conversation:
         fed.clear()  # rows of the golden check
-        opening = opening_rows(conversation)
-        assert opening > len("Be brief.")  # the test's tokenizer gives bytes
+        num_opening = opening_rows(conversation)
+        assert num_opening > len("Be brief.")  # the test's tokenizer gives bytes
         if is_idle:
             conversation.idle()
-            assert fed == [opening]
+            assert fed == [num_opening]
             fed.clear()
-        whole = len(conversation._history.segment(Heard(num_frames=31)).rows)
+        whole = len(conversation.history.segment(Heard(num_frames=31)).rows)
         metrics = take(conversation.ask(voice(0.6)))[2].metrics
-        question = whole - opening
-        assert fed == ([] if is_idle else [opening]) + [question - 1]
+        question = whole - num_opening
+        assert fed == ([] if is_idle else [num_opening]) + [question - 1]
         assert metrics.num_prompt_rows == (question if is_idle else whole)
 
 
@@ -104,9 +103,9 @@ def test_an_opening_that_failed_is_fed_again(
         with pytest.raises(BackendError):
             conversation.idle()
         monkeypatch.undo()
-        assert conversation._engine.num_rows == 0
+        assert conversation.engine.num_rows == 0
         conversation.idle()
-        assert conversation._engine.num_rows == opening_rows(conversation)
+        assert conversation.engine.num_rows == opening_rows(conversation)
 
 
 def test_the_loop_feeds_the_opening_at_the_start_and_after_a_reset() -> None:

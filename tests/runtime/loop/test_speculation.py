@@ -23,6 +23,7 @@ from deeptalk_edge.runtime.audio.vad import WebRtcDetector
 from deeptalk_edge.runtime.audio.virtual_port import VirtualPort, recording
 from deeptalk_edge.runtime.conversation import Conversation, ConversationSettings
 from deeptalk_edge.runtime.events import AudioChunk, Interrupted, LiveEvent, TurnDone
+from deeptalk_edge.runtime.lm.text import TextTokenizer
 from deeptalk_edge.runtime.loop.settings import LoopSettings
 from deeptalk_edge.runtime.loop.simulation import Simulation
 from deeptalk_edge.runtime.understanding import UnderstandingSettings
@@ -221,5 +222,6 @@ def test_an_interrupted_answer_keeps_the_heard_words_and_the_next_one_is_right(
     assert whole.startswith(cut.text)
     assert 0 < len(cut.text.split()) < len(whole.split())
     assert second.text
-    ids = conversation._history._past[0].answer
-    assert conversation._tokenizer.decode(ids.tolist()).strip() == cut.text
+    tokenizer = TextTokenizer(tiny.file("tokenizer.json"), tiny.manifest.model.vocabulary)
+    ids = conversation.history.past[0].answer
+    assert tokenizer.decode(ids.tolist()).strip() == cut.text

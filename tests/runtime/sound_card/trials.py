@@ -35,7 +35,7 @@ class Watch(Protocol):
 
 
 class Machine:
-    """Measures how long this machine stands still."""
+    """Measures the standstills of this machine."""
 
     def __init__(self) -> None:
         self._longest_s = 0.0

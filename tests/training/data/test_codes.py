@@ -1,4 +1,4 @@
-"""Codes of recordings: by the encoder that belongs to the codec, once, then from the cache."""
+"""The codec's encoder computes the codes of a recording once; later they come from the cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Batches follow from (seed, step), and an epoch has every sample as often as it should."""
+"""Batches depend only on (seed, step), and an epoch has every sample as often as its source
+says."""
 
 from __future__ import annotations
 

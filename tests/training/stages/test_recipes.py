@@ -1,4 +1,4 @@
-"""Every recipe at toy size: what trains is what the table says."""
+"""Every recipe at toy size: the trained tensors are those of the table."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from tests.training.toys import (
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.toml"))
 
-# By hand, from the official scripts: what each stage moves of a MoE layer, and elsewhere.
-# (encoder, projector, embedding, dense layers, norms, attention, router, audio, text, shared)
+# By hand, from the official scripts: the tensors that each stage trains. (encoder, projector,
+# embedding, dense layers, norms, attention, router, audio, text, shared)
 OFFICIAL = {
     "align": (0, 1, 1, 0, 0, 0, 0, 0, 0, 0),
     "audio_experts": (0, 0, 1, 1, 1, 0, 1, 1, 0, 1),
@@ -102,7 +102,7 @@ def test_tensors_with_a_gradient_are_those_of_the_table(
     run_of = prepared[name]
     model, decoder = run_of.model, run_of.model.spec.decoder
     objective = Objective(model, run_of.recipe, run_of.reference, bfloat16=False)
-    if name == "preference":  # equal models have a margin of 0, and a gradient all the same
+    if name == "preference":  # equal models have a margin of 0 and still a gradient
         assert run_of.reference is not None
     _descend(run_of, objective)
     moved = {
@@ -125,7 +125,7 @@ def test_tensors_with_a_gradient_are_those_of_the_table(
 
 
 def _descend(run_of: Prepared, objective: Objective) -> None:
-    """All of the data, and rows that go to every expert that is not barred."""
+    """All of the data, with rows for every expert that is not barred."""
     for entry in run_of.train_entries:
         batch = load_batch(run_of.reader, BatchPlan(entries=(entry,), seed=entry.line))
         torch.autograd.backward(torch.stack(list(objective(batch).values())).sum())
@@ -166,7 +166,7 @@ def test_a_run_changes_only_the_trained_tensors(
     decoder = read_model_spec(final).decoder
     for parameter, tensor in after.items():
         if parameter not in before or before[parameter].shape != tensor.shape:
-            continue  # moextend's own
+            continue  # moextend adds tensors
         moves = part_of(parameter, decoder, split) in recipe.rule.trains
         if not moves:
             assert torch.equal(before[parameter], tensor), parameter
@@ -178,7 +178,7 @@ def test_a_run_changes_only_the_trained_tensors(
 def test_remembered_recordings_give_the_same_losses(
     checkpoint: Path, data: Path, tmp_path: Path
 ) -> None:
-    """But for the half precision in which they are kept."""
+    """Except for the half precision of stored features."""
     losses = []
     for remember in ("false", "true"):
         output = tmp_path / remember

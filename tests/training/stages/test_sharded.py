@@ -1,4 +1,4 @@
-"""Two processes by FSDP: one process's losses, and checkpoints that any number can go on from."""
+"""Two processes by FSDP have one process's losses, and any number can resume their checkpoints."""
 
 from __future__ import annotations
 

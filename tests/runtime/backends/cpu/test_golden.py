@@ -14,7 +14,6 @@ from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.devices.profile import load_profile
 from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
-from deeptalk_edge.runtime.backends.cpu import library as native_library
 from deeptalk_edge.runtime.backends.cpu.backend import DECODER_TOLERANCE
 from deeptalk_edge.runtime.backends.open import open_backend
 from deeptalk_edge.runtime.settings import ConversationSettings
@@ -33,7 +32,7 @@ OUTPUTS = ("text_logits", "code_logits")
 @pytest.fixture(autouse=True)
 def _kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Install the library that the sources build."""
-    monkeypatch.setattr(native_library, "LIBRARY", built.library_place())
+    built.install(monkeypatch)
 
 
 @pytest.fixture(scope="module", params=["int8", "int4:64"])
