@@ -192,8 +192,9 @@ class Overloaded:
     """The machine is too slow: a question is given up, and the history does not contain it."""
 
     reason: Literal["sound lost", "answer late"]
-    """One of: the microphone's sound was not read in time, so the question has a gap; the user
-    asked something else before the answer's first sound; no sound came in time."""
+    """`sound lost`: the microphone's sound was not read in time, so the question has a gap. `answer
+    late`: the user asked something else before the answer's first sound, or no sound came in
+    time."""
     seconds: float
     """Length of the lost sound, or of the wait."""
 

@@ -66,6 +66,10 @@ class Tapped(Conversation):
         self.engine = engine
         return engine
 
+    def __enter__(self) -> Tapped:
+        super().__enter__()
+        return self
+
 
 def talk(bundle: Bundle, **changes: Any) -> Tapped:
     return Tapped(bundle, dataclasses.replace(ConversationSettings.of(bundle), **changes))
