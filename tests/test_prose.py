@@ -31,8 +31,6 @@ MAY_USE_RETIRED = {
     "runtime/audio/end_of_turn.py": "",
     "runtime/commands/live.py": "",
     "runtime/experts/pager.py": "",
-    "runtime/loop/fake_talker.py": "",
-    "runtime/loop/model_worker.py": "",
     "runtime/loop/voice_loop.py": "",
     "runtime/turn.py": "",
 }

@@ -108,7 +108,7 @@ def test_a_confident_answer_needs_no_more_silence_than_a_finished_sentence(
 
 
 @pytest.mark.parametrize(("is_whole", "enough_ms"), [(True, 240), (False, None)])
-def test_what_the_bundle_knows_of_the_question_outweighs_how_sure_the_answer_is(
+def test_the_bundles_judgement_of_the_question_outweighs_the_answers_confidence(
     is_whole: bool, enough_ms: int | None
 ) -> None:
     settings = HangoverSettings(confident_log_p=-0.01, complete_ms=240)

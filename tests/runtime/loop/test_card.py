@@ -166,7 +166,7 @@ def french() -> Array:
     [lambda: make_noise("cough", 5, 5.0), lambda: make_noise("music", 1, 3.0), french],
     ids=["a cough", "music", "French"],
 )
-def test_what_is_no_question_gets_the_spoken_line_and_is_no_turn(
+def test_other_sounds_get_the_spoken_line_and_add_no_turn(
     card: Card, port: PyAudioPort, tiny: Bundle, make: Callable[[], Array]
 ) -> None:
     line = read_wav(tiny.file(LINE)).pcm

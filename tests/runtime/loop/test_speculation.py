@@ -155,7 +155,7 @@ def test_a_whole_question_is_answered_sooner_than_half_of_one_and_with_the_same_
     assert texts[0] == texts[2] == texts[4]
 
 
-def test_only_a_bundle_with_a_score_for_that_knows_whole_questions(
+def test_only_a_bundle_with_a_score_for_whole_questions_recognises_them(
     tiny: Bundle, unjudged: Bundle
 ) -> None:
     for bundle, knows_whole in ((tiny, True), (unjudged, False)):
