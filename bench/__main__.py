@@ -1,4 +1,5 @@
-"""Every program behind a figure in the docs: `python -m deeptalk_edge.bench NAME [flags]`."""
+"""Runs the programs that measure the figures of the docs: `python -m deeptalk_edge.bench NAME
+[flags]`."""
 
 from __future__ import annotations
 
@@ -9,30 +10,30 @@ from deeptalk_edge.program import as_program
 
 BENCHES = {
     "answers": ("answers", "how fast a bundle answers here, and full-size SNAC"),
-    "calibration": ("calibration", "every quantiser on the tiny checkpoint, side by side"),
-    "cpu": ("cpu.main", "our kernels at full width beside roofline and peers"),
+    "calibration": ("calibration", "compare all quantisers on the tiny checkpoint"),
+    "cpu": ("cpu.main", "our kernels at full width, compared with the roofline and peers"),
     "end_of_turn": ("end_of_turn", "what the end-of-turn cues say of whole and broken questions"),
-    "expert_split": ("expert_split", "what choosing modality experts by hits or by mass costs"),
+    "expert_split": ("expert_split", "the cost of choosing modality experts by hits or by mass"),
     "export_full": ("export_full", "the official size's step as an engine for RTX cards"),
     "export_memory": ("export_memory", "an export's memory by number of layers"),
-    "forecast": ("forecast", "the planner's figures beside measured ones on this machine"),
-    "forecast_tables": ("forecast_tables", "the planner beside two tables reckoned by hand"),
+    "forecast": ("forecast", "the planner's figures compared with measured ones on this machine"),
+    "forecast_tables": ("forecast_tables", "the planner compared with two hand-made tables"),
     "full_size": ("full_size", "spoken questions to a model of the official size"),
-    "gpu_check": ("gpu.backend", "the TensorRT backend on what this machine has, in three tiers"),
+    "gpu_check": ("gpu.backend", "check the TensorRT backend on this machine, in three tiers"),
     "gpu_plans": ("gpu.plans", "small TensorRT-RTX plans for the GPU check, built without a GPU"),
-    "mutants": ("mutants.main", "one-line faults from a seed, and which of them tests catch"),
-    "noise_hour": ("noise_hour", "what an hour of noise makes the loop do, by simulation"),
+    "mutants": ("mutants.main", "plant seeded one-line faults, and count those that tests catch"),
+    "noise_hour": ("noise_hour", "the loop's reactions to an hour of noise, simulated"),
     "paging": ("paging.main", "expert paging at full size from this machine's disk"),
-    "parity": ("parity", "a bundle's graphs beside the torch reference"),
-    "same_as": ("same_as", "this checkout's answers and graphs beside another commit's"),
+    "parity": ("parity", "compare a bundle's graphs with the torch reference"),
+    "same_as": ("same_as", "compare this checkout's answers and graphs with another commit's"),
     "soak": ("soak", "hours of simulated conversation"),
-    "stop_words": ("stop_words", "stop words over our own voice, behind the echo canceller"),
+    "stop_words": ("stop_words", "stop words over our own voice, after the echo canceller"),
     "tiny_scores": ("tiny_scores", "score the tiny checkpoint on its held-out questions"),
     "understanding": ("understanding", "what a bundle refuses, hears and is sure of"),
-    "vad": ("vad", "what each voice detector makes of speech in noise"),
+    "vad": ("vad", "the voice detectors on speech in noise"),
     "voice_wait": ("voice_wait", "how long a listener waits, live"),
 }
-"""Name: its module, which offers `main(argv)`, and its line in the list."""
+"""By name: the module, which has `main(argv)`, and its line in the list."""
 
 
 def main(argv: list[str] | None = None) -> int:

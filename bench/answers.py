@@ -1,6 +1,6 @@
-"""How fast this machine answers with a bundle, and decodes full-size SNAC.
+"""Speed of a bundle's answers and of full-size SNAC on this machine.
 
-The bundle's figures are those of `deeptalk-edge profile --offline`, in a process of its own.
+The bundle's figures are those of `deeptalk-edge profile --offline`, measured in a separate process.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Figures = dict[str, float]
 CLI = (sys.executable, "-m", "deeptalk_edge.cli")
 
 WINDOW_FRAMES = 4
-"""The common way to stream SNAC decodes a window of 28 tokens for each new frame."""
+"""Tokens of a window; the usual way to stream SNAC decodes a window for each new frame."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -62,7 +62,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measure_answers(place: Path, wavs: list[Path], threads: int, repeat: int) -> dict[str, Any]:
-    """What a device measures with the same command; torch, which is loaded here, is not in it."""
+    """Run the device's own measurement in a new process, without torch, which this one has
+    loaded."""
     command = [
         *CLI,
         "profile",
@@ -80,7 +81,7 @@ def measure_answers(place: Path, wavs: list[Path], threads: int, repeat: int) ->
 
 
 def measure_process(place: Path, wav: Path, repeat: int) -> Figures:
-    """What a fresh process costs, its start and its imports included."""
+    """Measure a new process, its start and imports included."""
     run = ["run", "--bundle", str(place), "--wav", str(wav), "--json"]
     bare = _median_ms([sys.executable, "-c", "pass"], repeat)
     return {
@@ -91,8 +92,8 @@ def measure_process(place: Path, wav: Path, repeat: int) -> Figures:
 
 
 def measure_codec(threads: int, num_frames: int) -> Figures:
-    """Full-size SNAC: a new frame by state, on ONNX Runtime and on the kernels where they are
-    installed, beside a new frame by the 28-token window."""
+    """Measure full-size SNAC: a new frame with a state, on ONNX Runtime and on the installed
+    kernels, and a new frame by the 28-token window."""
     rng = np.random.default_rng(0)
     codes = rng.integers(0, SNAC_24KHZ.codebook_size, (WINDOW_FRAMES, SNAC_24KHZ.frame_codes))
     with tempfile.TemporaryDirectory() as folder:

@@ -1,12 +1,12 @@
-"""Every quantiser on the tiny checkpoint, by ear: one table.
+"""Compares all quantisers on the tiny checkpoint by recognising their spoken answers: one table.
 
     python -m deeptalk_edge.bench.calibration --work build/tiny --checkpoint checkpoints/tiny
 
-The corpus is `make tiny`'s (made in --work where it is missing: 3 minutes on two idle cores).
-Questions of its training half calibrate; all 711 held-out ones are answered by float32 on ONNX
-Runtime and by every quantised bundle on our kernels. An answer is right if the closed recogniser
-hears every word of the one right answer in its waveform. KL and agreements are teacher-forced on
-one held-out question in --kl-every. The last line is JSON.
+The corpus is that of `make tiny`, made in --work if it is missing: 3 minutes on two idle cores.
+Questions of its training half calibrate. Float32 on ONNX Runtime and every quantised bundle on our
+kernels answer all 711 held-out questions. An answer is right if the closed recogniser finds every
+word of the one right answer in its waveform. KL and agreements are teacher-forced on one held-out
+question in --kl-every. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -69,20 +69,20 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One held-out question as the float model met it."""
+    """One held-out question with the float model's results."""
 
     wanted: str
     prompt: Tape
-    """The calls up to the answer's first row."""
+    """Engine calls up to the answer's first row."""
     answer: Tape | None
-    """All of the answer, with its logits, where they are compared."""
+    """The answer's calls with logits, if they are compared; else None."""
     steps: list[list[Ids]]
     codes: Ids
-    """What float32 said."""
+    """The words of float32's answer."""
 
 
 class Ear:
-    """Codec and closed recogniser; hears the same codes once."""
+    """Codec and closed recogniser; equal codes are recognised once."""
 
     def __init__(self, bundle: Bundle) -> None:
         settings = ConversationSettings.of(bundle)
@@ -92,7 +92,7 @@ class Ear:
         self._known: dict[str, str] = {}
 
     def __call__(self, codes: Ids) -> str:
-        """What is heard in codec frames (A, K)."""
+        """Return the recognised words of codec frames (A, K)."""
         key = hashlib.sha256(codes.tobytes()).hexdigest()
         if key not in self._known:
             stream = StreamingCodec(self._codec, self._entry)
@@ -102,7 +102,7 @@ class Ear:
 
 
 class Model:
-    """A bundle's engine, asked with rows that another conversation prepared."""
+    """A bundle's engine, fed with rows that another conversation prepared."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.settings = replace(ConversationSettings.of(bundle), context_rows=1024)
@@ -116,19 +116,19 @@ class Model:
         return self._engine
 
     def prompt(self, question: Array | str) -> Tape:
-        """The calls for a question, up to the answer's first row."""
+        """Return the engine calls for a question, up to the answer's first row."""
         self._engine.tape = tape = Tape()
         self.talk.reset()
         answer = self.talk.begin(question)
         while not any(name == "decode_step" for name, _ in tape.calls):
-            answer.advance()  # hearing and prefill are steps of their own
+            answer.advance()  # encoding and prefill are separate steps
         self._engine.tape = None
         answer.discard()
         first = next(i for i, (name, _) in enumerate(tape.calls) if name == "decode_step")
         return Tape(tape.calls[: first + 1])
 
     def taped_answer(self, prompt: Tape) -> tuple[Ids, Tape, list[list[Ids]]]:
-        """Codec frames, the calls and logits, and the routes of its steps."""
+        """Return codec frames, the calls with logits, and the routes of the steps."""
         self._engine.tape = tape = Tape()
         self._experts.recorder = recorder = RouteRecorder()
         codes = self.answer(prompt)
@@ -136,7 +136,7 @@ class Model:
         return codes, Tape(tape.calls[:-1], tape.logits), _steps(recorder)
 
     def answer(self, tape: Tape) -> Ids:
-        """Codec frames (A, K) of a free-running answer to a taped prompt."""
+        """Return codec frames (A, K) of a free-running answer to a recorded prompt."""
         engine, rows = self._engine, AnswerRows(self._vocabulary)
         sampler, frames = Sampler(self._vocabulary, self.settings.sampler), []
         logits = _prompt(tape, engine)
@@ -154,7 +154,7 @@ class Model:
         return np.array(frames, np.int64).reshape(-1, self._vocabulary.num_codebooks)
 
     def forced(self, asked: Asked) -> tuple[list[Logits], list[list[Ids]]]:
-        """Logits and routes for the float model's own rows."""
+        """Return logits and routes for the float model's rows."""
         assert asked.answer is not None
         self._experts.recorder = recorder = RouteRecorder()
         found = [Logits(x.text.copy(), x.codes.copy()) for x in replay(asked.answer, self._engine)]
@@ -214,9 +214,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def full_width(num_tokens: int = 1024) -> dict[str, Any]:
-    """Random experts of the official size, two at a time: seconds, MB/s of bfloat16, memory.
+    """Time the quantisers on random experts of the official size, two at a time: seconds, MB/s of
+    bfloat16, memory.
 
-    Projected to 26 layers of 64 experts; GPTQ and AWQ with so many tokens an expert.
+    Results are projected to 26 layers of 64 experts; GPTQ and AWQ use `num_tokens` tokens per
+    expert.
     """
     form = RecordFormat(dtype="int4", group=128, width=2048, ffn_width=1408)
     rng = np.random.default_rng(0)
@@ -250,11 +252,12 @@ def full_width(num_tokens: int = 1024) -> dict[str, Any]:
 
 
 _DEVICES = {"orin-nano-8gb": 13.5e9, "orin-nx-16gb": 14.5e9, "rtx-4060": 13.5e9}
-"""Profiles, and bytes of a bundle on the disk: experts that do not fit the memory are paged."""
+"""Profiles and bundle sizes in bytes; experts that do not fit the memory are paged."""
 
 
 def budgets() -> list[dict[str, Any]]:
-    """The official size, sizes only: precision by layer, and the step as a roofline predicts it."""
+    """Plan the official size within budgets: precision by layer, and the roofline time of a
+    step."""
     spec = read_model_spec(Path("checkpoints/official-size"), None)
     codec = read_codec_spec(Path("checkpoints/official-size/snac"))
     forms = forms_of(spec)
@@ -284,8 +287,8 @@ def budgets() -> list[dict[str, Any]]:
 
 
 def _predicted(spec: Any, profile: Any, plan: Any, chosen: Any) -> dict[str, Any]:
-    """Bytes that a step reads over the memory's bandwidth, and what paging adds at 42 % hits less:
-    a roofline, computed, not measured."""
+    """Roofline time of a step: its bytes over the memory's bandwidth, plus paging at 42 % fewer
+    hits. Computed, not measured."""
     decoder = spec.decoder
     parts = plan.memory.parts
     experts = sum(
@@ -304,7 +307,7 @@ def _predicted(spec: Any, profile: Any, plan: Any, chosen: Any) -> dict[str, Any
 
 
 class Study:
-    """One checkpoint, every variant."""
+    """Compares all variants of one checkpoint."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -323,7 +326,7 @@ class Study:
         self.seed_rows: list[dict[str, Any]] = []
 
     def run(self) -> list[dict[str, Any]]:
-        """Float first, then the seeds of one corpus choice after the other."""
+        """Run float first, then the seeds of each corpus choice in turn."""
         rows: list[dict[str, Any]] = []
         asked: list[Asked] = []
         ear: Ear | None = None
@@ -378,7 +381,7 @@ class Study:
         )
 
     def _asked(self) -> list[Asked]:
-        """The float model answers every question; its prompts serve all others."""
+        """Let the float model answer every question; the other models get its prompts."""
         held_out = [
             i
             for split in HELD_OUT
@@ -464,7 +467,7 @@ class Study:
         return Bundle.open(place)
 
     def page(self, rows: Sequence[dict[str, Any]]) -> list[str]:
-        """The table, as Markdown."""
+        """Return the table as Markdown."""
         lines = [
             "| experts | method | MB | text KL | code KL | text = | codes = | router = | spoken "
             "exact | change, 95 % | step ms |",

@@ -1,11 +1,12 @@
-"""Is load better counted by hits or by mass? What a split costs each modality.
+"""Compares expert splits by hits and by mass: the cost of a split in each modality.
 
-speech   loss of spoken conversations when only the audio experts may be used
-text     loss of typed conversations when only the text experts may be used
-both     beside the loss with all experts, and random splits of as many experts
+speech   loss of spoken conversations with only the audio experts
+text     loss of typed conversations with only the text experts
+both     compared with the loss with all experts, and with random splits of the same size
 
-A good split costs both little: what a modality needs lies on its own side. Measured on a model that
-is trained to the end, so it says which count is the better guide, and not what a stage would reach.
+A good split costs both little, because each side has the experts that its modality needs. The model
+is fully trained, so the figures show which count is the better guide, not the result of a training
+stage.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ def _batches(checkpoint: Path, source: str, max_samples: int) -> list[Batch]:
 def _loss(
     model: DeepTalk, batches: Sequence[Batch], barred: Sequence[Sequence[int]] | None
 ) -> float:
-    """Mean token loss with some experts barred, as the official trainer weighs its streams."""
+    """Mean token loss with some experts barred, with the official trainer's weights of the
+    streams."""
     model.set_barred_experts(barred)
     settings = LossSettings(balance=0.0)
     losses = [

@@ -1,9 +1,9 @@
-"""The decoding step of the official size as a TensorRT-RTX engine.
+"""Builds the decoding step of the official size as a TensorRT-RTX engine.
 
-Weights are random and of the official shapes, made when they are asked for, so nothing but the
-graph and the engine lies on the disk. What it shows: that it builds, for which cards, in how long
-and with how much memory, and that no expert, weight or cache is copied in a step. What it does not
-show is speed: nothing runs. The last line of the output is JSON.
+Weights are random, have the official shapes and are made on demand, so only the graph and the
+engine need disk space. It shows for which cards the engine builds, the time and memory of the
+build, and that a step copies no expert, weight or cache. It does not show speed, because nothing
+runs. The last line of the output is JSON.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CONTEXT_ROWS = 4096
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Build, print what the plan holds, and a line of JSON."""
+    """Build, print the engine's contents, and print a line of JSON."""
     parser = arguments("export_full", __doc__)
     parser.add_argument("--like", type=Path, default=OFFICIAL_SIZE, help="config files")
     parser.add_argument("--work", type=Path, default="build/export_full", help="scratch: 10 GB")
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
 def build_step(
     spec: ModelSpec, experts: Any, targets: tuple[str, ...], plugin: Path | None, work: Path
 ) -> dict[str, Any]:
-    """Write the step of a model of random weights, build it and read its plan."""
+    """Write the step of a model with random weights, build it and inspect the engine."""
     decoder = spec.decoder
     records = RecordFormat(
         dtype=experts,
@@ -109,7 +109,7 @@ def build_step(
 
 
 def plan_figures(plan: EngineGraph, *, expert: int, cache: int) -> dict[str, Any]:
-    """What a plan says of one profile; sizes in elements."""
+    """Return an engine's figures for one profile; sizes in elements."""
     return {
         "operations": len(plan.operations),
         "plugins": len(plan.plugins),

@@ -1,9 +1,9 @@
-"""Does an export's memory follow the number of layers?
+"""Measures whether an export's memory grows with the number of layers.
 
-Writes checkpoints of official width with random weights and few layers, exports each in a child
-and samples the child's memory. Anonymous pages are what an export needs; pages of mapped files
-(the checkpoint's shards) are the kernel's to drop, so they are counted apart. A Jetson's bundle is
-exported to its graphs; engines are built in processes of their own, which are not counted. The last
+It writes checkpoints of official width with random weights and few layers, exports each in a child
+process and samples the child's memory. An export needs its anonymous pages; the kernel may drop
+pages of mapped files (the checkpoint's shards), so they are counted separately. A Jetson's bundle
+is exported to its graphs; engines are built in other processes, which are not counted. The last
 line of the output is JSON.
 """
 
@@ -29,7 +29,7 @@ from deeptalk_edge.checkpoint.shards import INDEX, Shape
 from deeptalk_edge.files import scratch_directory
 from deeptalk_edge.model.spec import ModelSpec
 
-_RANDOM_VALUES = (1 << 20) + 7  # no whole number of rows, else many tokens would be equally likely
+_RANDOM_VALUES = (1 << 20) + 7  # not a multiple of a row, so that tokens are not equally likely
 _SAMPLE_S = 0.005
 _MB = 1e6
 
@@ -91,10 +91,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _measure(like: Path, work: Path, layers: int, device: str) -> dict[str, float]:
-    """Write, export, measure and remove one checkpoint and its bundle."""
+    """Write and export one checkpoint, measure that, and remove checkpoint and bundle."""
     place = work / str(layers)
     checkpoint, bundle = place / "checkpoint", place / "bundle"
-    shutil.rmtree(place, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(place, ignore_errors=True)  # left by a killed run
     try:
         write_random_checkpoint(like, checkpoint, layers)
         arguments = [str(checkpoint), str(bundle), str(_SAMPLE_S), device]
@@ -122,8 +122,8 @@ def _measure(like: Path, work: Path, layers: int, device: str) -> dict[str, floa
 
 
 def write_random_checkpoint(like: Path, place: Path, num_layers: int) -> None:
-    """Write a checkpoint of the sizes in `like` but with so many layers: one shard for each layer
-    and one for the rest, bfloat16, every tensor the same random numbers over again."""
+    """Write a checkpoint with the sizes of `like` but `num_layers` layers: one shard for each layer
+    and one for the rest, in bfloat16. All tensors repeat the same random numbers."""
     write_sizes(like, place, num_layers=num_layers)
     shards = _shards(read_model_spec(place))
     values = np.random.default_rng(1).normal(scale=0.02, size=_RANDOM_VALUES)
@@ -145,7 +145,8 @@ def _shards(spec: ModelSpec) -> dict[str, dict[str, Shape]]:
 
 
 def _write_shard(file: BinaryIO, tensors: dict[str, Shape], block: bytes) -> None:
-    """Source: the safetensors format: length of the header, header, values."""
+    """Write a safetensors file: length of the header, header, values. Source: the safetensors
+    format."""
     header, end = {}, 0
     for tensor, shape in tensors.items():
         begin, end = end, end + 2 * math.prod(shape)

@@ -1,13 +1,13 @@
-"""The planner's figures beside measured ones on this machine, in one run.
+"""Compares the planner's figures with measured ones on this machine, in one run.
 
-full width   three layers of the official width with random int8 weights: a step after 256 rows
-             and a prefill of 64; full-size SNAC; misses of the expert pager from this disk
-tiny         the step of a trained bundle, which is overhead: predicted from the overhead of a
-             layer, measured on two other small decoders, and from the sampler
+full width   three layers of the official width with random int8 weights: a step after 256 rows and
+             a prefill of 64; full-size SNAC; misses of the expert pager on this disk
+tiny         the step of a trained bundle, which is mostly overhead: predicted from the sampler and
+             the overhead of a layer, measured on two other small decoders
 
-The machine's rates are measured in the same rounds, each figure is predicted from rates of the same
-seconds: memory and int8 products as `deeptalk-edge probe` measures them, the codec from what one
-of half its widths does. Each is the fastest of its rounds: others can only slow one down.
+The machine's rates are measured in the same rounds, so each figure is predicted from rates of the
+same seconds. Memory and int8 products are measured as by `deeptalk-edge probe`, the codec by one of
+half the widths. Each figure is the fastest of its rounds, because other load can only slow it down.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _SIZE = 2048
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
-    """One figure, in milliseconds."""
+    """One predicted and measured figure, in milliseconds."""
 
     figure: str
     predicted_ms: float
@@ -71,13 +71,13 @@ class Checked:
 
 
 def shortened(model: ModelSpec, num_layers: int) -> ModelSpec:
-    """The same width with fewer layers."""
+    """Return the model with fewer layers of the same width."""
     decoder = dataclasses.replace(model.decoder, num_layers=num_layers)
     return dataclasses.replace(model, decoder=decoder)
 
 
 def full_width(model: ModelSpec, codec: CodecSpec, rounds: int) -> list[Checked]:
-    """Step, prefill and SNAC, with the rates of the same rounds."""
+    """Measure step, prefill and SNAC, with the rates of the same rounds."""
     spec = shortened(model, _LAYERS)
     decoder = CpuDecoder(spec, CpuForm(group=0), (1,), _CACHED_ROWS + _PREFILL_ROWS)
     sound = SoundEnd(OFFICIAL_SIZE / "snac", spec.vocabulary, (1,), None)
@@ -128,7 +128,7 @@ def full_width(model: ModelSpec, codec: CodecSpec, rounds: int) -> list[Checked]
 
 
 def _half_of(codec: Path, folder: Path) -> CodecSpec:
-    """A codec of half the widths."""
+    """Make a codec of half the widths."""
     config = json.loads((codec / "config.json").read_text(encoding="utf-8"))
     for name in ("encoder_dim", "decoder_dim"):
         config[name] //= 2
@@ -138,7 +138,7 @@ def _half_of(codec: Path, folder: Path) -> CodecSpec:
 
 
 def fastest(ways: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, float]:
-    """Run every way in turn; the fastest time of each in ms, a round apart."""
+    """Run every way in turn for some rounds; returns the fastest time of each in ms."""
     best = dict.fromkeys(ways, float("inf"))
     for done in range(rounds + 1):
         for name, run in ways.items():
@@ -170,7 +170,7 @@ def _product() -> Callable[[], object]:
 
 
 def paging(folder: Path, rounds: int) -> Checked:
-    """A miss of the pager, from the disk under `folder`."""
+    """Measure a miss of the pager on the disk under `folder`."""
     rates = [disk_read_gb_per_s(folder, _RECORD_BYTES, depths=(4,))[4] for _ in range(5)]
     known = [rate.value for rate in rates if rate.value is not None]
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".forecast-") as file:
@@ -210,11 +210,11 @@ def _misses(path: Path, block: bytes, rounds: int) -> list[float]:
             start_s = time.perf_counter()
             pager.acquire(0, [number % _RECORDS]).release()
             waits.append((time.perf_counter() - start_s) * 1000)
-    return waits[_RECORDS:]  # a record's first load checks it, too
+    return waits[_RECORDS:]  # without first loads, which also verify the record
 
 
 def tiny(place: Path, model: ModelSpec, rounds: int) -> Checked:
-    """The step of a bundle, one item."""
+    """Measure the step of a bundle with one item."""
     bundle = Bundle.open(place)
     spec = bundle.manifest.model
     small = {count: _small_decoder(spec, count) for count in (2, 6)}
@@ -241,7 +241,7 @@ def tiny(place: Path, model: ModelSpec, rounds: int) -> Checked:
         report = measure(place, [read_utterance(question)], choose=choose, repeat=rounds)
         return float(report["step_ms"])
 
-    loop_ms = step_ms("fake")  # the turn's own work around a decoder that computes nothing
+    loop_ms = step_ms("fake")  # the turn's work around a decoder that computes nothing
     return Checked(
         figure="step of the tiny bundle, one item",
         predicted_ms=fixed_ms + spec.decoder.num_layers * layer_ms + loop_ms,
@@ -250,7 +250,7 @@ def tiny(place: Path, model: ModelSpec, rounds: int) -> Checked:
 
 
 def _small_decoder(spec: ModelSpec, num_layers: int) -> CpuDecoder:
-    """As wide as the bundle's, of random weights."""
+    """Make a decoder of the bundle's width with random weights."""
     decoder = CpuDecoder(shortened(spec, num_layers), CpuForm(group=0), (1,), 256)
     decoder.fill(128)
     return decoder

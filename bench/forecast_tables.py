@@ -1,9 +1,9 @@
-"""The planner beside two tables that were reckoned by hand, each under its own assumption.
+"""Compares the planner with two tables calculated by hand, each with its own assumptions.
 
 int4 everywhere   floors, expected steps, encoder, prefill, paging and voice to voice of 15 devices;
-                  weights at 4.125 bits, embedding in float16, no cache read, 1.6 GB beside weights
-as shipped        floors of a step after 1,024 cached rows at six memory rates, one item and two
-                  without a common expert
+                  weights at 4.125 bits, embedding in float16, no cache read, 1.6 GB besides weights
+as shipped        floors of a step after 1,024 cached rows at six memory rates, for one item and for
+                  two without common experts
 
     python -m deeptalk_edge.bench.forecast_tables
 """
@@ -28,12 +28,12 @@ from deeptalk_edge.devices.profile import load_profile
 _GIB = 2**30
 _INT4_BITS = 4 + 16 / 128
 _OTHER_BYTES = 1.6e9
-"""Latent cache, encoder, codec, CUDA: what the table by hand allows."""
+"""Memory for latent cache, encoder, codec and CUDA in the table by hand."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ByHand:
-    """A row of the table: milliseconds, and seconds of voice to voice."""
+    """A row of the table: milliseconds, and seconds for voice to voice."""
 
     step_floor: float
     step_1: float
@@ -45,7 +45,7 @@ class ByHand:
     v2v_floor_s: float
     v2v_s: float
     usable_bytes: float | None = None
-    """Where experts are paged."""
+    """Time of paging, if experts are paged; else None."""
 
 
 INT4_BY_HAND = {
@@ -116,8 +116,9 @@ INT4_BY_HAND = {
 }  # fmt: skip
 
 EMBEDDING_BYTES = 131_584 * 2048 * 2
-"""The table by hand has the whole embedding read by a prefill; it is a gather of 280 rows. So its
-prefills that memory bounds are 6.3 % too long: 63 ms on Thor are 59."""
+"""Correction of prefills that memory bounds. The table by hand lets a prefill read the whole
+embedding, but it gathers only 280 rows. So those prefills are 6.3 % too long: 63 ms on Thor are
+59."""
 
 RATES = (68, 102, 204.8, 273, 1008, 4800)
 SHIPPED_BY_HAND = {
@@ -134,33 +135,33 @@ _SHIPPED = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compared:
-    """One figure, by hand and by the planner."""
+    """One figure from the table and from the planner."""
 
     row: str
     figure: str
     by_hand: float
     planned: float
     rounding: float
-    """Half of the last digit that the table by hand has."""
+    """Half of the table's last digit."""
 
     @property
     def error(self) -> float:
-        """What is left of the difference when the table's rounding is taken off."""
+        """The difference less the table's rounding."""
         off = max(abs(self.planned - self.by_hand) - self.rounding, 0.0)
         return off / self.by_hand
 
 
 def official(place: Path) -> Model:
-    """The official size."""
+    """Return the model of the official size."""
     return Model(spec=read_model_spec(place), codec=read_codec_spec(place / "snac"))
 
 
 def int4_everywhere(model: Model) -> Iterator[Compared]:
-    """The first table."""
+    """Compare the first table."""
     profile = load_profile("thor").with_precision(["experts=int4:128"])
     records = record_format(model.spec, profile)
     work = ModelWork.of(model.spec, model.codec, profile.precision, records)
-    bits = _INT4_BITS / 16  # of float16
+    bits = _INT4_BITS / 16  # as a share of float16
     work = dataclasses.replace(
         work,
         dense_bytes=round(work.dense_bytes * bits),
@@ -202,9 +203,9 @@ def _row(
 
 
 def as_shipped(model: Model) -> Iterator[Compared]:
-    """The second table."""
+    """Compare the second table."""
     for name, rows in SHIPPED_BY_HAND.items():
-        # A profile for engines of any precision; bfloat16 experts are as large as float16 ones.
+        # A profile for engines of any precision; bfloat16 experts have the size of float16 ones.
         changes = [change.replace("bfloat16", "float16") for change in _SHIPPED[name]]
         profile = load_profile("thor").with_precision(changes)
         work = ModelWork.of(

@@ -1,9 +1,9 @@
-"""Spoken questions to a model of the official size on this machine's CPU.
+"""Asks spoken questions to a model of the official size on this machine's CPU.
 
-The bundle is a real one, exported from random weights, and so are the runs: encoder, prefill,
-paged experts, codec. What random weights do not show is what a trained model says, when it ends,
-and how local its routes are: theirs change fast, so a small pool is at its worst. Each row is a
-process of its own. The last line of the output is JSON.
+The bundle is exported from random weights, and encoder, prefill, paged experts and codec run as in
+a real conversation. Random weights do not show a trained model's answers, their length or the
+locality of its routes: random routes change fast, which is the worst case for a small pool. Each
+row is a separate process. The last line of the output is JSON.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--keep", action="store_true", help="leave the bundle for the next run")
     args = parser.parse_args(argv)
     with measured(args) as figures:
-        bundle = args.work / "+".join(args.precision)  # a kept one serves the same precision alone
+        bundle = args.work / "+".join(args.precision)  # a kept bundle fits only its precision
         with scratch_directory(args.work, keep=args.keep):
             if not (bundle / MANIFEST).is_file():
                 write_bundle(args.like, args.tokenizer, args.precision, bundle)
@@ -88,9 +88,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def write_bundle(like: Path, tokenizer: Path, precision: list[str], place: Path) -> None:
-    """Export random weights in the sizes of `like` for the CPU's kernels."""
+    """Export random weights with the sizes of `like` for the CPU kernels."""
     sizes = place.with_name("checkpoint")
-    shutil.rmtree(sizes, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(sizes, ignore_errors=True)  # left by a killed run
     write_sizes(like, sizes)
     shutil.copyfile(tokenizer, sizes / "tokenizer.json")
     profile = load_profile("cpu-int8").with_precision(precision)
@@ -106,7 +106,7 @@ def write_bundle(like: Path, tokenizer: Path, precision: list[str], place: Path)
 def measure(
     place: Path, wavs: list[Path], run: Run, num_rows: int, pause_s: float
 ) -> dict[str, Any]:
-    """Ask every question in a conversation of its own, the first one twice: it warms up."""
+    """Ask every question in a new conversation, the first one also before, to warm up."""
     start_s = time.perf_counter()
     bundle = Bundle.open(place)
     settings = dataclasses.replace(
@@ -137,8 +137,8 @@ def measure(
 
 
 def _ask(talk: Conversation, wav: Path, pause_s: float) -> Metrics:
-    """As a live conversation does: what stands before the question is fed while nobody waits, and
-    free slots are filled."""
+    """Ask as a live conversation does: the rows before the question are fed, and free slots filled,
+    before the wait begins."""
     talk.reset()
     talk.idle()
     time.sleep(pause_s)

@@ -1,9 +1,10 @@
-"""What every bench program shares: its flags, its head, fair timing, and its last line.
+"""Common code of the bench programs: flags, head, fair timing and the last line.
 
-head       which bench, on which machine under which load, with which versions and settings
-timing     what is compared runs in turn within one process, after a round that is not counted, so
-           whatever troubles the machine troubles all; the figures are medians
-last line  one line of JSON: the head and the figures; with `--json` all else goes to stderr
+head       the bench, the machine and its load, the versions and the settings
+timing     compared code runs in turn within one process, after a warm-up round, so that other load
+           affects all; the figures are medians
+last line  one line of JSON with the head and the figures; with `--json` all other output goes to
+           stderr
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ TINY, OFFICIAL_SIZE = Path("checkpoints/tiny"), Path("checkpoints/official-size"
 
 
 def spoken_questions(pattern: str = "*.wav") -> list[Path]:
-    """The tiny checkpoint's recordings."""
+    """Return the tiny checkpoint's recordings."""
     return sorted((TINY / "questions").glob(pattern))
 
 
 def arguments(name: str, description: str | None) -> argparse.ArgumentParser:
-    """The parser of the bench `name`; the description's first line is its help."""
+    """Make the parser of the bench `name`; the description's first line is its help."""
     summary = (description or "").strip().splitlines()[0]
     parser = argparse.ArgumentParser(prog=f"bench {name}", description=summary)
     parser.add_argument("--json", action="store_true", help="only the last line on stdout")
@@ -44,7 +45,7 @@ def arguments(name: str, description: str | None) -> argparse.ArgumentParser:
 
 @contextmanager
 def measured(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Print the head, run the block, and print what it puts into the dict as the last line."""
+    """Print the head, run the block, and print the dict that it fills as the last line."""
     settings = {
         name: value for name, value in sorted(vars(args).items()) if name not in ("json", "bench")
     }
@@ -59,7 +60,7 @@ def measured(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def machine() -> dict[str, Any]:
-    """What figures depend on beside the code."""
+    """Describe the machine, on which figures depend."""
     versions = {name: version(name) for name in ("numpy", "onnxruntime")}
     load = os.getloadavg()[0]
     summary = (
@@ -80,7 +81,7 @@ def machine() -> dict[str, Any]:
 def interleaved(
     ways: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: int = 1
 ) -> dict[str, float]:
-    """Run every way in turn; returns the median time of each in ms, warm-up rounds apart."""
+    """Run every way in turn; returns the median time of each in ms without warm-up rounds."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     for done in range(warm_up + rounds):
         for name, run in ways.items():

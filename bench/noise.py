@@ -1,11 +1,11 @@
-"""The noises of a shop or a station hall, made on the spot: (kind, seed, seconds) -> 16 kHz PCM.
+"""Synthetic noises of a shop or a station hall: (kind, seed, seconds) -> 16 kHz PCM.
 
 steady     fan, rain, music
 events     tap, paper, tray, keys, cough, laugh, door: one every four seconds on average
-speech     tv: sentence after sentence from a small loudspeaker; second_voice: sentences to somebody
-           else. Both are spoken by espeak-ng and flite, in voices that training never has
+speech     tv: sentence after sentence from a small loudspeaker; second_voice: one side of another
+           conversation. espeak-ng and flite speak both, in voices that training never has
 
-All are synthetic: numpy makes them, nothing is recorded. The same seed makes the same samples.
+numpy makes all of them, nothing is recorded. The same seed makes the same samples.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _Wave = NDArray[np.float64]
 _Random = np.random.Generator
 
 NOISE_DBFS = -20.0
-"""The level of a noise's loudest 200 ms, as `make_noise` returns it."""
+"""Level of the loudest 200 ms of a noise from `make_noise`."""
 
 _EVENTS_PER_S = 0.25
 _SENTENCES = (
@@ -54,9 +54,10 @@ _SENTENCES = (
 
 
 def make_noise(kind: str, seed: int, seconds: float) -> Array:
-    """Noise of this kind, (N,), its loudest 200 ms at `NOISE_DBFS`; samples may pass 1.
+    """Return noise of this kind, (N,), with its loudest 200 ms at `NOISE_DBFS`; samples may exceed
+    1.
 
-    Raises SettingsError or AudioError if a kind of speech finds no synthesiser.
+    Raises SettingsError or AudioError if a kind of speech has no synthesiser installed.
     """
     rng = np.random.default_rng([seed, list(KINDS).index(kind)])
     noise = np.asarray(KINDS[kind](round(seconds * RATE_HZ), rng), np.float32)
@@ -68,7 +69,7 @@ def make_noise(kind: str, seed: int, seconds: float) -> Array:
 
 
 def _fan(n: int, rng: _Random) -> _Wave:
-    """Air, and the tone of the blades, which beats slowly."""
+    """Air noise, and the tone of the blades with a slow beat."""
     t = _time(n)
     blades_hz = rng.uniform(80, 140)
     tone = sum(np.sin(2 * np.pi * blades_hz * k * t + k) / k for k in range(1, 6))
@@ -77,7 +78,7 @@ def _fan(n: int, rng: _Random) -> _Wave:
 
 
 def _rain(n: int, rng: _Random) -> _Wave:
-    """A hiss, and forty drops a second."""
+    """A hiss and forty drops per second."""
     drops = _events(n, rng, 40, _drop)
     return _shaped_noise(n, rng, 800, 7500) + 2.0 * drops
 
@@ -125,7 +126,7 @@ def _tap(rng: _Random) -> _Wave:
 
 
 def _paper(rng: _Random) -> _Wave:
-    """A sheet that is folded or torn: crackles of a hiss."""
+    """A sheet that is folded or torn: short bursts of hiss."""
     n = int(rng.uniform(0.3, 1.5) * RATE_HZ)
     crackle = np.repeat(rng.exponential(1.0, n // 80 + 1) ** 2, 80)[:n]
     return crackle * _shaped_noise(n, rng, 1500, 7500) * np.hanning(n)
@@ -142,7 +143,7 @@ def _tray(rng: _Random) -> _Wave:
 
 
 def _keys(rng: _Random) -> _Wave:
-    """A bunch of keys that is shaken."""
+    """A shaken bunch of keys."""
     return _hits(
         rng,
         num=(8, 25),
@@ -152,7 +153,7 @@ def _keys(rng: _Random) -> _Wave:
 
 
 def _cough(rng: _Random) -> _Wave:
-    """One to three, each a burst of breath through a throat."""
+    """One to three coughs, each a shaped burst of noise."""
     return _hits(rng, num=(1, 4), apart_ms=(280, 500), make=lambda: _cough_once(rng))
 
 
@@ -182,7 +183,7 @@ def _ha(rng: _Random, pitch_hz: float) -> _Wave:
 
 
 def _door(rng: _Random) -> _Wave:
-    """It falls to, and the latch behind it."""
+    """A door falls shut, then its latch."""
     slam = 3 * _burst(rng, decay_ms=rng.uniform(60, 140), lowest_hz=40, highest_hz=400)
     _add(slam, int(0.06 * RATE_HZ), _burst(rng, decay_ms=6, lowest_hz=1000, highest_hz=5000))
     return slam
@@ -192,7 +193,7 @@ def _door(rng: _Random) -> _Wave:
 
 
 def _tv(n: int, rng: _Random) -> _Wave:
-    """News without a pause, from a small loudspeaker at the other end of a room."""
+    """News without pauses, from a small loudspeaker at the other end of a room."""
     spoken = _speech(n, rng, pause_s=(0.1, 0.5))
     echo = rng.standard_normal(RATE_HZ // 3) * _decay(RATE_HZ // 3, 70)
     echo[0] = 6.0
@@ -203,7 +204,7 @@ def _tv(n: int, rng: _Random) -> _Wave:
 
 
 def _second_voice(n: int, rng: _Random) -> _Wave:
-    """Somebody beside who speaks to somebody else, with time to listen."""
+    """Another person who talks to a third one, with pauses to listen."""
     return _speech(n, rng, pause_s=(0.8, 4.0))
 
 
@@ -219,7 +220,7 @@ def _speech(n: int, rng: _Random, *, pause_s: tuple[float, float]) -> _Wave:
     return spoken
 
 
-# What they are made of ----------------------------------------------------------------------------
+# Building blocks ----------------------------------------------------------------------------
 
 
 def _scattered(make: Callable[[_Random], _Wave]) -> Callable[[int, _Random], _Wave]:
@@ -227,7 +228,7 @@ def _scattered(make: Callable[[_Random], _Wave]) -> Callable[[int, _Random], _Wa
 
 
 def _events(n: int, rng: _Random, per_s: float, make: Callable[[_Random], _Wave]) -> _Wave:
-    """Events at random places, one at least; those at the end are cut."""
+    """Put events at random places, at least one; events at the end are cut."""
     out = np.zeros(n)
     for start in rng.integers(0, n, max(round(per_s * n / RATE_HZ), 1)):
         _add(out, int(start), make(rng))
@@ -237,7 +238,7 @@ def _events(n: int, rng: _Random, per_s: float, make: Callable[[_Random], _Wave]
 def _hits(
     rng: _Random, *, num: tuple[int, int], apart_ms: tuple[float, float], make: Callable[[], _Wave]
 ) -> _Wave:
-    """Some in a row, each louder or softer than the one before."""
+    """Put some hits in a row, each louder or softer than the last one."""
     starts = np.cumsum(rng.uniform(*apart_ms, rng.integers(*num))) * RATE_HZ / 1000
     out = np.zeros(int(starts[-1]) + RATE_HZ)
     for start in starts:
@@ -246,7 +247,7 @@ def _hits(
 
 
 def _add(out: _Wave, start: int, sound: _Wave) -> None:
-    """Mix `sound` in at `start`; what does not fit is cut."""
+    """Mix `sound` in at `start`; a part that does not fit is cut."""
     end = min(start + len(sound), len(out))
     out[start:end] += sound[: end - start]
 
@@ -259,7 +260,7 @@ def _burst(rng: _Random, *, decay_ms: float, lowest_hz: float, highest_hz: float
 def _ring(
     rng: _Random, *, num_partials: int, hz: tuple[float, float], decay_ms: tuple[float, float]
 ) -> _Wave:
-    """Struck metal: partials in no simple ratio."""
+    """Struck metal: partials without simple ratios."""
     n = int(5 * decay_ms[1] * RATE_HZ / 1000)
     t = _time(n)
     partials = [
@@ -272,25 +273,25 @@ def _ring(
 
 
 def _pulses(n: int, pitch_hz: _Wave) -> _Wave:
-    """A throat's pulses, (N,), at a pitch (N,)."""
+    """Glottal pulses, (N,), at a pitch (N,)."""
     phase = np.cumsum(pitch_hz) / RATE_HZ
     return np.diff(np.floor(phase), prepend=0.0)
 
 
 def _formants(source: _Wave, centres_hz: tuple[float, ...]) -> _Wave:
-    """A vowel's resonances, each 120 Hz wide or more."""
+    """Apply a vowel's resonances, each at least 120 Hz wide."""
     spectrum, hz = np.fft.rfft(source), np.fft.rfftfreq(len(source), 1 / RATE_HZ)
     gains = sum(1 / (1 + ((hz - centre) / (60 + 0.05 * centre)) ** 2) for centre in centres_hz)
     return np.fft.irfft(spectrum * gains, len(source))
 
 
 def _shaped_noise(n: int, rng: _Random, lowest_hz: float, highest_hz: float) -> _Wave:
-    """Noise of a band, at a mean power of 1."""
+    """Band noise with a mean power of 1."""
     return _unit(_band(rng.standard_normal(n), lowest_hz, highest_hz))
 
 
 def _band(wave: _Wave, lowest_hz: float, highest_hz: float) -> _Wave:
-    """With slopes of 12 dB an octave below and above."""
+    """Filter to a band with slopes of 12 dB per octave."""
     spectrum, hz = np.fft.rfft(wave), np.fft.rfftfreq(len(wave), 1 / RATE_HZ)
     hz[0] = hz[1] if len(hz) > 1 else 1.0
     return np.fft.irfft(
@@ -299,7 +300,7 @@ def _band(wave: _Wave, lowest_hz: float, highest_hz: float) -> _Wave:
 
 
 def _unit(wave: _Wave) -> _Wave:
-    """At a mean power of 1."""
+    """Scale to a mean power of 1."""
     return np.asarray(wave / np.sqrt(np.mean(wave**2)))
 
 
@@ -326,7 +327,7 @@ KINDS: dict[str, Callable[[int, _Random], _Wave]] = {
     "door": _scattered(_door),
     "rain": _rain,
 }
-"""What makes each kind of noise: from a number of samples N and a generator to (N,)."""
+"""Makers of each kind of noise: from a number of samples N and a generator to (N,)."""
 
 SPOKEN = ("tv", "second_voice")
-"""Those that need espeak-ng and flite."""
+"""Kinds that need espeak-ng and flite."""

@@ -1,21 +1,21 @@
-"""An hour of noise on a virtual clock: what it makes the loop do that nobody asked for.
+"""An hour of noise on a virtual clock: counts the loop's wrong reactions.
 
-Every minute has one noise of `bench/noise.py` and three spoken questions; so each kind comes five
-times an hour. The real detectors, the end-of-turn cue and the loop hear it; a talker without a
-model answers whatever it is asked for 4 s. The loudspeaker is not heard in the microphone, as with
-a headset: what is counted is the noise's doing.
+Every minute has one noise of `bench/noise.py` and three spoken questions, so each kind comes five
+times an hour. The real detectors, the end-of-turn cue and the loop process it; a talker without a
+model answers every question for 4 s. As with a headset, the microphone does not hear the
+loudspeaker, so every count is an effect of the noise.
 
-level           of the noise's loudest 200 ms below that of the questions; beside these levels the
-                same questions are asked in a quiet room
-false starts    utterances that open while nobody asks
-false stops     answers that stop while nobody asks; most of them go on later
-missed          questions that are not put to the model as they were asked, from their beginning to
-                their end, within half a second: unheard, cut, or joined with noise
+level           level of the noise's loudest 200 ms below that of the questions; the same questions
+                are also asked in a quiet room
+false starts    utterances that open without a question
+false stops     answers that stop without a question; most of them resume later
+missed          questions that the model does not get from beginning to end, within half a second:
+                unheard, cut, or joined with noise
 
-false words     stop words heard (`--stop-words`) where nobody said one, over an answer
+false words     stop words found (`--stop-words`) over an answer without anyone saying one
 
-Nothing is refused for what was said: a false start is answered. Simulated, and it says so. Needs
-espeak-ng and flite.
+No question is refused, so a false start is answered. The times are simulated, and the output says
+so. It needs espeak-ng and flite.
 """
 
 from __future__ import annotations
@@ -49,34 +49,34 @@ Array = NDArray[np.float32]
 Detector = Literal["webrtc", "silero"]
 Span = tuple[int, int]
 Cell = tuple[Detector, float | None]
-"""Who listens, and how far the noise is below the questions, in dB; None where there is none."""
+"""The detector, and the level of the noise below the questions in dB; None without noise."""
 
 MINUTE = 60 * RATE_HZ
 _QUESTION_DBFS, _ROOM_DBFS = -26.0, -65.0
-_QUESTIONS_S = (4.0, 23.0, 42.0)  # into a minute, and up to 6 s later
-_VOICED = 0.01  # of a clean question, where its speech begins and ends
+_QUESTIONS_S = (4.0, 23.0, 42.0)  # earliest starts in a minute; at most 6 s later
+_VOICED = 0.01  # level at which a clean question's speech begins and ends
 _SLACK = RATE_HZ // 2
-_EARLY = RATE_HZ // 10  # that a detector may open before the recording counts as speech
-_ANSWER_FRAMES = 48  # of the codec: 4.1 s
+_EARLY = RATE_HZ // 10  # a detector may open so long before the speech
+_ANSWER_FRAMES = 48  # codec frames: 4.1 s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Minute:
-    """What there is to hear in it."""
+    """The sounds of one minute."""
 
     kind: str
     noise: Array
-    """(MINUTE,), its loudest 200 ms as loud as those of the questions."""
+    """Noise (MINUTE,); its loudest 200 ms have the level of the questions' loudest."""
     speech: Array
-    """(MINUTE,), with the room's own noise."""
+    """Questions (MINUTE,), with the room's noise."""
     questions: list[Span]
-    """Samples from the hour's beginning."""
+    """Start and end in samples of the hour."""
 
 
 def make_minutes(
     recordings: Sequence[Array], num: int, *, seed: int, kinds: Sequence[str] = tuple(KINDS)
 ) -> Iterator[Minute]:
-    """Minutes with the kinds in turn; `recordings` are 16 kHz PCM of one question each."""
+    """Make minutes with the kinds in turn; `recordings` are 16 kHz PCM of one question each."""
     rng = np.random.default_rng(seed)
     louder = np.float32(10 ** ((_QUESTION_DBFS - NOISE_DBFS) / 20))
     for number in range(num):
@@ -97,7 +97,7 @@ def make_minutes(
 
 @dataclass(slots=True)
 class Tally:
-    """What the loop made of some minutes. Times are samples."""
+    """The loop's reactions to some minutes. Times are samples."""
 
     minutes: int = 0
     questions: int = 0
@@ -112,7 +112,7 @@ class Tally:
         return self
 
     def an_hour(self) -> dict[str, float]:
-        """What was counted, in an hour of such minutes."""
+        """Return the counts per hour of such minutes."""
         factor = 60 / self.minutes
         return {
             "false_starts": factor * self.false_starts,
@@ -124,16 +124,16 @@ class Tally:
 
 @dataclass(slots=True)
 class Minutes:
-    """What happened, until `tally` counts it."""
+    """Records events until `tally` counts them."""
 
     starts: list[int] = field(default_factory=list)
-    """Where the voice began that opened an utterance, or stopped an answer."""
+    """Starts of voices that opened an utterance or stopped an answer."""
     stops: list[int] = field(default_factory=list)
     utterances: list[Span] = field(default_factory=list)
-    """From the first voice to the last, of those that were put to the model."""
+    """First and last voice of the questions that the model got."""
 
     def tally(self, questions: Sequence[Span]) -> Tally:
-        """Count one minute with these questions."""
+        """Count the events of one minute with these questions."""
 
         def is_nobody_asking(moment: int) -> bool:
             return all(moment < start - _EARLY or moment > end for start, end in questions)
@@ -154,7 +154,7 @@ class Minutes:
 
 
 class CountingSpotter:
-    """Counts the voices in which its spotter hears a word."""
+    """Counts the voices in which its spotter finds a word."""
 
     def __init__(self, spotter: WordSpotter) -> None:
         self._spotter, self._count = spotter, 0
@@ -163,24 +163,24 @@ class CountingSpotter:
         self._spotter.begin()
 
     def hears(self, pcm: Array) -> bool:
-        """The loop asks no more once a word was heard in a voice."""
+        """Count a found word; the loop does not call again for the same voice."""
         is_heard = self._spotter.hears(pcm)
         self._count += is_heard
         return is_heard
 
     def take_count(self) -> int:
-        """Since the last call."""
+        """Return the count since the last call."""
         count, self._count = self._count, 0
         return count
 
 
 class Listener:
-    """A loop with one detector, in noise at one level."""
+    """A loop with one detector, in noise of one level."""
 
     def __init__(
         self, detector: Detector, below_db: float | None, spotter: WordSpotter | None = None
     ) -> None:
-        """`below_db` as in `Cell`; `spotter` listens for stop words."""
+        """`below_db` as in `Cell`; `spotter` searches for stop words."""
         self._spotter = CountingSpotter(spotter) if spotter else None
         self._gain = np.float32(0 if below_db is None else 10 ** (-below_db / 20))
         talker = FakeTalker(lambda turn: _ANSWER_FRAMES)
@@ -197,8 +197,8 @@ class Listener:
         )
 
     def listen(self, minute: Minute) -> Tally:
-        """Let a minute pass."""
-        # A microphone cannot say more than 1.
+        """Run one minute."""
+        # A microphone clips at 1.
         self._minute = np.clip(minute.speech + self._gain * minute.noise, -1, 1)
         self._happened = Minutes()
         self._simulation.run(MINUTE / RATE_HZ)
@@ -261,7 +261,7 @@ def _spotter(args: argparse.Namespace) -> WordSpotter | None:
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """The loop warns of every question that is too quiet, which most false starts are."""
+    """Silence the loop's warnings of quiet questions, which most false starts cause."""
     log = logging.getLogger("deeptalk_edge")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -272,7 +272,7 @@ def _without_warnings() -> Iterator[None]:
 
 
 def _figures(cell: Cell, by_kind: Mapping[str, Tally]) -> dict[str, Any]:
-    """In an hour of all kinds, and each kind as it was counted."""
+    """Return the figures of an hour of all kinds, and the counts of each kind."""
     total = _total(by_kind)
     return {
         "detector": cell[0],

@@ -1,6 +1,6 @@
-"""A bundle's graphs beside the torch reference of its checkpoint, on golden inputs.
+"""Compares a bundle's graphs with the torch reference of its checkpoint, on golden inputs.
 
-Needs torch; the exporter itself does not. Exits with an error if any output is out of tolerance.
+It needs torch; the exporter does not. It exits with an error if an output exceeds its tolerance.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def torch_outputs(
     model: DeepTalk, codec: Snac, delay_samples: int
 ) -> dict[str, NDArray[np.float32]]:
-    """What torch makes of the golden inputs, by the names of golden.npz's outputs."""
+    """Return torch's outputs for the golden inputs, by the names in golden.npz."""
     spec = model.spec
     inputs = golden_inputs(spec)
     mel = torch.from_numpy(log_mel(inputs.pcm, spec.encoder))

@@ -1,6 +1,6 @@
-"""A checkpoint of any size that takes no room on the disk: random weights, made when asked for.
+"""A checkpoint of any size that needs no disk space: random weights, made on demand.
 
-It costs what a trained one costs, and says nothing.
+Same sizes and speed as a trained checkpoint; its output is noise.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class RandomCheckpoint(Checkpoint):
         self._shapes = expected_tensors(spec)
 
     def tensor(self, name: str) -> NDArray[np.float32]:
-        """No two alike, for builders store equal constants once; norms are near 1."""
+        """Return a tensor that differs from all others, because builders store equal constants
+        once; norms are near 1."""
         values = np.roll(_POOL, zlib.crc32(name.encode()) % len(_POOL))
         if name.endswith("norm.weight"):
             values = 1 + values
@@ -40,8 +41,8 @@ class RandomCheckpoint(Checkpoint):
 
 
 def write_sizes(like: Path, place: Path, *, num_layers: int | None = None) -> None:
-    """Write what a checkpoint holds beside its weights, in the sizes of another one's config files:
-    an empty tokenizer, and a codec of random weights."""
+    """Write the other files of a checkpoint with the sizes of `like`: its config files, an empty
+    tokenizer and a codec with random weights."""
     place.mkdir(parents=True)
     config = read_json(like / "config.json")
     if num_layers is not None:

@@ -1,4 +1,4 @@
-"""A codec of random weights: it costs what a trained one costs, and sounds as noise."""
+"""A codec with random weights: same speed as a trained one; its output is noise."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""Does this checkout behave as another commit does? `bench same_as BASE`.
+"""Checks that this checkout behaves like another commit: `bench same_as BASE`.
 
-Both run here, in turn, through the command line alone, so their sources may lie anywhere:
+Both run in turn through the command line only, so the places of their sources may differ:
 
-graphs     every file of the exported bundles, but what records versions and times
+graphs     every file of the exported bundles, except records of versions and times
 answers    text and sound of the shipped spoken questions, on both backends, single and
            batch-parallel, with several pool sizes
 dialogue   four turns in one conversation
-loop       what hours of simulated conversation count, from several seeds
+loop       the counts of hours of simulated conversation, from several seeds
 
-Prints how many observations were compared and how many differ; 1 if any does.
+It prints the number of observations and of differences, and exits with 1 if there are any.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _VERSIONS = {"manifest.json", "parity.json"}
 _OF_THE_MACHINE = {"peak_resident_mb", "memory_growth_kb", "wall_s", "seconds"}
 
 Observations = dict[str, str]
-"""What was observed, and its SHA-256 or its value."""
+"""Observations by name: the SHA-256 or the value."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("build/same_as"))
     parser.add_argument("--every", type=int, default=1, help="ask one question in so many")
     args = parser.parse_args(argv)
-    args.work = args.work.resolve()  # each checkout is another working directory
+    args.work = args.work.resolve()  # the working directory differs for each checkout
     args.work.mkdir(parents=True, exist_ok=True)
     with measured(args) as figures, _worktree(args.base, args.work / "base") as base:
         before = observe(base, args.work / "of_base", args)
@@ -56,14 +56,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def differing(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
-    """The names whose observations differ, or that only one side has."""
+    """Return the names of observations that differ or are missing on one side."""
     return sorted(
         name for name in before.keys() | after.keys() if before.get(name) != after.get(name)
     )
 
 
 def observe(tree: Path, work: Path, args: argparse.Namespace) -> Observations:
-    """Everything, of one checkout."""
+    """Make all observations of one checkout."""
     seen: Observations = {}
     work.mkdir(parents=True, exist_ok=True)
     for device in DEVICES:
@@ -98,7 +98,7 @@ def _files(bundle: Path) -> Observations:
 
 
 def _answers(tree: Path, name: str, flags: list[str], wavs: list[str], out: Path) -> Observations:
-    """Text and sound of each turn."""
+    """Return text and sound of each turn."""
     out.mkdir(exist_ok=True)
     for old in out.iterdir():
         old.unlink()
@@ -113,7 +113,7 @@ def _answers(tree: Path, name: str, flags: list[str], wavs: list[str], out: Path
 
 
 def _loop(tree: Path, seed: int) -> Observations:
-    """The counts of a simulated conversation; `soak` was a module of its own once."""
+    """Return the counts of a simulated conversation; in older commits `soak` is another module."""
     is_old = (tree / "deeptalk_edge" / "soak.py").is_file()
     program = ["deeptalk_edge.soak"] if is_old else ["deeptalk_edge.bench", "soak"]
     flags = ["--hours", "0.2", "--turns", "100", "--seed", str(seed)]
@@ -131,7 +131,7 @@ def _cli(tree: Path, *words: str) -> str:
 
 
 def _python(tree: Path, module: str, *words: str) -> str:
-    """What a module of a checkout prints.
+    """Run a module of a checkout; returns its output.
 
     Raises CalledProcessError if it fails.
     """
@@ -145,7 +145,7 @@ def _python(tree: Path, module: str, *words: str) -> str:
 
 @contextmanager
 def _worktree(commit: str, place: Path) -> Iterator[Path]:
-    """A checkout of a commit with its own kernels, gone afterwards."""
+    """Context of a temporary checkout of a commit, with its own kernels built."""
     place = place.resolve()
     subprocess.run(["git", "worktree", "add", "--detach", "--force", place, commit], check=True)
     try:

@@ -1,8 +1,8 @@
 """Hours of conversation on a virtual clock, with a fake model and a restless user.
 
-The user asks, pauses, goes on, interrupts, coughs, says "mhm" and unplugs the device at random.
-What may not happen: a latency or a memory that grows, a state that nobody leaves, a sound of a turn
-that is over, a word in the history that nobody heard. Every figure is simulated and says so.
+The user asks, pauses, continues, interrupts, coughs, says "mhm" and unplugs the device at random.
+The faults are: growing latency or memory, a state that never ends, sound of a turn that is over,
+and a word in the history that was not heard. Every figure is simulated, and the output says so.
 """
 
 from __future__ import annotations
@@ -41,31 +41,31 @@ Array = NDArray[np.float32]
 
 _FRAMES_PER_S = 50
 _LONGEST_S = {State.RECOVERING: 20.0, State.USER_SPEAKING: 31.0}
-_LONGEST_OTHER_S = 15.0  # of a state that one does not rest in
+_LONGEST_OTHER_S = 15.0  # longest stay in a state that has to end
 _LOSSES_PER_S = 1 / 300
-_FADE_S = 0.04  # behind a stop
-_ZEROS = 16  # samples of sound that are 0: the last one of a fade
+_FADE_S = 0.04  # after a stop
+_ZEROS = 16  # most zero samples within sound: the last one of a fade
 _WORD_SAMPLES = WORD_FRAMES * CODEC_FRAME_SAMPLES
-_PEAK = 0.1  # of the user's voice
+_PEAK = 0.1  # level of the user's voice
 
 
 class Threshold:
-    """Loud is voice."""
+    """A detector that takes loud sound for a voice."""
 
     def is_voiced(self, frame: Array) -> bool:
         return bool(np.abs(frame).max() > _PEAK / 2)
 
 
 class RestlessUser:
-    """A microphone: speaks when it is polite, and when it is not."""
+    """A microphone with a user who speaks in pauses and over answers."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
         self._noise = np.random.default_rng(seed)
-        self._plan: list[bool] = []  # frames to come, voiced or not, the next one last
+        self._plan: list[bool] = []  # future frames, voiced or not; the next one is last
         self._was = State.LISTENING
         self.state = State.LISTENING
-        """What the loop is in; the user reacts to it."""
+        """State of the loop, to which the user reacts."""
 
     def __call__(self, start: int) -> Array:
         if self.state is not self._was or (self.state is State.LISTENING and not self._plan):
@@ -110,7 +110,7 @@ class RestlessUser:
 
 @dataclass(slots=True, kw_only=True)
 class Report:
-    """What a simulated conversation came to."""
+    """Results of a simulated conversation."""
 
     simulated_hours: float
     simulated_turns: int
@@ -123,17 +123,17 @@ class Report:
     simulated_audible_ms_p50_last_quarter: float
     simulated_audible_ms_max: float
     memory_growth_kb: float
-    """Python objects alive, from a quarter of the way to the end."""
+    """Growth of live Python objects after the first quarter."""
     longest_s: dict[str, float] = field(default_factory=dict)
-    """The longest stay in each state."""
+    """Longest stay in each state."""
     foreign_samples: int = 0
-    """Samples played that are of no turn at hand."""
+    """Played samples that do not belong to the present turn."""
     unheard_words: int = 0
-    """Words in the history that were never played."""
+    """Words in the history that were not played."""
     wall_s: float = 0.0
 
     def faults(self) -> list[str]:
-        """What may not be."""
+        """Return a description of each fault."""
         drift_ms = (
             self.simulated_audible_ms_p50_last_quarter - self.simulated_audible_ms_p50_first_quarter
         )
@@ -163,21 +163,21 @@ class Soak:
             self.talker,
             self._port,
             detector=Threshold(),
-            # Ducking would change the levels by which the turns are told apart.
+            # Ducking would change the levels that identify the turns.
             settings=LoopSettings(hangover_ms=300, duck_gain=1.0, forget_ms=60_000),
             step_ms=self.talker.step_ms,
             emit=self._take,
         )
         self._events: Counter[type[LiveEvent]] = Counter()
         self._audible_ms: list[float] = []
-        self._played = Counter[int]()  # samples of turns that are not over
+        self._played = Counter[int]()  # played samples of turns that are not over
         self._longest_s: dict[str, float] = {}
         self._state_since_s = 0.0
         self._foreign_samples = self._unheard_words = 0
         self._restore_at_s = float("inf")
 
     def run(self, *, hours: float, turns: int) -> Report:
-        """Talk until both are reached."""
+        """Run until both limits are reached."""
         start_s = time.perf_counter()
         early_kb: float | None = None
         tracemalloc.start()
@@ -223,14 +223,14 @@ class Soak:
             self._longest_s[state.value] = max(self._longest_s.get(state.value, 0.0), stay_s)
 
     def _watch_sound(self, block: Array) -> None:
-        """Every sample is silence, a fade, or of the turn that is being answered."""
+        """Check that every sample is silence, part of a fade, or of the present turn."""
         num_samples = int(np.count_nonzero(block))
         if not num_samples:
             return
         current = self.talker.num_turns
         self._played[current] += num_samples
         level = block.max()
-        is_plain = np.count_nonzero(block == level) > 1  # all of a fade's samples differ
+        is_plain = np.count_nonzero(block == level) > 1  # the samples of a fade differ
         stay_s = self._simulation.seconds - self._state_since_s
         is_due = self._user.state in (State.SPEAKING, State.OVERLAP) or stay_s < _FADE_S
         if not is_due or (is_plain and float(level) != level_of(current)):
@@ -255,7 +255,7 @@ def _alive_kb() -> float:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run, print a line of JSON, and fail if something happened that may not."""
+    """Run, print a line of JSON, and fail if there are faults."""
     parser = arguments("soak", __doc__)
     parser.add_argument("--hours", type=float, default=1.0)
     parser.add_argument("--turns", type=int, default=2000, help="at least")

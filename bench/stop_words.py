@@ -1,19 +1,17 @@
-"""Stop words over our own voice: what the spotter hears behind the echo canceller.
+"""Measures how well the spotter finds stop words over our own voice, after the echo canceller.
 
 Voices that training never has say "stop", "cancel" and "help" 4 s into answers of the bundle. The
-echo is 9 dB below what was played and 60 ms late; the word's loudest 200 ms are as loud as the
-echo's. The spotter listens as in the loop: from 300 ms before the voice to 1 s behind where it
-begins.
+echo is 9 dB below the played sound and 60 ms late; the word's loudest 200 ms are as loud as the
+echo's. As in the loop, the spotter gets sound from 300 ms before the voice's start to 1 s after it.
 
-alone       the word in a quiet room: the most that a canceller could leave
-cancelled   word and echo behind WebRTC's AEC3
-raised      the same, with the word's loudest 200 ms at -20 dBFS, what the spotter is set for
-false       noise of each kind where it begins to sound, over an answer and cancelled; and the
-            answers over themselves, every second of them. `noise_hour --stop-words` counts what
-            the loop makes of an hour
+alone       the word in a quiet room, the ideal output of a canceller
+cancelled   word and echo after WebRTC's AEC3
+raised      the same with the word's loudest 200 ms at -20 dBFS, the spotter's expected level
+false       the onsets of each kind of noise, over an answer and cancelled; and every second of the
+            answers without a word. `noise_hour --stop-words` counts the loop's reactions in an hour
 
-A word is heard if the spotter says so within 600 ms of its end. Needs espeak-ng and flite, and the
-extras `echo` and `stop-words`.
+A word counts as heard if the spotter finds it within 600 ms of its end. The bench needs espeak-ng,
+flite, and the extras `echo` and `stop-words`.
 """
 
 from __future__ import annotations
@@ -49,30 +47,30 @@ _WAYS = ("alone", "cancelled", "raised")
 _ECHO_DB, _ECHO_SAMPLES = -9.0, 60 * RATE_HZ // 1000
 _ROOM_DBFS, _SPOTTER_DBFS = -65.0, -20.0
 _WORD_AT = 4 * RATE_HZ
-_BEFORE, _LISTENED = 3 * RATE_HZ // 10, RATE_HZ  # pre-roll, and what is listened to behind it
+_BEFORE, _LISTENED = 3 * RATE_HZ // 10, RATE_HZ  # pre-roll, and the sound after it
 _SOON = 6 * RATE_HZ // 10
-_LATE = 8 * RATE_HZ // 1000  # of AEC3
-_SOUNDING = 0.02  # where a noise begins, behind 200 ms that are quieter
+_LATE = 8 * RATE_HZ // 1000  # delay of AEC3
+_SOUNDING = 0.02  # level of a noise's onset, after 200 ms below it
 _NOISE_S, _PIECES = 60, 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Take:
-    """One sound over an answer, as the spotter gets it: (N,) from 300 ms before it."""
+    """One sound over an answer as the spotter gets it: (N,) from 300 ms before its start."""
 
     alone: Array
     cancelled: Array
     num_samples: int
-    """Of the sound."""
+    """Samples of the sound."""
 
     @property
     def loss_db(self) -> float:
-        """What the canceller takes of the sound."""
+        """Attenuation of the sound by the canceller."""
         return loud_dbfs(self.alone[_BEFORE : _BEFORE + self.num_samples]) - self._left_dbfs
 
     @property
     def raised(self) -> Array:
-        """Cancelled, and as loud as the spotter expects speech."""
+        """The cancelled sound at the spotter's expected level."""
         return self.cancelled * np.float32(10 ** ((_SPOTTER_DBFS - self._left_dbfs) / 20))
 
     @property
@@ -82,7 +80,7 @@ class Take:
 
 
 def over_answer(sound: Array, answer: Array, rng: np.random.Generator) -> Take:
-    """A sound (N,) at 16 kHz over an answer of 6 s or more, as loud as its echo."""
+    """Mix a sound (N,) at 16 kHz with an answer of 6 s or more, as loud as its echo."""
     echo = np.pad(answer, (_ECHO_SAMPLES, 0))[: len(answer)] * np.float32(10 ** (_ECHO_DB / 20))
     gain_db = loud_dbfs(echo) - loud_dbfs(sound)
     near = rng.standard_normal(len(answer), np.float32) * np.float32(10 ** (_ROOM_DBFS / 20))
@@ -93,7 +91,7 @@ def over_answer(sound: Array, answer: Array, rng: np.random.Generator) -> Take:
 
 
 def cancel(microphone: Array, played: Array) -> Array:
-    """What AEC3 leaves of the microphone, (N,) in whole frames."""
+    """Return AEC3's output for the microphone, (N,) in whole frames."""
     canceller = WebRtcEchoCanceller()
     starts = range(0, len(microphone) - FRAME_SAMPLES + 1, FRAME_SAMPLES)
     frames = [
@@ -104,7 +102,7 @@ def cancel(microphone: Array, played: Array) -> Array:
 
 
 def heard_at(spotter: WordSpotter, pcm: Array) -> int | None:
-    """The sample of (N,) at which a word was heard; None if none was."""
+    """Return the sample of (N,) at which a word was found, or None."""
     spotter.begin()
     for start in range(0, len(pcm) - FRAME_SAMPLES + 1, FRAME_SAMPLES):
         if spotter.hears(pcm[start : start + FRAME_SAMPLES]):
@@ -118,7 +116,7 @@ def is_in_time(spotter: WordSpotter, take: Take, pcm: Array) -> bool:
 
 
 def beginnings(noise: Array) -> list[Array]:
-    """A second of noise from each place where it begins to sound; of steady noise, now and then."""
+    """Return a second of noise from each onset; of steady noise, from some places."""
     frames = np.abs(noise[: len(noise) // FRAME_SAMPLES * FRAME_SAMPLES]).reshape(-1, FRAME_SAMPLES)
     is_loud = frames.max(axis=1) > _SOUNDING
     places = [
@@ -172,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _answers(path: Path) -> list[Array]:
-    """The bundle's answers to the shipped questions, at 16 kHz."""
+    """Return the bundle's answers to the shipped questions, at 16 kHz."""
     bundle = Bundle.open(path)
     answers = []
     with Conversation(bundle, ConversationSettings.of(bundle)) as talk:
@@ -185,13 +183,13 @@ def _answers(path: Path) -> list[Array]:
 
 
 def _some(answers: Sequence[Array], number: int) -> Array:
-    """Answers one behind the other, 6 s of them, from another one for each number."""
+    """Return 6 s of consecutive answers, beginning with another answer for each number."""
     turned = [answers[(3 * number + i) % len(answers)] for i in range(4)]
     return np.resize(np.concatenate(turned), 6 * RATE_HZ)
 
 
 def _echoes(answers: Sequence[Array], rng: np.random.Generator) -> list[Array]:
-    """What the canceller leaves of the answers alone, in pieces of 1.3 s."""
+    """Return the canceller's output for the answers alone, in pieces of 1.3 s."""
     played = np.concatenate(answers)
     echo = np.pad(played, (_ECHO_SAMPLES, 0))[: len(played)] * np.float32(10 ** (_ECHO_DB / 20))
     room = rng.standard_normal(len(played), np.float32) * np.float32(10 ** (_ROOM_DBFS / 20))

@@ -1,7 +1,7 @@
-"""`make tiny`'s report: what the tiny checkpoint can do, by ear, through the exported bundle.
+"""The report of `make tiny`: scores the tiny checkpoint's spoken answers through its bundle.
 
-Answers come from the real runtime, voice detector included; the recognisers read the waveform.
-Writes Markdown.
+The real runtime answers, voice detector included, and recognisers transcribe the waveform. The
+report is Markdown.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ CLIPS_PER_SET = 8
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Score a bundle on the corpus that its checkpoint was trained beside."""
+    """Score a bundle on the held-out half of its checkpoint's corpus."""
     parser = arguments("tiny_scores", __doc__)
     parser.add_argument("--bundle", type=Path, default=BUNDLE)
     parser.add_argument("--snac", type=Path, default=TINY / "snac", help="the codec")
@@ -65,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         corpus = load_corpus(args.work / "corpus")
         if args.clips:
             write_clips(corpus, args.clips)
-        # Two processes, the codec's task first: it is the shortest, so they end together.
+        # Two processes; the codec's task runs first because it is the shortest, so they end
+        # together.
         with get_context("spawn").Pool(2, _open_judge, (args,)) as pool:
             codec = pool.apply_async(_judge_codec)
             halves = [pool.apply_async(_judge_kiosk, (is_test,)) for is_test in (False, True)]
@@ -100,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Judge:
-    """What one process scores with."""
+    """The models that one process scores with."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         torch.set_num_threads(1)
@@ -111,7 +112,7 @@ class _Judge:
         self.closed, self.opened = GrammarRecogniser(), WhisperRecogniser(threads=1)
 
 
-_judges: list[_Judge] = []  # of a worker: one
+_judges: list[_Judge] = []  # one in a worker process
 
 
 def _open_judge(args: argparse.Namespace) -> None:
@@ -140,7 +141,7 @@ def _judge_kiosk(is_test: bool) -> list[SetScore]:
 
 
 def _judge_codec() -> tuple[int, Controls, list[CodecScore]]:
-    """Score the controls, with their number, and the codec by itself."""
+    """Score the controls, with their number, and the codec alone."""
     (judge,) = _judges
     asked = sorted(answers_never_trained())[::16]
     controls = run_controls(asked, judge.units, judge.codec, judge.closed)
@@ -153,7 +154,7 @@ def _judge_codec() -> tuple[int, Controls, list[CodecScore]]:
 
 
 def answer(talk: Conversation, pcm: Samples) -> tuple[str, Samples]:
-    """Ask one question in a conversation of its own: text and 24 kHz sound."""
+    """Ask one question in a new conversation; returns text and 24 kHz sound."""
     talk.reset()
     start, end = find_utterance(pcm, WebRtcDetector())
     text, sound = "", [np.zeros(0, np.float32)]
@@ -166,11 +167,11 @@ def answer(talk: Conversation, pcm: Samples) -> tuple[str, Samples]:
 
 
 def write_clips(corpus: Corpus, directory: Path) -> None:
-    """Some questions of each validation half as WAV files, their words and answers beside them."""
+    """Write some questions of each validation half as WAV files, with their words and answers."""
     directory.mkdir(parents=True, exist_ok=True)
     for first, split in enumerate(HELD_OUT):
         chosen = corpus.select(split, is_test=False)
-        stride = len(chosen) // CLIPS_PER_SET  # begun anew in each set: they ask alike
+        stride = len(chosen) // CLIPS_PER_SET  # anew in each set: the questions are equal
         for number, i in enumerate(chosen[first * stride // 3 :: stride][:CLIPS_PER_SET]):
             place = directory / f"{split.value}-{number}.wav"
             with WavWriter(place, RATE_HZ) as writer:

@@ -1,9 +1,9 @@
-"""Rules for the end of a turn, and what each costs: the wait after whole questions, and the share
-of the pauses inside questions at which it takes the turn for over.
+"""Rules for the end of a turn and their costs: the wait after whole questions, and the share of
+pauses inside questions that are taken for the end.
 
-A rule waits for `long_ms` of silence, or for `incomplete_ms` where the melody says that more comes;
-as soon as a cue says that the question is whole, `short_ms` are enough. A sweep tries all numbers,
-chooses on one half of the pauses, and reports the other half, then the other way round.
+A rule waits for `long_ms` of silence, or for `incomplete_ms` if the melody indicates that more
+comes. Once a cue says that the question is whole, `short_ms` are enough. A sweep tries all numbers,
+chooses on one half of the pauses and reports the other half, then exchanges the halves.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from deeptalk_edge.runtime.audio.end_of_turn import (
 Array = NDArray[np.float64]
 
 SHARES = (0.05, 0.1)
-"""Of the pauses inside questions that may be taken for the end."""
+"""Largest shares of the pauses inside questions that may be taken for the end."""
 _LONG_MS = range(300, 2500, 50)
 _SHORT_MS = (200, 300)
-_NUM_LEAST = 25  # thresholds of a cue that are tried
+_NUM_LEAST = 25  # number of thresholds of a cue to try
 _LATE = ((0.0, 0), *itertools.product((0.1, 0.2, 0.3), (1200, 1600, 2000)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pause:
-    """The silence after a question, or inside one, and what the cues say of it."""
+    """The silence after a question or inside one, with the values of the cues."""
 
     set_name: str
     kind: str
     number: int
-    """Of the question."""
+    """Number of the question."""
     lasts_ms: float | None
-    """Until the speaker goes on; None after a whole question."""
+    """Time until the speaker continues; None after a whole question."""
     cues: Mapping[str, float]
-    """The higher, the likelier the question is whole."""
+    """Values of the cues; a higher value makes a whole question more likely."""
     known_ms: Mapping[str, float]
-    """The silence after which each cue is known here."""
+    """Silence after which each cue is known."""
     is_whole: bool | None
-    """What the bundle says of it."""
+    """The bundle's judgement of the question."""
 
     @property
     def is_end(self) -> bool:
@@ -56,23 +56,23 @@ class Pause:
 
 
 class Rule(NamedTuple):
-    """When a turn is over."""
+    """A rule for the end of a turn."""
 
     long_ms: int
     cue: str | None = None
     least: float = 0.0
-    """The cue's, to say that the question is whole."""
+    """Threshold of the cue for a whole question."""
     short_ms: int = 200
     incomplete_p: float = 0.0
-    """The melody below this says that more comes."""
+    """Threshold of the melody, below which more comes."""
     incomplete_ms: int = 0
 
 
 class Cost(NamedTuple):
-    """What a rule does to some pauses."""
+    """The costs of a rule on some pauses."""
 
     waits_ms: Array
-    """After each whole question."""
+    """Wait after each whole question."""
     cutoff_share: float
 
 
@@ -81,7 +81,7 @@ class Table:
     """Pauses as columns."""
 
     lasts_ms: Array
-    """(N); infinite after a whole question."""
+    """Lengths of the pauses (N); infinite after a whole question."""
     cues: Mapping[str, Array]
     known_ms: Mapping[str, Array]
 
@@ -95,7 +95,7 @@ class Table:
         )
 
     def hangovers_ms(self, rule: Rule) -> Array:
-        """(N)."""
+        """Return the hangovers (N) of a rule."""
         wait = np.full(len(self.lasts_ms), float(rule.long_ms))
         if rule.incomplete_p:
             more_comes = self.cues["melody"] < rule.incomplete_p
@@ -113,7 +113,8 @@ class Table:
 
 
 def rules_of(cue: str | None, values: Array, *, late: bool) -> Iterator[Rule]:
-    """Every rule of the sweep by this cue; `late` lets the melody lengthen the wait, too."""
+    """Return every rule of the sweep with this cue; `late` also lets the melody lengthen the
+    wait."""
     if cue is None:
         yield from map(Rule, _LONG_MS)
         return
@@ -124,19 +125,20 @@ def rules_of(cue: str | None, values: Array, *, late: bool) -> Iterator[Rule]:
 
 
 def best_rule(pauses: Sequence[Pause], cue: str | None, share: float, *, late: bool) -> Rule:
-    """The one of the shortest mean wait that takes at most this share of the pauses for the end."""
+    """Return the rule with the shortest mean wait that takes at most this share of the pauses for
+    the end."""
     table = Table.of(pauses)
     values = table.cues[cue] if cue else np.empty(0)
     costs = {
         rule: table.cost(table.hangovers_ms(rule)) for rule in rules_of(cue, values, late=late)
     }
     fitting = [rule for rule, cost in costs.items() if cost.cutoff_share <= share]
-    # Of equal waits the fewest cutoffs, and of those the cue that says least.
+    # Of equal waits the fewest cutoffs, and of those the highest threshold.
     return min(fitting, key=lambda r: (costs[r].waits_ms.mean(), costs[r].cutoff_share, -r.least))
 
 
 def swept(pauses: Sequence[Pause], cue: str | None, share: float, *, late: bool) -> Cost:
-    """Of the rules chosen on each half, on the other half."""
+    """Return the costs on each half of the rule that was chosen on the other half."""
     halves = [[p for p in pauses if p.number % 2 == half] for half in (0, 1)]
     waits, cutoffs, num_inside = [], 0.0, 0
     for own, other in (halves, halves[::-1]):
@@ -150,7 +152,7 @@ def swept(pauses: Sequence[Pause], cue: str | None, share: float, *, late: bool)
 
 
 class _Told:
-    """A cue that was heard before."""
+    """A cue with a known value."""
 
     def __init__(self, p: float) -> None:
         self._p = p
@@ -162,7 +164,7 @@ class _Told:
 def runtime_ms(
     pauses: Sequence[Pause], *, kind: HangoverKind = "adaptive", speculates: bool = True
 ) -> Array:
-    """The runtime's own hangovers, (N)."""
+    """Return the runtime's hangovers, (N)."""
     waits = []
     for pause in pauses:
         rule = _runtime_rule(pause, kind, speculates)

@@ -1,17 +1,17 @@
-"""What a bundle makes of fresh sounds: does it refuse what is no question, answer what is one, hear
-the right words, and know how sure it is?
+"""Tests a bundle on new sounds: does it refuse other sounds, answer questions, recognise the words,
+and estimate its confidence?
 
-good        questions that training never had, in voices that it never had, at -28 to 0 dB
+good        questions and voices that training never has, at -28 to 0 dB
 noisy       the same with a fan, rain, a television or music at 10 to 20 dB
 unlike      the same in voices of another kind: formant, robot and nervous variants of espeak-ng,
             and festival's diphone voice ked where the packages festival and festvox-kdlpc16k are
             installed
-near        what such a kiosk might be asked and cannot answer
+near        questions that such a kiosk might get and cannot answer
 noise       the twelve kinds of `bench noise_hour`
-foreign     four languages that the fit never had
+foreign     four languages that the fit never has
 english     sentences about something else
 
-Nothing of this was used by `training.tiny.understanding`, which the thresholds come from. Needs
+`training.tiny.understanding`, which fits the thresholds, uses none of these sounds. The bench needs
 espeak-ng and flite.
 """
 
@@ -102,20 +102,20 @@ FOREIGN = {
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One sound, as the loop cuts it."""
+    """One sound as the loop would cut it."""
 
     set_name: str
     kind: str
     pcm: Array
-    """(N,), 16 kHz."""
+    """PCM (N,) at 16 kHz."""
     text: str = ""
-    """What is asked; "" of what is no question."""
+    """Words of the question; "" for other sounds."""
     answer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What the bundle made of a clip."""
+    """The bundle's results for a clip."""
 
     set_name: str
     kind: str
@@ -125,11 +125,11 @@ class Heard:
     understood_p: float
     right_p: float
     is_right: bool
-    """Whether the answer is the one that the question wants; known of refused ones, too."""
+    """Whether the answer is right; also known for refused questions."""
 
 
 def clips(rng: random.Random, scale: float) -> Iterator[Clip]:
-    """All of them; `scale` 1 gives 200 good, 120 noisy, 120 unlike, 30 near and 220 others."""
+    """Make all clips; `scale` 1 gives 200 good, 120 noisy, 120 unlike, 30 near and 220 others."""
     fresh = [question for question in questions() if question.is_held_out]
     for _ in range(int(200 * scale)):
         question, voice = rng.choice(fresh), held_out_voice(rng)
@@ -173,7 +173,7 @@ def _loud(pcm: Array, rng: random.Random) -> Array:
 
 
 def _with_noise(pcm: Array, kind: str, rng: random.Random) -> Array:
-    """At 10 to 20 dB below the question, by power."""
+    """Add noise at 10 to 20 dB below the question, by power."""
     noise = make_noise(kind, rng.randrange(1 << 30), len(pcm) / RATE_HZ + 0.1)[: len(pcm)]
     wanted = float(np.square(pcm).mean()) / 10 ** (rng.uniform(10, 20) / 10)
     return pcm + noise * np.float32(np.sqrt(wanted / max(float(np.square(noise).mean()), 1e-12)))
@@ -193,13 +193,13 @@ def _unlike(text: str, speaker: str, rng: random.Random) -> Array:
 
 
 class Asker:
-    """Two conversations: one refuses, the other answers whatever it is asked."""
+    """Two conversations: one can refuse, the other answers every question."""
 
     def __init__(self, refusing: Conversation, answering: Conversation) -> None:
         self._refusing, self._answering = refusing, answering
 
     def ask(self, clip: Clip) -> Heard:
-        """Raises SettingsError if the bundle knows nothing of its questions."""
+        """Ask a clip. Raises SettingsError if the bundle has no files of understanding."""
         transcript, is_refused = None, False
         answer = self._refusing.begin(clip.pcm)
         while not is_refused and (pieces := answer.advance()) is not None:
@@ -253,7 +253,7 @@ def report(heard: Sequence[Heard]) -> Iterator[str]:
 def reliability(
     pairs: Sequence[tuple[float, bool]],
 ) -> Iterator[tuple[float, float, int, float, float]]:
-    """Of bins of a probability: bounds, clips, mean, and the share that came true."""
+    """Return bins of a probability: bounds, clips, mean, and share of right ones."""
     edges = (0.0, 0.05, 0.25, 0.5, 0.75, 0.9, 0.97, 1.001)
     for low, high in itertools.pairwise(edges):
         own = [pair for pair in pairs if low <= pair[0] < high]
@@ -267,13 +267,13 @@ def _refused(heard: Sequence[Heard]) -> float:
 
 
 def _word_errors(heard: Sequence[Heard]) -> float:
-    """Of the transcripts, as a share of the words asked."""
+    """Word errors of the transcripts, as a share of the spoken words."""
     pairs = [(one.text.split(), (one.transcript or "").split()) for one in heard]
     return sum(word_errors(*pair) for pair in pairs) / sum(len(wanted) for wanted, _ in pairs)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Ask, print tables."""
+    """Ask all clips and print tables."""
     parser = arguments("understanding", __doc__)
     parser.add_argument("--bundle", type=Path, default=BUNDLE)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,12 +1,12 @@
-"""What each voice detector makes of speech in noise.
+"""Compares the voice detectors on speech in noise.
 
-Spoken questions with pauses between them, each louder or softer by up to 4 dB, in a room of
--65 dBFS, under noise made here: white, pink, mains hum with clicks, babble of eight. The truth is
-the level of the clean speech; the noise is that many dB below the mean power of the speech.
+Spoken questions with pauses between them, each louder or softer by up to 4 dB, play in a room of
+-65 dBFS with synthetic noise: white, pink, mains hum with clicks, babble of eight voices. The level
+of the clean speech is the truth; the noise level is relative to the mean power of the speech.
 
-F1             of frames
-false starts   utterances opened where nobody spoke
-missed turns   questions whose end no utterance has, within half a second
+F1             F1 score of the frames
+false starts   utterances opened without speech
+missed turns   questions without an utterance that ends within half a second of their end
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ _SLACK_SAMPLES = RATE_HZ // 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """Clean speech and where it is."""
+    """Clean speech and its places."""
 
     pcm: Array
-    """(N,), whole frames."""
+    """PCM (N,), whole frames."""
     voiced: NDArray[np.bool_]
-    """(N / 320,)"""
+    """Mask (N / 320,) of the frames with speech."""
     turns: list[Span]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """What one detector made of one scene."""
+    """Score of one detector on one scene."""
 
     detector: str
     noise: str
@@ -95,7 +95,7 @@ def conditions() -> list[tuple[str, int | None]]:
 
 
 def make_scene(questions: Sequence[Array], seed: int) -> Scene:
-    """All questions in one recording."""
+    """Put all questions into one recording."""
     rng = np.random.default_rng(seed)
     parts: list[Array] = []
     turns: list[Span] = []
@@ -115,7 +115,7 @@ def make_scene(questions: Sequence[Array], seed: int) -> Scene:
 def in_noise(
     scene: Scene, noise: str, snr_db: int | None, questions: Sequence[Array], seed: int
 ) -> Array:
-    """The scene as a microphone in this noise hears it."""
+    """Return the scene as recorded in this noise."""
     rng = np.random.default_rng(seed + 1)
     room = _unit(rng.standard_normal(len(scene.pcm))) * 10 ** (_ROOM_DBFS / 20)
     heard = scene.pcm + room
@@ -167,7 +167,7 @@ def _pink(n: int, rng: np.random.Generator, questions: Sequence[Array]) -> NDArr
 
 
 def _hum(n: int, rng: np.random.Generator, questions: Sequence[Array]) -> NDArray[np.float64]:
-    """50 Hz with harmonics, and one click a second."""
+    """50 Hz with harmonics, and one click per second."""
     t = np.arange(n) / RATE_HZ
     hum = np.sum([np.sin(2 * np.pi * 50 * k * t + k) / k for k in range(1, 12)], axis=0)
     click = 6 * np.exp(-np.arange(160) / 30)
@@ -177,7 +177,7 @@ def _hum(n: int, rng: np.random.Generator, questions: Sequence[Array]) -> NDArra
 
 
 def _babble(n: int, rng: np.random.Generator, questions: Sequence[Array]) -> NDArray[np.float64]:
-    """Eight people ask at once, without a pause."""
+    """Eight people ask at once, without pauses."""
     babble = np.zeros(n)
     for _ in range(8):
         order = rng.permutation(len(questions))

@@ -46,9 +46,9 @@ class ExpertCoverage:
     own: str
     """Its own modality: `audio`, `text`, or `any` in a checkpoint without a split."""
     routed: int
-    """Of its own modality."""
+    """Tokens of the expert's modality."""
     routed_all: int
-    """Of every modality."""
+    """Tokens of every modality."""
     forced: int
     """Lent tokens."""
 

@@ -42,7 +42,7 @@ def give_memory_back(memory: mmap.mmap, start: int, num_bytes: int) -> None:
 
 
 def drop_from_page_cache(fd: int, start: int, num_bytes: int) -> None:
-    """Nobody will read these bytes of a file through the page cache soon."""
+    """Tell the kernel that these bytes of a file are not needed in the page cache."""
     with _as_advice("page cache"):
         os.posix_fadvise(fd, start, num_bytes, os.POSIX_FADV_DONTNEED)
 

@@ -95,9 +95,9 @@ def profile_bundle(
 ) -> Report:
     """Ask all turns and report. `port` is a live one; without it the recordings are the microphone.
 
-    Raises SettingsError if there is nothing to ask, AudioError for a file that is no question or
-    that nobody hears, DeviceLost if the sound devices go, else what `Bundle.open` and
-    `Conversation` raise.
+    Raises SettingsError if there is nothing to ask, AudioError for a file without a question or in
+    which the loop hears no voice, DeviceLost if the sound devices are lost, and the errors of
+    `Bundle.open` and `Conversation`.
     """
     _check(script, port)
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""Answers that nobody may cut short: a safety notice, a price that must be said in full."""
+"""Answers that the user cannot interrupt: a safety notice, a price that must be said in full."""
 
 import argparse
 import sys

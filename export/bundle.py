@@ -140,9 +140,9 @@ def export_bundle(
     A bundle for TensorRT in place of a checkpoint gets its engines built here, on the device.
     `checkpoint` gives the weights instead of the files in the directory.
 
-    Raises ArtifactError if the checkpoint is not whole or something is at `place` that may not be
-    replaced, SettingsError if the profile lacks something or `place` cannot be written,
-    BackendError if an engine cannot be built, DoesNotFit if the disk fills.
+    Raises ArtifactError if the checkpoint is incomplete or `place` may not be replaced,
+    SettingsError if the profile lacks something or `place` cannot be written, BackendError if an
+    engine cannot be built, DoesNotFit if the disk fills.
     """
     replace = settings.replace or settings.if_changed
     place = check_place(place, replace=replace)

@@ -19,7 +19,8 @@ def read_generation(checkpoint: Path, spec: ModelSpec) -> Generation:
     What is not said there is as in the official scripts. Other fields of that file (DeepSeek's own
     temperature, say) belong to text chat and are left alone.
 
-    Source of the defaults: DeepTalk `eval_qa.py`; the system text is the first sentence of its own.
+    Source of the defaults: DeepTalk `eval_qa.py`; the system text is the first sentence of its
+    system prompt.
 
     Raises ArtifactError if a value has the wrong type or the speaker is unknown.
     """

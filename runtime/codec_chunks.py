@@ -1,4 +1,4 @@
-"""When codec frames become sound: as soon as that gives any, then in growing chunks."""
+"""Decides when codec frames become sound: as soon as they give any, then in growing chunks."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from deeptalk_edge.runtime.lm.codec_stream import Codec, StreamingCodec, frames_
 Array = NDArray[np.float32]
 
 _CHUNK_FRAMES = (1, 1, 2, 2, 4)
-"""Frames of the chunks after the first sound: small until some sound is ahead of the listener."""
+"""Frames per chunk after the first sound: small until the loudspeaker has some sound in advance."""
 
 
 class CodecChunks:
-    """The sound of one answer. One owner; not thread-safe."""
+    """Decodes the sound of one answer. One owner; not thread-safe."""
 
     def __init__(
         self, codec: Codec, entry: CodecEntry, *, seed: int, elapsed_ms: Callable[[], float]
     ) -> None:
-        """`elapsed_ms` is the answer's clock."""
+        """`elapsed_ms` returns the answer's time so far."""
         self._stream, self._entry = StreamingCodec(codec, entry, seed=seed), entry
         self._elapsed_ms = elapsed_ms
-        self._waiting: list[Ids] = []  # frames for the next chunk
+        self._waiting: list[Ids] = []  # frames of the next chunk
         self._num_chunks = 0
         self.num_samples = 0
         self.first_frame_ms: float | None = None
-        """When the first frame was complete."""
+        """Time of the first complete frame; None before it."""
         self.first_sample_ms: float | None = None
-        """When the first sample was final."""
+        """Time of the first final sample; None before it."""
 
     @property
     def audio_s(self) -> float:
-        """Sound so far."""
+        """Length of the sound so far."""
         return self.num_samples / self._entry.spec.sampling_rate
 
     def push(self, frame: Ids) -> Iterator[AudioChunk]:
-        """Add a frame (K,); yields the sound that is due."""
+        """Add a frame (K,); yields sound that can be decoded now."""
         if self.first_frame_ms is None:
             self.first_frame_ms = self._elapsed_ms()
         self._waiting.append(frame)
@@ -53,7 +53,7 @@ class CodecChunks:
             yield from self._sound(self._decode_waiting())
 
     def finish(self) -> Iterator[AudioChunk]:
-        """The answer is complete: yields the sound that is left."""
+        """The answer is complete: yields the remaining sound."""
         yield from self._sound(self._decode_waiting())
         yield from self._sound(self._stream.finish())
 

@@ -1,11 +1,11 @@
-"""A conversation: questions in, text pieces and sound out as they come.
+"""A conversation: it takes questions and yields text pieces and sound as they are made.
 
-turn      prompt rows are prefilled but for the last one, which asks for speech; then a row at a
-          time
-ask       one question after the other; `begin` hands out the answer itself, for a caller who wants
-          to let go of it between two steps
-closed    every further call is a UsageError, and so it is in a forked child. What another thread
-          closes under a step goes when that step ends
+turn      all prompt rows but the last are prefilled; the last one starts the answer, which is
+          decoded row by row
+ask       takes one question after the other; `begin` returns the answer itself, for a caller that
+          wants to pause or drop it between two steps
+closed    every further call raises UsageError, as does every call in a forked child. If another
+          thread closes it during a step, it closes when the step ends
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 Array = NDArray[np.float32]
 
 _TEMPLATE_ROWS = 64
-"""Rows of a turn that are neither heard nor answered, roomily."""
+"""Upper bound on a turn's template rows: role tokens and separators."""
 
 log = logging.getLogger(__name__)
 
@@ -77,10 +77,10 @@ class Conversation:
         *,
         tap: Callable[[Engine], Engine] | None = None,
     ) -> None:
-        """Load the graphs and check on them that this device computes what the exporter did.
+        """Load the graphs and check that this device computes what the exporter computed.
 
-        `tap` gets the checked engine and returns what the conversation uses in its place, for who
-        wants to observe it; the conversation still closes the engine itself.
+        `tap` gets the checked engine and returns the engine to use in its place, for example one
+        that records calls. The conversation still closes the original engine.
 
         Raises ArtifactError if the bundle lacks what the settings ask for, BackendError if a graph
         does not load or computes something else.
@@ -94,7 +94,7 @@ class Conversation:
         self._tokenizer = TextTokenizer(bundle.file("tokenizer.json"), self._vocabulary)
         with ExitStack() as opened:
             self._open(opened, tap)
-            self._history = History(
+            self.history = History(
                 self._engine,
                 self._tokenizer.template,
                 system=self.settings.system,
@@ -104,16 +104,18 @@ class Conversation:
                 + _TEMPLATE_ROWS,
                 max_turns=self.settings.max_turns,
             )
+            """The turns so far, to read; `ask`, `trim_history` and `reset` change it."""
             self.setup = self._setup()
-            """What runs, and how."""
+            """The backend, model and precision in use."""
             self._judge = Judge(bundle, self.settings.understanding)
             self._lifetime = Lifetime("the conversation", opened.pop_all().close)
         self._answer: Answer | None = None
         self.on_expert_counts: Callable[[dict[str, Any]], None] | None = None
-        """Gets what the experts counted in a turn when it ends, on the thread that runs it."""
+        """Called with the experts' counters at the end of each turn, on the thread that runs the
+        turn."""
 
     def _open(self, opened: ExitStack, tap: Callable[[Engine], Engine] | None) -> None:
-        """Open what `opened` then closes."""
+        """Open all parts; `opened` closes them."""
         settings = self.settings
         backend = open_backend(self.bundle, settings.backend, settings.for_backend())
         self._backend = opened.enter_context(closing(backend))
@@ -133,12 +135,12 @@ class Conversation:
 
     @property
     def rate_hz(self) -> int:
-        """The rate of the sound that comes out."""
+        """Rate of the answers' sound."""
         return self.bundle.manifest.codec.spec.sampling_rate
 
     @property
     def max_question_samples(self) -> int:
-        """At 16 kHz: what the encoder hears at a time."""
+        """Longest question in samples at 16 kHz: the encoder's window."""
         return max_samples(self._encoder_spec)
 
     @property
@@ -149,14 +151,14 @@ class Conversation:
     def ask(self, question: Pcm | str) -> Generator[Piece | TurnDone, None, None]:
         """Answer a question: 16 kHz PCM (N,) of one utterance, float or int16, or text.
 
-        A spoken question begins with its `Transcript`, and one that is refused goes on with
-        `NotUnderstood`. The last event is `TurnDone`. A closed iterator ends the answer where it
-        is.
+        The events of a spoken question begin with its `Transcript`; if it is refused,
+        `NotUnderstood` follows. The last event is `TurnDone`. Closing the iterator ends the answer
+        at its present row.
 
-        Raises AudioError if the PCM cannot be used, SettingsError if the text cannot, DoesNotFit if
-        the question is too long for the context, BackendError or ExpertUnavailable if the model
-        fails, UsageError if the answer before is not over, or the conversation is closed, busy in
-        another thread, or another process's.
+        Raises AudioError if the PCM cannot be used, SettingsError if the text cannot be used,
+        DoesNotFit if the question is too long for the context, BackendError or ExpertUnavailable if
+        the model fails. Raises UsageError if the last answer is not finished, or the conversation
+        is closed, busy in another thread, or belongs to another process.
         """
         self._expect_no_answer()
         checked = self._checked(question)
@@ -173,32 +175,31 @@ class Conversation:
                     self._lifetime.check()
                     yield piece
         finally:
-            if self._lifetime.is_open:  # else there is nothing to leave it in
+            if self._lifetime.is_open:  # a closed conversation has no history
                 answer.finish()
                 self._end_turn()
         yield TurnDone(answer.text, answer.metrics())
         self._trim_early()
 
     def _trim_early(self) -> None:
-        """The answer is complete, and whoever asked goes on: nobody waits."""
+        """Trim the history after a complete answer, while the caller does not wait for anything."""
         if not self._lifetime.is_open or (self._answer is not None and not self._answer.is_over):
             return
         try:
             self.trim_history()
-        except EdgeError as error:  # the next question does it again, and fails with it if it must
+        except EdgeError as error:  # the next question tries again and raises
             log.warning("between turns: %s", error)
 
     @while_open
     def user_started_speaking(self) -> None:
-        """The user has begun to speak: what a prompt needs of the experts may be read meanwhile.
-        Changes no answer."""
+        """The user has begun to speak: experts that a prompt is likely to need may be read
+        meanwhile. It changes no answer."""
         self._experts.user_started_speaking()
 
     expect_question = old_method("expect_question", "user_started_speaking")
 
     def begin(self, question: Pcm | str) -> Answer:
-        """An answer to advance step by step; the next one waits until this one is finished or
-        discarded.
+        """Begin an answer, to be advanced step by step. Finish or discard it before the next one.
 
         Raises as `ask` does.
         """
@@ -209,7 +210,7 @@ class Conversation:
         self._expect_no_answer()
         self._answer = Answer(
             question,
-            history=self._history,
+            history=self.history,
             hear=self._backend.encoder.hear,
             open_decoding=self._open_decoding,
             lifetime=self._lifetime,
@@ -219,10 +220,10 @@ class Conversation:
         return self._answer
 
     def _checked(self, question: Pcm | str) -> Array | str:
-        """The question as the model gets it: PCM as the encoder takes it, text folded if the
+        """Return the question in the model's form: PCM for the encoder, or text, folded if the
         settings say so.
 
-        Raises AudioError or SettingsError if it is neither.
+        Raises AudioError or SettingsError if the question cannot be used.
         """
         if not isinstance(question, str):
             return as_pcm(question)
@@ -238,7 +239,7 @@ class Conversation:
     def _expect_no_answer(self) -> None:
         self._lifetime.check()
         if self._answer is not None and not self._answer.is_over:
-            raise UsageError("the answer before is not over; exhaust, finish or discard it first")
+            raise UsageError("the last answer is not finished; exhaust, finish or discard it first")
 
     def listen(
         self,
@@ -249,12 +250,12 @@ class Conversation:
         recorder: Recorder | None = None,
         trace: Trace = NO_TRACE,
     ) -> LiveConversation:
-        """Talk by voice: a context in which a thread listens, thinks and speaks, and an iterator
-        over what happens. The conversation belongs to it until it is left.
+        """Talk by voice. Returns a context that runs the voice loop in threads and iterates over
+        its events. The context owns the conversation until it is left.
 
         `port` is the system's microphone and loudspeaker by default.
 
-        Raises UsageError if the conversation is closed or another process's.
+        Raises UsageError if the conversation is closed or belongs to another process.
         """
         self._lifetime.check()
         from deeptalk_edge.runtime.audio.pyaudio_port import PyAudioPort
@@ -266,15 +267,15 @@ class Conversation:
 
     @while_open
     def idle(self) -> int:
-        """Nobody talks: `trim_history`, and let the experts that are likely be read. It would be
-        done in time anyway.
+        """Neither side speaks: call `trim_history`, and let likely experts be read. This is
+        optional: the next question does what is missing.
 
         Raises UsageError as `ask` does, BackendError or ExpertUnavailable if the model fails.
         """
         self._expect_no_answer()
         self._end_turn()
         try:
-            return self._history.trim()
+            return self.history.trim()
         finally:
             self._experts.idle()
 
@@ -282,21 +283,22 @@ class Conversation:
 
     @while_open
     def trim_history(self) -> int:
-        """Drop the oldest turns where the next one is too many or might not fit, and have the
-        system prompt read before the first one; returns how many turns went. It would be done in
-        time anyway: call it while nobody waits for an answer. `ask` does, after the last event.
+        """Drop the oldest turns if the next turn is one too many or might not fit, and feed the
+        system prompt before the first turn; returns the number of dropped turns. The next question
+        does it otherwise, so call it while no answer is awaited. `ask` calls it after the last
+        event.
 
         Raises UsageError as `ask` does, BackendError or ExpertUnavailable if the model fails.
         """
         self._expect_no_answer()
-        return self._history.trim()
+        return self.history.trim()
 
     @contextmanager
     def record_routes(self, path: Path) -> Iterator[None]:
-        """Take down which experts every row chooses; the file is written when the block ends. A
-        full disk is a warning then.
+        """Record which experts every row chooses; the file is written when the block ends. A full
+        disk then gives a warning.
 
-        Raises SettingsError at once if `path` cannot be written, UsageError if a block like this is
+        Raises SettingsError at once if `path` cannot be written, UsageError if another recording is
         under way, or as `ask` does.
         """
         self._lifetime.check()
@@ -331,10 +333,10 @@ class Conversation:
         if self._answer is not None:
             self._answer.discard()
         with self._lifetime:
-            self._history.reset()
+            self.history.reset()
 
     def close(self) -> None:
-        """End the answer under way and give everything back; doing it twice is doing it once."""
+        """End the answer under way and release everything; idempotent."""
         self._lifetime.close()
 
     def __enter__(self) -> Conversation:
@@ -351,7 +353,7 @@ class Conversation:
 
     def _open_decoding(self, last_row: Ids, meter: Meter) -> Decoding:
         return Decoding(
-            self._history.num_turns,
+            self.history.num_turns,
             last_row,
             settings=self.settings,
             manifest=self.bundle.manifest,

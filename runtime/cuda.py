@@ -1,8 +1,8 @@
-"""The calls of the CUDA runtime that we need, through ctypes: no build, no wheel.
+"""The CUDA runtime calls that we need, through ctypes, without a compiler or a wheel.
 
-open      libcudart 13 or 12, the newest that the driver serves
-errors    every return code but success raises with the call's name and CUDA's own words: DoesNotFit
-          where memory is short, BackendError for everything else
+open      libcudart 13 or 12, the newest that the driver supports
+errors    every return code but success raises with the call's name and CUDA's message: DoesNotFit
+          if memory is short, BackendError for everything else
 handles   pointers, streams, events and graphs are plain integers
 """
 
@@ -20,12 +20,12 @@ _HOST_MAPPED = 2  # cudaHostAllocMapped and cudaHostRegisterMapped
 _EVENT_DISABLE_TIMING = 2
 _STREAM_NON_BLOCKING = 1
 _TO_DEVICE, _FROM_DEVICE, _ON_DEVICE = 1, 2, 3
-_CAPTURE_THREAD_LOCAL = 1  # calls of other threads, a pager's say, are none of a capture's business
+_CAPTURE_THREAD_LOCAL = 1  # so that other threads' calls do not break a capture
 _INTEGRATED, _MAJOR, _MINOR = 18, 75, 76  # cudaDeviceAttr
 
 
 class CudaRuntime(Protocol):
-    """What the pools of experts need."""
+    """The calls that pools of experts need."""
 
     def malloc(self, num_bytes: int) -> int:
         """Device memory."""
@@ -33,7 +33,7 @@ class CudaRuntime(Protocol):
     def free(self, pointer: int) -> None: ...
 
     def memset(self, pointer: int, value: int, num_bytes: int) -> None:
-        """Fill device memory, and wait."""
+        """Fill device memory and wait."""
 
     def register(self, pointer: int, num_bytes: int) -> None:
         """Pin host memory and map it for the device."""
@@ -41,7 +41,7 @@ class CudaRuntime(Protocol):
     def unregister(self, pointer: int) -> None: ...
 
     def device_pointer(self, pointer: int) -> int:
-        """Where the device sees registered host memory."""
+        """Address of registered host memory on the device."""
 
     def make_stream(self) -> int: ...
 
@@ -55,7 +55,7 @@ class CudaRuntime(Protocol):
     def destroy_event(self, event: int) -> None: ...
 
     def record(self, event: int, stream: int) -> None:
-        """The event is what the stream has been given so far."""
+        """Record the work of the stream so far in the event."""
 
     def is_done(self, event: int) -> bool: ...
 
@@ -73,18 +73,18 @@ class Cudart:
         """
         self._library = _open_library()
         self._library.cudaGetErrorString.restype = ctypes.c_char_p
-        self._call("cudaFree", ctypes.c_void_p(None))  # makes the context, or says why not
+        self._call("cudaFree", ctypes.c_void_p(None))  # makes the context or raises
 
     # Device ---------------------------------------------------------------------------------------
 
     @property
     def compute_capability(self) -> str:
-        """As compilers spell it: `sm_89`."""
+        """In the form of compilers: `sm_89`."""
         return f"sm_{self._attribute(_MAJOR)}{self._attribute(_MINOR)}"
 
     @property
     def is_integrated(self) -> bool:
-        """CPU and GPU share one memory, as on a Jetson."""
+        """Whether CPU and GPU share one memory, as on a Jetson."""
         return bool(self._attribute(_INTEGRATED))
 
     def _attribute(self, attribute: int) -> int:
@@ -97,7 +97,7 @@ class Cudart:
     def malloc(self, num_bytes: int) -> int:
         """Device memory, aligned to 256 bytes.
 
-        Raises DoesNotFit if the device has not so much left.
+        Raises DoesNotFit if the device has less free.
         """
         try:
             return self._made("cudaMalloc", ctypes.c_size_t(num_bytes))
@@ -113,7 +113,7 @@ class Cudart:
         self._call("cudaFree", ctypes.c_void_p(pointer))
 
     def host_malloc(self, num_bytes: int) -> int:
-        """Pinned host memory that the device sees as well (`device_pointer`)."""
+        """Pinned host memory that the device can access (`device_pointer`)."""
         return self._made("cudaHostAlloc", ctypes.c_size_t(num_bytes), ctypes.c_uint(_HOST_MAPPED))
 
     def host_free(self, pointer: int) -> None:
@@ -134,7 +134,7 @@ class Cudart:
         return self._made("cudaHostGetDevicePointer", ctypes.c_void_p(pointer), ctypes.c_uint(0))
 
     def memset(self, pointer: int, value: int, num_bytes: int) -> None:
-        """Fill device memory, and wait."""
+        """Fill device memory and wait."""
         self._call(
             "cudaMemset",
             ctypes.c_void_p(pointer),
@@ -144,7 +144,7 @@ class Cudart:
         self._call("cudaDeviceSynchronize")
 
     def begin_memset(self, pointer: int, value: int, num_bytes: int, stream: int) -> None:
-        """The same on a stream."""
+        """Begin to fill device memory on a stream."""
         self._call(
             "cudaMemsetAsync",
             ctypes.c_void_p(pointer),
@@ -178,7 +178,7 @@ class Cudart:
         num_rows: int,
         stream: int,
     ) -> None:
-        """Begin to copy rows on the device; a pitch is the distance of two of them, in bytes."""
+        """Begin to copy rows on the device; a pitch is the distance between two rows, in bytes."""
         self._call(
             "cudaMemcpy2DAsync",
             ctypes.c_void_p(to),
@@ -192,7 +192,7 @@ class Cudart:
         )
 
     def copy_from_device(self, to: int, source: int, num_bytes: int) -> None:
-        """Copy to any host memory, and wait; for checks."""
+        """Copy to any host memory and wait; for checks."""
         self._call(
             "cudaMemcpy",
             ctypes.c_void_p(to),
@@ -214,7 +214,7 @@ class Cudart:
     # Streams and events ---------------------------------------------------------------------------
 
     def make_stream(self, *, is_urgent: bool = False) -> int:
-        """A stream; the device takes an urgent one's kernels first."""
+        """A stream; an urgent stream has the highest priority."""
         least, greatest = ctypes.c_int(), ctypes.c_int()
         self._call("cudaDeviceGetStreamPriorityRange", ctypes.byref(least), ctypes.byref(greatest))
         return self._made(
@@ -227,7 +227,7 @@ class Cudart:
         self._call("cudaStreamDestroy", ctypes.c_void_p(stream))
 
     def synchronize(self, stream: int) -> None:
-        """Wait until the stream has done all that it was given."""
+        """Wait until the stream has done all its work."""
         self._call("cudaStreamSynchronize", ctypes.c_void_p(stream))
 
     def make_event(self, *, is_timed: bool = False) -> int:
@@ -238,7 +238,7 @@ class Cudart:
         self._call("cudaEventDestroy", ctypes.c_void_p(event))
 
     def record(self, event: int, stream: int) -> None:
-        """The event is what the stream has been given so far."""
+        """Record the work of the stream so far in the event."""
         self._call("cudaEventRecord", ctypes.c_void_p(event), ctypes.c_void_p(stream))
 
     def is_done(self, event: int) -> bool:
@@ -252,7 +252,7 @@ class Cudart:
         self._call("cudaEventSynchronize", ctypes.c_void_p(event))
 
     def elapsed_ms(self, start: int, end: int) -> float:
-        """Between two timed events that are done."""
+        """Time between two timed events that are done."""
         value = ctypes.c_float()
         self._call(
             "cudaEventElapsedTime",
@@ -265,13 +265,13 @@ class Cudart:
     # Graphs ---------------------------------------------------------------------------------------
 
     def begin_capture(self, stream: int) -> None:
-        """Take down what the stream is given until `end_capture`, and do none of it."""
+        """Record the stream's work until `end_capture` without running it."""
         self._call(
             "cudaStreamBeginCapture", ctypes.c_void_p(stream), ctypes.c_int(_CAPTURE_THREAD_LOCAL)
         )
 
     def end_capture(self, stream: int) -> int:
-        """The graph of what was taken down, ready to be launched."""
+        """Return the recorded graph, ready to launch."""
         graph = self._made_last("cudaStreamEndCapture", ctypes.c_void_p(stream))
         try:
             return self._made(
@@ -289,19 +289,19 @@ class Cudart:
     # ----------------------------------------------------------------------------------------------
 
     def _memory(self) -> tuple[int, int]:
-        """Free bytes of the device, and all of them."""
+        """Free and total bytes of the device."""
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
         self._call("cudaMemGetInfo", ctypes.byref(free), ctypes.byref(total))
         return free.value, total.value
 
     def _made(self, name: str, *args: object) -> int:
-        """Call what hands out a handle through its first argument."""
+        """Call a function that returns a handle through its first argument."""
         made = ctypes.c_void_p()
         self._call(name, ctypes.byref(made), *args)
         return made.value or 0
 
     def _made_last(self, name: str, *args: object) -> int:
-        """The same through its last argument."""
+        """Call a function that returns a handle through its last argument."""
         made = ctypes.c_void_p()
         self._call(name, *args, ctypes.byref(made))
         return made.value or 0
@@ -318,7 +318,7 @@ class Cudart:
 
 
 class CudaFence:
-    """What a stream has been given so far; a lease ends when that is done."""
+    """Done when a stream has done its work so far; a lease ends then."""
 
     def __init__(self, runtime: CudaRuntime, stream: int) -> None:
         self._runtime = runtime
@@ -336,7 +336,7 @@ class CudaFence:
 
 
 def _open_library() -> Any:
-    """The newest libcudart that is here and that the driver serves.
+    """Load the newest installed libcudart that the driver supports.
 
     Raises BackendError if there is none.
     """
@@ -354,10 +354,10 @@ def _open_library() -> Any:
                 f"{name}: no NVIDIA driver is loaded on this machine; install one, or export the "
                 "checkpoint with --device cpu-int8 and talk to that bundle"
             )
-        if driver // 1000 >= runtime // 1000:  # a driver serves every runtime of its major version
+        if driver // 1000 >= runtime // 1000:  # a driver supports all runtimes of its major version
             return library
         too_new.append(
-            f"{name} is CUDA {_shown(runtime)}, the driver serves up to {_shown(driver)}"
+            f"{name} is CUDA {_shown(runtime)}, the driver supports up to {_shown(driver)}"
         )
     if too_new:
         raise BackendError(

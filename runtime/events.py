@@ -1,4 +1,4 @@
-"""What a conversation gives out while it answers."""
+"""The events of a conversation."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ class AudioChunk:
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """The words of a spoken question, as the bundle's word head has them."""
+    """The words of a spoken question, from the bundle's word head."""
 
     text: str | None
-    """Lower case, without punctuation; None where the bundle has no word head."""
+    """Lower case, without punctuation; None if there is no transcript."""
     confidence: float | None
     """0 to 1: geometric mean of the words' highest probabilities."""
     reason: str | None
-    """Why there is no text."""
+    """Reason why `text` is None."""
 
 
 @dataclass(frozen=True, slots=True)
 class NotUnderstood:
-    """The question is refused: a spoken line or silence takes the answer's place, and the history
-    keeps no turn."""
+    """The question is refused: a spoken line or silence replaces the answer, and the history keeps
+    no turn."""
 
     understood_p: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
-    """What a turn cost. Times are compute: the caller's own time between events is not counted."""
+    """The cost of a turn. Times are compute: the caller's time between events is not counted."""
 
     num_prompt_rows: int
     num_rows: int
@@ -69,84 +69,84 @@ class Metrics:
     """Sampling and decoding of one row; None for an answer of one row."""
     step_ms_p95: float | None
     compute_s: float
-    """Wall time within this answer's steps, up to its last sample or to where it was cut: log-mel,
-    encoder, prefill, rows and codec. Not in it: the caller's time between two steps, playback,
-    attempts that were discarded, and what is done while nobody waits."""
+    """Wall time of this answer's steps, up to its last sample or its interruption: log-mel,
+    encoder, prefill, rows and codec. It does not include the caller's time between steps, playback,
+    discarded attempts, or work while no answer is awaited."""
     audio_s: float
-    """Sound that was made, heard or not."""
+    """Length of the sound that was made, heard or not."""
     text_log_p: float | None
-    """How sure the model was of its first words, as a mean log-probability; None if it said too
-    little."""
+    """Confidence in the answer's first words, as a mean log-probability; None if the answer is too
+    short."""
     understood_p: float | None
-    """How likely the question was understood; None for a typed one, and where the bundle cannot
-    tell."""
+    """Probability that the question was understood; None for a typed question and for a bundle that
+    cannot estimate it."""
     right_p: float | None
-    """How likely the answer is right, by the bundle's calibration; None for a typed question, for
-    an answer that said too little, and where the bundle cannot tell."""
+    """Probability that the answer is right, by the bundle's calibration; None for a typed question,
+    for an answer that is too short, and for a bundle that cannot estimate it."""
     gpu_ms: Mapping[str, float] | None
-    """What a GPU took, by CUDA events: encoder, prefill and codec in all, a step in the median;
-    None without one."""
+    """GPU times by CUDA events: sums of encoder, prefill and codec, the median of a step; None
+    without a GPU."""
     stopped: Stopped
-    """Why the answer ended: the model ended it, or a limit did, or it was never begun."""
+    """Why the answer ended: by the model, by a limit, or before it began."""
     num_clamped: int
-    """Special ids found inside codec frames and read as code 0."""
+    """Special ids inside codec frames, which were read as code 0."""
 
     @property
     def real_time_factor(self) -> float | None:
-        """Compute over sound; below 1 it keeps up."""
+        """Compute time divided by the sound's length; below 1, playback never waits."""
         return self.compute_s / self.audio_s if self.audio_s else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """What ran, and how: no figure means anything without it."""
+    """The setup of a measurement: bundle, backend and precision."""
 
     bundle_sha256: str
-    """Of the manifest, which has the hash of every other file."""
+    """Hash of the manifest, which holds the hash of every other file."""
     backend: BackendName
-    """Of the decoder."""
+    """Threads of the decoder."""
     kernel_path: str | None
-    """The instruction set of our own kernels; None on ONNX Runtime."""
+    """Instruction set of our own kernels; None on other backends."""
     threads: int
     mode: str
     precision: Mapping[str, str]
-    """Of each part of the model."""
+    """Precision of each part of the model."""
 
 
 @old_fields(was_on_trial="was_speculative")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VoiceMetrics:
-    """What a turn by voice felt like. Times run from the last voiced sample as the microphone gave
-    it; what the device takes to deliver a sample is not known to us and not counted."""
+    """The delays of a turn by voice, as the user perceives them. Times run from the last voiced
+    sample that the microphone gave; the device's own input delay is unknown and not included."""
 
     speech_s: float
     """Length of the utterance, pauses included: from its first voiced sample to its last."""
     hangover_ms: float
-    """Silence until the turn counted as over."""
+    """Silence until the turn ended."""
     was_speculative: bool
-    """The answer was begun inside the hangover."""
+    """Whether the answer was begun during the hangover."""
     num_discarded: int
-    """Attempts at this answer that the user spoke over before they were heard."""
+    """Attempts at this answer that were discarded because the user spoke on."""
     queued_ms: float | None
-    """To the first sample of the answer in the loudspeaker's queue; None if none came."""
+    """Time to the answer's first sample in the loudspeaker's queue; None if none came."""
     audible_ms: float | None
-    """To the first sample behind the loudspeaker's buffer; None if none came."""
+    """Time to the first audible sample, after the loudspeaker's buffer; None if none came."""
     heard_s: float
     underruns: int
-    """Times that the sound ran dry before the answer was over."""
+    """Times that the loudspeaker's queue ran dry during the answer."""
     stop_ms: float | None
-    """From the first voice over the answer to silence; None if nobody interrupted."""
+    """Time from the first voice over the answer to silence; None without an interruption."""
 
 
 @dataclass(frozen=True, slots=True)
 class TurnDone:
-    """The answer is complete, or as complete as it was heard."""
+    """The answer is complete, or was interrupted."""
 
     text: str
-    """What the history keeps."""
+    """Text that the history keeps."""
     metrics: Metrics
     voice: VoiceMetrics | None = None
-    """None for a question that was not asked by voice."""
+    """None for a question that was not asked through `listen`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ class SpeechEnded:
 
 @dataclass(frozen=True, slots=True)
 class NothingSaid:
-    """Push-to-talk: the button was released, and no voice was heard; nothing is asked."""
+    """Push-to-talk: the button was released, no voice was heard, and nothing is asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,42 +172,43 @@ class Interrupted:
     """The user spoke over the answer, and it stopped."""
 
     heard_s: float
-    """How much of it was heard."""
+    """Length of the answer that was heard."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerResumed:
-    """It was a false alarm: the answer goes on where it stopped."""
+    """The interruption was a false alarm: the answer continues where it stopped."""
 
 
 @dataclass(frozen=True, slots=True)
 class TurnFailed:
-    """No answer came."""
+    """The turn ended without an answer."""
 
     error: EdgeError
 
 
 @dataclass(frozen=True, slots=True)
 class Overloaded:
-    """The machine is too slow: a question is given up, and nothing of it is in the history."""
+    """The machine is too slow: a question is given up, and the history does not contain it."""
 
     reason: Literal["sound lost", "answer late"]
-    """The microphone's sound was not read in time, so the question has a hole; or the user asked
-    something else before the answer's first sound, or it did not come at all."""
+    """`sound lost`: the microphone's sound was not read in time, so the question has a gap. `answer
+    late`: the user asked something else before the answer's first sound, or no sound came in
+    time."""
     seconds: float
-    """Of sound that was lost, or of waiting."""
+    """Length of the lost sound, or of the wait."""
 
 
 @dataclass(frozen=True, slots=True)
 class SoundLost:
-    """Microphone or loudspeaker are gone; we try to get them back."""
+    """Microphone or loudspeaker are lost; the loop tries to reopen them."""
 
     error: EdgeError
 
 
 @dataclass(frozen=True, slots=True)
 class SoundRestored:
-    """They are back."""
+    """Microphone and loudspeaker are open again."""
 
 
 Piece: TypeAlias = TextPiece | AudioChunk | Transcript | NotUnderstood
@@ -231,7 +232,7 @@ LiveEvent: TypeAlias = (
     | SoundLost
     | SoundRestored
 )
-"""What a conversation by voice gives out."""
+"""The events of a conversation by voice."""
 
-if not TYPE_CHECKING:  # else every name would be known to a type checker
+if not TYPE_CHECKING:  # otherwise a type checker would accept every name
     __getattr__ = old_classes(__name__, BargedIn="Interrupted")

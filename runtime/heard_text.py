@@ -1,11 +1,12 @@
-"""How much of an answer's text belongs with the sound that a listener got, rounded down."""
+"""How much of an answer's text belongs to the sound that was heard, rounded down."""
 
 from __future__ import annotations
 
 from deeptalk_edge.model.spec import CodecSpec, TextAlignment
 
 _SLOW_IDS_PER_S = 2.5
-"""Text ids of slow speech; bounds what was heard of a text that runs ahead of its speech."""
+"""Text ids per second of slow speech; bounds the heard part of a text that runs ahead of its
+speech."""
 
 
 def num_heard_ids(
@@ -17,11 +18,11 @@ def num_heard_ids(
     codec: CodecSpec,
     alignment: TextAlignment,
 ) -> int:
-    """Text ids that belong with the first `heard_samples` of an answer; the first one, BOS, in any
-    case.
+    """Number of text ids that belong to the first `heard_samples` of an answer, at least 1, the
+    BOS.
 
-    So far the answer has `num_ids` and `num_samples`. With the alignment `word`, a word is in the
-    row of the frame that begins it; otherwise the text runs ahead.
+    The answer has `num_ids` and `num_samples` so far. With the alignment `word`, a word is in the
+    row of the frame that begins it; otherwise the text runs ahead of the speech.
     """
     if is_speech_done and heard_samples >= num_samples:
         return num_ids

@@ -1,8 +1,8 @@
-"""What a bundle costs on this machine: the figures of `run --json` and of `profile`.
+"""Measures a bundle on this machine: the figures of `run --json` and of `profile`.
 
-record    one turn: what it cost, and what ran
-measure   many answers, each in a conversation of its own whose system prompt is read before, as it
-          is while somebody speaks live; the first round warms up and is not counted
+record    one turn: its cost and its setup
+measure   many answers, each in a new conversation whose system prompt is fed before, as it is live
+          while the user speaks; the first round warms up and is not counted
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Array = NDArray[np.float32]
 
 
 def record(done: TurnDone, setup: Setup) -> dict[str, Any]:
-    """A turn, ready for JSON."""
+    """Return a turn's figures for JSON."""
     return {
         "text": done.text,
         **dataclasses.asdict(done.metrics),
@@ -41,7 +41,7 @@ def record(done: TurnDone, setup: Setup) -> dict[str, Any]:
 
 
 def transcript_record(transcript: Transcript | None) -> dict[str, Any]:
-    """What was understood of a spoken question, ready for JSON; nothing for a typed one."""
+    """Return the transcript of a spoken question for JSON; empty for a typed one."""
     if transcript is None:
         return {}
     return {
@@ -62,8 +62,8 @@ FIGURES = {
     "audio_s": "its sound, s",
     "real_time_factor": "compute per second of sound",
 }
-"""Name and line of each. A step's two figures are medians over the answers: of their medians, and
-of their 95th percentiles."""
+"""Name and description of each figure. A step's two figures are medians over the answers: of their
+medians and of their 95th percentiles."""
 
 
 def measure(
@@ -73,13 +73,13 @@ def measure(
     choose: Callable[[Bundle], ConversationSettings] = ConversationSettings.of,
     repeat: int = 5,
 ) -> dict[str, Any]:
-    """Ask every question `repeat` times and once before. Returns the setup, `load_ms` (from a
-    directory to a conversation that can be asked), the peak of this process's memory, and of every
-    figure of FIGURES the median and, with `_p95` behind its name, the 95th percentile; both are
-    None where no answer has it.
+    """Ask every question once to warm up and then `repeat` times. Returns the setup, `load_ms`
+    (from a directory to an open conversation) and the peak of this process's memory. For each of
+    FIGURES it returns the median and, under the name with `_p95`, the 95th percentile; both are
+    None if no answer has the figure.
 
-    Raises SettingsError if there is nothing to measure, else what `Bundle.open`, `Conversation` and
-    `Conversation.ask` raise.
+    Raises SettingsError if there is nothing to measure, and the errors of `Bundle.open`,
+    `Conversation` and `Conversation.ask`.
     """
     if repeat < 1 or not questions:
         raise SettingsError(
@@ -105,7 +105,7 @@ def measure(
 
 
 def page(report: Mapping[str, Any]) -> str:
-    """What `measure` returns, for a person."""
+    """Format the result of `measure` as text."""
     kernels, peak_mb = report["kernel_path"], report["peak_resident_mb"]
     backend = f"our kernels, {kernels}" if kernels else "ONNX Runtime"
     lines = [

@@ -1,4 +1,5 @@
-"""What `run` asks: the utterances of every recording, then what was typed. Each is a turn."""
+"""The questions of `run`: the utterances of every recording, then the typed ones. Each is a
+turn."""
 
 from __future__ import annotations
 
@@ -23,22 +24,22 @@ class Question:
     content: Array | str
     """16 kHz PCM (N,), or text."""
     source: str
-    """The file as it was named, or the text."""
+    """The file's name as given, or the text."""
     shown: str
-    """In the transcript."""
+    """Label in the transcript."""
     utterance: int | None = None
-    """Which one of its file it is, from 1; None if it was typed."""
+    """Number of the utterance in its file, from 1; None if it was typed."""
 
     @property
     def speech_s(self) -> float | None:
-        """None if it was typed."""
+        """Length of the utterance; None if it was typed."""
         return None if isinstance(self.content, str) else len(self.content) / RATE_HZ
 
 
 def open_questions(
     wavs: Sequence[Path], texts: Sequence[str], max_samples: int, end_of_turn: EndOfTurn
 ) -> list[Question]:
-    """Raises AudioError if a recording cannot be used or holds no speech."""
+    """Read all questions. Raises AudioError if a recording cannot be used or holds no speech."""
     spoken = [question for path in wavs for question in _spoken(path, max_samples, end_of_turn)]
     return [*spoken, *(Question(text, text, text) for text in texts)]
 

@@ -1,4 +1,4 @@
-"""How a conversation is held: the checkpoint's own defaults, and what a user may change."""
+"""Settings of a conversation: the checkpoint's defaults, and what a user may change."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from deeptalk_edge.runtime.understanding import UnderstandingSettings
 
 BackendChoice = Literal["auto", "cpu", "ort", "tensorrt", "fake"]
 MOST_THREADS = 1024
-"""More are a slip; a system that gives them is busy starting them for minutes."""
+"""More threads are a mistake: a system that allows them takes minutes to start them."""
 
 
 AnswerMode = Literal["batch-parallel", "single", "text"]
@@ -24,34 +24,34 @@ AnswerMode = Literal["batch-parallel", "single", "text"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConversationSettings:
-    """How to talk. `ConversationSettings.of(bundle)` gives what the checkpoint's authors chose."""
+    """Settings of a conversation. `ConversationSettings.of(bundle)` returns the checkpoint authors'
+    choice."""
 
     system: str
     speaker: str
     mode: AnswerMode
     sampler: SamplerSettings
     max_rows: int
-    """Rows of one answer at most."""
+    """Most rows of one answer."""
     context_rows: int
-    """Rows of the whole conversation at most; the cache is allocated for them."""
+    """Most rows of the whole conversation; the cache is allocated for them."""
     max_turns: int | None = None
-    """Turns that the model sees at once, the question at hand included: 1 asks each question by
-    itself. None: as many as the context holds."""
+    """Turns that the model sees, the present question included: with 1 it sees no history. None: as
+    many as the context holds."""
     fold_typed: bool = False
     """Typed questions reach the model in lower case and without punctuation."""
     ends_with_speech: bool = False
-    """End an answer with its speech even if its text goes on, as the released loop does."""
+    """End an answer when its speech ends, even if its text continues, as the released loop does."""
     encoder_window: EncoderWindow = "whole"
-    """What the encoder sees: `near` is many times quicker, and not what it was trained on."""
+    """The encoder's window: `near` is many times faster but differs from training."""
     threads: int = 1
     backend: BackendChoice = "auto"
-    """What runs the bundle; `auto` is TensorRT for a bundle of engines, else our own kernels where
-    bundle and machine have them. `native`,
-    the older name of `cpu`, is understood."""
+    """Backend that runs the bundle; `auto` is TensorRT for a bundle of engines, else our own
+    kernels if the bundle and the machine have them. `native` is the older name of `cpu`."""
     paging: PagingSettings = field(default_factory=PagingSettings)
     understanding: UnderstandingSettings = field(default_factory=UnderstandingSettings)
     cuda_graphs: bool = True
-    """On a GPU: launch a step as one CUDA graph. The same answers without, more slowly."""
+    """On a GPU: launch a step as one CUDA graph. Without it, answers are the same but slower."""
 
     def __post_init__(self) -> None:
         for name in ("max_rows", "context_rows", "max_turns"):
@@ -65,7 +65,7 @@ class ConversationSettings:
             raise SettingsError(f"backend = {self.backend!r}: known are {known}")
 
     def for_backend(self) -> BackendSettings:
-        """What of these a backend is opened with."""
+        """The settings that a backend is opened with."""
         return BackendSettings(
             context_rows=self.context_rows,
             threads=self.threads,
@@ -85,7 +85,7 @@ class ConversationSettings:
         threads: int = 1,
         as_released: bool = False,
     ) -> ConversationSettings:
-        """The bundle's own defaults; `as_released` brings back the released loop's bugs."""
+        """Return the bundle's defaults; `as_released` reproduces the released loop's bugs."""
         own = bundle.manifest.generation
         sampler = SamplerSettings(
             seed=seed,
@@ -110,6 +110,6 @@ class ConversationSettings:
 
 
 def check_threads(threads: int) -> None:
-    """Raises SettingsError if there are none, or too many."""
+    """Raises SettingsError if there are no threads or too many."""
     if not 1 <= threads <= MOST_THREADS:
         raise SettingsError(f"threads = {threads}: expected 1 to {MOST_THREADS}")

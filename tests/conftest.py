@@ -1,4 +1,4 @@
-"""Bundles of random weights that all tests share; each is exported once, when first asked for."""
+"""Bundles of random weights that all tests share; each is exported once, at its first use."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def bundle(bundle_path: Path) -> Bundle:
 
 @pytest.fixture(scope="session")
 def int8_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """One that our kernels and ONNX Runtime run. Shared: never write to it."""
+    """A bundle that our kernels and ONNX Runtime run. Shared: never write to it."""
     place = tmp_path_factory.mktemp("int8")
     source = random_checkpoint(WIDE, place / "checkpoint")
     export_bundle(source, place / "bundle", ExportSettings(profile=load_profile("cpu-int8")))
@@ -47,5 +47,5 @@ def int8_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture
 def own_copy(bundle_path: Path, tmp_path: Path) -> Path:
-    """A copy to damage."""
+    """A copy that a test may damage."""
     return Path(shutil.copytree(bundle_path, tmp_path / "bundle"))

@@ -1,4 +1,4 @@
-"""Disks that are full, read-only or small, and device nodes, for tests of what we write."""
+"""Disks that are full, read-only or small, and device nodes, for tests of writing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 @contextmanager
 def small_disk(place: Path, size: str) -> Iterator[Path]:
-    """A disk of `size` at `place`; skips the test where mounting is refused."""
+    """Mount a disk of `size` at `place`; skips the test if mounting is refused."""
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)]
     if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
@@ -27,13 +27,13 @@ def small_disk(place: Path, size: str) -> Iterator[Path]:
 
 
 def make_read_only(disk: Path) -> None:
-    """Let nobody write to a mounted disk any more, root included."""
+    """Make a mounted disk read-only, also for root."""
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
 
 
 def device_node(place: Path, minor: int) -> Path:
-    """A node like /dev/null (3), /dev/zero (5) or /dev/full (7), so that no test risks the real
-    one; skips the test where that is refused."""
+    """Make a node like /dev/null (3), /dev/zero (5) or /dev/full (7), so that no test risks the
+    real one; skips the test if that is refused."""
     try:
         make_node(place, minor)
     except OSError:
@@ -42,6 +42,6 @@ def device_node(place: Path, minor: int) -> Path:
 
 
 def make_node(place: Path, minor: int) -> None:
-    """The same, but raises OSError where it is refused."""
+    """Make such a node; raises OSError if it is refused."""
     os.mknod(place, stat.S_IFCHR | 0o666, os.makedev(1, minor))
     place.open("wb").close()

@@ -1,4 +1,4 @@
-"""Manifests edited as somebody would who knows of the checksum."""
+"""Edits manifests and updates their checksum."""
 
 from __future__ import annotations
 

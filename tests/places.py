@@ -1,4 +1,4 @@
-"""Where the checkout keeps what tests read."""
+"""Paths in the checkout that tests read."""
 
 from __future__ import annotations
 

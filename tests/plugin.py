@@ -15,7 +15,7 @@ SOURCE = ROOT / "native/tensorrt_plugin"
 
 
 def build_plugin(folder: Path) -> Path:
-    """Build the library in `folder`; skips the test on a machine that cannot."""
+    """Build the library in `folder`; skips the test if this machine cannot."""
     for tool in ("nvcc", "cmake", "ninja"):
         if shutil.which(tool) is None:
             pytest.skip(f"no {tool} on this machine: the TensorRT plugin was not built")

@@ -1,5 +1,5 @@
-"""Small C libraries that stand between a child process and its system (LD_PRELOAD): a kernel that
-refuses what it may refuse."""
+"""Small C libraries that replace system calls of a child process (LD_PRELOAD), to refuse advice or
+threads."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ int pthread_create(pthread_t *thread, const pthread_attr_t *how, void *(*run)(vo
     return real(thread, how, run, with);
 }
 """
-"""As a pids limit does, from the call of `refuse_threads_after` on."""
+"""Refuses threads like a pids limit, from the call of `refuse_threads_after` on."""
 
 REFUSED_ADVICE = r"""
 #include <errno.h>
@@ -43,7 +43,7 @@ int getpriority(int which, unsigned who) { errno = EPERM; return -1; }
 
 
 def build(source: str, folder: Path) -> Path:
-    """Compile a shim; skips the test where there is no compiler."""
+    """Compile a shim; skips the test without a compiler."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler on this machine: a system that refuses was not tried")

@@ -1,4 +1,4 @@
-"""Small models for tests: each is odd in another way, none has two sizes alike by chance."""
+"""Small models for tests: each is unusual in another way, and all sizes of a model differ."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ SPECS = {
         PLAIN,
         decoder=replace(DECODER, nope_dim=8, rope_dim=2, value_dim=14, num_shared_experts=3),
     ),
-    "normalised in spite of a scale, no shared experts, a head of its own": replace(
+    "normalised in spite of a scale, no shared experts, an untied head": replace(
         PLAIN,
         decoder=replace(DECODER, normalise_top_k=True, routed_scale=2.5, num_shared_experts=0),
         tied_head=False,
@@ -95,4 +95,4 @@ SNAC_CONFIG = {
     "noise": True,
     "depthwise": True,
 }
-"""What the released codec's config.json says."""
+"""The sizes in the released codec's config.json."""

@@ -1,7 +1,7 @@
-"""Nothing of ours, nor of what we import, opens a connection or writes outside its outputs.
+"""Neither our code nor our imports open connections or write outside of the outputs.
 
-A child runs in a network namespace of its own, with a home directory that is compared before and
-after, and under a shim that writes down every call for a socket, a connection or a name.
+A child runs in a separate network namespace, with a home directory that is compared before and
+after, and under a shim that logs every call for a socket, a connection or a name.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ int getaddrinfo(const char *node, const char *service, const struct addrinfo *hi
 
 
 class Watch:
-    """A place without a network, where a command's calls and files are seen."""
+    """A sandbox without a network that records a command's calls and files."""
 
     def __init__(self, place: Path) -> None:
         self._place, self._shim = place, build(NOTED_CALLS, place)
@@ -68,7 +68,7 @@ class Watch:
             (place / name).mkdir()
 
     def run(self, *command: str | Path, python: Path | str = sys.executable) -> list[str]:
-        """Run Python with these arguments; returns what it should not have done."""
+        """Run Python with these arguments; returns its forbidden calls and files."""
         done = subprocess.run(
             [*_isolated(), str(python), *map(str, command)],
             cwd=self._place / "work",
@@ -94,7 +94,7 @@ class Watch:
 
 
 def _isolated() -> list[str]:
-    """The words before a command that take its network away; skips the test where none do."""
+    """The command prefix that removes the network; skips the test if none works."""
     for words in (["unshare", "-n"], ["unshare", "-rn"]):
         if shutil.which("unshare") and not subprocess.run([*words, "true"], check=False).returncode:
             return words
@@ -102,7 +102,7 @@ def _isolated() -> list[str]:
 
 
 def _venv_of_the_oldest(place: Path) -> Path:
-    """Python with the lowest version of each package that a device needs, or an export."""
+    """Python with the lowest allowed version of each package of a device or an export."""
     if sys.version_info >= (3, 13):
         pytest.skip("numpy 1.26, the oldest that we allow, has no wheel for this Python")
     about = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -121,7 +121,7 @@ def watch(tmp_path: Path) -> Watch:
 
 
 def _use_everything(watch: Watch, place: Path, python: Path | str = sys.executable) -> list[str]:
-    """Export, ask and talk; returns what they should not have done."""
+    """Export, ask and talk; returns the forbidden calls and files."""
     cli, bundle, spoken = ("-m", "deeptalk_edge.cli"), place / "bundle", place / "spoken.wav"
     with WavWriter(spoken, 16_000) as writer:
         writer.write(silence(1.0))
@@ -132,24 +132,28 @@ def _use_everything(watch: Watch, place: Path, python: Path | str = sys.executab
     return watch.run(*run, *talk, python=python)
 
 
-def test_export_run_and_mic_call_nobody_and_leave_nothing(watch: Watch, tmp_path: Path) -> None:
+def test_export_run_and_mic_open_no_connection_and_leave_no_files(
+    watch: Watch, tmp_path: Path
+) -> None:
     assert _use_everything(watch, tmp_path) == []
     assert (tmp_path / "answer.wav").stat().st_size > 10_000
 
 
 @pytest.mark.slow
-def test_nor_do_the_oldest_versions_that_we_allow(watch: Watch, tmp_path: Path) -> None:
+def test_the_oldest_allowed_versions_open_no_connection_and_leave_no_files(
+    watch: Watch, tmp_path: Path
+) -> None:
     python = _venv_of_the_oldest(tmp_path / "venv")
     assert _use_everything(watch, tmp_path, python) == []
 
 
-def test_a_connection_and_a_file_at_home_are_seen(watch: Watch) -> None:
+def test_a_connection_and_a_file_at_home_are_detected(watch: Watch) -> None:
     script = "import pathlib, socket; (pathlib.Path.home() / 'id').touch(); "
     script += "socket.socket().connect_ex(('192.0.2.1', 9))"
     assert watch.run("-c", script) == ["socket 2", "connect 2", "home/id"]
 
 
-def test_the_library_keeps_what_a_user_chose_about_telemetry() -> None:
+def test_a_users_choice_about_telemetry_is_kept() -> None:
     script = "import os, deeptalk_edge; print(os.environ['ORT_DISABLE_TELEMETRY'])"
     for before, after in ((None, "1"), ("0", "0")):
         chosen = {"ORT_DISABLE_TELEMETRY": before} if before else {}

@@ -27,13 +27,13 @@ _DRIVER = "one method a call of the driver"
 _ENGINE = "an engine keeps its graphs, buffers and cache; each is used by one method"
 
 ALLOWED = {
-    # Protocols and their like: as many methods as what they stand for.
+    # Protocols and similar: as many methods as the thing they describe.
     "Engine": Allowed(13, 0, "the protocol of a language model in a conversation"),
     "TapedEngine": Allowed(13, 4, "passes on every call of Engine"),
     "CudaRuntime": Allowed(14, 0, _DRIVER),
     "Cudart": Allowed(29, 1, _DRIVER),
     "_Collector": Allowed(22, 3, "one visitor method for each kind of AST node"),
-    # Hot paths: what is allocated before the first frame.
+    # Hot paths: buffers that are allocated before the first frame.
     "PlayQueue": Allowed(8, 12, _BUFFERS),
     "InputStream": Allowed(5, 12, _BUFFERS),
     "OutputStream": Allowed(3, 16, _BUFFERS),
@@ -101,8 +101,8 @@ def _num_fields(node: ast.ClassDef) -> int:
 
 @cache
 def sizes() -> dict[str, tuple[int, int]]:
-    """Public methods and fields of every class that is no dataclass, outside the tests; the
-    largest counts where a name is borne twice."""
+    """Public methods and fields of every class outside of tests that is not a dataclass; of classes
+    with equal names the largest counts."""
     command = ["git", "-C", str(ROOT), "ls-files", "--", "*.py", ":!tests"]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")
     found: dict[str, tuple[int, int]] = {}
@@ -127,7 +127,7 @@ def test_a_class_holds_one_noun() -> None:
 
 
 @pytest.mark.parametrize("name", ALLOWED)
-def test_an_allowance_is_needed_and_no_larger_than_its_class(name: str) -> None:
+def test_every_allowance_is_needed_and_as_small_as_its_class(name: str) -> None:
     methods, fields = sizes()[name]
     assert methods > MOST_METHODS or fields > MOST_FIELDS, "take it off the list"
     assert ALLOWED[name][:2] == (methods, fields), "a class that shrank stays small"

@@ -1,4 +1,4 @@
-"""How a program ends: with one line, with its exit code, and with its files closed."""
+"""A program ends with one line, the right exit code, and its files closed."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from deeptalk_edge.cli import as_program, main
 from deeptalk_edge.errors import SettingsError
 from tests.places import ROOT
 
-# What stays in the buffer fails once more when the interpreter ends.
+# Unwritten output fails once more when the interpreter ends.
 _BUFFERED = {**os.environ, "PYTHONUNBUFFERED": ""}
 
-# Takes time to close its file, as a program with threads does.
+# It takes time to close its file, like a program with threads.
 _PROGRAM = """
 import sys, time
 from deeptalk_edge import cli, program
@@ -51,7 +51,7 @@ def _working(*before: str, patience_s: float = 60.0) -> Iterator[subprocess.Pope
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell may start its children deaf to SIGINT.
+        # A shell may start its children with SIGINT ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
     ) as child:
         try:
@@ -77,7 +77,7 @@ def test_a_signal_closes_everything_and_names_itself(number: int, code: int) -> 
         assert (out, error, child.returncode) == ("closes\nclosed\n", "", code)
 
 
-def test_a_second_signal_at_once_disturbs_no_closing() -> None:
+def test_a_second_signal_at_once_does_not_disturb_closing() -> None:
     with _working() as child:
         child.send_signal(signal.SIGTERM)
         assert _said(child) == "closes"
@@ -110,7 +110,7 @@ def test_a_program_leaves_the_signals_of_its_caller_as_they_were() -> None:
     assert [signal.getsignal(number) for number in numbers] == before
 
 
-def test_what_the_system_refuses_is_one_line_with_the_file(
+def test_an_error_of_the_system_is_one_line_with_the_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def work() -> None:
@@ -139,7 +139,7 @@ def test_a_bug_keeps_its_traceback(error: type[Exception]) -> None:
 
 
 @pytest.mark.parametrize("argv", [["routes", "replay", "x", "--device", "list"], ["--help"]])
-def test_a_full_disk_behind_stdout_is_one_line(argv: list[str]) -> None:
+def test_stdout_on_a_full_disk_is_one_line(argv: list[str]) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "deeptalk_edge.cli", *argv],
@@ -154,7 +154,7 @@ def test_a_full_disk_behind_stdout_is_one_line(argv: list[str]) -> None:
     assert done.returncode == 1
 
 
-def test_a_reader_who_has_gone_ends_it_without_a_word() -> None:
+def test_a_closed_pipe_ends_the_program_without_a_message() -> None:
     program = "from deeptalk_edge.cli import as_program; import sys\n"
     program += "sys.exit(as_program(lambda: print('x')))"
     end, start = os.pipe()
@@ -171,7 +171,7 @@ def test_a_reader_who_has_gone_ends_it_without_a_word() -> None:
     assert (done.returncode, done.stderr) == (1, b"")
 
 
-def test_a_closed_stdout_is_no_error() -> None:
+def test_a_closed_stdout_is_not_an_error() -> None:
     command = [sys.executable, "-m", "deeptalk_edge.cli", "routes", "replay", "x"]
     shell = f"{' '.join(command)} --device list >&-"
     done = subprocess.run(["sh", "-c", shell], cwd=ROOT, stderr=subprocess.PIPE, check=False)
@@ -200,7 +200,7 @@ def test_a_character_that_the_terminal_lacks_is_escaped() -> None:
         (["devices", "audio", "--meter", "-1"], ["sound", "--meter", "-1"]),
     ],
 )
-def test_an_old_spelling_does_the_same_and_says_once_what_to_use(
+def test_an_old_spelling_works_and_warns_once(
     old: list[str], new: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = main(new)
@@ -219,7 +219,7 @@ def test_a_version_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     ("flags", "level"),
     [([], "WARNING"), (["-v"], "INFO"), (["-vv"], "DEBUG"), (["-vvv"], "DEBUG")],
 )
-def test_a_program_says_more_only_if_asked(
+def test_a_program_logs_more_only_with_v(
     flags: list[str], level: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     levels: list[int] = []

@@ -58,12 +58,12 @@ def test_an_old_name_does_what_the_new_one_does_and_warns_once(kind: str) -> Non
         assert use() == expected
 
 
-def test_a_name_that_never_was_is_refused() -> None:
+def test_a_name_that_never_existed_is_refused() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'other'"):
         old_classes(__name__, old="new")("other")
     with pytest.raises(KeyError, match="other"):
         OldKeys({"new": 8}, old="new")["other"]
 
 
-def test_counts_go_to_json_by_their_new_keys_alone() -> None:
+def test_counts_are_written_to_json_only_by_their_new_keys() -> None:
     assert json.dumps(OldKeys({"new": 8}, old="new")) == '{"new": 8}'

@@ -1,4 +1,4 @@
-"""Every command of README and docs runs as it is printed, or a reason here says why not."""
+"""Every command of README and docs runs as printed, or has a reason here why it is not run."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ NOT_RUN = {
 
 OFFLINE = "deeptalk-edge profile --bundle BUNDLE --wav q.wav --offline --repeat 1"
 
-# A printed command that stands for others, or names files of the reader's.
+# A printed command that is a template for others, or names the reader's files.
 STANDS_FOR = {
     "deeptalk-edge calibrate CHECKPOINT --utterances checkpoints/tiny/questions "
     "--precision experts=int4:32 -o TABLE": [
@@ -107,7 +107,7 @@ STANDS_FOR = {
         "-o report.json --samples turns.jsonl"
     ],
 }
-# Whose exit code tells of the machine that the tests run on.
+# Commands whose exit code depends on the machine.
 MAY_FAIL = ("deeptalk-edge doctor", "deeptalk-edge doctor --json")
 DEMOS = ("make demo", "make demo WAV=my.wav")
 SLOW = (
@@ -120,7 +120,7 @@ SLOW = (
 
 
 def commands_of(page: Path) -> Iterator[str]:
-    """What begins a line of a code block, up to its comment, and what stands between backticks."""
+    """The commands: lines of code blocks up to a comment, and text between backticks."""
     text = page.read_text(encoding="utf-8")
     blocks = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
     for block in blocks.findall(text):
@@ -136,7 +136,7 @@ COMMANDS = sorted({command for page in PAGES for command in commands_of(page)})
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with what the docs' names stand for."""
+    """A directory with the files that the docs name."""
     place = tmp_path_factory.mktemp("docs")
     (place / "checkpoints").symlink_to(ROOT / "checkpoints")
     (place / "tests").symlink_to(ROOT / "tests")
@@ -174,7 +174,7 @@ def test_a_printed_command_runs(command: str, place: Path, monkeypatch: pytest.M
         argv = argv_of(each)
         if each == "deeptalk-edge export CHECKPOINT -o BUNDLE":
             argv[-1] = "another"  # the other commands use the first one
-        if "-o" in argv:  # the docs name a place of the reader's; two pages may name one
+        if "-o" in argv:  # the reader's place, which two pages may name
             shutil.rmtree(argv[argv.index("-o") + 1], ignore_errors=True)
         assert main(argv) in (0, int(command in MAY_FAIL)), each
 

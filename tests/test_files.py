@@ -1,4 +1,4 @@
-"""What is written: whole or not at all, into devices and through links, never over an input."""
+"""Files are written whole or not at all, into devices and through links, never over an input."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_device_is_written_into_and_keeps_its_node(tmp_path: Path) -> None:
     assert _names(tmp_path) == ["null"]
 
 
-def test_a_full_device_is_told_and_keeps_its_node(tmp_path: Path) -> None:
+def test_a_full_device_is_an_error_and_keeps_its_node(tmp_path: Path) -> None:
     full = device_node(tmp_path / "full", 7)
     with pytest.raises(DoesNotFit, match=r"full: cannot be written \(No space left"):
         write_file(full, b"content")
@@ -110,7 +110,7 @@ def test_a_fifo_is_written_into(tmp_path: Path) -> None:
     assert stat.S_ISFIFO(fifo.stat().st_mode)
 
 
-def test_a_fifo_that_nobody_uses_is_no_wait_for_ever(tmp_path: Path) -> None:
+def test_a_fifo_without_a_peer_does_not_block_forever(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     with pytest.raises(SettingsError, match="it has no reader; start the reader first"):
@@ -151,7 +151,7 @@ def test_a_name_of_the_greatest_length_and_of_any_bytes_can_be_written(tmp_path:
         ("loop", "loop: cannot be written (Too many levels of symbolic links)"),
     ],
 )
-def test_a_place_that_cannot_be_written_is_refused_before_and_while(
+def test_an_unwritable_place_is_refused_before_and_during_writing(
     name: str, said: str, tmp_path: Path
 ) -> None:
     (tmp_path / "folder").mkdir()
@@ -233,7 +233,7 @@ def _write_directory(place: Path) -> None:
         (staging / "part").write_bytes(b"new")
 
 
-def test_a_directory_replaces_one_of_its_kind(tmp_path: Path) -> None:
+def test_a_directory_replaces_one_of_the_same_kind(tmp_path: Path) -> None:
     for _ in range(2):
         _write_directory(tmp_path / "place")
     assert _names(tmp_path) == ["place"]
@@ -263,7 +263,7 @@ def test_a_directory_replaces_nothing_else(tmp_path: Path, monkeypatch: pytest.M
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_what_came_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+def test_a_file_that_appeared_in_the_meantime_is_not_replaced(tmp_path: Path) -> None:
     place = tmp_path / "place"
 
     def interfere() -> None:
@@ -285,9 +285,9 @@ def test_a_swap_that_fails_puts_the_old_directory_back(tmp_path: Path) -> None:
     assert _names(tmp_path) == ["place"]
 
 
-def test_scratch_is_removed_and_nobody_elses_files_are(tmp_path: Path) -> None:
+def test_only_our_scratch_files_are_removed(tmp_path: Path) -> None:
     work = tmp_path / "work"
-    for keep in (True, False):  # the second finds what the first has kept
+    for keep in (True, False):  # the second run finds the first run's files
         with scratch_directory(work, keep=keep):
             (work / "part").touch()
         assert (work / "part").exists() is keep

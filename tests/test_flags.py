@@ -54,7 +54,7 @@ def _just(*words: str) -> SearchStrategy[list[str]]:
     return st.just(list(words))
 
 
-# Mostly a good bundle, so that what follows is reached.
+# Mostly a good bundle, so that later checks are reached.
 _BUNDLE = st.one_of(st.just("bundle"), st.just("bundle"), st.just("bundle"), _FILE)
 _SOUND = st.one_of(st.just("question.wav"), _FILE)
 
@@ -115,7 +115,7 @@ MEASURE = st.tuples(
     _flags(_flag("--mode", st.sampled_from(["text", "wrong"])), _just("--json")),
 ).map(lambda parts: ["profile", "--offline", *parts[0], *parts[1], *parts[2], *parts[3]])
 
-# By voice a turn takes seconds: what is refused before one is asked.
+# A turn by voice takes seconds, so here are flags that are refused before a turn.
 PROFILE = st.tuples(
     _flag("--bundle", _BUNDLE),
     _flag("--turns", st.sampled_from(["0", "-1", "x"])),
@@ -147,11 +147,11 @@ ROUTES = st.tuples(
     _flags(_flag("--profile"), _flag("--pool", st.sampled_from(["1", "x"])), _just("--json")),
 ).map(lambda parts: ["routes", parts[0], parts[1], *parts[2]])
 
-# PortAudio is left to tests/runtime/sound_card: the system's sound libraries abort a process in
-# which they have lost a server before, as those tests make them.
+# Only tests/runtime/sound_card uses PortAudio: the system's sound libraries abort a process that
+# has lost a sound server before, which happens in those tests.
 SOUND = _FILE.map(lambda name: ["sound", name])
 
-# What a verb may write or replace, by the flag before its name.
+# Places that a verb may write or replace, by the flag before the name.
 _OUTPUT_FLAGS = (
     *("--out", "--record-routes", "--output-device", "--record", "--trace", "-o"),
     *("--samples", "--svg"),
@@ -162,7 +162,7 @@ _INPUT_FLAGS = ("--wav", "--input-device", "--require-signature", "--turn-model"
 ASK = ["run", "--bundle", "bundle", "--wav", "question.wav"]
 EXPORT_TO = ["export", "checkpoint", "-o"]
 
-# What once ended in a traceback, a hang or a lost file.
+# Flags that once ended in a traceback, a hang or a lost file.
 KNOWN = [
     [*ASK, "--out", "null"],
     [*ASK, "--record-routes", "null"],
@@ -196,7 +196,7 @@ ARGV = st.one_of(RUN, RUN, EXPORT, BUNDLE, ROUTES, MEASURE, PROFILE, PLAN, PROBE
 
 @pytest.fixture(scope="module")
 def files_of_all_kinds(bundle_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What each example gets a copy of, as far as a kind of file can be copied."""
+    """Files that each example gets a copy of, if their kind can be copied."""
     place = tmp_path_factory.mktemp("files")
     shutil.copytree(bundle_path, place / "bundle")
     write_export_checkpoint(place / "checkpoint")
@@ -216,7 +216,7 @@ def _fill(place: Path, model: Path) -> None:
     shutil.copytree(model, place)
     (place / "folder").mkdir()
     (place / "folder" / "deep.wav").write_bytes(b"deep")
-    (place / "closed").mkdir(mode=0)  # which stops nobody who is root
+    (place / "closed").mkdir(mode=0)  # no obstacle for root
     (place / "unreadable.wav").chmod(0)
     (place / "link.wav").symlink_to("question.wav")
     (place / "dangling.wav").symlink_to("folder/behind.wav")
@@ -224,12 +224,12 @@ def _fill(place: Path, model: Path) -> None:
     os.link(place / "question.wav", place / "second_name.wav")
     os.mkfifo(place / "fifo.wav")
     for name, minor in (("null", 3), ("zero.wav", 5), ("full.wav", 7)):
-        with contextlib.suppress(OSError):  # root alone may make them
+        with contextlib.suppress(OSError):  # only root may make them
             make_node(place / name, minor)
 
 
 def _tree(place: Path) -> dict[str, str]:
-    """Every path with what it is and holds."""
+    """Every path with its kind and content."""
     return {str(path.relative_to(place)): _what(path) for path in sorted(place.rglob("*"))}
 
 
@@ -248,8 +248,8 @@ def _named(argv: list[str], flags: tuple[str, ...]) -> list[str]:
 
 
 def _is_output(path: Path, outputs: list[Path], *, may_change: bool) -> bool:
-    """Whether it was named; of what is below a directory that was named, or on the way to it, only
-    what is new or replaced by force may change."""
+    """Whether a path may change: it was named, or it is new or replaced by force below or above a
+    named directory."""
     around = any(each in path.parents or path in each.parents for each in outputs)
     return path in outputs or (may_change and around)
 
@@ -264,7 +264,7 @@ def _outputs(argv: list[str], place: Path) -> list[Path]:
     places = []
     for name in named:
         path = Path(os.path.abspath(place / name))
-        # Several answers are numbered; the parents of what is written are made.
+        # Several answers are numbered; missing parent directories are made.
         numbered = [path.with_name(f"{path.stem}-{i}{path.suffix}") for i in range(1, 7)]
         places += [Path(os.path.realpath(each)) for each in (path, *numbered)]
     return places
@@ -299,7 +299,7 @@ def _check(argv: list[str], model: Path, root: Path) -> None:
 
 @contextlib.contextmanager
 def _bounded() -> Iterator[None]:
-    """No wait for a FIFO is long, and a hang ends the tests with a traceback."""
+    """Waits for a FIFO are short, and a hang ends the tests with a traceback."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "FIFO_WAIT_S", 0.02)
         faulthandler.dump_traceback_later(120, exit=True)
@@ -317,7 +317,7 @@ def _settings(num_examples: int) -> settings:
 
 
 @pytest.mark.parametrize("argv", KNOWN, ids=" ".join)
-def test_what_once_failed_ends_well(
+def test_flags_that_once_failed_end_well(
     argv: list[str], files_of_all_kinds: Path, tmp_path: Path
 ) -> None:
     with _bounded():

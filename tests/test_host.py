@@ -1,4 +1,4 @@
-"""What the kernel refuses of our advice changes nothing; a refused thread is an error."""
+"""Refused memory advice changes nothing; a refused thread is an error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from deeptalk_edge import host
 from deeptalk_edge.errors import BackendError
 
 
-def test_the_peak_of_memory_is_this_processes_own() -> None:
+def test_the_peak_of_memory_is_that_of_this_process() -> None:
     code = "from deeptalk_edge.host import peak_resident_mb; print(peak_resident_mb())"
     held = bytearray(b"x" * 200_000_000)
     own = host.peak_resident_mb()
@@ -25,7 +25,7 @@ def test_the_peak_of_memory_is_this_processes_own() -> None:
 
 
 class Stubborn(mmap.mmap):
-    """Memory of a kernel that takes no advice."""
+    """Memory whose kernel refuses advice."""
 
     def madvise(self, *advice: int) -> None:
         raise OSError(errno.EINVAL, "Invalid argument")
@@ -46,7 +46,7 @@ def test_refused_advice_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     host.yield_to_other_threads(5)
 
 
-def test_a_refused_thread_is_named_and_the_way_out_too() -> None:
+def test_the_error_for_a_refused_thread_says_what_to_do() -> None:
     class Refused(threading.Thread):
         def start(self) -> None:
             raise RuntimeError("can't start new thread")

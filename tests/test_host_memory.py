@@ -1,4 +1,4 @@
-"""What memory is left: of the machine, and of every control group that bounds this process."""
+"""The available memory of the machine and of every control group that bounds this process."""
 
 from __future__ import annotations
 
@@ -113,20 +113,20 @@ def test_the_tightest_group_counts(
     assert read_memory(machine(tmp_path, **files)).available_bytes / GB == pytest.approx(left_gb)
 
 
-def test_how_long_tasks_waited_is_the_last_minutes(tmp_path: Path) -> None:
+def test_the_share_of_waiting_tasks_is_of_the_last_minute(tmp_path: Path) -> None:
     pressure = "some avg10=90.00 avg60=7.50 avg300=0.00 total=1\nfull avg10=1.00 avg60=2.00"
     assert read_memory(machine(tmp_path)).stalled_percent is None
     known = machine(tmp_path, **{"proc/pressure/memory": pressure})
     assert read_memory(known).stalled_percent == 7.5
 
 
-def test_a_system_that_does_not_say_is_refused(tmp_path: Path) -> None:
+def test_a_system_without_memory_figures_is_refused(tmp_path: Path) -> None:
     machine(tmp_path, **{"proc/meminfo": "MemTotal: 5 kB"})
     with pytest.raises(DoesNotFit, match="no MemAvailable"):
         read_memory(tmp_path)
 
 
-# A child that joins the group, fills its page cache, and reads what is left.
+# A child that joins the group, fills its page cache, and reads the available memory.
 _MEMBER = """
 import os, sys
 from deeptalk_edge.host import read_memory
@@ -142,7 +142,7 @@ print(read_memory().available_bytes)
 
 @contextlib.contextmanager
 def _own_group(limit_bytes: int) -> Iterator[Path]:
-    """A real control group, below this process's own; skips the test where none can be made."""
+    """A real control group below this process's; skips the test if none can be made."""
     for root, name in ((V1_ROOT, "memory.limit_in_bytes"), (ROOT, "memory.max")):
         place = Path("/", root, "deeptalk-test")
         try:
@@ -160,7 +160,7 @@ def _own_group(limit_bytes: int) -> Iterator[Path]:
     pytest.skip("no control group can be made here (root, cgroup v1 or v2): none was read")
 
 
-def test_this_machine_says_what_a_real_group_leaves(tmp_path: Path) -> None:
+def test_a_real_control_group_bounds_the_available_memory(tmp_path: Path) -> None:
     limit_bytes = 400_000_000
     with _own_group(limit_bytes) as place:
         done = subprocess.run(

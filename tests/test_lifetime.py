@@ -1,4 +1,4 @@
-"""A lifetime refuses what comes too late, from two threads at once, or from another process."""
+"""A lifetime refuses uses that come too late, from a second thread, or from another process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deeptalk_edge.errors import UsageError
 from deeptalk_edge.lifetime import Lifetime
 
 
-def test_what_is_closed_is_refused_and_given_back_once() -> None:
+def test_a_closed_lifetime_refuses_uses_and_releases_once() -> None:
     given_back: list[str] = []
     lifetime = Lifetime("the lamp", lambda: given_back.append("it"))
     with lifetime:
@@ -26,7 +26,7 @@ def test_what_is_closed_is_refused_and_given_back_once() -> None:
         pass
 
 
-def test_what_is_closed_in_a_use_is_given_back_when_that_ends() -> None:
+def test_a_close_during_a_use_releases_when_the_use_ends() -> None:
     given_back: list[str] = []
     lifetime = Lifetime("the lamp", lambda: given_back.append("it"))
     with lifetime:
@@ -38,7 +38,7 @@ def test_what_is_closed_in_a_use_is_given_back_when_that_ends() -> None:
     assert given_back == ["it"]
 
 
-def test_a_second_thread_is_refused_and_not_held_up() -> None:
+def test_a_second_thread_is_refused_without_waiting() -> None:
     lifetime, caught = Lifetime("the lamp"), list[UsageError]()
 
     def use_it() -> None:
@@ -57,7 +57,7 @@ def test_a_second_thread_is_refused_and_not_held_up() -> None:
     assert len(caught) == 1
 
 
-def test_a_child_is_refused_and_gives_back_nothing_of_its_parents() -> None:
+def test_a_forked_child_is_refused_and_releases_nothing_of_its_parent() -> None:
     given_back: list[str] = []
     lifetime = Lifetime("the lamp", lambda: given_back.append("it"))
     child = os.fork()

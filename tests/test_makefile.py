@@ -1,4 +1,4 @@
-"""What `make` says and does where something is missing, under a Python that writes calls down."""
+"""The messages and actions of `make` with missing parts, with a Python that logs calls."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ printf '%s|' "$@" >> {calls}
 
 @pytest.fixture
 def venv(tmp_path: Path) -> Path:
-    """An environment that is complete, but for PyAudio."""
+    """A complete environment without PyAudio."""
     place = tmp_path / "venv"
     (place / "bin").mkdir(parents=True)
     (place / "bin/python").write_text(_PYTHON.format(calls=tmp_path / "calls"))
@@ -37,7 +37,7 @@ def make(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
 
 
-def test_without_portaudio_the_tests_go_on_behind_one_line(venv: Path) -> None:
+def test_without_portaudio_the_tests_continue_after_one_line(venv: Path) -> None:
     done = make("sound", f"VENV={venv}", "HAS_PORTAUDIO=false")
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr.splitlines() == [
@@ -47,7 +47,7 @@ def test_without_portaudio_the_tests_go_on_behind_one_line(venv: Path) -> None:
     assert not (venv.parent / "calls").exists()
 
 
-def test_pyaudio_is_built_once_portaudio_is_there(venv: Path) -> None:
+def test_pyaudio_is_built_if_portaudio_is_installed(venv: Path) -> None:
     done = make("sound", f"VENV={venv}", "HAS_PORTAUDIO=true")
     assert (done.returncode, done.stderr) == (0, "")
     assert "pip|install|" in (venv.parent / "calls").read_text()

@@ -1,4 +1,4 @@
-"""JSON becomes dataclasses field by field; what does not fit is named, with what was expected."""
+"""JSON becomes dataclasses field by field; an error names the field and the expected value."""
 
 from __future__ import annotations
 
@@ -88,12 +88,12 @@ def test_a_whole_object_is_read_and_written_back() -> None:
         ({k: v for k, v in WHOLE.items() if k != "kind"}, "kind is missing"),
     ],
 )
-def test_what_does_not_fit_is_named(content: object, message: str) -> None:
+def test_a_value_that_does_not_fit_is_named(content: object, message: str) -> None:
     with pytest.raises(ArtifactError, match=message):
         from_json(Outer, content)
 
 
-def test_another_programs_names_are_those_of_the_message() -> None:
+def test_another_programs_field_names_are_used_in_messages() -> None:
     names = {"rate": "theirRate"}
     assert from_config(Inner, {"theirRate": 4, "other": 1}, names, "config.json").rate == 4
     with pytest.raises(ArtifactError, match=r"config\.json: theirRate = 9: expected 0\.5 to 8"):

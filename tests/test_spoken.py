@@ -1,4 +1,4 @@
-"""The shipped checkpoint, by ear: exported, run by the real runtime, read by a recogniser."""
+"""The shipped checkpoint is exported and run by the real runtime; a recogniser reads its speech."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CLIPS = sorted((CHECKPOINT / "questions").glob("*.wav"))
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """One clip's answer: what it should be, what was written, what was said."""
+    """One clip's answer: the right one, the written one and the spoken one."""
 
     wanted: str
     text: str
@@ -69,7 +69,7 @@ def closed() -> GrammarRecogniser:
 
 @pytest.fixture(scope="module")
 def heard(bundle: Bundle, closed: GrammarRecogniser) -> list[Heard]:
-    """Every clip, asked in a conversation of its own."""
+    """Answers to every clip, each in a new conversation."""
     results = []
     with Conversation(bundle) as talk:
         own = talk._backend
@@ -92,7 +92,7 @@ def test_held_out_questions_are_answered_aloud(heard: list[Heard]) -> None:
     assert 1 - len(wrong) / len(heard) >= 0.85, wrong
 
 
-def test_what_is_said_is_what_is_written(heard: list[Heard]) -> None:
+def test_the_spoken_words_are_the_written_ones(heard: list[Heard]) -> None:
     apart = [(h.text, h.spoken) for h in heard if h.spoken != h.text]
     assert 1 - len(apart) / len(heard) >= 0.95, apart
 
@@ -106,10 +106,10 @@ def test_the_example_asks_and_writes_the_answer(bundle: Bundle, tmp_path: Path) 
     assert read_wav(answer_wav).seconds > 1.0
 
 
-def test_shuffled_codes_say_nothing(
+def test_shuffled_codes_have_no_recognisable_words(
     heard: list[Heard], bundle: Bundle, closed: GrammarRecogniser
 ) -> None:
-    """The recogniser hears the voice, not what it would like to hear."""
+    """The recogniser depends on the voice, not only on its grammar."""
     rng, entry = np.random.default_rng(0), bundle.manifest.codec
     trained = OrtCodec(bundle.file(bundle.manifest.ort_graphs.codec), threads=1)
     for h in heard[::3]:
@@ -118,7 +118,7 @@ def test_shuffled_codes_say_nothing(
         assert closed(sound) != h.wanted
 
 
-def test_an_untrained_decoder_says_nothing(
+def test_an_untrained_decoder_has_no_recognisable_words(
     heard: list[Heard], bundle: Bundle, closed: GrammarRecogniser
 ) -> None:
     torch.manual_seed(0)

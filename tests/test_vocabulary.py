@@ -1,4 +1,4 @@
-"""One word, one fact: words that mean one thing here, and names that are gone."""
+"""One word, one fact: words with one meaning, and retired names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.places import ROOT
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """What a word means, and every class outside the tests that bears it."""
+    """The meaning of a word, and every class outside of tests with the word in its name."""
 
     meaning: str
     classes: frozenset[str]
@@ -86,7 +86,7 @@ RETIRED = {
     r"soften|ask_ahead|undeal": "softmax_block, prefetch, interleave",
     r"Plan(?:Tensor|Operation|Graph)": "Engine...",
 }
-"""Names that are gone, and what is said instead."""
+"""Retired names and their replacements."""
 
 _ALIASES = re.compile(r"old_(classes|fields|method|property)\(|OldKeys\(")
 _MAY_TELL = {
@@ -96,7 +96,7 @@ _MAY_TELL = {
     "tests/test_deprecation.py",
     "tests/test_vocabulary.py",
 }
-"""Where old names are a subject."""
+"""Files that may mention old names."""
 
 _WRITTEN = ("*.py", "*.md", "*.cpp", "*.h", "*.cu", "*.cuh", "*.toml", "Makefile")
 
@@ -115,7 +115,7 @@ def text_of(name: str) -> str:
 
 @cache
 def class_names() -> tuple[str, ...]:
-    """Of every class outside the tests, as often as it is defined."""
+    """Names of all classes outside of tests, with repetitions."""
     return tuple(
         node.name
         for name in tracked()
@@ -131,19 +131,19 @@ def words_of(class_name: str) -> set[str]:
 
 
 @pytest.mark.parametrize("taken", VOCABULARY)
-def test_a_word_is_borne_by_the_classes_of_its_one_meaning_alone(taken: str) -> None:
+def test_only_classes_of_its_one_meaning_have_a_word(taken: str) -> None:
     bearers = {name for name in class_names() if taken in words_of(name)}
     assert bearers == VOCABULARY[taken].classes, f"{taken} means {VOCABULARY[taken].meaning}"
 
 
 @pytest.mark.parametrize("taken", VOCABULARY)
-def test_no_two_classes_bear_a_word_in_the_same_way(taken: str) -> None:
+def test_no_class_name_with_a_word_is_defined_twice(taken: str) -> None:
     often = Counter(name for name in class_names() if taken in words_of(name))
     assert not {name for name, count in often.items() if count > 1}
 
 
 def uses(retired: str, name: str, text: str) -> list[str]:
-    """Lines of a file that use a retired name, aliases left out."""
+    """Lines of a file that use a retired name, without aliases."""
     pattern = re.compile(rf"\b(?:{retired})\b")
     if not pattern.search(text):
         return []
@@ -155,7 +155,7 @@ def uses(retired: str, name: str, text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("retired", RETIRED)
-def test_a_retired_name_is_used_nowhere(retired: str) -> None:
+def test_no_retired_name_is_used(retired: str) -> None:
     found = [
         line
         for name in tracked()

@@ -1,4 +1,4 @@
-"""What is packed into a wheel: the product with its data files, and no bench and no test."""
+"""A wheel has the product with its data files, and no bench or test."""
 
 from __future__ import annotations
 

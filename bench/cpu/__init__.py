@@ -1,1 +1,1 @@
-"""The CPU bench: our decoder, stock ONNX Runtime, llama.cpp and ik_llama.cpp side by side."""
+"""The CPU bench: it compares our decoder, stock ONNX Runtime, llama.cpp and ik_llama.cpp."""

@@ -1,7 +1,7 @@
-"""Contenders in processes of their own, asked in turn: whatever troubles the machine troubles all.
+"""Contenders in separate processes, called in turn, so that other load on the machine affects all.
 
-A process each keeps their thread pools and their libraries of equal names apart, and tells what
-memory and what CPU time is whose. They sleep while another one works.
+Separate processes keep thread pools and libraries of equal names apart, and separate memory and CPU
+time. Each sleeps while another one works.
 """
 
 from __future__ import annotations
@@ -26,26 +26,27 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class Timing(NamedTuple):
-    """What a call took."""
+    """Times of a call."""
 
     wall_s: float
     cpu_s: float
-    """Of all threads of the contender's process."""
+    """CPU time of all threads of the contender's process."""
 
 
 class Memory(NamedTuple):
-    """What a contender's process holds."""
+    """Memory of a contender's process."""
 
     resident_bytes: int
     huge_share: float
-    """Of its anonymous memory, how much lies on huge pages."""
+    """Part of its anonymous memory that is on huge pages."""
 
 
 class Contender:
-    """An object in a process of its own, and the pipe to it."""
+    """An object in a separate process, and the pipe to it."""
 
     def __init__(self, name: str, opens: Callable[[], object], log: Path) -> None:
-        """`opens` is called over there; it must be picklable. What is printed goes to `log`.
+        """`opens`, which must be picklable, is called in the process. Output of the process goes to
+        `log`.
 
         Raises BackendError if it fails.
         """
@@ -58,7 +59,7 @@ class Contender:
         self._receive()
 
     def call(self, call: Call) -> Timing:
-        """Have a method run over there.
+        """Call a method in the process.
 
         Raises BackendError with its traceback if it fails.
         """
@@ -72,7 +73,7 @@ class Contender:
         return memory
 
     def close(self) -> None:
-        """End the process; its memory is free when this returns."""
+        """End the process; its memory has been freed when this returns."""
         self._pipe.close()
         self._process.join()
 
@@ -100,7 +101,8 @@ class Work:
 
 
 def take_turns(works: Mapping[Key, Work], rounds: int, *, warm_up: int = 1) -> dict[Key, Timing]:
-    """Medians by key, after rounds in which each work has one turn; the first ones do not count."""
+    """Return medians by key over rounds in which each work runs once; warm-up rounds do not
+    count."""
     timings: dict[Key, list[Timing]] = {key: [] for key in works}
     for number in range(warm_up + rounds):
         for key, work in works.items():
@@ -119,7 +121,7 @@ def _median(timings: Sequence[Timing]) -> Timing:
 def _serve(pipe: Connection, opens: Callable[[], object], log: Path) -> None:
     """Answer calls until the pipe closes: a Timing, or a traceback."""
     with log.open("wb") as file:
-        for stream in (1, 2):  # libraries print at length, and not through Python
+        for stream in (1, 2):  # libraries print a lot, and not through Python
             os.dup2(file.fileno(), stream)
     try:
         contender = opens()
@@ -129,7 +131,7 @@ def _serve(pipe: Connection, opens: Callable[[], object], log: Path) -> None:
             pipe.send(_timed(contender, *call) if call else _own_memory())
     except EOFError:
         pass
-    except Exception:  # goes to whoever asked
+    except Exception:  # sent to the caller
         pipe.send(traceback.format_exc())
 
 

@@ -16,7 +16,7 @@ _BLOCK_BYTES, _BLOCK_WEIGHTS = 18, 32
 def write_gguf(place: Path, spec: ModelSpec) -> None:
     """Write the model.
 
-    Raises ImportError if the package gguf is not there.
+    Raises ImportError if the package gguf is not installed.
     """
     gguf: Any = importlib.import_module("gguf")
     decoder = spec.decoder
@@ -26,7 +26,7 @@ def write_gguf(place: Path, spec: ModelSpec) -> None:
 
     def quantised(name: str, *shape: int) -> None:
         num_bytes = int(np.prod(shape)) // _BLOCK_WEIGHTS * _BLOCK_BYTES
-        # Not repeated: else all tokens would come to choose the same experts.
+        # Not repeated: with equal rows all tokens would come to choose the same experts.
         blocks = np.frombuffer(bytearray(random.bytes(num_bytes)), np.uint8)
         blocks = blocks.reshape(-1, _BLOCK_BYTES)
         blocks[:, :2] = np.array([0.004], np.float16).view(np.uint8)
@@ -85,7 +85,8 @@ def _write_sizes(writer: Any, gguf: Any, spec: ModelSpec) -> None:
     writer.add_rope_dimension_count(decoder.rope_dim)
     writer.add_vocab_size(spec.vocabulary.size)
     writer.add_uint32(f"{kind}kv_lora_rank", decoder.latent_dim)
-    # "Lite" is known by 26 or 27 layers; any other number needs a query rank, and 0 says none.
+    # The loader takes 26 or 27 layers for "Lite"; other numbers need a query rank, and 0 means
+    # none.
     writer.add_uint32(f"{kind}q_lora_rank", 0)
     writer.add_key_length(decoder.cache_width)
     writer.add_value_length(decoder.latent_dim)

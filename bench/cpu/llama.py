@@ -1,8 +1,7 @@
 """llama.cpp and ik_llama.cpp as contenders.
 
-Their Python packages lie in a folder of their own (bench/cpu/peers.sh puts them there). Weights are
-read into memory, not mapped, so that they lie where malloc puts everything: on huge pages, if
-GLIBC_TUNABLES says so.
+bench/cpu/peers.sh installs their Python packages in a separate folder. Weights are read into memory
+and not mapped, so that malloc puts them on huge pages if GLIBC_TUNABLES says so.
 """
 
 from __future__ import annotations
@@ -33,7 +32,8 @@ class LlamaDecoder:
     ) -> None:
         """`num_tokens` is the model's vocabulary.
 
-        Raises ImportError if its package is not there, ValueError if it does not take the model.
+        Raises ImportError if its package is not installed, ValueError if it does not load the
+        model.
         """
         see_packages(packages)
         self._api: Any = importlib.import_module(MODULES[name])
@@ -53,7 +53,7 @@ class LlamaDecoder:
         )
 
     def fill(self, position: int) -> None:
-        """Have so many rows in the cache: forget later ones, feed the missing ones."""
+        """Bring the cache to `position` rows: remove later ones, feed missing ones."""
         if self._position > position:
             self._remove_rows(position)
             self._position = position
@@ -61,7 +61,7 @@ class LlamaDecoder:
             self.feed(min(_BATCH_ROWS, position - self._position))
 
     def feed(self, num_rows: int) -> None:
-        """Decode random tokens; the last one gets its logits."""
+        """Decode random tokens and compute the logits of the last."""
         api = self._api
         tokens = self._random.integers(0, self._num_tokens, num_rows).tolist()
         ids = (api.llama_token * num_rows)(*tokens)
@@ -75,7 +75,7 @@ class LlamaDecoder:
         self._position += num_rows
 
     def _batch(self, ids: Any, num_rows: int) -> Any:
-        """The older interface of ik_llama.cpp: everything spelt out."""
+        """Make a batch for the older interface of ik_llama.cpp, which needs every field."""
         api = self._api
         sequence = (api.llama_seq_id * 1)(0)
         pointer = ctypes.cast(sequence, ctypes.POINTER(api.llama_seq_id))
@@ -114,7 +114,7 @@ class LlamaDecoder:
         return self._api.llama_init_from_model(self._model, params)
 
     def _bind_removal(self) -> Any:
-        """A function that forgets all rows from a position on."""
+        """Return a function that removes all rows from a position on."""
         library, context = self._api._lib, ctypes.c_void_p(self._context)
         if self._is_ik:
             remove, place = library.llama_kv_cache_seq_rm, context
@@ -127,7 +127,7 @@ class LlamaDecoder:
 
 
 def choose(params: Any, **choices: int) -> None:
-    """Set fields of a ctypes structure, which itself would take any name and do nothing."""
+    """Set fields of a ctypes structure and check their names, which ctypes does not."""
     unknown = choices.keys() - {field[0] for field in params._fields_}
     if unknown:
         raise ValueError(
@@ -139,11 +139,12 @@ def choose(params: Any, **choices: int) -> None:
 
 
 def takes(name: str, num_layers: int) -> bool:
-    """Whether a library takes a DeepSeek-V2-Lite of so many layers; else ik_llama.cpp aborts."""
+    """Whether a library takes a DeepSeek-V2-Lite of `num_layers`; ik_llama.cpp aborts otherwise."""
     return name != "ik_llama.cpp" or num_layers == _IK_LAYERS
 
 
 def see_packages(folder: Path) -> None:
-    """Let this process import what lies there; behind our own, so that numpy stays ours."""
+    """Append the folder to this process's import path, after our packages, so that numpy stays
+    ours."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))

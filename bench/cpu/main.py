@@ -1,8 +1,8 @@
-"""Our decoder at official width beside its roofline and its peers.
+"""Compares our decoder at official width with its roofline and its peers.
 
-One run, one table. Every contender is a process with random weights of the same shapes; they take
-turns, call by call, and so do the numbers of threads. Medians. 27 layers have 16 experts, so that
-all contenders fit into memory together: a step reads no less than with 64.
+One run gives one table. Every contender is a process with random weights of the same shapes.
+Contenders and numbers of threads alternate call by call; figures are medians. The 27 layers have 16
+experts each, so that all contenders fit into memory together; a step reads as much as with 64.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ from deeptalk_edge.runtime.backends.cpu.library import CACHE_KINDS, CpuLibrary
 SOUND = "sound"
 
 Key = tuple[str, str, int]
-"""Who, what and with how many threads."""
+"""Key of a figure: contender, work and number of threads."""
 
 _PARTS = [(NATIVE, "first_layer"), (NATIVE, "heads"), (SOUND, "sample"), (SOUND, "decode_frame")]
-_SPARE_ROWS = 64  # behind the longest context
+_SPARE_ROWS = 64  # after the longest context
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
                 if num_layers > decoder.num_dense_layers:
                     frames += bench.frames(len(spec.decoder.moe_layers))
         if "ik_llama.cpp" in args.peer:
-            print("\nik_llama.cpp takes 27 layers and no other number.")
+            print("\nik_llama.cpp takes only 27 layers.")
         print("\nOne frame, all included, ms:\n")
         print(*frame_table(frames), sep="\n")
         print("\nGoals, one thread unless said:\n")
@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
 def _contenders(
     spec: ModelSpec, peers: Sequence[str], args: argparse.Namespace
 ) -> Iterator[dict[str, Contender]]:
-    """Ours, the peers and the probe by name, each with the decoder's shapes."""
+    """Open ours, the peers and the probe by name, each with the decoder's shapes."""
     form, threads = _cpu_form(args), args.threads
     cache_rows = max([*args.context, *args.prefill]) + _SPARE_ROWS
     opens: dict[str, Callable[[], object]] = {
@@ -168,7 +168,7 @@ class _Bench:
         self._steps: dict[int, Mapping[Key, Timing]] = {}
 
     def measure(self) -> Iterator[Row]:
-        """Prefills first: they want an empty cache."""
+        """Run prefills first, because they need an empty cache."""
         args = self._args
         for num_rows in args.prefill:
             warm_up = int(num_rows == args.prefill[0])
@@ -176,7 +176,7 @@ class _Bench:
             timings = take_turns(works, args.prefill_repeat, warm_up=warm_up)
             yield from self._rows("prefill", num_rows, timings)
         for position in sorted(args.context):
-            for name in self._forms:  # with all threads it takes less time
+            for name in self._forms:  # all threads take less time
                 self._contenders[name].call(("use", max(args.threads)))
                 self._contenders[name].call(("fill", position))
             works = self._works(position, 1) | self._parts(position)
@@ -184,7 +184,8 @@ class _Bench:
             yield from self._rows("step", position, timings)
 
     def frames(self, num_moe_layers: int) -> Iterator[Frame]:
-        """A frame behind each context, with so many MoE layers of the kind measured."""
+        """Compute a frame after each context, with `num_moe_layers` layers like the measured
+        one."""
         decoder = self._spec.decoder
         for position, timings in self._steps.items():
             for threads in self._args.threads:
@@ -205,7 +206,7 @@ class _Bench:
                 )
 
     def _works(self, position: int, num_rows: int) -> dict[Key, Work]:
-        """The probe and every decoder, with all numbers of threads."""
+        """List the work of the probe and every decoder, with all numbers of threads."""
         works = {}
         for threads in self._args.threads:
             probe = Work(contender=self._contenders[PROBE], timed=("read", threads))
@@ -219,7 +220,7 @@ class _Bench:
         return works
 
     def _parts(self, position: int) -> dict[Key, Work]:
-        """Parts of our step, and what a frame takes besides."""
+        """List the parts of our step, and the rest of a frame."""
         works = {}
         for threads in self._args.threads:
             for who, what in _PARTS:

@@ -1,7 +1,7 @@
-"""Our native decoder on random weights, and the read probe that everything is measured by.
+"""Our CPU decoder with random weights, and the read probe that figures are compared with.
 
-Weights lie in huge pages; experts are drawn at random, so nothing is measured from a cache that a
-real talk would not have.
+Weights are in huge pages; experts are chosen at random, so that no processor cache helps that would
+not help in a real conversation.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _PIECE_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CpuForm:
-    """Which of the native library's forms is measured."""
+    """Form of the library's weights and the kernel path to measure."""
 
     group: int = 64
-    """Weights to a scale of int4; 0 is int8."""
+    """Weights per int4 scale; 0 means int8."""
 
     cache: str = "bfloat16"
     path: str | None = None
-    """Of the kernels; the processor's best one by default."""
+    """Kernel path; the processor's best one by default."""
 
     @property
     def stored(self) -> Form:
@@ -54,7 +54,7 @@ class CpuForm:
 
 
 class ReadProbe:
-    """Reads memory that no cache holds: the roofline."""
+    """Reads memory that no processor cache holds: the roofline."""
 
     def __init__(self, form: CpuForm, threads: Sequence[int]) -> None:
         self._contexts = _contexts(form, threads)
@@ -66,7 +66,7 @@ class ReadProbe:
 
 
 class CpuDecoder:
-    """A decoder for each number of threads, over the same weights and the same cache."""
+    """A decoder for each number of threads, with shared weights and cache."""
 
     def __init__(
         self, spec: ModelSpec, form: CpuForm, threads: Sequence[int], cache_rows: int
@@ -94,7 +94,7 @@ class CpuDecoder:
             *(Table(span(row), weights.record_bytes) for row in weights.tables)
         )
         self.logits = np.empty((1, spec.vocabulary.size), np.float32)
-        """Of the last row, all heads'."""
+        """Logits of all heads for the last row."""
         self._random = np.random.default_rng(1)
         self._position = 0
         self.use(threads[0])
@@ -103,20 +103,20 @@ class CpuDecoder:
         self._context, self._decoder = self._contexts[threads], self._decoders[threads]
 
     def fill(self, position: int) -> None:
-        """Have so many rows in the cache, which is full of plausible ones."""
+        """Set the number of cached rows; the cache is full of plausible values."""
         self._position = position
 
     def feed(self, num_rows: int) -> None:
-        """Run rows behind the cached ones; the last one gets its logits."""
+        """Run rows after the cached ones and compute the logits of the last."""
         self._layers(num_rows, self._weights.spec.decoder.num_layers)
         self.heads()
 
     def first_layer(self) -> None:
-        """The dense part of a step: look the row up, and layer 0."""
+        """Run the dense part of a step: the embedding and layer 0."""
         self._layers(1, 1)
 
     def heads(self) -> None:
-        """All logits of the last row."""
+        """Compute all logits of the last row."""
         context = self._context
         context.run("head", context.calls.dt_head, self._decoder, span(self.logits))
 
@@ -163,7 +163,7 @@ class _RandomWeights:
         self.tables = np.zeros((decoder.num_layers, decoder.num_experts), np.uint64)
         for layer in decoder.moe_layers:
             self.tables[layer] = self._experts(self._records, decoder.num_experts)
-        self.norm = np.ones(max(decoder.width, decoder.latent_dim), np.float32)  # serves all norms
+        self.norm = np.ones(max(decoder.width, decoder.latent_dim), np.float32)  # all norms
         self.table = self._matrix(spec.vocabulary.size, decoder.width)
         self.layers = (Layer * decoder.num_layers)(*map(self._layer, range(decoder.num_layers)))
 
@@ -201,7 +201,7 @@ class _RandomWeights:
         return Matrix(span(weights), span(scales), rows, columns, group)
 
     def _experts(self, form: RecordFormat, count: int) -> NDArray[np.uint64]:
-        """The addresses of so many records, (count,), one behind the other."""
+        """Return the addresses (count,) of consecutive records."""
         arena = self._random_array(count * form.record_bytes)
         for record in arena.reshape(count, -1):
             for name in ("gate_up_scales", "down_scales"):
@@ -212,7 +212,7 @@ class _RandomWeights:
 
     def _random_array(self, num_bytes: int) -> NDArray[np.uint8]:
         array = huge_array(num_bytes)
-        # No two the same: on repeated ones all tokens would come to choose the same experts.
+        # Rows differ: with equal rows all tokens would come to choose the same experts.
         for start in range(0, num_bytes, _PIECE_BYTES):
             part = array[start : start + _PIECE_BYTES]
             part[:] = np.frombuffer(self._random.bytes(len(part)), np.uint8)

@@ -1,4 +1,4 @@
-"""What the bench says: rows of one table, frames of sound, and the goals beside the figures."""
+"""The report of the CPU bench: the table's rows, frames of sound, and goals with their figures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 NATIVE, PROBE, STOCK, LLAMA, IK = "native", "read probe", "onnxruntime", "llama.cpp", "ik_llama.cpp"
 
 FRAME_MS = 2048 / 24_000 * 1e3
-"""Of sound in one SNAC frame."""
+"""Length of one SNAC frame."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +19,7 @@ class Row:
     decoder: str
     what: Literal["step", "prefill", "read"]
     num_rows: int
-    """In the cache before a step; of a prefill."""
+    """Rows in the cache before a step, or rows of a prefill."""
 
     threads: int
     by: str
@@ -40,7 +40,7 @@ HEADER = (
 
 
 def line(row: Row) -> str:
-    """A row of the table."""
+    """Format a row of the table."""
     what = {
         "step": f"step after {row.num_rows}",
         "prefill": f"prefill of {row.num_rows}",
@@ -64,10 +64,10 @@ def line(row: Row) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:
-    """What one frame of sound takes at full size, part by part."""
+    """Time of one frame of sound at full size, part by part."""
 
     decoder: str
-    """The one measured; it stands for all layers."""
+    """The measured layer, which represents all layers."""
 
     num_rows: int
     threads: int
@@ -101,7 +101,7 @@ def frame_table(frames: Iterable[Frame]) -> Iterator[str]:
 
 
 def goal_table(rows: Sequence[Row], frames: Sequence[Frame]) -> Iterator[str]:
-    """Each goal, and the worst figure that it is about."""
+    """Format each goal with its worst figure."""
     yield "| goal | worst figure | |\n|---|---|---|"
     steps = [row for row in rows if row.what == "step"]
     prefills = [row for row in rows if row.what == "prefill"]
@@ -141,7 +141,7 @@ def _verdict(is_met: bool) -> str:
 
 
 def _gains(steps: Sequence[Row]) -> Iterator[float]:
-    """One thread's wall time over two threads', place by place."""
+    """Return the wall time of one thread divided by that of two, by context."""
     places = {(row.decoder, row.num_rows, row.threads): row.wall_ms for row in steps}
     for (decoder, num_rows, threads), wall_ms in places.items():
         if threads == 1 and (decoder, num_rows, 2) in places:

@@ -1,4 +1,4 @@
-"""What a decoder's pass must read and compute, by how its weights are stored."""
+"""Bytes and operations of a decoder's pass, by the form of its weights."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from deeptalk_edge.model.spec import DecoderSpec, ModelSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """How a contender stores a decoder."""
+    """A contender's storage of a decoder."""
 
     weight_bits: float
-    """Scales included."""
+    """Bits per weight, scales included."""
 
     cache_value_bytes: int
 
     head_weight_bits: float | None = None
-    """Of the absorbed key and value matrices of each head, where those are stored otherwise."""
+    """Bits per weight of the heads' absorbed key and value matrices, if they differ."""
 
 
 def step_bytes(spec: ModelSpec, form: Form, position: int) -> float:
-    """What one row behind `position` cached ones reads, all heads included."""
+    """Bytes that one row after `position` cached ones reads, all heads included."""
     decoder = spec.decoder
     heads = decoder.num_layers * _absorbed_weights(decoder)
     others = mlp_weights(decoder) + spec.vocabulary.size * decoder.width
@@ -33,7 +33,7 @@ def step_bytes(spec: ModelSpec, form: Form, position: int) -> float:
 
 
 def mlp_weights(decoder: DecoderSpec) -> int:
-    """Weights of all the MLPs and experts that one row goes through."""
+    """Number of weights of the MLPs and experts that one row uses."""
     experts = len(decoder.moe_layers) * (decoder.top_k + decoder.num_shared_experts)
     widths = experts * decoder.expert_ffn_width + decoder.num_dense_layers * decoder.dense_ffn_width
     return 3 * decoder.width * widths

@@ -1,4 +1,4 @@
-"""What one frame of sound takes besides the decoder: choosing its ids, and full-size SNAC."""
+"""The cost of a frame of sound besides the decoder: sampling its ids, and full-size SNAC."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ class SoundEnd:
         self._codec = self._codecs[threads]
 
     def sample(self) -> None:
-        """Choose the ids of a row."""
+        """Sample the ids of a row."""
         self._sampler.sample(self._text, self._codes)
 
     def decode_frame(self) -> None:
-        """One frame by state."""
+        """Decode one frame with the state."""
         _, self._state = self._codec.decode(
             self._frame, position=0, length=1 << 40, state=self._state, noise=[]
         )

@@ -16,7 +16,7 @@ from deeptalk_edge.runtime.backends.ort.graph import OrtGraph
 
 
 class StockDecoder:
-    """A session for each number of threads, each with its own packed weights; one cache."""
+    """A session for each number of threads, each with packed weights; all share one cache."""
 
     def __init__(
         self, spec: ModelSpec, work: Path, threads: Sequence[int], cache_rows: int
@@ -37,11 +37,11 @@ class StockDecoder:
         self._graph = self._graphs[threads]
 
     def fill(self, position: int) -> None:
-        """Have so many rows in the cache, which is full of plausible ones."""
+        """Set the number of cached rows; the cache is full of plausible values."""
         self._position = position
 
     def feed(self, num_rows: int) -> NDArray[np.float32]:
-        """Run rows behind the cached ones and append them; returns the last one's logits (1, V)."""
+        """Run rows after the cached ones and append them; returns the logits (1, V) of the last."""
         start, end = self._position, self._position + num_rows
         feeds: dict[str, NDArray[Any]] = {
             "x": self._random.standard_normal((num_rows, self._width), np.float32),

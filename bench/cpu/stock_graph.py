@@ -1,9 +1,10 @@
-"""The decoder out of stock ONNX Runtime operators: the best ones its CPU provider has for it.
+"""The decoder as a graph of the best stock operators in ONNX Runtime's CPU provider.
 
 projections    MatMulNBits, int4 in blocks of 128, int8 products (accuracy level 4)
 experts        QMoE, int4, int8 products; the shared experts are one MLP of MatMulNBits
-attention      absorbed, plain products over a float32 cache that the caller owns: of all stock
-               forms the fastest. No operator holds the heads' matrices in int4: float32
+attention      absorbed, plain products over a float32 cache that the caller owns: the fastest of
+               the stock forms. The heads' matrices are float32, because no operator takes them in
+               int4
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class _Writer(Nodes):
         return self.op("Add", x, self._experts(normed))
 
     def head(self, x: str) -> None:
-        """The logits of the last row."""
+        """Return the logits of the last row."""
         last = self.op("Slice", x, self.ints(-1), self.ints(np.iinfo(np.int64).max), self.ints(0))
         normed = self._norm(last, self._decoder.width)
         logits = self._linear(normed, self._decoder.width, self._spec.vocabulary.size)
@@ -111,7 +112,7 @@ class _Writer(Nodes):
         return self._linear(rows, value_width, decoder.width)
 
     def _mix(self, query: str, cache: str, row: str) -> str:
-        """Queries (H, T, D) over the S cached and the T new rows: (H, T, R)."""
+        """Attend from queries (H, T, D) to the S cached and the T new rows: (H, T, R)."""
         decoder = self._decoder
         past, new = (
             self.op("MatMul", query, self.op("Transpose", rows, perm=[1, 0]))
@@ -126,7 +127,7 @@ class _Writer(Nodes):
         both = self.op(
             "Add", self.op("MatMul", past_shares, cache), self.op("MatMul", new_shares, row)
         )
-        # Cutting the rope off here is cheaper than cutting it off the cache.
+        # Slicing the rope off here is cheaper than slicing the cache.
         return self.split(both, [decoder.latent_dim, decoder.rope_dim])[0]
 
     def _experts(self, normed: str) -> str:
@@ -171,9 +172,9 @@ class _Writer(Nodes):
         )
 
     def _int4(self, rows: tuple[int, ...], columns: int) -> tuple[str, str]:
-        """Random weights of so many rows, and their scales."""
+        """Make random weights (rows, columns) and their scales."""
         num_blocks = -(-columns // BLOCK)
-        # MatMulNBits wants its blocks apart, QMoE its rows whole.
+        # MatMulNBits takes separate blocks, QMoE whole rows.
         of_row = (num_blocks, BLOCK // 2) if len(rows) == 1 else (columns // 2,)
         shape = (*rows, *of_row)
         weights = np.frombuffer(self._random.bytes(int(np.prod(shape))), np.uint8).reshape(shape)
@@ -190,7 +191,7 @@ class _Writer(Nodes):
         )
 
     def _rotated(self, value: str, heads: int) -> str:
-        """(T, H * D) turned by position: (H, T, D)."""
+        """Rotate (T, H * D) by position: (H, T, D)."""
         batch = self.op("Unsqueeze", self._by_head(value, self._decoder.rope_dim), self.ints(0))
         turned = self.op(
             "RotaryEmbedding",
@@ -201,7 +202,7 @@ class _Writer(Nodes):
         return self.reshape(turned, heads, -1, self._decoder.rope_dim)
 
     def _by_head(self, value: str, width: int) -> str:
-        """(T, H * D) to (H, T, D)."""
+        """Reshape (T, H * D) to (H, T, D)."""
         return self.op("Transpose", self.reshape(value, 0, -1, width), perm=[1, 0, 2])
 
     def _stored(self, array: NDArray[np.float32] | NDArray[np.uint8]) -> str:

@@ -1,22 +1,22 @@
-"""`make gpu-check`, backend part: does the TensorRT backend work on what this machine has?
+"""`make gpu-check`, backend part: does the TensorRT backend work on this machine?
 
     python -m deeptalk_edge.bench.gpu.backend [--tier 1|2|3] [--questions N] [--report FILE]
 
-Run it from a checkout. The first line names the tier that it found, the last is one JSON object:
+Run it from a checkout. The first line names the tier, the last is one JSON object:
 
     tier 1  emulated      no GPU: CUDA and TensorRT are emulated, ONNX Runtime computes on the CPU
     tier 2  our CUDA      a GPU without TensorRT: our CUDA calls, memory, streams, graphs and plugin
-                          kernels are the GPU's; torch computes the engines. It says nothing of
+                          kernels run on the GPU; torch computes the engines. It does not test
                           TensorRT
     tier 3  TensorRT      engines that `export` builds here; only this is "runs on TensorRT"
 
-    contract   what the emulator assumes of CUDA and TensorRT, as tests on what is here
+    contract   tests of the emulator's assumptions about CUDA and TensorRT
     spoken     the tiny checkpoint in float32, 24 spoken questions, half of them interrupted: the
-               CPU's tokens, logits within 1e-3
-    drill      float16 with int8 experts in the plugin: forks, keeps, recalls, trims and sound, with
-               and without graphs: the same bits
-    parts      encoder, embed, step, head and codec by the golden values; a codec that decodes while
-               a step runs
+               tokens equal the CPU's, logits agree within 1e-3
+    drill      float16 with int8 experts in the plugin: forks, keeps, recalls, trims and sound give
+               the same bits with and without graphs
+    parts      encoder, embed, step, head and codec against the golden values; a codec that decodes
+               while a step runs
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ TIERS = {
     3: "tier 3: TensorRT itself",
 }
 LOGITS = 1e-3
-HALF_LOGITS = 6e-2  # float16 and int8 experts beside float32, random weights
+HALF_LOGITS = 6e-2  # tolerance of float16 with int8 experts against float32, random weights
 CHECKS = ("contract", "spoken", "drill", "parts")
 
 
 def find_tier() -> tuple[int, str]:
-    """The highest that this machine can prove, and why none higher."""
+    """Return the highest tier that this machine can check, and the reason against a higher one."""
     try:
         capability = Cudart().compute_capability
     except EdgeError as error:
@@ -72,19 +72,19 @@ def find_tier() -> tuple[int, str]:
 
 
 class Course:
-    """The checks on one tier."""
+    """The checks of one tier."""
 
     def __init__(self, tier: int, work: Path, num_questions: int) -> None:
         self.tier, self._work, self._num_questions = tier, work, num_questions
 
     def run(self) -> dict[str, Any]:
-        """Every check by its name: whether it passed, its figures, its seconds."""
+        """Run every check; returns for each name whether it passed, its figures and its seconds."""
         found: dict[str, Any] = {}
         for name in CHECKS:
             began = time.monotonic()
             try:
                 result = getattr(self, f"_{name}")()
-            except Exception as error:  # a failing check is a result, and the others still run
+            except Exception as error:  # a failed check is a result, and the others still run
                 result = {"passed": False, "error": f"{type(error).__name__}: {error}"}
             found[name] = {**result, "seconds": round(time.monotonic() - began, 1)}
             print(f"{name}: {json.dumps(found[name])}", flush=True)
@@ -134,7 +134,7 @@ class Course:
         }
 
     def _parts(self) -> dict[str, Any]:
-        """The golden check runs when a backend is opened, and names the part that differs."""
+        """Open the backend, which runs the golden check; that names the part that differs."""
         passed: dict[str, Any] = {}
         for moe, precision in (("operators", "float32"), ("plugin", "float16")):
             with self._engines(moe, precision, self._drill_checkpoint()) as bundle:
@@ -168,7 +168,7 @@ class Course:
 
     @contextmanager
     def _engines(self, moe: Any, precision: str, checkpoint: Path) -> Iterator[Bundle]:
-        """A bundle with engines for what is here, while that is in place."""
+        """Context of a bundle with engines for this machine."""
         open_tier = {1: self._emulated, 2: self._by_torch, 3: self._by_tensorrt}[self.tier]
         place = self._work / f"{checkpoint.name}-{moe}-{precision}"
         with open_tier(moe, precision, place, checkpoint) as bundle:
@@ -228,7 +228,7 @@ def _emulated_bundle(moe: Any, precision: str, place: Path, checkpoint: Path, *,
 
 
 def _profile(backend: Any, moe: Any, precision: str, capability: str) -> DeviceProfile:
-    """This machine's GPU, with every part in one precision."""
+    """Profile of this machine's GPU, with every part in one precision."""
     base = load_profile("agx-orin-64gb" if backend == "tensorrt" else "rtx-4090")
     changes: dict[str, Any] = dict.fromkeys(
         ("encoder", "decoder", "head", "codec", "kv_cache"), precision
@@ -250,7 +250,7 @@ def _profile(backend: Any, moe: Any, precision: str, capability: str) -> DeviceP
 
 
 def _built_plugin(capability: str) -> Path:
-    """libdt_moe_plugin.so for this GPU, by CMake and nvcc."""
+    """Build libdt_moe_plugin.so for this GPU, by CMake and nvcc."""
     folder = ROOT / "build/gpu_check_plugin"
     sm = capability.removeprefix("sm_")
     source = ROOT / "native/tensorrt_plugin"
@@ -266,7 +266,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--questions", type=int, default=24)
     parser.add_argument("--report", type=Path, help="write the JSON there as well")
     args = parser.parse_args(argv)
-    sys.path.insert(0, str(ROOT))  # the emulator is a part of the tests, and is not installed
+    sys.path.insert(0, str(ROOT))  # the emulator belongs to the tests and is not installed
     highest, why = find_tier()
     tier = args.tier or highest
     if tier > highest:

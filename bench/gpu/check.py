@@ -1,7 +1,8 @@
 """Check and time the MoE kernels on this machine's NVIDIA GPU: `make gpu-check`.
 
-Needs nvcc and a CUDA PyTorch; no TensorRT. Builds the plugin's kernels for the card, compares every
-precision at the size of DeepTalk's experts with float64, and times them in a CUDA graph against
+It needs nvcc and a CUDA PyTorch, not TensorRT. It builds the plugin's kernels for the card,
+compares every precision at the size of DeepTalk's experts with float64, and times them in a CUDA
+graph against
 
     floor      bytes that must be read over the copy bandwidth, or operations over the matmul rate,
                both measured here a moment before; the larger
@@ -54,8 +55,8 @@ CASES: tuple[tuple[ExpertDtype, int | None, ActivationDtype], ...] = (
 )
 CALLS_PER_GRAPH = 20
 
-# h is rounded in the reference too; what is left is float32 sums and the odd rounding of h the
-# other way.
+# The reference rounds h, too; differences come from float32 sums and a few roundings of h the other
+# way.
 TOLERANCE = {"float16": 2e-4, "bfloat16": 1.5e-3}
 
 Run = Callable[[int], None]
@@ -153,7 +154,7 @@ class Uses:
 
 
 def random_uses(tokens: int, dtype: torch.dtype, generator: torch.Generator) -> list[Uses]:
-    """One routing per call of a graph; small calls take turns through all experts."""
+    """Make one routing per call of a graph; small calls go through all experts in turn."""
     turns = [
         torch.randperm(NUM_EXPERTS, generator=generator, device="cuda").tolist()
         for _ in range(NUM_LAYERS)
@@ -176,7 +177,7 @@ def random_uses(tokens: int, dtype: torch.dtype, generator: torch.Generator) -> 
 
 
 def reference(layers: Layers, uses: Uses) -> Tensor:
-    """The layer in float64; h rounded to the activations' type, as the kernels must."""
+    """Compute the layer in float64, with h rounded to the activations' type, as in the kernels."""
     x, out = uses.x.double(), torch.zeros_like(uses.x, dtype=torch.float64)
     for expert in uses.experts:
         gate_up, down = layers.matrices(uses.layer, expert)
@@ -193,7 +194,7 @@ class Kernels:
     def __init__(self, library: MoeLibrary, layers: Layers, tokens: int) -> None:
         self._library, self._layers = library, layers
         size = library.workspace_bytes(layers.config, tokens)
-        # NaN in every format: what a kernel forgets to write, it or the next one reads.
+        # NaN in every format, so that a read of an unwritten value shows.
         self.workspace = torch.full((size,), 0xFF, dtype=torch.uint8, device="cuda")
         self.missing = torch.full((1,), -1, dtype=torch.int32, device="cuda")
 
@@ -230,9 +231,10 @@ class Kernels:
 
 
 def check(kernels: Kernels, layers: Layers, uses: Uses, *, overlap: bool) -> float:
-    """The relative error against float64; every claim that the host tests prove, on the card.
+    """Return the relative error against float64, and check on the card every claim of the host
+    tests.
 
-    Raises AssertionError if slots, waves or the output's type change what they must not.
+    Raises AssertionError if slots, waves or the output's type change the result.
     """
     out = torch.full(uses.x.shape, torch.nan, device="cuda")
     kernels(uses, out, overlap=overlap)
@@ -287,7 +289,7 @@ def _event() -> torch.cuda.Event:
 
 
 def copy_gb_per_s() -> float:
-    """Bytes read plus bytes written of a large copy on the card, by copy engine or by kernel."""
+    """Rate of a large copy on the card, bytes read plus written, by copy engine or by kernel."""
     source = torch.randn(1 << 28, device="cuda")
     target = torch.empty_like(source)
     by_engine = captured_us(lambda _: cast("None", target.copy_(source)))
@@ -296,7 +298,7 @@ def copy_gb_per_s() -> float:
 
 
 def matmul_tflop_per_s() -> float:
-    """A large bfloat16 product on random numbers."""
+    """Rate of a large bfloat16 product of random numbers."""
     size = 8192
     a, b = (torch.randn((size, size), device="cuda", dtype=torch.bfloat16) for _ in range(2))
     out = torch.empty_like(a)
@@ -305,7 +307,7 @@ def matmul_tflop_per_s() -> float:
 
 
 class TorchBaseline:
-    """The same layer in torch bfloat16, every expert resident and in its own place."""
+    """The same layer in torch bfloat16, with all experts resident."""
 
     def __init__(self, generator: torch.Generator) -> None:
         def random(*shape: int) -> Tensor:

@@ -1,8 +1,8 @@
 """The GPU pools on a real GPU: the first half of `make gpu-check`.
 
-Writes a file of experts, pages them through each pool, reads every leased slot back from the
-device and compares it with the file. Prints one line a pool; exits with 1 if a byte is wrong, or if
-there is no GPU to ask.
+It writes a file of experts, pages them through each pool, reads every leased slot back from the
+device and compares it with the file. It prints one line per pool and exits with 1 if a byte is
+wrong or there is no GPU.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main() -> int:
 def gpu_pools(
     cuda: Cudart, *, num_slots: int, slot_bytes: int, num_records: int
 ) -> dict[str, Callable[[], Pool]]:
-    """How to make each kind of pool that a GPU may have, by name."""
+    """Return constructors of each kind of pool that the GPU supports, by name."""
     size = {"num_slots": num_slots, "slot_bytes": slot_bytes}
     return {
         "mapped": lambda: MappedPool(cuda, **size),
@@ -72,7 +72,7 @@ def gpu_pools(
 
 
 def write(path: Path) -> list[ExpertRecord]:
-    """Random experts."""
+    """Write random experts."""
     random = np.random.default_rng(0)
     records = []
     with path.open("wb") as file:
@@ -92,8 +92,8 @@ def write(path: Path) -> list[ExpertRecord]:
 
 
 def walk(cuda: Cudart, pager: ExpertPager, content: NDArray[np.uint8]) -> tuple[int, int, float]:
-    """Lease at random, read back, release behind a fence; returns what was wrong, the misses and
-    the median ms of a lease with exactly one."""
+    """Lease at random, read back and release after a fence; returns the errors, the misses and the
+    median ms of a lease with exactly one miss."""
     random, stream = Random(1), cuda.make_stream()
     back = np.empty(RECORD_BYTES, np.uint8)
     num_wrong, one_miss_ms = 0, []

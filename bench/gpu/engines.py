@@ -1,11 +1,12 @@
-"""Second step of the GPU check: do TensorRT-RTX plans with our plugin load, run and compute right?
+"""Second step of the GPU check: do TensorRT-RTX plans with our plugin load, run and compute
+correctly?
 
     python -m deeptalk_edge.bench.gpu.engines PLUGIN.so build/gpu_plans/*.plan*
 
-Needs tensorrt_rtx (`pip install tensorrt-rtx-cu13`) and a CUDA PyTorch. `bench gpu_plans` builds
-the plans on a machine without a GPU and lays beside each one an .npz of inputs and expected
-outputs; a plan without one runs on zeros, every slot absent. All are tried; one JSON line says what
-happened.
+It needs tensorrt_rtx (`pip install tensorrt-rtx-cu13`) and a CUDA PyTorch. `bench gpu_plans` builds
+the plans on a machine without a GPU and writes an .npz of inputs and expected outputs for each. A
+plan without an .npz runs on zeros with every slot absent. All plans are tried; one JSON line has
+the results.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 TOLERANCE = 2e-2
-"""Greatest error over the greatest value, in float16; a wrong expert or slot gives 0.1 and more."""
+"""Tolerance in float16, as largest error over largest value; a wrong expert or slot gives 0.1 or
+more."""
 
 _TORCH = {
     "HALF": torch.float16,
@@ -39,7 +41,7 @@ _TORCH = {
 
 
 class Refused(Exception):
-    """TensorRT-RTX would not load or run a plan."""
+    """TensorRT-RTX refused to load or run a plan."""
 
 
 def run_plan(trt: Any, log: Any, plan: Path) -> dict[str, Any]:
@@ -64,7 +66,7 @@ def run_plan(trt: Any, log: Any, plan: Path) -> dict[str, Any]:
         if name not in outputs:
             tensors[name] = input_tensor(engine, name, case)
             context.set_input_shape(name, tuple(tensors[name].shape))
-    for name in outputs:  # their shapes follow from the inputs'
+    for name in outputs:  # the inputs' shapes give theirs
         shape = tuple(context.get_tensor_shape(name))
         tensors[name] = torch.zeros(shape, dtype=torch_dtype(engine, name), device="cuda")
     for name, tensor in tensors.items():
@@ -81,9 +83,10 @@ def run_plan(trt: Any, log: Any, plan: Path) -> dict[str, Any]:
 
 
 def input_tensor(engine: Any, name: str, case: dict[str, Array]) -> torch.Tensor:
-    """An input of the case, or zeros and absent slots.
+    """Return an input of the case, or zeros and absent slots.
 
-    The no-plugin form has one input for every array of an arena; all of them see its one buffer.
+    The form without the plugin has one input for every array of an arena; all are bound to its one
+    buffer.
     """
     dtype = torch_dtype(engine, name)
     device = "cpu" if engine.is_shape_inference_io(name) else "cuda"
@@ -117,7 +120,7 @@ def read_case(path: Path) -> dict[str, Array]:
 
 
 def relative_error(found: torch.Tensor, expected: Array) -> float:
-    """Greatest absolute difference over the greatest expected value."""
+    """Largest absolute difference divided by the largest expected value."""
     values = found.cpu().double().numpy()
     return float(np.abs(values - expected).max() / (np.abs(expected).max() or 1.0))
 
@@ -139,7 +142,7 @@ def main() -> int:
                 self.errors.append(text)
 
     log = Log()
-    builder = trt.Builder(log)  # the registry finds its logger through it
+    builder = trt.Builder(log)  # the registry gets its logger from it
     trt.get_plugin_registry().load_library(sys.argv[1])
     report: dict[str, Any] = {}
     for plan in map(Path, sys.argv[2:]):

@@ -1,7 +1,7 @@
-"""The MoE kernels as a shared library: built by a host compiler or by nvcc, called through ctypes.
+"""The MoE kernels as a shared library, built by a host compiler or nvcc and called through ctypes.
 
-Tests and the GPU check share it, so what runs on the card is what the tests have proven, line for
-line. Pointers are plain addresses: of numpy arrays for the host build, of CUDA tensors for nvcc's.
+Tests and the GPU check share it, so the card runs the same source lines that the tests check.
+Pointers are plain addresses: of numpy arrays in the host build, of CUDA tensors in nvcc's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SOURCE = Path(__file__).resolve().parents[2] / "native" / "tensorrt_plugin"
 
 ActivationDtype = Literal["float16", "bfloat16"]
 
-# As `DtWeightKind` and `DtActivationKind` of moe_launch.h; -1 is refused there.
+# Values of `DtWeightKind` and `DtActivationKind` in moe_launch.h, which refuses -1.
 _WEIGHT_KINDS: dict[tuple[ExpertDtype, int | None], int] = {
     ("float16", None): 0,
     ("bfloat16", None): 1,
@@ -75,7 +75,7 @@ class _Call(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoeConfig:
-    """What does not change between calls of one layer."""
+    """Values that do not change between calls of one layer."""
 
     weight_dtype: ExpertDtype
     group: int | None
@@ -131,7 +131,7 @@ class MoeLibrary:
         self._library.dt_moe_workspace_bytes.restype = ctypes.c_int64
 
     def refusal(self, config: MoeConfig) -> str | None:
-        """Why the kernels cannot do it, or None if they can."""
+        """Return the reason why the kernels do not support the layer, or None if they do."""
         text: bytes | None = self._library.dt_moe_refusal(ctypes.byref(config._struct()))
         return None if text is None else text.decode()
 
@@ -144,7 +144,7 @@ class MoeLibrary:
         return int(self._library.dt_moe_workspace_bytes(ctypes.byref(config._struct()), tokens))
 
     def enqueue(self, config: MoeConfig, call: MoeCall, stream: int = 0) -> None:
-        """Start the layer; on the host build it is done when this returns.
+        """Start the layer; the host build has finished it when this returns.
 
         Raises RuntimeError with CUDA's error number if a launch fails.
         """
@@ -157,14 +157,14 @@ class MoeLibrary:
 
 
 def build_host(folder: Path, compiler: str = "g++") -> Path:
-    """Compile the kernels as plain C++; the library's path."""
+    """Compile the kernels as plain C++; returns the library's path."""
     command = [compiler, "-x", "c++", "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror"]
     command += ["-Wno-unknown-pragmas", "-shared", "-fPIC", "-fvisibility=hidden"]
     return _build(command, folder / "libdt_moe_host.so")
 
 
 def build_cuda(folder: Path, sm: int) -> Path:
-    """Compile the kernels for one compute capability, such as 90; the library's path."""
+    """Compile the kernels for one compute capability, such as 90; returns the library's path."""
     command = ["nvcc", "-std=c++17", "-O3", f"-gencode=arch=compute_{sm},code=sm_{sm}"]
     command += ["-shared", "-Xcompiler=-fPIC,-fvisibility=hidden", "-cudart=static"]
     return _build(command, folder / f"libdt_moe_sm{sm}.so")

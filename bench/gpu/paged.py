@@ -1,11 +1,12 @@
-"""Third part of the GPU check: the MoE kernels on slots that the pager fills meanwhile.
+"""Third part of the GPU check: the MoE kernels run on slots while the pager fills others.
 
 Layers of experts are written to a file and paged through each GPU pool. The host never waits for
-the GPU: every layer is leased, enqueued behind work that keeps the GPU late, and released with a
-fence, while the next layer's experts are already on their way into other slots. Every output must
-have the bits that a fully resident arena gives.
+the GPU: every layer is leased, enqueued after work that delays the GPU, and released with a fence,
+while the next layer's experts are read into other slots. Every output must have the same bits as
+with a fully resident arena.
 
-So that this can fail, the last row releases its leases without a fence, and must be wrong.
+The last row of the report releases its leases without a fence and must be wrong, which shows that
+the check can fail.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from deeptalk_edge.runtime.experts.policy import Lru
 from deeptalk_edge.runtime.experts.record_file import RecordFile
 
 NUM_LAYERS, NUM_STEPS = 8, 60
-POOL_SHARE = 0.15  # so small that slots are wanted again before the late GPU has read them
-LATE_CYCLES = 3_000_000  # of its clock: longer than a miss takes
+POOL_SHARE = 0.15  # so small that slots are reused before the delayed GPU has read them
+LATE_CYCLES = 3_000_000  # cycles of the GPU's clock: longer than a miss
 
 CONFIG = MoeConfig(
     weight_dtype="int4",
@@ -59,7 +60,7 @@ class Use:
 
 
 class Decoder:
-    """The kernels over any arena, on the current stream."""
+    """The kernels on any arena, on the current stream."""
 
     def __init__(self, library: MoeLibrary) -> None:
         self._library = library
@@ -68,7 +69,7 @@ class Decoder:
         self._missing = torch.zeros(1, dtype=torch.int32, device="cuda")
 
     def enqueue(self, use: Use, slots: Tensor, arena: int, num_slots: int) -> Tensor:
-        """A layer with its experts at `slots` (E,) of the arena: (1, C), float32."""
+        """Compute a layer with its experts at `slots` (E,) of the arena: (1, C), float32."""
         out = torch.full((1, WIDTH), torch.nan, device="cuda")
         call = MoeCall(
             tokens=1,
@@ -88,7 +89,7 @@ class Decoder:
 
 
 def random_uses(generator: torch.Generator) -> list[Use]:
-    """Steps that keep two thirds of the experts of the step before."""
+    """Make steps that keep two thirds of the last step's experts."""
     random, uses = Random(0), []
     chosen = [random.sample(range(NUM_EXPERTS), TOP_K) for _ in range(NUM_LAYERS)]
     for _ in range(NUM_STEPS):
@@ -104,7 +105,7 @@ def random_uses(generator: torch.Generator) -> list[Use]:
 
 
 def write(path: Path, layers: Layers) -> list[ExpertRecord]:
-    """The arena, slot by slot; returns where each expert lies."""
+    """Write the arena slot by slot; returns the record of each expert."""
     slots, records = layers.slots.tolist(), []
     rows = layers.arena.cpu().numpy()
     with path.open("wb") as file:
@@ -127,10 +128,10 @@ def write(path: Path, layers: Layers) -> list[ExpertRecord]:
 def paged(
     decoder: Decoder, pager: ExpertPager, cuda: Cudart, uses: Sequence[Use], *, fenced: bool
 ) -> tuple[list[Tensor], float]:
-    """Run all uses; their outputs, and the milliseconds of a step."""
+    """Run all uses; returns their outputs and the milliseconds of a step."""
     stream = torch.cuda.current_stream().cuda_stream
     pool, arena = pager.pool, pager.pool.address(0)
-    # Pinned before the GPU is late: to pin memory waits for it.
+    # Pinned before the GPU is delayed, because pinning memory waits for the GPU.
     tables = torch.full((len(uses), NUM_EXPERTS), -1, dtype=torch.int32).pin_memory()
     outs = []
     start_s = time.perf_counter()
@@ -175,7 +176,7 @@ def main() -> int:
             with ExpertPager(
                 records, RecordFile(path), pools[name](), Lru(len(records)), PagerSettings()
             ) as pager:
-                paged(decoder, pager, cuda, uses, fenced=is_fenced)  # a mirror fills from disk
+                paged(decoder, pager, cuda, uses, fenced=is_fenced)  # fills a mirror from disk
                 outs, step_ms = paged(decoder, pager, cuda, uses, fenced=is_fenced)
                 misses = int(pager.residency.misses.sum())
             wrong = sum(

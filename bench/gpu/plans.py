@@ -2,9 +2,9 @@
 
     python -m deeptalk_edge.bench gpu_plans PLUGIN.so CHECKPOINT build/gpu_plans
 
-Beside each plan lie inputs and what they ought to give, computed here by ONNX Runtime or numpy:
-engines.py compares. Plans without a target are TensorRT-RTX's portable form, "sm_80 and later",
-the only one that a card outside its list (an H100, say) may take.
+Each plan comes with inputs and expected outputs, computed here by ONNX Runtime or numpy; engines.py
+compares them. Plans without a target have TensorRT-RTX's portable form, "sm_80 and later", which is
+the only form for a card outside its list, such as an H100.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     write_steps(Checkpoint.open(checkpoint), place, portable)
     for name, settings in (("moe_portable", portable), ("moe_rtx", ada)):
         write_moe(place, name, settings)
-    for plan in place.glob("*.plan"):  # most of a plan is text
+    for plan in place.glob("*.plan"):  # a plan compresses well
         with lzma.open(f"{plan}.xz", "wb") as file:
             file.write(plan.read_bytes())
         plan.unlink()
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def write_steps(checkpoint: Checkpoint, place: Path, settings: EngineSettings) -> None:
-    """A decoding step of a whole checkpoint, with the plugin and in the native form."""
+    """Write a decoding step of a whole checkpoint, with the plugin and with stock operators."""
     spec = checkpoint.spec.decoder
     records = RecordFormat(dtype="int8", width=spec.width, ffn_width=spec.expert_ffn_width)
     export_step(checkpoint, place, StepSettings(records=records, context_rows=_CACHED_ROWS))
@@ -72,7 +72,7 @@ def write_steps(checkpoint: Checkpoint, place: Path, settings: EngineSettings) -
     for layer, arena in arenas.items():
         values[f"slot_table_{layer}"] = arena.slot_table
         values[f"slot_arena_{layer}"] = arena.records.view(np.int32)
-    import onnxruntime  # after deeptalk_edge, which keeps it from calling home
+    import onnxruntime  # after deeptalk_edge, which turns its telemetry off
 
     session = onnxruntime.InferenceSession(place / "step_native.onnx")
     native: dict[str, Array] = {}
@@ -83,21 +83,21 @@ def write_steps(checkpoint: Checkpoint, place: Path, settings: EngineSettings) -
         native[node.name] = arenas[layer].view(dtype) if array else values[base]
     names = [output.name for output in session.get_outputs()]
     outputs = dict(zip(names, session.run(None, native), strict=True))
-    # The ids are left out: float16 may settle a tie of the router either way.
+    # The ids are left out, because float16 may decide a tie of the router either way.
     expected = {name: outputs[name] for name in ("hidden", "new_latents", "new_ropes", "missing")}
     for name, inputs in (("step", values), ("step_native", native)):
         graph = place / f"{name}.onnx"
         profile = {key: [list(array.shape)] * 3 for key, array in inputs.items()}
         build_engine(graph, place / f"{name}_portable.plan", [profile], settings)
         graph.unlink()
-    # The native form binds every array of an arena to the one buffer: engines.py knows.
+    # With stock operators, engines.py binds every array of an arena to the one buffer.
     for name in ("step", "step_native"):
         save_case(place / f"{name}_portable.npz", values, expected)
     (place / "step.bin").unlink()
 
 
 def _arena(checkpoint: Checkpoint, records: RecordFormat, layer: int) -> Arena:
-    """Every expert of a layer in the slot of its own number."""
+    """Make an arena with every expert of a layer in the slot of its number."""
     packed = []
     for expert in range(checkpoint.spec.decoder.num_experts):
         name = f"model.layers.{layer}.mlp.experts.{expert}"
@@ -110,7 +110,7 @@ def _arena(checkpoint: Checkpoint, records: RecordFormat, layer: int) -> Arena:
 
 
 def write_moe(place: Path, name: str, settings: EngineSettings) -> None:
-    """One layer's routed experts through the plugin: int8 records, one expert without a slot."""
+    """Write one layer's routed experts with the plugin: int8 records, one expert without a slot."""
     width, ffn_width, num_experts, top_k, tokens = 256, 128, 8, 3, 5
     rng = np.random.default_rng(1)
     record_format = RecordFormat(dtype="int8", width=width, ffn_width=ffn_width)
@@ -193,6 +193,6 @@ def _moe_model(
 
 
 def save_case(path: Path, inputs: dict[str, Array], expected: dict[str, Array]) -> None:
-    """Inputs under their names, expected outputs behind `expected_`."""
+    """Save inputs by their names and expected outputs with the prefix `expected_`."""
     arrays: dict[str, Any] = {**inputs, **{f"expected_{k}": v for k, v in expected.items()}}
     np.savez(path, **arrays)

@@ -1,8 +1,8 @@
-"""Engines computed by torch on a true GPU: what tier 2 of the GPU check runs in TensorRT's place.
+"""Engines computed by torch on a real GPU, which tier 2 of the GPU check runs instead of TensorRT.
 
-Called where an execution context would launch its kernels, on the stream that it was given, with
-the addresses that were bound. What torch allocates meanwhile comes out of one pool a stream, which
-nobody else uses: a captured graph keeps its addresses.
+It is called when an execution context would launch its kernels, with that context's stream and
+bound addresses. Torch allocates from one private pool per stream, so that a captured graph keeps
+its addresses.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""A graph of ours computed by torch on device pointers: what an engine computes, without TensorRT.
+"""Computes one of our graphs by torch on device pointers, as an engine does, without TensorRT.
 
-For tier 2 of `make gpu-check`: our CUDA, memory, streams, graphs and plugin kernels run on a real
-GPU, and torch stands in for the engines. Values that follow from shapes stay in numpy on the host,
-so nothing waits for the device and a run can be captured in a CUDA graph. Every kind of node that
-our graphs have is here; another one is an error.
+For tier 2 of `make gpu-check`: our CUDA calls, memory, streams, graphs and plugin kernels run on a
+real GPU, and torch replaces the engines. Values that depend only on shapes stay in numpy on the
+host, so nothing waits for the device and a CUDA graph can capture a run. It has every kind of node
+of our graphs; another kind is an error.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ Value = Any
 """A tensor on the device, or an array on the host."""
 
 RunMoe = Callable[[dict[str, Any], Sequence[Tensor]], tuple[Tensor, Tensor]]
-"""Runs a DtMoE node: its attributes and inputs to what was routed, and the missing uses."""
+"""Runs a DtMoE node: maps its attributes and inputs to the routed sum and the missing uses."""
 
-_HOST_ELEMENTS = 64  # constants up to here are shapes, axes and scalars
+_HOST_ELEMENTS = 64  # constants up to this size are shapes, axes and scalars
 
 
 class TorchProgram:
@@ -48,7 +48,7 @@ class TorchProgram:
 
     @torch.inference_mode()
     def run(self, feeds: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Inputs to outputs, all on the device."""
+        """Map inputs to outputs, all on the device."""
         values: dict[str, Value] = {**self._constants, **feeds}
         for node, attributes in self._nodes:
             given = [values[name] if name else None for name in node.input]
@@ -78,7 +78,7 @@ class TorchProgram:
         return list(found) if isinstance(found, (tuple, list)) else [found]
 
     def _on_device(self, value: Value) -> Any:
-        """A value as a tensor; what is on the host is moved once."""
+        """Return a value as a tensor; a host value is moved once."""
         if not isinstance(value, np.ndarray):
             return value
         key = (value.tobytes(), value.dtype.str, value.shape)
@@ -91,7 +91,7 @@ class TorchProgram:
 
 
 def at(address: int, shape: Sequence[int], dtype: np.dtype[Any], device: str) -> Tensor:
-    """A tensor over memory that is not torch's."""
+    """View memory of another owner as a tensor."""
     if device == "cpu":
         size = int(np.prod(shape)) * dtype.itemsize
         memory = memoryview((ctypes.c_char * size).from_address(address)).cast("B")
@@ -107,7 +107,7 @@ def at(address: int, shape: Sequence[int], dtype: np.dtype[Any], device: str) ->
 
 
 def torch_dtype(element: int) -> torch.dtype:
-    """Of ONNX's number of a type."""
+    """Torch's type for ONNX's number of a type."""
     name = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(element)).name
     found = getattr(torch, name)
     assert isinstance(found, torch.dtype)
@@ -236,7 +236,7 @@ def _split(program: TorchProgram, a: Any, given: list[Value], count: int) -> Seq
 
 
 def _top_k(program: TorchProgram, a: Any, given: list[Value], count: int) -> Sequence[Tensor]:
-    """Ties as ONNX has them: the lower index first."""
+    """Top-k with ONNX's order of ties: the lower index first."""
     size = _ints(given[1])[0]
     values, ids = torch.sort(given[0], dim=a.get("axis", -1), descending=True, stable=True)
     return values[..., :size], ids[..., :size]
@@ -276,7 +276,7 @@ def _conv_transpose(program: TorchProgram, a: Any, given: list[Value], count: in
 
 
 def _dequantise(program: TorchProgram, a: Any, given: list[Value], count: int) -> Tensor:
-    """With one scale for each index of `axis`."""
+    """Dequantise with one scale for each index of `axis`."""
     x, scale, *_ = (program._on_device(value) for value in given)
     shape = [1] * x.dim()
     shape[a.get("axis", 1)] = -1

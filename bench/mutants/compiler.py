@@ -1,7 +1,8 @@
-"""Stands before the C++ compilers while faults are tried: objects are kept by their source's hash.
+"""Replaces the C++ compilers while faults are tried: it caches objects by the hash of their source.
 
-A fault in one file recompiles what includes it and no more. -O1 instead of -O3: three times as fast
-to compile, and as exact. A program of its own: it imports nothing of the project.
+So a fault in one file recompiles only the files that include it. It uses -O1 instead of -O3, which
+compiles three times as fast and is as exact. It is a separate program that imports nothing of the
+project.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ def main() -> None:
         if done.returncode:
             sys.exit(done.returncode)
         staged.replace(kept)
-    shutil.copy(kept, arguments[target])  # a program stays executable
+    shutil.copy(kept, arguments[target])  # keeps a program executable
 
 
 def _hash(compiler: str, arguments: list[str], target: int) -> str:
-    """Of what the preprocessor leaves, and of the flags."""
+    """Hash of the preprocessed source and the flags."""
     flags = [each for i, each in enumerate(arguments) if i not in (target - 1, target)]
     expand = [compiler, "-E", "-P", *(each for each in flags if each != "-c")]
     done = subprocess.run(expand, capture_output=True, check=False)

@@ -1,7 +1,7 @@
-"""Which test file executes which source line: each test file runs once under `coverage`.
+"""Records which test file executes which source line: each test file runs once under `coverage`.
 
-A run takes about as long as the test suite. Its result is kept, one JSON file for a test file, and
-serves until the test file changes; a source file that has changed since counts as executed whole.
+A run takes about as long as the test suite. The result, one JSON file per test file, is valid until
+the test file changes; a source file that has changed since counts as wholly executed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SKIPPED = (
     "tests/runtime/loop/test_card.py",
     "tests/bench/mutants",
 )
-"""They need a sound server, or test this tool."""
+"""Test files to skip: they need a sound server, or test this tool."""
 
 LIMIT_S = 1800.0
 
@@ -39,43 +39,43 @@ include = {root}/*
 omit = {root}/tests/*
 """
 
-# Runs in each Python that a test starts; it reads COVERAGE_PROCESS_START.
+# It runs in each Python process of a test and reads COVERAGE_PROCESS_START.
 _SITE = "import coverage; coverage.process_startup()\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TestFile:
-    """What one run of a test file executed."""
+    """The lines that one run of a test file executed."""
 
     __test__ = False  # not a test itself
 
     path: str
     seconds: float
     failure: str
-    """Of the faultless source: such a test file is not asked. Empty if it passed."""
+    """Failure without any fault, which excludes the test file. Empty if it passed."""
 
     lines: dict[str, frozenset[int]]
-    """By source file, relative to the checkout."""
+    """Executed lines by source file, relative to the checkout."""
 
     hashes: dict[str, str]
-    """Of those source files, when they were recorded."""
+    """Hashes of those source files when they were recorded."""
 
     steps: dict[str, int] = field(default_factory=dict)
-    """How far those source files are, where that is all we know; see imports.py."""
+    """Import distance of those source files, if only that is known; see imports.py."""
 
 
 class CoverageError(EdgeError):
-    """The map of tests cannot be recorded."""
+    """The map of executed lines cannot be recorded."""
 
 
 def test_files(root: Path) -> list[str]:
-    """Relative, sorted; without those that need a sound server."""
+    """List the test files, relative and sorted, without the skipped ones."""
     found = (str(path.relative_to(root)) for path in sorted(root.glob("tests/**/test_*.py")))
     return [path for path in found if not path.startswith(SKIPPED)]
 
 
 def covering(tests: Iterable[TestFile], root: Path, path: str, line: int) -> list[TestFile]:
-    """The passing test files that execute `line` of `path`, the fastest first."""
+    """Return the passing test files that execute `line` of `path`, the fastest first."""
     digest = hash_of(root / path)
     found = [
         test
@@ -88,7 +88,7 @@ def covering(tests: Iterable[TestFile], root: Path, path: str, line: int) -> lis
 
 
 def record(tree: TreeCopy, python: WarmPython, places: Path) -> list[TestFile]:
-    """Run what is not recorded in the folder `places` yet; return all.
+    """Run the test files without a record in the folder `places`; returns all records.
 
     Raises CoverageError if `coverage` is not installed.
     """
@@ -115,14 +115,14 @@ def record(tree: TreeCopy, python: WarmPython, places: Path) -> list[TestFile]:
 
 
 def read(place: Path) -> TestFile:
-    """One recorded test file."""
+    """Read the record of a test file."""
     found = json.loads(place.read_text("utf-8"))
     lines = {path: frozenset(numbers) for path, numbers in found.pop("lines").items()}
     return TestFile(lines=lines, **found)
 
 
 def hash_of(path: Path) -> str:
-    """16 digits that name a file's content."""
+    """Return 16 digits of the hash of a file's content."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
@@ -138,7 +138,7 @@ def _run_covered(tree: TreeCopy, python: WarmPython, path: str) -> dict[str, Any
         run = python.run(
             [path], limit_s=LIMIT_S, coverage_settings=settings, environment=environment
         )
-        if run.outcome != "passed":  # some tests watch what Python imports or writes
+        if run.outcome != "passed":  # some tests check imports or files and fail under coverage
             run = python.run([path], limit_s=LIMIT_S)
         lines = _executed(tree, Path(folder), settings)
     return {
@@ -151,7 +151,7 @@ def _run_covered(tree: TreeCopy, python: WarmPython, path: str) -> dict[str, Any
 
 
 def _executed(tree: TreeCopy, folder: Path, settings: Path) -> dict[str, list[int]]:
-    """By source file, from all processes of a run."""
+    """Return executed lines by source file, from all processes of a run."""
     import coverage
 
     data = coverage.Coverage(data_file=str(folder / "data"), config_file=str(settings))

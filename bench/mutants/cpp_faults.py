@@ -1,8 +1,8 @@
-"""The one-line faults that a C++ source offers, found line by line.
+"""Finds the possible one-line faults of a C++ source, line by line.
 
-Strings, comments and preprocessor lines are blanked first, and so is what this machine does not
-compile. Spaces tell an operator from a template's bracket or a pointer's star, as the sources are
-formatted. A fault that does not compile is thrown away when it is built.
+Strings, comments, preprocessor lines and code that this machine does not compile are blanked first.
+The sources are formatted, so spaces tell an operator from a template's bracket or a pointer's star.
+A fault that does not compile is dropped when it is built.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _NOT = re.compile(r"(?<=[\s(&|])!(?=[\w(])")
 
 
 class _Branch(Enum):
-    """Of an #if: the one that is compiled, before it, and after it."""
+    """State within an #if: the compiled branch, before it, or after it."""
 
     WAITING = 0
     TAKEN = 1
@@ -66,7 +66,7 @@ class _Branch(Enum):
 
 
 def cpp_faults(path: str, text: str, machine: str = platform.machine()) -> list[Fault]:
-    """All that `text`, the source of `path`, offers, in the order of its lines."""
+    """Return all possible faults of `text`, the source of `path`, in the order of its lines."""
     faults = []
     lines, code = text.split("\n"), code_of(text, machine)
     for number, (before, line) in enumerate(zip(lines, code, strict=True), 1):
@@ -82,7 +82,7 @@ def cpp_faults(path: str, text: str, machine: str = platform.machine()) -> list[
 
 
 def code_of(text: str, machine: str) -> list[str]:
-    """The lines of `text`, as long as they were, blank where this machine compiles nothing."""
+    """Return the lines of `text` with their lengths, blank where this machine compiles nothing."""
     blanked = re.sub(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"', _blank, text, flags=re.DOTALL)
     branches, lines, is_continued = list[_Branch](), list[str](), False
     for line in blanked.split("\n"):
@@ -101,7 +101,7 @@ def _blank(found: re.Match[str]) -> str:
 
 
 def _follow(branches: list[_Branch], directive: str, condition: str, machine: str) -> None:
-    """Follow #if, #else and #endif. A macro that we do not know is not defined here."""
+    """Follow #if, #else and #endif. Unknown macros count as undefined."""
     defined = _MACROS.get(machine, set()) | {"__cplusplus"}
     names = set(re.findall(r"\b(?!defined\b)[A-Za-z_]\w+", condition))
     holds = names <= defined if directive != "ifndef" else not names <= defined
@@ -115,7 +115,7 @@ def _follow(branches: list[_Branch], directive: str, condition: str, machine: st
 
 
 def _changes(line: str, previous: str) -> Iterator[tuple[str, int, int, str]]:
-    """(operator, start, end, new text) of each change."""
+    """Return (operator, start, end, new text) of each possible change."""
     for operator, old, new in _EXCHANGES:
         boundary = r"\b" if old[0].isalpha() else ""
         for found in re.finditer(boundary + re.escape(old), line):

@@ -1,4 +1,4 @@
-"""A one-line fault: where it is planted, and the line before and after."""
+"""A one-line fault: its place, and the line before and after."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Fault:
-    """Line `line` (from 1) of the file `path` reads `after` instead of `before`."""
+    """Replaces `before` by `after` in line `line` (from 1) of the file `path`."""
 
     path: str
     line: int
@@ -18,11 +18,11 @@ class Fault:
 
     @property
     def name(self) -> str:
-        """The same in every run that draws it."""
+        """A name that is equal in every run."""
         return f"{self.path}:{self.line} {self.operator}: {self.after.strip()}"
 
     def planted_in(self, text: str) -> str:
-        """The file's text with the fault. Raises ValueError if the line is not what it was."""
+        """Return the file's text with the fault. Raises ValueError if the line has changed."""
         lines = text.split("\n")
         if lines[self.line - 1] != self.before:
             raise ValueError(f"{self.path}:{self.line}: expected {self.before!r}")
@@ -30,7 +30,7 @@ class Fault:
         return "\n".join(lines)
 
     def diff(self, text: str) -> str:
-        """A unified diff; `text` is the file without the fault."""
+        """Return a unified diff; `text` is the file without the fault."""
         lines = difflib.unified_diff(
             text.splitlines(),
             self.planted_in(text).splitlines(),

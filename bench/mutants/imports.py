@@ -1,8 +1,8 @@
-"""Which test file imports which source: known in a second, where a recording takes an hour.
+"""Finds which test file imports which source: it takes a second, a recording takes an hour.
 
-A test file counts as executing every line of what it imports, itself, through the helpers of the
-tests, or through other sources; but of the test files only those count that are nearest to a
-source, or one import farther. `coverage_map` knows better.
+A test file counts as executing every line of the sources that it imports, directly, through test
+helpers, or through other sources. Of the test files that reach a source, only the nearest ones
+count and those one import farther. `coverage_map` is more exact.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from pathlib import Path
 from deeptalk_edge.bench.mutants.coverage_map import TestFile, hash_of, test_files
 
 GUESSED_S = 10.0
-"""Of a test file that nobody has timed."""
+"""Assumed time of a test file that has not been timed."""
 
 _LINKED_ROOMS = ("bench", "calibration", "devices", "export", "runtime", "training")
-"""In deeptalk_edge/ they are links to folders of the checkout."""
+"""Folders of the checkout that deeptalk_edge/ links to."""
 
 
 def importing(root: Path, seconds: dict[str, float]) -> list[TestFile]:
-    """Every test file, as if it executed whatever it imports; `seconds` are known of some."""
+    """Return every test file as if it executed all that it imports; `seconds` has known times."""
     graph = _Graph(root)
     steps = {path: graph.steps(path) for path in test_files(root)}
     nearest: dict[str, int] = {}
@@ -43,19 +43,19 @@ def importing(root: Path, seconds: dict[str, float]) -> list[TestFile]:
 
 
 class _Graph:
-    """Who imports whom, read from the sources as far as they are asked for."""
+    """The graph of imports, read from the sources on demand."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._imports: dict[str, set[str]] = {}
 
     def steps(self, test: str) -> dict[str, int]:
-        """The sources that a test file imports, by how many other sources lie between."""
+        """Return the sources that a test file imports, with the number of sources between."""
         found, ring = {test: 0}, {test}
         while ring:
             after = set[str]()
             for path in ring:
-                # A helper of the tests is as near as the test itself.
+                # A test helper has the distance of the test itself.
                 step = found[path] + (not path.startswith("tests/"))
                 for each in self._imported_by(path):
                     if step < found.get(each, step + 1):
@@ -72,7 +72,7 @@ class _Graph:
 
 
 def _imported(path: Path) -> set[str]:
-    """Dotted names, a module's or of something in it."""
+    """Return the imported dotted names, of modules or of their members."""
     names = set[str]()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
@@ -81,12 +81,12 @@ def _imported(path: Path) -> set[str]:
             names.add(node.module)
             names.update(f"{node.module}.{each.name}" for each in node.names)
         elif isinstance(node, ast.Constant) and str(node.value).startswith("deeptalk_edge."):
-            names.add(str(node.value))  # imported late, or run with -m
+            names.add(str(node.value))  # imported later, or run with -m
     return names
 
 
 def _place(root: Path, name: str) -> str | None:
-    """The file of a module of ours, relative to the checkout."""
+    """Return the file of one of our modules, relative to the checkout."""
     parts = name.split(".")
     if parts[0] == "deeptalk_edge" and len(parts) > 1 and parts[1] in _LINKED_ROOMS:
         parts = parts[1:]

@@ -1,15 +1,15 @@
-"""`bench mutants --seed S`: plants one-line faults, runs the tests, and says which were caught.
+"""`bench mutants --seed S`: plants one-line faults, runs the tests, and reports the caught ones.
 
-Faults come from a seed, over runtime, export, calibration, training, the modules they share and
-the C++ kernels. Each is planted in a private copy; the checkout is never written. The tests are
-chosen by which lines they execute, recorded once (about as long as the test suite; kept in
-build/mutants). Results are kept as JSON lines; a run that was broken off goes on where it was.
+A seed draws the faults from runtime, export, calibration, training, the modules they share and the
+C++ kernels. Each is planted in a private copy; the checkout is never written. Tests are chosen by
+the lines that they execute, which are recorded once in build/mutants; that takes about as long as
+the test suite. Results are kept as JSON lines; an interrupted run continues from them.
 
-Why our own tool: we need a seeded sample over many files, tests chosen for each fault, a package
-whose rooms are links to folders (deeptalk_edge/runtime -> ../runtime), and C++. mutmut 3.8 chooses
-tests, but changes functions only, all of them, and no C++; cosmic-ray 8 runs one test command for
-all faults; mutatest samples by a seed, but rewrites __pycache__ and was made for Python 3.7. Which
-test executes which line is the work of `coverage`, not ours.
+Reasons for our own tool: we need a seeded sample over many files, tests chosen for each fault, a
+package whose folders are links (deeptalk_edge/runtime -> ../runtime), and C++. mutmut 3.8 chooses
+tests, but changes only functions, all of them, and no C++. cosmic-ray 8 runs one test command for
+all faults. mutatest samples by a seed, but rewrites __pycache__ and was made for Python 3.7. We use
+`coverage` to record executed lines.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Row = dict[str, Any]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Try the faults; print each, the survivors as diffs, and a line of JSON."""
+    """Try the faults; print each one, diffs of the survivors, and a line of JSON."""
     parser = argparse.ArgumentParser(prog="bench mutants", description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--count", type=int, default=200)
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--survivors", action="store_true", help="try the survivors again")
     args = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the copy is removed
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the copy is removed
     try:
         return _run(args)
     except EdgeError as error:
@@ -88,7 +88,7 @@ def _run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _trials(args: argparse.Namespace) -> Iterator[Trials]:
-    """A copy that is ready for faults."""
+    """Make a copy that is ready for faults."""
     with tempfile.TemporaryDirectory(prefix="deeptalk-mutants-") as folder:
         tree = TreeCopy(ROOT, Path(folder) / "tree")
         tree.put_before_compilers(args.work / "objects")
@@ -116,14 +116,14 @@ def _trials(args: argparse.Namespace) -> Iterator[Trials]:
 
 
 def _build_library(tree: TreeCopy) -> None:
-    """The native library that tests share, before the first of them pays for it."""
+    """Build the CPU library that tests share, so that the first test does not have to."""
     command = "from tests.native.cpu.built import library_place; library_place()"
     environment = tree.environment()
     subprocess.run([sys.executable, "-c", command], cwd=tree.root, env=environment, check=True)
 
 
 def _rows(args: argparse.Namespace, trials: Trials) -> Iterator[Row]:
-    """One a fault that compiles, from the file of results where it was tried before."""
+    """Yield one row per fault that compiles, from the file of results if it was tried before."""
     place = args.work / f"seed-{args.seed}.jsonl"
     kept = {row["name"]: row for row in _kept(place)}
     drawn = draws(ROOT, args.seed)
@@ -155,7 +155,7 @@ def _kept(place: Path) -> list[Row]:
 
 
 def _is_caught(row: Row) -> bool:
-    """A test that fails without the fault as well has caught nothing: `doubtful`."""
+    """Whether the fault was caught; not if the test also fails without it, which is `doubtful`."""
     return row["status"] in ("caught", "timeout")
 
 
@@ -176,7 +176,7 @@ def _summary(rows: list[Row]) -> Row:
 
 
 def _head(args: argparse.Namespace) -> Row:
-    """Machine, settings and commit."""
+    """Print machine, settings and commit."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         cwd=ROOT,

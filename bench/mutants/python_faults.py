@@ -1,6 +1,6 @@
-"""The one-line faults that a Python source offers, found in its syntax tree.
+"""Finds the possible one-line faults of a Python source in its syntax tree.
 
-Left out is what no test should notice: log lines, messages, what is raised, annotations,
+It skips code that tests need not notice: log lines, messages, raised errors, annotations,
 decorators, docstrings, `if TYPE_CHECKING` and `if __name__ == "__main__"`.
 """
 
@@ -53,7 +53,7 @@ _UNNOTICED_KEYWORDS = {"daemon", "help", "indent", "exc_info", "stacklevel", "ti
 
 
 def python_faults(path: str, text: str) -> list[Fault]:
-    """All that `text`, the source of `path`, offers, in the order of its lines."""
+    """Return all possible faults of `text`, the source of `path`, in the order of its lines."""
     collector = _Collector(path, text)
     collector.visit(ast.parse(text))
     return sorted(set(collector.faults))
@@ -65,7 +65,7 @@ class _Collector(ast.NodeVisitor):
         self._path = path
         self._lines = text.split("\n")
 
-    # ---- what is left out
+    # ---- skipped code
 
     def visit_Raise(self, node: ast.Raise) -> None: ...
     def visit_Assert(self, node: ast.Assert) -> None: ...
@@ -177,7 +177,7 @@ class _Collector(ast.NodeVisitor):
     def visit_Continue(self, node: ast.Continue) -> None:
         self._remove(node)
 
-    # ---- how they are written down
+    # ---- recording of changes
 
     def _visit_all(self, nodes: Iterable[ast.AST]) -> None:
         for node in nodes:
@@ -217,7 +217,7 @@ class _Collector(ast.NodeVisitor):
             self._replace("swapped arguments", first, start, end, f"{two}{between}{one}")
 
     def _exchange(self, operator: str, left: ast.expr, right: ast.expr, old: str, new: str) -> None:
-        """The token `old` between two operands becomes `new`."""
+        """Replace the token `old` between two operands by `new`."""
         if left.end_lineno != right.lineno:
             return
         start, end = left.end_col_offset or 0, right.col_offset
@@ -236,7 +236,7 @@ class _Collector(ast.NodeVisitor):
     def _replace(
         self, operator: str, at: ast.expr | ast.stmt, start: int, end: int, text: str
     ) -> None:
-        """The bytes [start, end) of the line where `at` begins become `text`."""
+        """Replace the bytes [start, end) of the line where `at` begins by `text`."""
         if at.end_lineno != at.lineno and operator not in ("dropped not",):
             return
         before = self._lines[at.lineno - 1]

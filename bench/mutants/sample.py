@@ -1,7 +1,7 @@
-"""Which faults are planted: drawn from a seed, so that every room of the sources gets its share.
+"""Draws the faults from a seed, with a share for every room of the sources.
 
 A room's share grows with the square root of its lines: the runtime has forty times the lines of the
-calibration and gets six times its faults. Within a room the operators take turns, for constants
+calibration and gets six times its faults. Within a room the operators alternate, because constants
 would outnumber all others.
 """
 
@@ -29,8 +29,8 @@ class Room:
 
 _SHARED = ("", "bundle/", "checkpoint/", "model/", "sound/")
 
-# Left out: the programs that check kernels, what only Arm compiles, and of the plugin's emulation
-# of a card, which is part of the tests, the whole file.
+# Left out: the programs that check kernels, files that only Arm compiles, and the plugin's
+# emulation of a card, which belongs to the tests.
 ROOMS = (
     Room(name="runtime", globs=("runtime/**/*.py",)),
     Room(
@@ -53,7 +53,7 @@ ROOMS = (
 
 
 def schedule(root: Path, seed: int, count: int, rooms: tuple[Room, ...] = ROOMS) -> list[str]:
-    """The names of the rooms that `count` faults come from, shuffled."""
+    """Return the names of the rooms of `count` faults, shuffled."""
     lines = [sum(text.count("\n") for text in _texts(root, room).values()) for room in rooms]
     names = [
         room.name
@@ -65,14 +65,14 @@ def schedule(root: Path, seed: int, count: int, rooms: tuple[Room, ...] = ROOMS)
 
 
 def draws(root: Path, seed: int, rooms: tuple[Room, ...] = ROOMS) -> dict[str, Iterator[Fault]]:
-    """Each room's faults by chance, on distinct lines; the operators take turns."""
+    """Return each room's faults in random order, on distinct lines, with alternating operators."""
     return {
         room.name: _draw(_texts(root, room), random.Random(f"{seed} {room.name}")) for room in rooms
     }
 
 
 def shares(lines: list[int], count: int) -> list[int]:
-    """How many of `count` each room gets, given its lines of source."""
+    """Return the number of faults of each room, of `count`, given its lines of source."""
     roots = [math.sqrt(each) for each in lines]
     total = sum(roots) or 1.0
     ends = [round(count * sum(roots[: i + 1]) / total) for i in range(len(roots))]

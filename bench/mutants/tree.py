@@ -1,6 +1,6 @@
 """A private copy of the checkout, in which faults are planted; the checkout is never written.
 
-Sources and tests are copied; checkpoints and bundles, which nothing may write, are hard links.
+Sources and tests are copied. Checkpoints and bundles, which no test may write, are hard links.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 LINKED = ("bundles", "checkpoints")
-"""Large and only read: 75 MB that a copy does not need again."""
+"""Folders that are only read, 75 MB: hard links suffice."""
 
 LEFT_OUT = {".git", ".venv", ".hypothesis", "build", "demo", "dist", "__pycache__"}
 
@@ -39,7 +39,7 @@ class TreeCopy:
 
     @contextmanager
     def planted(self, path: str, text: str) -> Iterator[None]:
-        """The file `path` (relative) reads `text` until the context ends."""
+        """Replace the content of the file `path` (relative) by `text` until the context ends."""
         place = self.root / path
         kept, stamp = place.read_bytes(), place.stat()
         _replace(place, text.encode())
@@ -50,8 +50,8 @@ class TreeCopy:
             os.utime(place, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
 
     def environment(self) -> dict[str, str]:
-        """Of a Python that imports this copy. It writes no bytecode: a stale file of the faulty
-        source could pass for the sound one's."""
+        """Environment of a Python that imports this copy. It writes no bytecode, because a stale
+        file of the faulty source could be used for the restored one."""
         return {
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(self.root), *_outside_paths(self.source)]),
@@ -60,7 +60,7 @@ class TreeCopy:
         }
 
     def put_before_compilers(self, objects: Path) -> None:
-        """The compilers keep their objects in the folder `objects` from here on."""
+        """Let the C++ compilers cache their objects in the folder `objects`."""
         folder = self.root.with_name(f"{self.root.name}-compilers")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -78,7 +78,7 @@ class TreeCopy:
                 self._compilers[f"DEEPTALK_MUTANTS_{name}"] = found
 
     def compile_bytecode(self, python: str) -> None:
-        """Once for all runs in this copy."""
+        """Compile once for all runs in this copy."""
         command = [python, "-m", "compileall", "-q", "."]
         subprocess.run(command, cwd=self.root, capture_output=True, check=False)
 
@@ -98,7 +98,7 @@ def _left_out(folder: str, names: list[str]) -> set[str]:
 
 
 def _outside_paths(source: Path) -> list[str]:
-    """Of PYTHONPATH, what is not the checkout."""
+    """Return the entries of PYTHONPATH outside of the checkout."""
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return [path for path in paths if path and Path(path).resolve() != source]
 

@@ -1,8 +1,8 @@
-"""Plants one fault in the copy and runs the tests that could notice it.
+"""Plants one fault in the copy and runs the tests that could catch it.
 
-The tests that execute the faulty line come first by relevance: the test file that mirrors the
-source, its neighbours, then those that execute most of its module for their time. `quick_s` of
-them run at once; if they pass, `thorough_s` of the others.
+Tests that execute the faulty line run in the order of relevance: the test file that mirrors the
+source, its neighbours, then those that execute most of its module per second. The first `quick_s`
+seconds of them run together; if they pass, `thorough_s` of the others.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from deeptalk_edge.bench.mutants.fault import Fault
 from deeptalk_edge.bench.mutants.tree import TreeCopy
 from deeptalk_edge.bench.mutants.warm import TestRun, WarmPython
 
-# A C++ source is run by whoever opens its library.
+# Every test that opens the library runs a C++ source.
 _OPENED_BY = {
     "native/cpu": "runtime/backends/cpu/library.py",
     "native/tensorrt_plugin": "bench/gpu/moe_library.py",
@@ -40,12 +40,12 @@ Status = Literal["caught", "timeout", "survived", "invalid", "doubtful"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What became of a fault. `invalid`: it does not compile, or compiles to the same code.
+    """Result of a fault. `invalid`: it does not compile, or compiles to the same code.
     `doubtful`: its tests take too long without it as well."""
 
     status: Status
     caught_by: str
-    """The first failing test; empty where a hang or a crash was the sign."""
+    """The first failing test; empty after a hang or a crash."""
 
     tests: list[str]
     seconds: float
@@ -53,7 +53,7 @@ class Verdict:
 
 @dataclass(kw_only=True)
 class Trials:
-    """The trials in one copy."""
+    """Runs trials in one copy."""
 
     tree: TreeCopy
     python: WarmPython
@@ -61,11 +61,11 @@ class Trials:
     quick_s: float
     thorough_s: float
     seconds: dict[str, float] = field(default_factory=dict)
-    """What a test file took when it last passed; more is learnt here."""
+    """Seconds of each test file when it last passed; updated by trials."""
 
     least_cpu_s: float = 30.0
-    """Of processor time, after which a run counts as a hang; and three times what its tests took
-    when they were recorded. Ten times as long by the clock: the machine may be busy."""
+    """Processor time after which a run counts as a hang, plus three times the recorded time of its
+    tests. The wall-clock limit is ten times as long, because the machine may be busy."""
 
     _sound_code: dict[str, bytes | None] = field(default_factory=dict)
 
@@ -90,7 +90,7 @@ class Trials:
         return verdict
 
     def failing_without_faults(self, names: set[str]) -> set[str]:
-        """Of tests that failed with a fault, those that fail without one as well."""
+        """Return those of the failed tests that also fail without a fault."""
         tests = {name.partition("[")[0] for name in names}
         if not tests:
             return set()
@@ -138,7 +138,7 @@ class Trials:
         return self._sound_code[kind]
 
     def _compiled(self, fault: Fault) -> bytes | None:
-        """What the faulty file compiles to now, or None if it does not."""
+        """Return the compiled code of the faulty file, or None if it does not compile."""
         if fault.path.endswith(".py"):
             return b""
         (self.tree.root / "build").mkdir(exist_ok=True)
@@ -160,11 +160,11 @@ def _is_of_library(fault: Fault) -> bool:
 
 
 def chosen(tests: Sequence[TestFile], root: Path, path: str, line: int) -> list[TestFile]:
-    """The test files that execute `line` of `path`, the most relevant first; line 0: any line of
-    a function.
+    """Return the test files that execute `line` of `path`, the most relevant first; line 0 means
+    any line of a function.
 
-    What every one of them executes is run by the import, and does not tell who uses the module. If
-    none executes it, as far as we know, the tests of its folder are all there is.
+    A line that all of them execute runs at import and does not show which tests use the module. If
+    no known test executes the line, the tests of its folder are returned.
     """
     users = [test for test in tests if path in test.lines and not test.failure]
     imported = (
@@ -186,7 +186,7 @@ def chosen(tests: Sequence[TestFile], root: Path, path: str, line: int) -> list[
 
 
 def failing_tests(output: str) -> list[str]:
-    """The node ids in pytest's summary."""
+    """Return the node ids in pytest's summary."""
     return re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", output, re.MULTILINE)
 
 
@@ -203,7 +203,8 @@ def seconds_by_file(output: str) -> dict[str, float]:
 def _stages(
     tests: list[TestFile], quick_s: float, thorough_s: float
 ) -> tuple[list[TestFile], list[TestFile]]:
-    """The first `quick_s` seconds of `tests`, at least one, and `thorough_s` of the others."""
+    """Split `tests` into the first `quick_s` seconds, at least one test, and `thorough_s` of the
+    others."""
     spent, quick, thorough = 0.0, list[TestFile](), list[TestFile]()
     for test in tests:
         if not quick or spent + test.seconds <= quick_s:

@@ -1,7 +1,7 @@
-"""Test runs that start warm: torch and the other slow libraries are imported once, not per run.
+"""Test runs that start fast: torch and other slow libraries are imported once, not per run.
 
-Starting pytest here costs 5 s of processor time, of which our own modules take half a second; a
-fork of a Python that has the rest costs that half.
+Starting pytest costs 5 s of processor time, of which our own modules take half a second; a fork of
+a Python that has imported the rest costs only that half second.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LIBRARIES = (
     "torch._dynamo", "onnx", "onnxruntime", "scipy.signal", "tokenizers", "safetensors.numpy",
     "safetensors.torch", "transformers", "soxr", "webrtcvad", "ml_dtypes", "soundfile", "tqdm",
 )  # fmt: skip
-"""What the tests import; one that is not installed is passed over."""
+"""Libraries that the tests import; missing ones are skipped."""
 
 _NO_TELEMETRY = {"ORT_DISABLE_TELEMETRY": "1"}  # before the import of onnxruntime
 
@@ -69,7 +69,7 @@ class WarmPython:
         coverage_settings: Path | None = None,
         environment: dict[str, str] | None = None,
     ) -> TestRun:
-        """Run pytest over `paths`, files or tests; at most `limit_s` by the clock and `cpu_s` of
+        """Run pytest on `paths`, files or tests, for at most `limit_s` of wall time and `cpu_s` of
         processor time."""
         stdin, stdout = self._child.stdin, self._child.stdout
         assert stdin is not None
@@ -92,7 +92,7 @@ class WarmPython:
         )
 
     def close(self) -> None:
-        """End the warm process and what it runs."""
+        """End the warm process and its children."""
         self._child.kill()
         self._child.communicate()
         self._output.unlink(missing_ok=True)
@@ -113,4 +113,4 @@ class WarmPython:
 def _outcome(code: int | None) -> Outcome:
     if code in (None, -signal.SIGXCPU):
         return "timeout"
-    return "passed" if code in (0, 5) else "failed"  # 5: every test was deselected
+    return "passed" if code in (0, 5) else "failed"  # 5: no test was selected

@@ -1,7 +1,7 @@
 """Runs pytest in forks of a Python that has imported the slow libraries already.
 
-A program of its own, not imported: it must not import the project, whose copy each fork imports
-afresh. Reads one JSON request a line, answers one JSON line each; see warm.py.
+It is a separate program: it must not import the project, because each fork imports the copy with
+its fault. It reads one JSON request per line and answers each with one line; see warm.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from contextlib import suppress
 from typing import Any
 
 DATA_BYTES = 10 << 30
-"""A faulty loop must not take the machine's memory."""
+"""Limit, so that a faulty loop does not take the machine's memory."""
 
 _PR_SET_PDEATHSIG = 1
 
@@ -28,7 +28,7 @@ _PR_SET_PDEATHSIG = 1
 def main(libraries: list[str]) -> None:
     sys.path.pop(0)  # this file's folder
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # keeps libraries' output apart from answers
     for library in libraries:
         with suppress(ImportError):
             importlib.import_module(library)
@@ -47,7 +47,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _wait(child: int, limit_s: float) -> int | None:
-    """The exit status, or None after `limit_s`. Nothing of the child's process group is left."""
+    """Return the exit status, or None after `limit_s`. Ends the child's whole process group."""
     ended = os.pidfd_open(child)
     in_time = bool(select.select([ended], [], [], limit_s)[0])
     os.close(ended)
@@ -61,7 +61,7 @@ def _run(request: dict[str, Any]) -> None:
     code = 70
     try:
         os.setsid()
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # nothing runs on without us
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # end together with the parent
         resource.setrlimit(resource.RLIMIT_DATA, (DATA_BYTES, DATA_BYTES))
         if request["cpu_s"] is not None:
             seconds = math.ceil(request["cpu_s"])

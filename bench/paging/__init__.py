@@ -1,1 +1,1 @@
-"""The bench of expert paging: our pager, plain LRU and the page cache, on one disk."""
+"""The paging bench: it compares our pager, plain LRU and the page cache on one disk."""

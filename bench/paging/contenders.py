@@ -1,4 +1,4 @@
-"""Who competes, and the turns that they run: paging is real, kernels are a read of every byte."""
+"""The contenders and the turns that they run: paging is real, a kernel is a read of every byte."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Experts(Protocol):
 
 
 class Paged:
-    """Experts out of the pager."""
+    """Experts from the pager."""
 
     def __init__(self, path: Path, routes: Routes, num_slots: int, name: str) -> None:
         self.guesses = name == "pager"
@@ -64,7 +64,7 @@ class Paged:
             yield (self._memory[slot] for slot in lease.slots.values())
 
     def load_all(self) -> None:
-        """Have every expert resident, if the pool has room."""
+        """Load every expert, if the pool has room."""
         for layer in range(self._last):
             for _ in self._pager.waves(layer, range(NUM_EXPERTS)):
                 pass
@@ -80,7 +80,7 @@ class Paged:
 
 
 class Mapped:
-    """Experts out of the page cache."""
+    """Experts from the page cache."""
 
     guesses = False
 
@@ -111,7 +111,7 @@ class Mapped:
 def open_pager(
     path: Path, policy: str, num_slots: int, settings: PagerSettings | None = None
 ) -> ExpertPager:
-    """A pager over the bench's file; all records hold layer 0's bytes, and so its checksums."""
+    """Open a pager on the bench's file; all layers have the bytes and checksums of layer 0."""
     num_records = path.stat().st_size // RECORD_BYTES
     records = [
         ExpertRecord(
@@ -133,7 +133,7 @@ def open_pager(
 
 
 def run_turn(passes: list[Pass], experts: Experts, dense: Bytes) -> dict[str, Any]:
-    """One turn: the user speaks, in real time; then prefill and decode as fast as they go."""
+    """Run one turn: the user speaks in real time; then prefill and decode run at full speed."""
     before, read_before = experts.hit_counts, _read_bytes()
     turn_start_s = time.perf_counter()
     step_ms, stall_ms = [], []
@@ -141,12 +141,12 @@ def run_turn(passes: list[Pass], experts: Experts, dense: Bytes) -> dict[str, An
     for each in passes:
         if each.phase is Phase.LISTENING:
             experts.enter(each.phase)
-            # A stack of fewer layers is swept in less time.
+            # A model with fewer layers needs less time for its sweep.
             share = len(passes[1].calls) / FULL_LAYERS
             listened_s = (passes[1].num_rows / 50 + HANGOVER_S) * share
             if experts.guesses:
                 time.sleep(listened_s)
-            else:  # nothing would happen in that time
+            else:  # nothing is read in that time
                 unslept_s = listened_s
             heard_s = time.perf_counter()
             continue
@@ -173,8 +173,8 @@ def run_turn(passes: list[Pass], experts: Experts, dense: Bytes) -> dict[str, An
 
 
 def run_pass(each: Pass, experts: Experts, dense: Bytes) -> float:
-    """Read what a pass's kernels would read; returns the ms that it waited for experts. A mapped
-    file makes the kernels wait, so its waiting shows in the step only."""
+    """Read what a pass's kernels would read; returns the ms of waiting for experts. With a mapped
+    file the kernels wait, so that time is only in the step."""
     experts.enter(each.phase)
     waited_s = 0.0
     for call in each.calls:
@@ -193,7 +193,7 @@ def _touch(memory: Bytes) -> None:
 
 
 def _read_bytes() -> int:
-    """What this process had read from disk."""
+    """Bytes that this process has read from disk."""
     for line in Path("/proc/self/io").read_text(encoding="ascii").splitlines():
         if line.startswith("read_bytes:"):
             return int(line.split()[1])

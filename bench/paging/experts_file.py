@@ -16,7 +16,7 @@ NUM_EXPERTS = 64
 
 
 def write_experts(path: Path, num_layers: int) -> None:
-    """Random experts; a file of the right size is used again."""
+    """Write random experts; a file of the right size is reused."""
     size_bytes = num_layers * NUM_EXPERTS * RECORD_BYTES
     if path.exists() and path.stat().st_size == size_bytes:
         return
@@ -29,14 +29,14 @@ def write_experts(path: Path, num_layers: int) -> None:
 
 
 def forget_cache(path: Path) -> None:
-    """Have no page of the file in memory."""
+    """Drop all pages of the file from memory."""
     with path.open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 @functools.cache
 def checksums(path: Path) -> list[int]:
-    """Of the records of a layer."""
+    """Return the checksums of a layer's records."""
     with path.open("rb") as file:
         checksums = [zlib.crc32(file.read(RECORD_BYTES)) for _ in range(NUM_EXPERTS)]
     forget_cache(path)

@@ -1,4 +1,4 @@
-"""The goals beside the figures."""
+"""The goals of the paging bench, compared with its figures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ GOAL_PERCENT = 42
 
 
 def goal_lines(rows: list[dict[str, Any]], overhead_percent: float) -> Iterator[str]:
-    """The goals beside the figures."""
+    """Format each goal with its figure."""
     step_ms = {(row["pool_percent"], row["contender"]): row["step_ms"] for row in rows}
     yield "\ngoals"
     for (percent, name), ours_ms in step_ms.items():

@@ -1,14 +1,14 @@
-"""Expert paging at full record size, from this machine's disk.
+"""Measures expert paging at full record size, from this machine's disk.
 
-Each contender is a process of its own under the same memory limit; they take turns, one dialogue
-turn each, so that a busy disk troubles all of them alike. The routes are synthetic, the bytes and
-the waiting are real. What stands in for kernels reads every byte that a kernel would read.
+Each contender is a separate process with the same memory limit. They run one dialogue turn each in
+turn, so that a busy disk affects all of them. The routes are synthetic, the bytes and the waits are
+real. Instead of a kernel, code reads every byte that a kernel would read.
 
-pager      what we ship: direct I/O, phase-aware values, look-ahead; a sweep, and free slots filled,
-           while the user speaks, but not between turns, which are the others' time
-lru        the same direct I/O and waves; least recently used, and nothing is guessed
-mmap       the file mapped, the page cache does the rest
-willneed   mapped, and a layer's chosen experts are announced with MADV_WILLNEED
+pager      our product: direct I/O, phase-aware scores and look-ahead; while the user speaks, a
+           sweep and fills of free slots. Between turns it does nothing, because the others run then
+lru        the same direct I/O and waves, least recently used, without guesses
+mmap       the mapped file; the page cache decides
+willneed   the mapped file, with MADV_WILLNEED for a layer's chosen experts
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ from deeptalk_edge.runtime.experts.routes import Routes
 from deeptalk_edge.runtime.experts.sizing import read_memory
 
 DENSE_BYTES = 20_000_000
-"""Of a layer outside its routed experts, int4; always resident."""
+"""Bytes of a layer outside its routed experts, in int4; always resident."""
 
 ANSWER_S = 2.0
-"""Short, for the sake of the contender that takes seconds per step."""
+"""Few steps, because the slowest contender takes seconds per step."""
 
 ENOUGH_S = 60.0
-"""Who has taken so long with a pool takes no turn more there, after a cold and a warm one."""
+"""A contender that has taken so long with a pool stops after one cold and one warm turn."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,9 +69,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("build/paging"))
     parser.add_argument("--layers", type=int, default=FULL_LAYERS, help="fewer for a quick look")
     parser.add_argument("--turns", type=int, default=3, help="the first is cold")
-    parser.add_argument("--preset", default="mid", help="of the routes: flat, mid, local")
+    parser.add_argument("--preset", default="mid", help="locality of the routes: flat, mid, local")
     parser.add_argument("--pool", type=int, nargs="+", default=[25, 42, 65, 100], help="percent")
-    parser.add_argument("--keep", action="store_true", help="leave the file of experts")
+    parser.add_argument("--keep", action="store_true", help="keep the file of experts")
     args = parser.parse_args(argv)
     with measured(args) as figures:
         shape = DialogueShape(num_layers=args.layers, num_turns=args.turns, answer_s=ANSWER_S)
@@ -95,9 +95,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def probe(path: Path) -> float:
-    """GB/s of direct reads by the pager's own threads into a pool that is too small to help."""
+    """GB/s of direct reads by the pager's threads into a pool that is too small to help."""
     with open_pager(path, "lru", NUM_EXPERTS) as pager:
-        for _ in range(2):  # the first round pays for checksums and for fresh memory
+        for _ in range(2):  # the first round includes checksums and new memory
             start_s = time.perf_counter()
             for layer in range(2):
                 for _ in pager.waves(layer, range(NUM_EXPERTS)):
@@ -112,12 +112,12 @@ HEADER = (
 
 
 def measure(path: Path, routes: Routes, percent: int, link_gbps: float) -> list[dict[str, Any]]:
-    """All contenders at one size of the pool, turn by turn."""
+    """Measure all contenders at one size of the pool, turn by turn."""
     num_records = path.stat().st_size // RECORD_BYTES
     num_slots = num_records * percent // 100
     results: dict[str, list[dict[str, Any]]] = {}
     together = side_by_side(num_slots * RECORD_BYTES, read_memory().available_bytes)
-    for contenders in (*together, ["willneed"]):  # two that map the file would share its page cache
+    for contenders in (*together, ["willneed"]):  # two mapped ones share the page cache
         results |= {name: [] for name in contenders}
         spent_s = dict.fromkeys(contenders, 0.0)
         with _contestants(path, routes, contenders, num_slots) as pipes:
@@ -160,14 +160,14 @@ def measure(path: Path, routes: Routes, percent: int, link_gbps: float) -> list[
 
 
 def side_by_side(pool_bytes: int, available_bytes: int) -> list[list[str]]:
-    """Who takes turns with whom, so that their pools fit into memory together."""
+    """Group the contenders so that the pools of a group fit into memory together."""
     count = max(1, int(available_bytes * 0.9) // (pool_bytes + SLACK_BYTES + DENSE_BYTES))
     names = ["pager", "lru", "mmap"]
     return [names[start : start + count] for start in range(0, len(names), count)]
 
 
 def measure_overhead(path: Path, routes: Routes) -> dict[str, float]:
-    """The pager's own time in a step with everything resident, beside the step's."""
+    """Measure the pager's time in a step with every expert resident, and the step's time."""
     num_records = path.stat().st_size // RECORD_BYTES
     experts = Paged(path, routes, num_records, "pager")
     dense = np.ones(DENSE_BYTES, np.uint8)
@@ -195,7 +195,7 @@ def measure_overhead(path: Path, routes: Routes) -> dict[str, float]:
 def _contestants(
     path: Path, routes: Routes, names: list[str], num_slots: int
 ) -> Iterator[dict[str, Connection]]:
-    """A process for each, in a memory group of its own, with a pipe to it."""
+    """Start a process for each contender, in a new memory group, with a pipe to it."""
     context = multiprocessing.get_context("fork")
     pipes: dict[str, Connection] = {}
     processes = []
@@ -210,11 +210,11 @@ def _contestants(
                 )
             )
             processes[-1].start()
-            far.close()  # else nobody would notice that the process ended
+            far.close()  # otherwise the end of the process would go unnoticed
         yield pipes
     finally:
         for pipe in pipes.values():
-            with suppress(BrokenPipeError):  # of one that failed; the traceback names it
+            with suppress(BrokenPipeError):  # the contender failed; the traceback names it
                 pipe.send(None)
         for process in processes:
             process.join()
@@ -225,7 +225,7 @@ def _contestants(
 def _compete(
     pipe: Connection, group: Path, path: Path, routes: Routes, name: str, num_slots: int
 ) -> None:
-    """Answer the turns that the pipe names until it says None."""
+    """Run the turns from the pipe until it sends None."""
     (group / "cgroup.procs").write_text(str(os.getpid()))
     dense = np.ones(DENSE_BYTES, np.uint8)
     limit_growth(group, num_slots * RECORD_BYTES)

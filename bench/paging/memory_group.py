@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 SLACK_BYTES = 32_000_000
-"""What a contender may grow by, besides its experts."""
+"""Memory of a contender besides its experts."""
 
 
 def memory_group(name: str) -> Path:
-    """A control group that counts anonymous memory and page cache."""
+    """Make a control group that counts anonymous memory and page cache."""
     root = Path("/sys/fs/cgroup")
     for parent in (root / "memory", root):
         group = parent / name
@@ -33,7 +33,7 @@ _LIMITS = (
 
 
 def limit_growth(group: Path, num_bytes: int) -> None:
-    """Let a group grow by so much from here on."""
+    """Limit a group to its present memory and `num_bytes` more."""
     for limit, usage in _LIMITS:
         if (group / limit).exists():
             used = int((group / usage).read_text())

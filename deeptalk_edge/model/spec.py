@@ -257,7 +257,7 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CodecSpec:
-    """SNAC, in the field names of its own config.json. Source: hubertsiuzdak/snac."""
+    """SNAC, in the field names of its config.json. Source: hubertsiuzdak/snac."""
 
     sampling_rate: Annotated[int, Between(8000, 192_000)]
     encoder_dim: Width

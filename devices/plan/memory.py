@@ -1,8 +1,9 @@
 """What a device must hold to run a model, and how many experts stay in memory.
 
-Experts that are resident need a slot each. Paged ones take what memory is left: for engines a slot
-for every expert of one layer at least, since the rows of a question ask for nearly all of them at
-once; for our CPU kernels and ONNX Runtime, which take them in waves, what the runtime's pool needs.
+Experts that are resident need a slot each. Paged ones take the remaining memory. Engines need at
+least a slot for every expert of one layer, because the rows of a question use nearly all of them at
+once. Our CPU kernels and ONNX Runtime, which take experts in waves, need the smallest pool of the
+runtime.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ class _Codec:
         self._clocks: dict[int, tuple[str, str]] = {}
         self._codes = graph.input("codes", INT64, ("A", self._spec.frame_codes))
         self._position = graph.input("position", INT64, ())
-        # Behind any utterance, and small enough that its product with a rate is still an int64.
+        # Later than any utterance's end, and small enough that its product with a rate is an int64.
         never = graph.constant(np.array(2**40, np.int64))
         self._length = graph.op("Min", graph.input("length", INT64, ()), never)
         self._num_frames = graph.op("Squeeze", graph.op("Shape", self._codes, start=0, end=1))

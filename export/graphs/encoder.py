@@ -114,8 +114,8 @@ class _Encoder:
         return self._product(graph, activated, f"{name}.down", down)
 
     def _attend(self, hidden: str, layer: str, kept: str | None) -> str:
-        """Attention of all frames, or of the first `kept` (1), to all; the scale stands in the
-        query weights."""
+        """Attention of all frames, or of the first `kept` (1), to all; the query weights include
+        the scale."""
         graph, heads = self._graph, self._spec.num_heads
         name = f"{layer}.self_attn"
         head_width = self._spec.width // heads

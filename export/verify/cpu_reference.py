@@ -1,8 +1,8 @@
 """The checkpoint as the native CPU backend holds it: the plain reference over rounded weights.
 
-Float32 graphs are no measure for it. Behind 26 routers the rounding of int4 weights alone moves
-logits by half of the greatest one, for at near ties other experts are chosen; beside a reference of
-the same weights the kernels, which round activations too, stay within 6 %.
+Float32 graphs are no measure for it. After 26 routers the rounding of int4 weights alone moves
+logits by half of the largest one, because near ties choose other experts. Against a reference with
+the same weights, the kernels, which also round activations, stay within 6 %.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-// The C interface: has its arguments checked, turns refusals into status codes, finds the paths.
+// The C interface: it checks arguments, turns refusals into status codes and finds the kernel
+// paths.
 #include <algorithm>
 #include <atomic>
 #include <limits>
@@ -18,14 +19,14 @@ using namespace deeptalk;
 namespace {
 
 #if defined(__x86_64__)
-// Asked by hand: of two compilers' __builtin_cpu_supports, one forgot what it had found.
+// Not __builtin_cpu_supports: with one of two compilers it lost its result.
 struct Processor {
     bool is_intel = false, avx2 = false, avx2_vnni = false, avx512 = false, avx512_bf16 = false;
 
     Processor() {
         unsigned a = 0, b = 0, c = 0, d = 0;
         is_intel = __get_cpuid(0, &a, &b, &c, &d) && b == signature_INTEL_ebx;
-        if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return;  // the system saves no registers
+        if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return;  // the system saves no AVX state
         const bool has_fma = (c >> 12 & 1) && (c >> 29 & 1);  // and half floats
         unsigned saved = 0, high = 0;
         __asm__("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
@@ -81,7 +82,7 @@ const Path* path_at(int index) {
     return size_t(index) < paths.size() ? paths[size_t(index)] : nullptr;
 }
 
-// Runs a call; what it refuses becomes the context's message.
+// Runs a call; a refusal becomes the context's message.
 template <class Call>
 int32_t guarded(dt_context& c, Call call) {
     try {

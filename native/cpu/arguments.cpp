@@ -66,7 +66,7 @@ Matrix checked_matrix(const std::string& name, const dt_matrix& m, int heads) {
     check_columns(name + " columns", m.columns, m.group);
     check_range("heads", heads, 1, kMaxHeads);
     check_range((name + " rows").c_str(), m.rows, 1, kMaxRows);
-    if (m.rows % heads) refuse((name + " rows").c_str(), m.rows, "as many for each head");
+    if (m.rows % heads) refuse((name + " rows").c_str(), m.rows, "a multiple of the number of heads");
     const std::string scales = name + " scales";
     const int64_t scales_size = scale_bytes(m.rows, m.columns, m.group);
     const void* scales_at = m.group
@@ -125,7 +125,7 @@ void check_sizes(const dt_decoder_spec& s) {
     check_range("nope", s.nope, 1, kMaxColumns);
     check_range("value", s.value, 1, kMaxColumns);
     checked_shape(s.latent, s.rope, s.cache_kind);
-    if (s.rope % 2) refuse("rope", s.rope, "an even number: values turn in pairs");
+    if (s.rope % 2) refuse("rope", s.rope, "an even number: values are rotated in pairs");
     check_range("num_experts", s.num_experts, 1, kMaxExperts);
     check_range("top_k", s.top_k, 1, s.num_experts);
     check_range("vocabulary", s.vocabulary, 1, kMaxRows);
@@ -236,7 +236,7 @@ void check_codec(const dt_codec_spec& s) {
     check_range("vq_strides[0]", s.vq_strides[0], 1, 64);
     for (int i = 0; i < s.num_scales; ++i) {
         const int stride = s.vq_strides[i];
-        if (stride < 1 || s.vq_strides[0] % stride) refuse("a vq_stride", stride, "a part of the first");
+        if (stride < 1 || s.vq_strides[0] % stride) refuse("a vq_stride", stride, "a divisor of the first");
     }
     int64_t samples = s.vq_strides[0];
     for (int i = 0; i < s.num_blocks; ++i) {
@@ -248,7 +248,7 @@ void check_codec(const dt_codec_spec& s) {
     check_range("codebook_dim", s.codebook_dim, 1, kMost);
     check_range("latent_dim", s.latent_dim, 1, kMost);
     check_range("width", s.width, 1, kMost);
-    if (s.width % (1 << s.num_blocks)) refuse("width", s.width, "halves for every block");
+    if (s.width % (1 << s.num_blocks)) refuse("width", s.width, "a multiple of 2 to the power num_blocks");
 }
 
 }  // namespace deeptalk

@@ -1,11 +1,11 @@
-// What the library is handed, checked before anything reads it: sizes against their limits and one
-// another, spans against the sizes.
+// Checks the library's arguments before any other code reads them: sizes against limits and each
+// other, spans against sizes.
 //
-// A decoder and a codec are checked once, when they are opened; what comes out of here has typed
-// pointers, and nothing behind it asks again. A call checks its own spans, a comparison or two each.
+// A decoder and a codec are checked once, when they are opened; the results have typed pointers and
+// are not checked again. A call checks its own spans, with a comparison or two each.
 //
-// The limits keep every product of sizes below within 64 bits, and tokens x heads, tokens x top_k and
-// the parts of attention within 31.
+// The limits keep every product of sizes within 64 bits, and tokens x heads, tokens x top_k and the
+// parts of attention within 31 bits.
 #pragma once
 
 #include <cstdint>
@@ -39,7 +39,7 @@ struct Value {
 };
 void check_array(const char* what, const void* data, int64_t bytes, int64_t n, Value value);
 
-// The first n values of a span. Refused if it ends earlier or its address does not suit them.
+// The first n values of a span. Refuses a span that is shorter or whose address is not aligned.
 template <class T>
 const T* array_of(const char* what, const dt_span& span, int64_t n) {
     check_array(what, span.data, span.bytes, n, {sizeof(T), alignof(T)});
@@ -55,10 +55,10 @@ struct Matrix {
     const uint8_t *weights, *scales;
     int rows, columns, group;
 };
-// For `heads` of as many rows each.
+// For `heads` heads with the same number of rows each.
 Matrix checked_matrix(const std::string& name, const dt_matrix& matrix, int heads = 1);
 
-// Returns how many bytes a record takes. They begin where floats may.
+// Returns the bytes of a record. A record is aligned like a float.
 int64_t check_record(const dt_record& record);
 bool is_alike(const dt_record& a, const dt_record& b);
 void check_address(uint64_t record);
@@ -86,25 +86,25 @@ struct CacheShape {
     size_t row_bytes() const { return size_t(padded_width()) * (kind == kBf16Rows ? 2 : 1); }
 
   private:
-    // Whole steps of every kernel, whole cache lines.
+    // A multiple of every kernel's step and of a cache line.
     int padded(int n) const { return kind == kBf16Rows ? (n + 31) / 32 * 32 : (n + 127) / 128 * 128; }
 };
 CacheShape checked_shape(int latent, int rope, int kind);
 
-// A dt_pass whose caches hold every row that it names.
+// A checked dt_pass: its caches hold every row that it names.
 struct Pass {
     const uint8_t* shared;
     uint8_t* caches[2];
     int num_items, num_rows, position, num_shared;
     int tokens() const { return num_items * num_rows; }
 };
-// The caches have `layers` of `cache_rows` each.
+// The caches have `layers` layers of `cache_rows` rows.
 Pass checked_pass(const dt_pass& pass, const CacheShape& shape, int layers, int64_t cache_rows);
 
-// The addresses of a layer's experts, each a record of this many bytes.
+// The addresses of a layer's experts, each of a record of `record_bytes`.
 const uint64_t* addresses_of(const dt_table& table, int64_t n, int64_t record_bytes);
 
-// Everything but the weights, which are counted as they are taken.
+// Checks everything but the weights, which are counted as the codec reads them.
 void check_codec(const dt_codec_spec& spec);
 
 }  // namespace deeptalk

@@ -1,12 +1,13 @@
 // Absorbed latent attention: online softmax over blocks of cached rows.
 //
-// A block's scores are found for four heads and four rows at a time, the softmax takes all heads side
-// by side, then the latents are mixed for eight heads and two vectors at a time, so that arithmetic,
-// not loads, sets the pace. Int8 rows are scored by whole numbers, queries rounded to int8. Bfloat16 rows
-// become floats two vectors at a time, even and odd elements apart, which is cheapest; queries are
-// deinterleaved alike, and what is mixed is interleaved at the end. Where an instruction set multiplies
-// pairs of 16 bits, two rows are mixed at once, by shares of bfloat16 for bfloat16 rows and of 15 bits
-// for int8 rows. Blocks begin at the same rows for every caller: how rows were fed does not change a bit.
+// Scores of a block are computed for four heads and four rows at a time, the softmax for all heads
+// together, then the latents are mixed for eight heads and two vectors at a time, so that
+// arithmetic and not loads limits the speed. Int8 rows are scored in integers, with queries rounded
+// to int8. Bfloat16 rows become floats two vectors at a time, with even and odd elements separate,
+// which is cheapest. Queries are deinterleaved in the same way, and the mixed latents are
+// interleaved at the end. If an instruction set multiplies pairs of 16 bits, two rows are mixed at
+// once, with bfloat16 shares for bfloat16 rows and 15-bit shares for int8 rows. Blocks begin at the
+// same rows for every caller, so the way rows were fed does not change a bit.
 #pragma once
 
 #include <algorithm>
@@ -60,7 +61,7 @@ class Attention {
     static constexpr int kHeads = 4, kRows = Isa::kRows;  // of a block of scores
     static constexpr int kRowsAhead = 8;
     static constexpr int kMixHeads = Isa::kRows == 4 ? 8 : 4, kMixVectors = 2;
-    static constexpr int kParts = Rows::kScaled ? 2 : 1;  // of a row that are scored apart
+    static constexpr int kParts = Rows::kScaled ? 2 : 1;  // of a row that are scored separately
     static constexpr bool kDotsBf16 = Isa::kDotsBf16 && !Rows::kScaled;
     static constexpr bool kMixesPairs = Rows::template kMixesPairs<Isa>;
     using Float = FloatOf<Isa>;
@@ -113,15 +114,15 @@ class Attention {
     }
     const Value* values(int r, int i) const { return reinterpret_cast<const Value*>(rows_[r]) + i; }
 
-    // Nobody has asked for the cache's first block.
+    // The cache's first block has not been prefetched.
     void ask_for_rows(int first) {
         const uint8_t* line = rows_[min_of(first, num_rows_ - 1)];
         const uint8_t* end = line + kRows * call_.row_bytes;
         for (; line < end; line += 64) __builtin_prefetch(line);
     }
 
-    // A line of the next block, so that memory is read while arithmetic goes on; a block is more than
-    // a first cache holds.
+    // Prefetch a line of the next block, so that memory is read during arithmetic; a block is
+    // larger than the L1 cache.
     void prefetch() {
         __builtin_prefetch(ahead_, 0, kIntoL2);
         ahead_ += ahead_ < ahead_end_ ? 64 : 0;
@@ -134,7 +135,7 @@ class Attention {
         return scale;
     }
 
-    // A part of a query as int8, and the sums at which its dot products begin.
+    // A part of a query as int8, and the initial sums of its dot products.
     void quantise_query(int head, int part, int begin, int end) {
         const float* query = call_.queries + head * call_.width;
         Int magnitude = Isa::zero();
@@ -195,7 +196,7 @@ class Attention {
         store_scores(first_head, first_row, 0, sums);
     }
 
-    // Whole numbers below 2^24: floats hold them.
+    // Integers below 2^24, which floats hold exactly.
     void add_byte_products(int first_row, const int* heads, int part, int begin, int end,
                            Float (&floats)[kHeads][kRows]) {
         Int sums[kHeads][kRows];
@@ -223,8 +224,8 @@ class Attention {
         }
     }
 
-    // Scores to shares of the softmax for a vector of heads, and the factor by which what was mixed
-    // before shrinks.
+    // Turns scores into softmax shares for a vector of heads, and returns the factor that rescales
+    // the earlier mixed latents.
     void softmax_block(int head) {
         const Float before = is_first_ ? Isa::splat(-1e30f) : Isa::load(call_.out.maximum + head);
         Float maximum = before, total = Isa::splat(0.f), largest = total;
@@ -254,7 +255,7 @@ class Attention {
         if constexpr (kMixesPairs) pair_shares(head, largest);
     }
 
-    // Shares of two rows beside each other, 16 bits each, as `mix` wants them; a row too many is 0.
+    // Shares of two rows side by side, 16 bits each, for `mix`; a missing second row is 0.
     void pair_shares(int head, Float largest) {
         constexpr float kSteps = 32767.f;
         largest = Isa::max(largest, Isa::splat(1e-30f));
@@ -273,7 +274,7 @@ class Attention {
         }
     }
 
-    // Mixes the latents' columns from i on for some heads.
+    // Mixes the latents' columns from i on for a few heads.
     template <int kCount>
     void mix(int first_head, int i) {
         Float sums[kCount][kMixVectors] = {};
@@ -330,7 +331,7 @@ class Attention {
     }
 
     const Attend& call_;
-    int num_rows_ = 0;  // of the block in hand
+    int num_rows_ = 0;  // of the present block
     bool is_first_ = true;
     const uint8_t* rows_[kBlockRows];
     const uint8_t *ahead_ = nullptr, *ahead_end_ = nullptr;
@@ -340,7 +341,7 @@ class Attention {
     alignas(64) int32_t starts_[kParts][kAttendHeads][Isa::kLanes];
     alignas(64) float scores_[kParts][kBlockRows][kAttendHeads] = {};
     alignas(64) int32_t pairs_[kBlockRows / 2][kAttendHeads];
-    static constexpr bool kRounds = kDotsBf16 || Rows::kScaled;  // queries to a cached row's kind
+    static constexpr bool kRounds = kDotsBf16 || Rows::kScaled;  // queries, to the rows' type
     alignas(64) Value queries_[kRounds ? kAttendHeads * kMaxLatentWidth : 1];
     alignas(64) float deinterleaved_[kRounds ? 1 : kAttendHeads * kMaxLatentWidth];
 };
@@ -350,7 +351,7 @@ void attend(const Attend& call) {
     Attention<Isa, Rows>(call).run();
 }
 
-// Takes `part` into `all`, whose maximum it may raise.
+// Merges `part` into `all`; the maximum of `all` may rise.
 template <class Isa>
 void add_gathered(const Gathered& all, const Gathered& part, int heads, int latent) {
     alignas(64) float old_shares[kAttendHeads], new_shares[kAttendHeads];

@@ -1,6 +1,6 @@
 """Compiles the native CPU library: one file per instruction set, each with its own flags.
 
-Used by `pip install` (setup.py), the tests and `make sanitize`; needs nothing but a C++17 compiler.
+`pip install` (setup.py), the tests and `make sanitize` use it; it needs only a C++17 compiler.
 
     python native/cpu/build.py TARGET.so [--compiler 'aarch64-linux-gnu-g++'] [--flag=-O1 ...]
     python native/cpu/build.py PROGRAM --check    the kernels' own test program instead
@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parent
-CHECKS = ("check", "check_hostile")  # the check program's own files
+CHECKS = ("check", "check_hostile")  # only in the check program
 _AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx2 -mfma -mf16c"
 _X86_FLAGS = {
     "path_avx512_bf16": f"{_AVX512} -mavx512bf16",
@@ -29,7 +29,7 @@ _ARM_FLAGS = {
     "path_neon_i8mm": "-march=armv8.2-a+dotprod+i8mm",
     "path_neon": "-march=armv8.2-a+dotprod",
 }
-_ZIG_ARM_FLAGS = {  # zig spells it so
+_ZIG_ARM_FLAGS = {  # zig's spelling
     "path_neon_i8mm": "-mcpu=generic+v8_2a+dotprod+i8mm",
     "path_neon": "-mcpu=generic+v8_2a+dotprod",
 }
@@ -47,7 +47,7 @@ def build(
     """Compile and link the library at `target`, or a program that checks the kernels; `flags` are
     for every file and the linker.
 
-    Raises RuntimeError with the compiler's words if it fails, OSError if there is no compiler.
+    Raises RuntimeError with the compiler's messages if it fails, OSError if there is no compiler.
     """
     command = shlex.split(compiler)
     macros = _run([*command, "-dM", "-E", "-x", "c", "/dev/null"])

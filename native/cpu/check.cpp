@@ -1,9 +1,9 @@
-// The kernels against double references, without Python: what sanitizers and qemu-user run.
+// Compares the kernels with references in double, without Python: for sanitizers and qemu-user.
 //
 //     python native/cpu/build.py build/native_check --check [--compiler ...] [--flag ...]
 //
-// It calls the C interface alone, so it also links with a library that is already built. ROUNDS says
-// how long it runs; `hostile ROUNDS [PATH]` has only hostile arguments checked.
+// It calls only the C interface, so it also links with a library that is already built. ROUNDS sets
+// how long it runs; `hostile ROUNDS [PATH]` checks only hostile arguments.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -47,7 +47,7 @@ std::vector<double> rounded(const float* x, int n) {
     return out;
 }
 
-// A random matrix as kernels read it, and its values.
+// A random matrix in the kernels' layout, and its values.
 struct Stored {
     std::vector<uint8_t> weights;
     std::vector<uint16_t> halves;
@@ -99,8 +99,8 @@ void check_linear(dt_context* c, const char* path, int group) {
     }
 }
 
-// Same experts at once and a token at a time: the sum is the same to the bit, and no byte outside a
-// record is read. Their values are the Python tests' matter.
+// Runs the same experts on all tokens at once and token by token: the sums must be equal to the
+// bit, and no byte outside a record may be read. The Python tests check the values.
 void check_experts(dt_context* c, const char* path, int group) {
     const int step = group ? group : 16, width = step * (1 + below(4)), ffn_width = step * (1 + below(4));
     const int tokens = 1 + below(20), num_experts = 5, own = 2;
@@ -149,7 +149,8 @@ void check_experts(dt_context* c, const char* path, int group) {
     expect(status == DT_EXPERT_ABSENT, "an absent expert is refused", path, status);
 }
 
-// Paths that mix two rows at once round a row's share: to 8 bits for bfloat16 rows, to 15 for int8 ones.
+// Paths that mix two rows at once round a row's share: to 8 bits for bfloat16 rows, to 15 bits for
+// int8 rows.
 double attention_tolerance(const std::string& path, int kind) {
     if (kind == 0) return path == "avx512-bf16" ? 4e-3 : 2e-5;
     return path.rfind("avx512", 0) == 0 ? 2e-4 : 2e-5;
@@ -164,8 +165,8 @@ void check_attention(dt_context* c, const char* path, int kind) {
     std::vector<float> values(size_t(end * width));
     for (int i = 0; i < end; ++i) {
         float* row = &values[size_t(i) * size_t(width)];
-        // Parts of 2^n of small whole numbers, the greatest always there: both kinds hold them and
-        // their queries exactly.
+        // Small integers times 2^n, with the largest one always present: both cache types hold them
+        // and their queries exactly.
         for (int k = 0; k < width; ++k) row[k] = float(below(255) - 127) / 64.f;
         row[0] = row[latent] = 127.f / 64.f;
         const int32_t status =
@@ -215,7 +216,7 @@ void check_snake(dt_context* c, const char* path) {
     }
 }
 
-// Frames pushed in pieces of these sizes; each call's arrays are its own.
+// Pushes frames in pieces of these sizes; each call has its own arrays.
 std::vector<float> codec_sound(dt_codec* codec, const dt_codec_spec& spec, const std::vector<int>& pieces) {
     const int rates[] = {2 * spec.rates[0], 2 * spec.rates[0] * spec.rates[1]};
     std::vector<float> state(size_t(dt_codec_state_size(codec))), sound;
@@ -245,7 +246,7 @@ void check_codec(dt_context* c, const char* path) {
     spec.width = 4 * (1 + below(10)), spec.num_blocks = 2;
     spec.rates[0] = 1 + below(4), spec.rates[1] = 1 + below(4);
     spec.is_depthwise = below(2), spec.has_noise = below(2);
-    // One number of weights is right; opening reads none of them.
+    // Finds the right number of weights; opening does not read them.
     std::vector<float> weights(1 << 18);
     dt_codec* codec = nullptr;
     for (spec.weights = span(weights.data(), 0); !codec; codec = dt_codec_open(c, &spec)) spec.weights.bytes += 64;

@@ -1,6 +1,7 @@
-// What the check program's parts share.
+// Declarations that the check program's files share.
 //
-// Every buffer is its own allocation of exactly its size, so that a sanitizer sees a byte too far.
+// Every buffer is a separate allocation of exactly its size, so that a sanitizer sees an access one
+// byte outside.
 #pragma once
 
 #include <vector>
@@ -20,6 +21,6 @@ dt_room room(std::vector<T>& array) {
 // Ends the program with the claim if it does not hold.
 void expect(bool holds, const char* claim, const char* path, double found);
 
-// Sizes, lengths and addresses that no file should hold, one at a time and, `rounds` times, a few at
-// once: whatever they say, a call refuses them or stays within its arrays.
+// Tries sizes, lengths and addresses that no valid file has: one at a time, then, `rounds` times, a
+// few at once. A call must refuse them or stay within its arrays.
 void check_hostile(dt_context* c, const char* path, int rounds);

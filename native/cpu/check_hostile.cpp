@@ -1,7 +1,8 @@
-// Hostile arguments over real arrays: a small decoder of one dense and one routed layer, and a small
-// codec, with fields set to what no file should hold.
+// Hostile arguments with real arrays: a small decoder of one dense and one routed layer, and a
+// small codec, with fields set to values that no valid file has.
 //
-// A length is only ever made shorter: that an array is as long as it says is the caller's word.
+// Lengths are only made shorter: the library must trust the caller that an array has its stated
+// length.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -17,7 +18,7 @@ std::mt19937 engine(11);
 
 size_t below(size_t n) { return size_t(engine() % n); }
 
-// A field of a structure, and what it held.
+// A field of a structure and its original value.
 struct Field {
     enum Kind { kInt32, kInt64, kFloat, kSpan } kind;
     void* at;
@@ -75,7 +76,7 @@ void for_each_value(const Field& field, Try attempt) {
     }
 }
 
-// Like it for up to three fields at once, one random value each.
+// The same for up to three fields at once, with one random value each.
 template <class Try>
 void with_some(const std::vector<Field>& fields, int depth, Try attempt) {
     if (depth == 0) return attempt();
@@ -110,7 +111,7 @@ class Fields {
     std::vector<Field> fields_;
 };
 
-// Keeps arrays, each an allocation of its own.
+// Owns arrays, each in a separate allocation.
 class Arrays {
   public:
     dt_span floats(size_t n) {
@@ -143,7 +144,7 @@ class Arrays {
 
 constexpr int kTokens = 3, kLayers = 2;
 
-// Everything that opens a decoder and runs a pass, all of it right.
+// Valid arguments to open a decoder and run a pass.
 struct Decoding {
     Arrays arrays;
     dt_decoder_spec spec{};
@@ -213,7 +214,7 @@ struct Decoding {
         return l;
     }
 
-    // A record with scales of 2^-7 or 1, by whether floats or halves are read.
+    // A record whose scales read as 1 in half precision or as about 2^-7 in float.
     dt_span record(dt_record& form, int group, int ffn_width) {
         const int64_t n = int64_t(spec.width) * ffn_width, weights = group ? n / 2 : n;
         const int64_t gate_scales = group ? 2 * n / group * 2 : 2 * ffn_width * 4;
@@ -257,11 +258,11 @@ struct Decoding {
 };
 
 void expect_reason(dt_context* c, int32_t status, const char* path) {
-    expect(status >= DT_OK && status <= DT_OUT_OF_RANGE, "a call answers with a status", path, status);
+    expect(status >= DT_OK && status <= DT_OUT_OF_RANGE, "a call returns a status", path, status);
     if (status == DT_REFUSED) expect(*dt_message(c) != 0, "a refusal says why", path, status);
 }
 
-// A whole pass, whatever the calls say, then waves and a head out of turn.
+// Runs a whole pass, ignoring refusals, then waves and a head out of order.
 void run_pass(dt_context* c, dt_decoder* decoder, const char* path, Decoding& d) {
     const auto call = [&](int32_t status) { expect_reason(c, status, path); };
     dt_room ids{}, weights{};
@@ -270,7 +271,7 @@ void run_pass(dt_context* c, dt_decoder* decoder, const char* path, Decoding& d)
     call(dt_begin(decoder, &d.pass, d.row_span, d.features, d.mask_span));
     call(dt_run(decoder, d.first_stage, d.last_stage, d.table_span));
     const int32_t tokens = dt_routed(decoder, &ids, &weights, &normed);
-    expect(tokens <= d.spec.max_tokens, "no more tokens than there is room for", path, tokens);
+    expect(tokens <= d.spec.max_tokens, "no more tokens than max_tokens", path, tokens);
     call(dt_wave(decoder, d.first_stage, &d.tables[1]));
     call(dt_head(decoder, d.logit_room));
 }
@@ -282,7 +283,7 @@ void try_decoder(dt_context* c, const char* path, Decoding& d) {
     dt_decoder_close(decoder);
 }
 
-// What a decoder that nobody meddles with says.
+// Logits of the unchanged decoder.
 std::vector<float> logits_of(dt_context* c, const char* path, Decoding& d) {
     for (auto& cache : d.caches) std::fill(cache.begin(), cache.end(), uint8_t(0));  // passes wrote to them
     dt_decoder* decoder = dt_decoder_open(c, &d.spec);
@@ -290,7 +291,7 @@ std::vector<float> logits_of(dt_context* c, const char* path, Decoding& d) {
     int32_t status = dt_begin(decoder, &d.pass, d.row_span, d.features, d.mask_span);
     if (status == DT_OK) status = dt_run(decoder, 0, 2 * kLayers, d.table_span);
     if (status == DT_OK) status = dt_head(decoder, d.logit_room);
-    expect(status == DT_OK, "a decoder with nothing wrong runs", path, status);
+    expect(status == DT_OK, "a valid decoder runs", path, status);
     dt_decoder_close(decoder);
     return d.logits;
 }
@@ -311,7 +312,7 @@ void check_decoder(dt_context* c, const char* path, int group, int kind, int rou
     std::vector<Field> all = d.opening();
     for (const Field& field : d.calling()) all.push_back(field);
     for (int i = 0; i < rounds; ++i) with_some(all, 1 + int(below(3)), attempt);
-    expect(logits_of(c, path, d) == expected, "hostile calls leave nothing behind", path, group);
+    expect(logits_of(c, path, d) == expected, "hostile calls do not change later results", path, group);
 }
 
 // ---- the codec ---------------------------------------------------------------------------------
@@ -340,7 +341,7 @@ struct Coding {
         call.noise[0] = arrays.floats(frames * 6), call.noise[1] = arrays.floats(frames * 12);
     }
 
-    // One number is right; opening reads none of them.
+    // Finds the right number of weights; opening does not read them.
     int64_t num_weights(dt_context* c) {
         std::vector<float> room_for_many(1 << 14);
         dt_codec* codec = nullptr;

@@ -1,5 +1,5 @@
-// A frame goes through all layers at once, a piece of frames at a time; `decode` reads like the law in
-// export/graphs/codec.py.
+// Each piece of a few frames runs through all layers before the next piece; `decode` has the
+// structure of export/graphs/codec.py.
 #include "codec.h"
 
 #include <algorithm>
@@ -11,7 +11,7 @@ namespace deeptalk {
 
 constexpr int kPieceFrames = 4;  // decoded at once: bounds the memory
 constexpr int kMaxFrames = 1 << 20;  // of one call
-constexpr int kSliceRows = 64;   // of a product: they stay in the second cache for all its columns
+constexpr int kSliceRows = 64;   // of a product: they stay in the L2 cache for all its columns
 constexpr int kDilations[] = {1, 3, 9};
 constexpr size_t kLineFloats = 16;
 constexpr int64_t kNever = int64_t(1) << 40;  // frames
@@ -77,14 +77,14 @@ Codec::Codec(dt_context& context, const dt_codec_spec& spec)
     state_size_ += size_t(history) * channels;
     last_weights_ = take(size_t(kCodecTaps) * channels);
     last_bias_ = take(1);
-    if (next_ != end_) refuse("bytes of weights", spec.weights.bytes, "those of the codec's sizes, and no more");
+    if (next_ != end_) refuse("bytes of weights", spec.weights.bytes, "exactly those of the codec's sizes");
     check_range("values between two layers", int64_t(values) * kPieceFrames, 1, kMostValues);
     for (Rows* buffer : {&x_[0], &x_[1], &snaked_[0], &snaked_[1], &between_}) {
         buffer->reserve(kept, values * kPieceFrames);
     }
 }
 
-// The next n weights; every array begins at a cache line.
+// Returns the next n weights; every array begins at a cache line.
 const float* Codec::take(size_t n) {
     const size_t left = size_t(end_ - next_);
     if (left < rounded_up(n, kLineFloats)) refuse("bytes of weights", spec_.weights.bytes, "more");
@@ -194,7 +194,7 @@ void Codec::decode(const Frames& frames, int first_frame) {
             past = with_history(snaked, 2 * reach, channels);
             apply(block.units[unit].wide, past, num_rows(), {nullptr, nullptr, nullptr, between});
             const float* skip = with_history(x, reach, channels);
-            float* y = unit < 2 ? other_x : nullptr;  // the next block takes the snake alone
+            float* y = unit < 2 ? other_x : nullptr;  // the next block reads only the snake
             apply(block.units[unit].point, between, num_rows(), {skip, nullptr, y, snaked});
             clock_.delay += reach;
             silence_outside(other_x, channels);
@@ -214,7 +214,7 @@ void Codec::decode(const Frames& frames, int first_frame) {
     silence_outside(pcm, 1);
 }
 
-// The codebook rows of all scales beside one another, (rows, scales x codebook_dim).
+// Puts the codebook rows of all scales side by side, (rows, scales x codebook_dim).
 void Codec::look_up(const int64_t* codes, float* rows) const {
     const int stride = spec_.vq_strides[0], width = spec_.codebook_dim;
     for (int frame = 0; frame < num_frames_; ++frame) {
@@ -232,7 +232,7 @@ void Codec::look_up(const int64_t* codes, float* rows) const {
     }
 }
 
-// `x` is the first row that the first output sees.
+// `x` is the first input row of the first output.
 void Codec::apply(const Layer& layer, const float* x, int rows, const Ending& ending) {
     const size_t channels = size_t(layer.channels), columns = size_t(layer.columns);
     const size_t tap_step = size_t(layer.dilation) * channels;
@@ -269,8 +269,8 @@ void Codec::apply(const Layer& layer, const float* x, int rows, const Ending& en
     });
 }
 
-// Puts the last samples of the calls before in front of the rows and keeps the rows' own last ones;
-// returns where the history begins.
+// Copies the last samples of earlier calls in front of the rows and saves the last samples of these
+// rows; returns the start of the history.
 const float* Codec::with_history(float* rows, int samples, int channels) {
     const size_t size = size_t(samples) * size_t(channels);
     float* begin = rows - size;
@@ -280,7 +280,7 @@ const float* Codec::with_history(float* rows, int samples, int channels) {
     return begin;
 }
 
-// Zeroes what lies before the first sample or behind the last one on the clock.
+// Zeroes samples before the first or after the last sample of the utterance.
 void Codec::silence_outside(float* rows, int channels) const {
     const int64_t first = position_ * clock_.rate - clock_.delay;
     const int64_t begin = std::clamp<int64_t>(-first, 0, num_rows());

@@ -1,8 +1,8 @@
-// SNAC's streaming decoder in float32, by the law of export/graphs/codec.py: a convolution keeps the samples
-// to its left and gives its output late by those to its right.
+// SNAC's streaming decoder in float32, like export/graphs/codec.py: a convolution keeps the samples
+// to its left, and its right-hand samples delay its output.
 //
-// Values are time-major, (samples, channels). What is kept lies in one state that the caller carries,
-// as large as the graph's: a decoder is nobody's stream.
+// Values are time-major, (samples, channels). The caller keeps the state of a stream, which is as
+// large as the graph's; the decoder itself holds no stream.
 #pragma once
 
 #include <vector>
@@ -13,7 +13,7 @@ namespace deeptalk {
 
 class Codec {
   public:
-    // Throws Refusal if a size cannot be, or the weights are not as many as the sizes ask for.
+    // Throws Refusal if a size is impossible, or the number of weights does not match the sizes.
     Codec(dt_context& context, const dt_codec_spec& spec);
 
     dt_context& context() { return context_; }
@@ -21,12 +21,12 @@ class Codec {
     int32_t run(const dt_codec_call& call);
 
   private:
-    // A product of `taps` rows of `channels`, `dilation` apart, or the same channel by channel.
+    // A product of `taps` rows of `channels`, `dilation` apart, or a depthwise one.
     struct Layer {
         int taps, dilation, channels, columns;
         bool is_depthwise;
         const float* weights;
-        BiasSnake bias_snake;  // alpha and inverse are those of the snake behind it, if there is one
+        BiasSnake bias_snake;  // alpha and inverse of the following snake, if there is one
     };
     struct Unit {
         Layer wide, point;
@@ -35,21 +35,21 @@ class Codec {
         Layer up, noise;
         Unit units[3];
     };
-    // What becomes of a layer's sums; null leaves it out.
+    // Outputs computed from a layer's sums; null leaves one out.
     struct Ending {
         const float* skip;
         const float* gain;
         float* y;
         float* snaked;
     };
-    // Rows of values, and before them room for the history.
+    // Rows of values, with space for the history before them.
     struct Rows {
         std::vector<float> room;
         float* first = nullptr;
         void reserve(size_t history, size_t values);
     };
     struct Clock {
-        int rate, delay;  // in samples for each frame, and samples
+        int rate, delay;  // in samples per frame, and in samples
     };
 
     const float* take(size_t n);
@@ -57,7 +57,7 @@ class Codec {
     Layer take_wide(int dilation, int channels, bool has_snake);
     BiasSnake take_bias_snake(int columns, bool has_snake);
 
-    // A call's arrays, each as long as its frames.
+    // A call's arrays, each sized by its frames.
     struct Frames {
         const int64_t* codes;
         const float *noise[DT_CODEC_MOST], *state;
@@ -73,7 +73,7 @@ class Codec {
 
     dt_context& context_;
     const dt_codec_spec spec_;
-    const float *next_, *end_;  // weights not taken yet
+    const float *next_, *end_;  // weights not read yet
     std::vector<const float*> tables_;
     Layer latent_{}, deep_{}, first_{};
     std::vector<Block> blocks_;
@@ -82,7 +82,7 @@ class Codec {
     int frame_codes_ = 0, frame_samples_ = 0;
     Rows x_[2], snaked_[2], between_, noise_;
 
-    // Of the call at hand.
+    // Of the present call.
     Clock clock_{};
     int num_frames_ = 0;
     int64_t position_ = 0, length_ = 0;

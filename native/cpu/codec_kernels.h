@@ -1,8 +1,8 @@
-// SNAC's kernels, written once over an instruction set's lanes. Values lie time-major: a row is one
-// sample's channels, so every convolution is a product of rows and all kernels run along channels.
+// SNAC's kernels, written once for every instruction set. Values are time-major: a row holds one
+// sample's channels, so every convolution is a product of rows, and all kernels run along channels.
 //
-// An output is summed in one order, whatever rows stand beside it: any cut of the stream and any
-// number of threads give the same samples to the bit.
+// The order of an output's sum does not depend on other rows: any cut of the stream and any number
+// of threads give the same samples to the bit.
 #pragma once
 
 #include "kernels.h"
@@ -57,7 +57,7 @@ void convolve_rows(const Convolution& c, int row, int column) {
 
 template <class Isa>
 void convolve(const Convolution& c) {
-    // As many sums as registers hold beside a panel's weights.
+    // The number of sums that fit the registers together with a panel's weights.
     constexpr int kVectors = Isa::kLanes == 4 ? 4 : 2, kRows = 4 * Isa::kRows / kVectors;
     int column = 0;
     for (; c.columns - column > Isa::kLanes; column += kVectors * Isa::kLanes) {

@@ -1,4 +1,4 @@
-// What a call needs: a path, threads, and room that is kept between calls.
+// The state of calls: a kernel path, threads, and buffers that are kept between calls.
 #pragma once
 
 #include <string>
@@ -9,19 +9,20 @@
 
 namespace deeptalk {
 
-constexpr int kTileTokens = 64;  // of one call of a tile: their results stay in a cache
+constexpr int kTileTokens = 64;  // of one call of a tile: their results stay in the cache
 constexpr int kFewRows = 16;
-// The rows of a tile: a few read memory as an even stream, many use activations again.
+// The rows of a tile: with few rows memory is read as an even stream, with many rows activations
+// are reused.
 inline int tile_rows_of(int tokens) { return tokens < 8 ? kFewRows : kTileRows; }
 
 inline int kind_of_group(int group) {
     return group == 0 ? kInt8 : group == 32 ? kInt4x32 : group == 64 ? kInt4x64 : kInt4x128;
 }
 
-// Rows of activations as a path wants them; grows to the largest call.
+// Rows of activations in a path's layout; grows to the largest call.
 class Quantised {
   public:
-    // Room for (rows, columns).
+    // Makes space for (rows, columns).
     QuantisedRows reserve(const Path& path, int rows, int columns);
 
   private:
@@ -29,7 +30,7 @@ class Quantised {
     std::vector<float> scales_;
 };
 
-// One expert or MLP and the tokens that it serves.
+// One expert or MLP and its tokens.
 struct Unit {
     const uint8_t* record;
     int first, count;  // in the lists of tokens and weights
@@ -84,19 +85,19 @@ struct Choices {
     const float* weights;
     int top_k;
 };
-// A choice of weight 0 asks for nothing.
+// A choice of weight 0 is skipped.
 int num_wanted(int tokens, const Choices& choices);
-// Where the records of a layer lie, as long as its form says. `own` are those that every token takes, with weight 1, behind the
-// last of its experts.
+// The addresses of a layer's records. `own` are the records that every token uses with weight 1,
+// after its experts.
 struct Records {
-    const dt_record& form;  // of all of them
+    const dt_record& form;  // of all records
     const uint64_t* table;  // 0 where an expert is absent
     int num_experts;
     const uint64_t* own;
     int num_own;
 };
-// Adds the experts that are present to y (tokens, width), `own` once none of the `num_left` choices
-// that were still to be met is left.
+// Adds the present experts to y (tokens, width), and `own` when none of the `num_left` remaining
+// choices is left.
 int32_t add_experts(dt_context& c, const Records& records, const float* x, int tokens,
                     const Choices& choices, float* y, int* num_left);
 

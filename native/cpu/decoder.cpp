@@ -1,6 +1,7 @@
-// The decoder, a stage at a time: a layer up to its router, then its experts.
+// The decoder in stages: a layer up to its router, then its experts.
 //
-// Attention is absorbed (export/graphs/decoder.py has the algebra); the softmax scale stands in the queries.
+// Attention is absorbed (export/graphs/decoder.py has the algebra); the softmax scale is in the
+// queries.
 #include "decoder.h"
 
 #include <algorithm>
@@ -12,7 +13,7 @@
 namespace deeptalk {
 namespace {
 
-constexpr float kLatentNormEpsilon = 1e-6f;  // spec.LATENT_NORM_EPS: whatever norm_epsilon says
+constexpr float kLatentNormEpsilon = 1e-6f;  // spec.LATENT_NORM_EPS, not norm_epsilon
 
 // sum (columns) += a row of the matrix.
 void add_row(const Matrix& m, int64_t row, float* sum) {
@@ -138,7 +139,7 @@ int32_t Decoder::attend_and_add(const Layer& l, int layer) {
             return DT_NOT_FINITE;
         }
     }
-    // Queries: key_up of what does not turn, then what does, both scaled.
+    // Queries: key_up of the part without rotation, then the rotary part, both scaled.
     const size_t query_row = size_t(heads) * size_t(padded);
     status = absorb(l.key_up, row, query_row);
     if (status != DT_OK) return status;
@@ -162,7 +163,7 @@ int32_t Decoder::attend_and_add(const Layer& l, int layer) {
     return status;
 }
 
-// queries = key_up times the heads' nope parts, which stand in a row of qkv side by side.
+// queries = key_up times the heads' nope parts, which are side by side in a row of qkv.
 int32_t Decoder::absorb(const Matrix& key_up, size_t qkv_row, size_t query_row) {
     const int heads = spec_.heads;
     const QuantisedRows rows = c_.linear_room.reserve(c_.path, tokens_ * heads, spec_.nope);
@@ -179,7 +180,7 @@ int32_t Decoder::absorb(const Matrix& key_up, size_t qkv_row, size_t query_row) 
     return DT_OK;
 }
 
-// All heads' queries and the one key, rope values each with its halves apart.
+// Rotates all heads' queries and the one key, `rope` values each, in two halves.
 void Decoder::rotate(float* ropes, int position) const {
     const int half = spec_.rope / 2;
     for (int i = 0; i < half; ++i) {
@@ -195,7 +196,7 @@ void Decoder::rotate(float* ropes, int position) const {
     }
 }
 
-// Nothing reads the other rows of the last layer any more.
+// No later stage reads the last layer's other rows.
 void Decoder::keep_last_rows() {
     const size_t width = size_t(spec_.width);
     for (int item = 0; item < pass_.num_items; ++item) {
@@ -212,7 +213,7 @@ void Decoder::norm_rows(const std::vector<float>& x, const float* weight) {
     }
 }
 
-// Softmax over all experts, then the best `top_k` of them, the lower id first among equals.
+// Softmax over all experts, then the best `top_k`; of equal ones the lower id first.
 void Decoder::choose(const float* router) {
     const int experts = spec_.num_experts, top_k = spec_.top_k;
     const size_t width = size_t(spec_.width);
@@ -248,12 +249,12 @@ int32_t Decoder::add_wave(int layer, const dt_table& table) {
     const int num_experts = l.router ? spec_.num_experts : 0;
     const uint64_t* addresses = addresses_of(table, num_experts, l.record_bytes);
     if (has_own_) return DT_OK;
-    // One pass where all records are alike; own records of another form take a second pass.
+    // One pass if all records have one form; own records of another form need a second pass.
     const bool in_one_pass = is_alike(l.record, l.own_record);
     const int num_own = int(l.own_mlps.size());
     const Records records{l.record, addresses, num_experts, l.own_mlps.data(), in_one_pass ? num_own : 0};
     const Choices choices{ids_.data(), weights_.data(), l.router ? spec_.top_k : 0};
-    const int wanted = num_wanted(tokens_, choices);  // the caller may have dropped some
+    const int wanted = num_wanted(tokens_, choices);  // the caller may have dropped choices
     int num_left = wanted - served_;
     int32_t status = add_experts(c_, records, normed_.data(), tokens_, choices, x_.data(), &num_left);
     served_ = wanted - num_left;

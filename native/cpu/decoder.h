@@ -8,7 +8,7 @@ namespace deeptalk {
 
 class Decoder {
   public:
-    // Throws Refusal if a size or an array cannot be.
+    // Throws Refusal if a size or an array is impossible.
     Decoder(dt_context& c, const dt_decoder_spec& spec);
 
     dt_context& context() const { return c_; }
@@ -36,14 +36,14 @@ class Decoder {
     void choose(const float* router);
 
     dt_context& c_;
-    const dt_decoder_spec spec_;  // its sizes; the arrays are the model's
+    const dt_decoder_spec spec_;  // only sizes are used; the model has the arrays
     const Model model_;
     const CacheShape shape_;
     Pass pass_{};
-    int tokens_ = 0;  // under way: the last layer ends with one for each item
-    int served_ = 0;        // choices of the last router that experts have answered
-    bool has_own_ = false;  // the layer's own MLPs are added, which come behind all experts
-    // (tokens, ...): the residual stream, and what one layer makes of it.
+    int tokens_ = 0;  // in the present pass: one per item after the last layer
+    int served_ = 0;        // choices of the last router whose experts have run
+    bool has_own_ = false;  // whether the layer's own MLPs are added, which follow all experts
+    // (tokens, ...): the residual stream and one layer's intermediate values.
     std::vector<float> x_, normed_, qkv_, queries_, mixed_, values_, weights_, shares_, row_;
     std::vector<int64_t> ids_;
 };

@@ -1,12 +1,12 @@
-/* The native CPU backend's C interface: what ctypes binds (runtime/backends/cpu/library.py).
+/* The CPU backend's C interface, which runtime/backends/cpu/library.py binds by ctypes.
  *
  * Letters: B items, T rows of each, N = B T tokens, K codebooks, C model width, E experts, k experts
  * of a token, V vocabulary. Arrays are dense and row-major. Every call belongs to one context and
  * one thread at a time. Memory is the caller's and must outlive its use.
  *
- * Every array comes as a span, a pointer with its length. A call refuses sizes that do not agree and
- * spans that end too early, before it reads or writes any of them: arguments.h. Spans may be longer than
- * what is read.
+ * Every array is passed as a span, a pointer with its length. A call refuses sizes that do not agree and
+ * spans that are too short, before it reads or writes any of them: arguments.h. Spans may be longer than
+ * needed.
  */
 #ifndef DEEPTALK_CPU_H
 #define DEEPTALK_CPU_H
@@ -27,7 +27,7 @@ enum dt_status {
     DT_OUT_OF_RANGE = 4   /* an id is outside its table */
 };
 
-/* An array to read, or one to write (dt_room). Null is an array that is left out. */
+/* An array to read, or one to write (dt_room). Null means that the array is left out. */
 typedef struct {
     const void* data;
     int64_t bytes;
@@ -45,16 +45,16 @@ typedef struct {
     int32_t group; /* 32, 64 or 128 weights share an int4 scale; 0 for int8 */
 } dt_matrix;
 
-/* A packed expert record: expert_record.py is its definition. */
+/* A packed expert record, as expert_record.py defines it. */
 typedef struct {
     int32_t width, ffn_width, group;
     int64_t gate_up, down, gate_up_scales, down_scales; /* byte offsets */
 } dt_record;
 
-/* Where experts of a layer lie: the address of each one's record, 0 where it is absent. */
+/* The addresses of the records of a layer's experts, 0 for absent ones. */
 typedef struct {
     dt_span addresses;    /* uint64 */
-    int64_t record_bytes; /* from each address on */
+    int64_t record_bytes; /* readable at each address */
 } dt_table;
 
 typedef struct {
@@ -66,7 +66,7 @@ typedef struct {
     dt_matrix out;      /* heads x value to C */
     dt_span attention_norm, latent_norm, mlp_norm; /* float32 */
     dt_span router;   /* float32 (E, C); null in a dense layer */
-    dt_span own_mlps; /* dt_span each: records that every token takes, shared experts or the MLP */
+    dt_span own_mlps; /* dt_span each: records that every token uses, shared experts or the MLP */
 } dt_layer;
 
 typedef struct {
@@ -100,11 +100,11 @@ typedef struct {
     int32_t codebook_size, codebook_dim, latent_dim, width;
     int32_t num_blocks, rates[DT_CODEC_MOST];
     int32_t is_depthwise, has_noise;
-    dt_span weights; /* float32, as many as the sizes ask for */
+    dt_span weights; /* float32, their number given by the sizes */
 } dt_codec_spec;
 
 /* One call of the codec's stream: docs/bundle.md, `codec`. `state` (S) is zeros at the beginning of an
- * utterance, then the `next_state` of the call before; the two may be one array. */
+ * utterance, then the `next_state` of the last call; the two may be one array. */
 typedef struct {
     dt_span codes; /* int64 (num_frames, codes of a frame) */
     int32_t num_frames;
@@ -118,15 +118,15 @@ typedef struct dt_context dt_context;
 typedef struct dt_decoder dt_decoder;
 typedef struct dt_codec dt_codec;
 
-/* The kernel paths of this build that this processor can run, the best one first; null behind the
+/* The kernel paths of this build that this processor can run, the best one first; null after the
  * last. */
 DT_API const char* dt_path_name(int32_t index);
 
 DT_API dt_context* dt_open(int32_t path, int32_t threads);
 DT_API void dt_close(dt_context*);
-/* Threads that compute: fewer than were asked for where the system refuses more. */
+/* Threads that compute: fewer than requested if the system refuses more. */
 DT_API int32_t dt_threads(const dt_context*);
-/* What the last refusal was about. */
+/* The message of the last refusal. */
 DT_API const char* dt_message(const dt_context*);
 
 /* y (N, heads x rows) from x (N, heads x columns): each head has its own `rows / heads` rows. */
@@ -138,19 +138,19 @@ DT_API int32_t dt_linear(dt_context*, const dt_matrix*, int32_t heads, dt_span x
 DT_API int32_t dt_moe(dt_context*, const dt_record*, const dt_table*, int32_t num_own, dt_span x,
                       int32_t tokens, dt_span ids, dt_span weights, int32_t top_k, dt_room y);
 
-/* Bytes of one cached row; parts are padded as `attend` wants them. Negative if refused. */
+/* Bytes of one cached row; parts are padded for `attend`. Negative if refused. */
 DT_API int64_t dt_cache_row_bytes(dt_context*, int32_t latent, int32_t rope, int32_t cache_kind);
 DT_API int32_t dt_cache_write(dt_context*, int32_t latent, int32_t rope, int32_t cache_kind, dt_span row,
                               dt_room place);
-/* mixed (B T, heads, latent) from queries (B T, heads, latent + rope), scaled; row t of an item sees
- * the cache up to position + t, which is written already. */
+/* mixed (B T, heads, latent) from queries (B T, heads, latent + rope), scaled; row t of an item
+ * attends to the cache up to position + t, which the caller has written. */
 DT_API int32_t dt_attend(dt_context*, int32_t heads, int32_t latent, int32_t rope, int32_t cache_kind,
                          const dt_pass*, dt_span queries, dt_room mixed);
 
 /* y = x + sin(alpha x)^2 / alpha for x (channels, samples). */
 DT_API int32_t dt_snake(dt_context*, dt_span x, dt_span alpha, int32_t channels, int32_t samples,
                         dt_room y);
-/* Reads all bytes with all threads; the result only keeps compilers from leaving it out. */
+/* Reads all bytes with all threads; the result only keeps compilers from removing the reads. */
 DT_API int64_t dt_read(dt_context*, dt_span bytes);
 
 /* Null if refused. The layers are copied, the arrays that they name are not. */
@@ -162,21 +162,21 @@ DT_API int32_t dt_begin(dt_decoder*, const dt_pass*, dt_span rows, dt_span featu
 /* Run stages [first, last): 2 L is layer L up to its router, 2 L + 1 its experts. `tables` has one
  * dt_table per layer, each of E addresses. The last layer's MLP runs for the last row of each item. */
 DT_API int32_t dt_run(dt_decoder*, int32_t first, int32_t last, dt_span tables);
-/* One wave of a layer's experts: those of the table, absent ones left for other waves, which come in
- * ascending order of ids. The wave that meets the last choice adds the layer's own MLPs as well; stage
- * 2 L + 1 of dt_run then finds nothing left to do. */
+/* Runs one wave of a layer's experts: those in the table. Absent ones belong to other waves; waves are in
+ * ascending order of ids. The wave with the last choice also adds the layer's own MLPs, and stage
+ * 2 L + 1 of dt_run then does nothing. */
 DT_API int32_t dt_wave(dt_decoder*, int32_t layer, const dt_table*);
-/* What the last router made of the tokens still under way: ids (int64) and weights (float32) (N, k), and
- * what the experts will see, float32 (N, C). The places never change and have room for the most tokens;
- * what they hold is valid until the next call. Returns N. */
+/* The last router's results for the N tokens of the pass: ids (int64) and weights (float32) (N, k), and
+ * the experts' input, float32 (N, C). The addresses never change and have space for the most tokens;
+ * the values are valid until the next call. Returns N. */
 DT_API int32_t dt_routed(dt_decoder*, dt_room* ids, dt_room* weights, dt_span* normed);
 /* Logits, float32 (B, V), of the last row of each item. */
 DT_API int32_t dt_head(dt_decoder*, dt_room logits);
 
-/* Null if refused. The weights are not copied: export/packed/cpu_codec.py says how they lie. */
+/* Null if refused. The weights are not copied; export/packed/cpu_codec.py defines their layout. */
 DT_API dt_codec* dt_codec_open(dt_context*, const dt_codec_spec*);
 DT_API void dt_codec_close(dt_codec*);
-/* How many float32 a state holds. */
+/* The number of float32 values in a state. */
 DT_API int64_t dt_codec_state_size(const dt_codec*);
 DT_API int32_t dt_codec_run(dt_codec*, const dt_codec_call*);
 

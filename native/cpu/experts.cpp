@@ -1,7 +1,7 @@
-// Routed and shared experts over records where they lie: out += weight * down(silu(gate x) * up x).
+// Routed and shared experts, read in place: out += weight * down(silu(gate x) * up x).
 //
-// Tokens are grouped by expert. Each expert's gate and up rows are one pass over its record, its down
-// rows another; threads share rows, never a sum, so the result does not depend on their number.
+// Tokens are grouped by expert. An expert's gate and up rows are one pass over its record, its down
+// rows another. Threads divide rows, never a sum, so the result does not depend on their number.
 #include <algorithm>
 
 #include "context.h"
@@ -9,11 +9,11 @@
 namespace deeptalk {
 namespace {
 
-constexpr int kPanelRows = 1408;  // of gate or up at most: what they leave of 64 tokens stays in a cache
+constexpr int kPanelRows = 1408;  // most rows of gate or up: the results for 64 tokens stay in the cache
 
-// Lists the tokens of every expert that is present, ascending by id; with them all choices left are
-// met, then all tokens for each record of `own`. Returns the number of choices met, or -1 if an id is
-// out of range.
+// Lists the tokens of every present expert, ascending by id. If no choice is left after them, it
+// also lists all tokens for each record of `own`. Returns the number of choices met, or -1 if an id
+// is out of range.
 int group_tokens(ExpertRoom& room, const Records& records, int tokens, const Choices& choices,
                  int num_left) {
     const int num_choices = tokens * choices.top_k, num_experts = records.num_experts;
@@ -53,7 +53,7 @@ int group_tokens(ExpertRoom& room, const Records& records, int tokens, const Cho
     return served;
 }
 
-// Whole tiles, as many as leave every thread four panels to take.
+// Whole tiles, sized so that every thread has four panels.
 int panel_rows_of(int ffn_width, int num_units, int threads) {
     const int wanted = (4 * threads + num_units - 1) / std::max(num_units, 1);
     const int tiles = (ffn_width + kFewRows - 1) / kFewRows;
@@ -65,8 +65,8 @@ class Experts {
     Experts(dt_context& c, const dt_record& record)
         : c_(c), room_(c.experts), record_(record), kind_(kind_of_group(record.group)) {}
 
-    // hidden = silu(gate x) * up x for a panel of a unit's gate rows and the same up rows: one behind the
-    // other, for two long streams are read faster than turns of a tile.
+    // hidden = silu(gate x) * up x for a panel of a unit's gate rows and the same up rows. Gate is
+    // read before up, because two long streams are faster than alternating tiles.
     void gate_up(const Unit& unit, int begin, int end, const QuantisedRows& x) const {
         alignas(64) float gates[kPanelRows * kTileTokens], up[kTileRows * kTileTokens];
         const int width = record_.ffn_width, tile_rows = tile_rows_of(unit.count);
@@ -91,7 +91,7 @@ class Experts {
         }
     }
 
-    // Add the rows [begin, end) of a unit's down times its hidden rows to y.
+    // y += rows [begin, end) of a unit's down times its hidden rows.
     void add_down(const Unit& unit, int begin, int end, const QuantisedRows& hidden, float* y) const {
         alignas(64) float out[kTileTokens * kTileRows];
         const int tile_rows = tile_rows_of(unit.count);

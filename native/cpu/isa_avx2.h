@@ -11,7 +11,8 @@ template <bool kVnni>
 struct Avx2 {
     static constexpr int kBytes = 32, kLanes = 8, kRows = 2, kTokens = 4;
     static constexpr size_t kAhead = kUsualAhead, kFarAhead = 0;
-    // Without VNNI, 16-bit sums would overflow on unsigned int8 weights: signs move to the other side.
+    // Without VNNI, 16-bit sums would overflow with unsigned int8 weights: use absolute weights and
+    // move their signs to the activations.
     static constexpr int kBias4 = 8, kBias8 = kVnni ? 128 : 0;
     static constexpr bool kDotsBf16 = false, kDotsInt16 = false;
     using Float = __m256;
@@ -43,7 +44,8 @@ struct Avx2 {
         const __m256 abcd = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
         _mm_storeu_ps(p, _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1)));
     }
-    // Two vectors of bfloat16, dealt out: the even ones, then the odd ones, an instruction each.
+    // Two vectors of bfloat16 as floats: the even elements, then the odd ones, one instruction
+    // each.
     static Two bf16_deinterleaved(const uint16_t* p) {
         const Int both = load_bytes(p);
         return {_mm256_castsi256_ps(_mm256_slli_epi32(both, 16)),
@@ -63,7 +65,7 @@ struct Avx2 {
     static void half_to_float(const uint16_t* p, float* out) {
         _mm256_storeu_ps(out, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
     }
-    // The next numbers, each `kTimes` times.
+    // Loads the next numbers and repeats each `kTimes` times.
     template <int kTimes>
     static Float repeat(const float* p) {
         if constexpr (kTimes == 1) return load(p);
@@ -71,7 +73,7 @@ struct Avx2 {
         const Float four = _mm256_castps128_ps256(_mm_loadu_ps(p));
         return _mm256_permutevar8x32_ps(four, _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3));
     }
-    // The next `kSpans` numbers, over and over.
+    // Loads the next `kSpans` numbers and repeats the sequence.
     template <int kSpans>
     static Float in_turns(const float* p) {
         if constexpr (kSpans == 1) return splat(*p);
@@ -97,7 +99,7 @@ struct Avx2 {
         return {_mm256_xor_si256(load_bytes(p), shift),
                 _mm256_xor_si256(load_bytes(p + kBytes), shift)};
     }
-    // Of `kSpans` int4 groups, lanes in turns.
+    // Scales of `kSpans` int4 groups, in turn by lane.
     template <int kSpans>
     static Pair weights4(const uint8_t* p) {
         const Int low = _mm256_set1_epi8(0x0f), eight = _mm256_set1_epi8(8);

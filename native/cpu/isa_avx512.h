@@ -1,6 +1,6 @@
-// AVX-512 with VNNI: 64 bytes of weights a step. `kBf16` also uses the bfloat16 dot product; `kIsIntel`
-// asks for memory as Intel's cores want it: into the second cache first, for the first one's few line
-// buffers fill up with lines from memory (a step takes 5 % longer, on two threads 13).
+// AVX-512 with VNNI: 64 bytes of weights a step. `kBf16` also uses the bfloat16 dot product.
+// `kIsIntel` prefetches into the L2 cache first, because on Intel's cores lines from memory fill up
+// the few line buffers of L1: without it a step takes 5 % longer, on two threads 13 %.
 #pragma once
 
 #include <immintrin.h>
@@ -13,7 +13,7 @@ template <bool kBf16, bool kIsIntel = false>
 struct Avx512 {
     static constexpr int kBytes = 64, kLanes = 16, kRows = 4, kTokens = 4;
     static constexpr size_t kAhead = kIsIntel ? 512 : kUsualAhead, kFarAhead = kIsIntel ? 8192 : 0;
-    // vpdpbusd wants one unsigned side: weights are shifted up and the sums begin lower.
+    // vpdpbusd needs one unsigned operand: weights are shifted up, and the sums begin lower.
     static constexpr int kBias4 = 8, kBias8 = 128;
     static constexpr bool kDotsBf16 = kBf16, kDotsInt16 = true;
     using Float = __m512;
@@ -43,7 +43,8 @@ struct Avx512 {
             _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps(abcd, 1));
         _mm_storeu_ps(p, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
     }
-    // Two vectors of bfloat16, dealt out: the even ones, then the odd ones, an instruction each.
+    // Two vectors of bfloat16 as floats: the even elements, then the odd ones, one instruction
+    // each.
     static Two bf16_deinterleaved(const uint16_t* p) {
         const Int both = _mm512_loadu_si512(p);
         return {_mm512_castsi512_ps(_mm512_slli_epi32(both, 16)),
@@ -67,7 +68,7 @@ struct Avx512 {
         const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
         _mm512_storeu_ps(out, _mm512_cvtph_ps(halves));
     }
-    // The next numbers, each `kTimes` times.
+    // Loads the next numbers and repeats each `kTimes` times.
     template <int kTimes>
     static Float repeat(const float* p) {
         if constexpr (kTimes == 1) return load(p);
@@ -76,7 +77,7 @@ struct Avx512 {
         const Int lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
         return _mm512_permutexvar_ps(_mm512_srli_epi32(lanes, kTimes == 2 ? 1 : 2), some);
     }
-    // The next `kSpans` numbers, over and over.
+    // Loads the next `kSpans` numbers and repeats the sequence.
     template <int kSpans>
     static Float in_turns(const float* p) {
         if constexpr (kSpans == 1) return splat(*p);
@@ -103,7 +104,7 @@ struct Avx512 {
         return {_mm512_xor_si512(_mm512_loadu_si512(p), sign),
                 _mm512_xor_si512(_mm512_loadu_si512(p + kBytes), sign)};
     }
-    // Of `kSpans` int4 groups, lanes in turns.
+    // Scales of `kSpans` int4 groups, in turn by lane.
     template <int kSpans>
     static Pair weights4(const uint8_t* p) {
         const Int low = _mm512_set1_epi8(0x0f), eight = _mm512_set1_epi8(8);
@@ -120,7 +121,8 @@ struct Avx512 {
         return {_mm512_and_si512(both, low),
                 _mm512_ternarylogic_epi32(_mm512_srli_epi16(both, 4), low, eight, 0x6a)};
     }
-    // Assembly, for GCC 12 moves every sum to and fro around the intrinsics; `dot_words` the same.
+    // Assembly, because GCC 12 copies every sum before and after the intrinsics; also in
+    // `dot_words`.
     static Int dot(Int sum, Pair w, Pair q) {
         add_bytes(sum, w.a, q.a);
         add_bytes(sum, w.b, q.b);
@@ -137,7 +139,7 @@ struct Avx512 {
     static Int words(const int8_t* p) {
         return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
     }
-    // Words of the same number side by side: the first 16 of both, then the others.
+    // Interleaves the words of both: the first 16, then the others.
     static Pair interleave(Int a, Int b) {
         const Int first = _mm512_setr_epi32(0x200000, 0x210001, 0x220002, 0x230003, 0x240004, 0x250005,
                                             0x260006, 0x270007, 0x280008, 0x290009, 0x2a000a, 0x2b000b,

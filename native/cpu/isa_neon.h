@@ -36,7 +36,7 @@ struct Neon {
     static void store_sums(float* p, Float a, Float b, Float c, Float d) {
         vst1q_f32(p, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d)));
     }
-    // Two vectors of bfloat16, dealt out: nothing is gained by another order here.
+    // Two vectors of bfloat16 as floats, in order: another order is not faster here.
     static Two bf16_deinterleaved(const uint16_t* p) {
         return {vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)),
                 vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + kLanes), 16))};
@@ -52,7 +52,7 @@ struct Neon {
     static void half_to_float(const uint16_t* p, float* out) {
         vst1q_f32(out, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))));
     }
-    // The next numbers, each `kTimes` times.
+    // Loads the next numbers and repeats each `kTimes` times.
     template <int kTimes>
     static Float repeat(const float* p) {
         if constexpr (kTimes == 1) return load(p);
@@ -60,7 +60,7 @@ struct Neon {
         const float32x2_t two = vld1_f32(p);
         return vcombine_f32(vdup_lane_f32(two, 0), vdup_lane_f32(two, 1));
     }
-    // The next `kSpans` numbers, over and over.
+    // Loads the next `kSpans` numbers and repeats the sequence.
     template <int kSpans>
     static Float in_turns(const float* p) {
         return splat(*p);
@@ -80,7 +80,7 @@ struct Neon {
     static Pair weights8(const uint8_t* p) {
         return {vreinterpretq_s8_u8(vld1q_u8(p)), vreinterpretq_s8_u8(vld1q_u8(p + kBytes))};
     }
-    // Of `kSpans` int4 groups, lanes in turns.
+    // Scales of `kSpans` int4 groups, in turn by lane.
     template <int kSpans>
     static Pair weights4(const uint8_t* p) {
         const uint8x16_t both = vld1q_u8(p);

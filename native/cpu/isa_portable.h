@@ -45,7 +45,7 @@ struct Portable {
     static void store_sums(float* p, Float a, Float b, Float c, Float d) {
         p[0] = sum(a), p[1] = sum(b), p[2] = sum(c), p[3] = sum(d);
     }
-    // Two vectors of bfloat16, dealt out: nothing is gained by another order here.
+    // Two vectors of bfloat16 as floats, in order: another order is not faster here.
     static Two bf16_deinterleaved(const uint16_t* p) {
         float values[2 * kLanes];
         for (int i = 0; i < 2 * kLanes; ++i) values[i] = float_of_bits(uint32_t(p[i]) << 16);
@@ -59,12 +59,12 @@ struct Portable {
     static void half_to_float(const uint16_t* p, float* out) {
         for (int i = 0; i < kLanes; ++i) out[i] = half_bits_to_float(p[i]);
     }
-    // The next numbers, each `kTimes` times.
+    // Loads the next numbers and repeats each `kTimes` times.
     template <int kTimes>
     static Float repeat(const float* p) {
         return Float{p[0], p[1 / kTimes], p[2 / kTimes], p[3 / kTimes]};
     }
-    // The next `kSpans` numbers, over and over.
+    // Loads the next `kSpans` numbers and repeats the sequence.
     template <int kSpans>
     static Float in_turns(const float* p) {
         return splat(*p);
@@ -91,7 +91,7 @@ struct Portable {
         return pair;
     }
     static Pair weights8(const uint8_t* p) { return load_pair(reinterpret_cast<const int8_t*>(p)); }
-    // Of `kSpans` int4 groups, lanes in turns.
+    // Scales of `kSpans` int4 groups, in turn by lane.
     template <int kSpans>
     static Pair weights4(const uint8_t* p) {
         Pair pair;

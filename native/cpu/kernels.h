@@ -1,4 +1,4 @@
-// The kernels, written once over an instruction set's lanes.
+// The kernels, written once for every instruction set.
 #pragma once
 
 #include <math.h>
@@ -13,7 +13,7 @@ using namespace deeptalk;
 template <class Isa>
 using FloatOf = typename Isa::Float;
 
-// The first n of a vector, the others 0.
+// Loads the first n lanes of a vector; the others are 0.
 template <class Isa>
 FloatOf<Isa> load_part(const float* p, int n) {
     alignas(64) float lanes[Isa::kLanes] = {};
@@ -27,7 +27,7 @@ void store_part(float* p, FloatOf<Isa> x, int n) {
     std::memcpy(p, lanes, size_t(n) * sizeof(float));
 }
 
-// Calls f(i, part) for each vector of n floats: its first index, and how many of its lanes count.
+// Calls f(i, part) for each vector of n floats: its first index and its number of used lanes.
 template <class Isa, class F>
 void for_vectors(int n, F f) {
     int i = 0;
@@ -43,7 +43,7 @@ void store_at(float* p, int i, FloatOf<Isa> x, int n) {
     n == Isa::kLanes ? Isa::store(p + i, x) : store_part<Isa>(p + i, x, n);
 }
 
-// e^x to about 2e-7 of its value, held within the range of normal floats.
+// e^x with a relative error of about 2e-7, clamped to the range of normal floats.
 template <class Isa>
 FloatOf<Isa> exp_of(FloatOf<Isa> x) {
     x = Isa::min(Isa::max(x, Isa::splat(-87.f)), Isa::splat(88.f));
@@ -61,8 +61,8 @@ size_t quantised_bytes(int columns) {
     return size_t(round_up(columns, 2 * Isa::kBytes) / (2 * Isa::kBytes)) * 3 * Isa::kBytes;
 }
 
-// How many int4 scales a step spans. Its lanes take turns at them: one lane's four bytes for each scale,
-// then the next, so that scales come from memory in the order of lanes, repeated.
+// The number of int4 scales in a step. Lanes use them in turn: four bytes of one lane for each
+// scale, then the next lane, so that scales are read from memory in the order of lanes, repeated.
 template <class Isa>
 constexpr int spans_of(int group) {
     return group && group < 2 * Isa::kBytes ? 2 * Isa::kBytes / group : 1;
@@ -127,7 +127,7 @@ void halves_to_floats(const uint16_t* p, int n, float* out) {
 
 constexpr int columns_of_scale(int group) { return group ? group : kMaxColumns; }
 
-// The scales of a tile's int4 rows as floats, and a vector of 0 behind them.
+// The scales of a tile's int4 rows as floats, followed by a vector of 0.
 template <class Isa, int kGroup>
 void unpack_scales(const Tile& t, float* scales) {
     const int n = t.num_rows * (t.columns / kGroup);
@@ -151,12 +151,12 @@ void multiply_scales(const float* scales, int groups, const float* const (&x_sca
     }
 }
 
-// Asks for weights before they are used: by `step` in the order in which they lie, whatever the order of
-// their use; a later pass of tokens over the same tile begins with its share of the next one.
+// Prefetches weights: `step` does it in the order of memory, whatever the order of use; a later
+// pass of tokens over the same tile prefetches its share of the next tile.
 template <class Isa>
 class Ahead {
   public:
-    // For the pass from `first_token` on, over `num_rows` rows from `row` on.
+    // For a pass of the tokens from `first_token` on, over `num_rows` rows from `row` on.
     Ahead(const Tile& t, size_t row_bytes, int row, int num_rows, int first_token)
         : weights_(t.weights),
           next_(t.next),
@@ -170,7 +170,7 @@ class Ahead {
         for (; line < end; line += 64) __builtin_prefetch(line, 0, kIntoL2);
     }
 
-    // A line for every line of the next `bytes` of weights.
+    // Prefetches one line for each line of the next `bytes` of weights.
     void step(int bytes) {
         for (int line = 0; line < bytes; line += 64, at_ += 64) {
             if constexpr (Isa::kFarAhead) __builtin_prefetch(place(at_ + Isa::kFarAhead), 0, kIntoL2);
@@ -187,9 +187,9 @@ class Ahead {
     size_t tile_bytes_, at_;
 };
 
-// R rows of weights times M rows of activations; out begins at the first of the R. With int4
-// weights their scales and those of activations are multiplied first, `kScalesFirst` all of them ahead
-// of the steps, as vectors: faster where there are many of them and more than one token.
+// R rows of weights times M rows of activations; out begins at the first of the R. For int4
+// weights, the scales of weights and activations are multiplied first; with `kScalesFirst` all of
+// them before the steps, as vectors, which is faster for many scales and more than one token.
 template <class Isa, int kGroup, int R, int M, bool kScalesFirst>
 void multiply(const Tile& t, const float* tile_scales, int row, int first_token, float* out) {
     constexpr int kStep = 2 * Isa::kBytes;
@@ -247,7 +247,7 @@ void multiply(const Tile& t, const float* tile_scales, int row, int first_token,
         }
     };
     const int steps = t.columns / kStep;
-    if (kGroup && first_token == 0) {  // the scales of the tile that follows
+    if (kGroup && first_token == 0) {  // the scales of the next tile
         const uint16_t* next = static_cast<const uint16_t*>(t.scales) + (t.num_rows + row) * groups;
         for (int i = 0; i < R * groups; i += 32) __builtin_prefetch(next + i);
     }
@@ -356,7 +356,7 @@ void dot_rows(const float* weights, int rows, int columns, const float* x, float
     }
 }
 
-// v + sin(alpha v)^2 / alpha, SNAC's activation. The square of a sine repeats after pi.
+// v + sin(alpha v)^2 / alpha, SNAC's activation. The squared sine has the period pi.
 template <class Isa>
 FloatOf<Isa> snake_of(FloatOf<Isa> v, FloatOf<Isa> alpha, FloatOf<Isa> inverse) {
     const FloatOf<Isa> angle = v * alpha;

@@ -1,5 +1,5 @@
-// What every instruction set shares. All of a path lives in an unnamed namespace: no function that
-// was compiled for one processor may stand in for another's at link time.
+// Code that every instruction set shares. All code of a path is in an unnamed namespace, so that
+// the linker cannot replace a function by one that was compiled for another processor.
 #pragma once
 
 #include <cstddef>
@@ -9,8 +9,8 @@
 namespace {
 
 constexpr int kScaleBlock = 128;  // activations that share one int8 scale
-constexpr int kIntoL2 = 2;  // a hint of __builtin_prefetch: into the second cache
-constexpr size_t kUsualAhead = 3072;  // bytes behind the weights in hand that memory is asked for
+constexpr int kIntoL2 = 2;  // hint of __builtin_prefetch: into the L2 cache
+constexpr size_t kUsualAhead = 3072;  // bytes from the present weights to the prefetched ones
 
 inline int min_of(int a, int b) { return a < b ? a : b; }
 inline int max_of(int a, int b) { return a > b ? a : b; }
@@ -33,7 +33,7 @@ inline uint16_t to_bf16(float value) {
     return uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-// Any half, subnormals included: the exponent is moved by a multiplication.
+// Any half, subnormals included: a multiplication adjusts the exponent.
 inline float half_bits_to_float(uint16_t half) {
     const uint32_t magnitude = uint32_t(half & 0x7fff) << 13;
     const float scaled = float_of_bits(magnitude) * 0x1p112f;

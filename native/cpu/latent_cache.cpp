@@ -1,7 +1,7 @@
-// The latent cache's rows, and attention over them in parts that threads can share.
+// The latent cache's rows, and attention over them in parts for several threads.
 //
-// A part spans 256 rows whatever the threads, and parts are added up in order: the result depends on
-// neither.
+// A part always has 256 rows, and parts are added in order, so the result does not depend on the
+// number of threads.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -14,7 +14,7 @@ namespace {
 
 constexpr int kPartRows = 256;
 
-// One part of a row of the cache as int8; its scale stands for the largest value.
+// One part of a cache row as int8; its scale maps the largest value to 127.
 void write_int8(const float* x, int n, uint8_t* place, uint8_t* scale_place) {
     float largest = 0.f;
     for (int i = 0; i < n; ++i) largest = std::max(largest, std::fabs(x[i]));
@@ -56,15 +56,16 @@ void attend(dt_context& c, const CacheShape& shape, int heads, const Pass& pass,
     const int tokens = pass.tokens();
     const int threads = c.pool.threads();
     const int parts = (pass.position + pass.num_rows + kPartRows - 1) / kPartRows;
-    // Few tokens, many threads: a part of the rows each, and fewer heads where the parts are too few.
-    // All heads at once read a row once; by halves, two threads would each read all of the cache.
+    // With few tokens and many threads, each thread takes a part of the rows, and fewer heads if
+    // there are too few parts. All heads together read a row once; with halves of the heads, two
+    // threads would each read the whole cache.
     const bool is_wide = threads == 1 || tokens >= 2 * threads;
     const bool has_few = !is_wide && tokens * parts < 2 * threads;
     const int span = has_few ? kAttendHeads / 2 : kAttendHeads;
     const int spans = (heads + span - 1) / span;
     AttentionRoom& room = c.attention;
     const size_t sets = is_wide ? 0 : size_t(tokens) * size_t(spans) * size_t(parts);
-    room.maximum.resize((sets + 1) * kAttendHeads);  // kernels take whole vectors of heads
+    room.maximum.resize((sets + 1) * kAttendHeads);  // kernels use whole vectors of heads
     room.total.resize((sets + 1) * kAttendHeads);
     room.mixed.resize(sets * size_t(span) * size_t(latent));
 
@@ -113,7 +114,7 @@ void attend(dt_context& c, const CacheShape& shape, int heads, const Pass& pass,
         return Gathered{&room.maximum[i * kAttendHeads + skipped], &room.total[i * kAttendHeads + skipped],
                         &room.mixed[(i * size_t(span) + skipped) * size_t(latent)]};
     };
-    // Halves of the heads one after the other: what one has read, the other finds in the cache.
+    // One half of the heads after the other: the second finds the rows in the processor's cache.
     c.pool.run(tokens * spans * parts, [&](int i) {
         const int first_head = i % spans * span, part = i / spans % parts, token = i / spans / parts;
         gather(token, first_head, std::min(span, heads - first_head), part, set(token, first_head, part));

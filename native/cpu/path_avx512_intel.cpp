@@ -1,6 +1,6 @@
 // Compiled with its own processor flags (build.py); empty where they do not apply.
 //
-// Without the bfloat16 dot product, which Intel's cores do at half the pace of FMA.
+// Without the bfloat16 dot product, which has half the rate of FMA on Intel's cores.
 #ifdef __AVX512VNNI__
 #include "attention.h"
 #include "isa_avx512.h"

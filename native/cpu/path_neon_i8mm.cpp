@@ -1,7 +1,7 @@
-// The dotprod path with tiles of its own where the processor multiplies matrices of bytes (smmla):
-// two tokens times two rows, eight columns at a time.
+// The dotprod path with other tiles, for processors that multiply matrices of bytes (smmla): two
+// tokens times two rows, eight columns at a time.
 //
-// What shares its scales is summed in whole numbers: one token by itself gets the same bits.
+// Products with common scales are summed in integers, so a single token gets the same bits.
 // Compiled with its own processor flags (build.py); empty where they do not apply.
 #ifdef __ARM_FEATURE_MATMUL_INT8
 #include "attention.h"
@@ -44,11 +44,11 @@ inline void unpack_scales(const uint16_t* const (&rows)[kRows], int groups, floa
     }
 }
 
-// Four rows of weights times M rows of activations, M even or 1; out begins at the first
-// row. Behind the tile's last row that row is repeated, and its results are dropped.
+// Four rows of weights times M rows of activations, M even or 1; out begins at the first row. After
+// the tile's last row that row is repeated, and its results are dropped.
 template <int kGroup, int M>
 void multiply(const Tile& t, int row, int first_token, float* out) {
-    constexpr int kShared = kGroup ? kGroup : kScaleBlock;  // columns that share all scales
+    constexpr int kShared = kGroup ? kGroup : kScaleBlock;  // columns with the same scales
     constexpr int kStepBytes = kGroup ? Neon::kBytes : kStep;
     const size_t row_bytes = size_t(t.columns) * kStepBytes / kStep;
     const uint8_t* w[kRows];
@@ -77,9 +77,10 @@ void multiply(const Tile& t, int row, int first_token, float* out) {
     Ahead<Neon> ahead(t, row_bytes, row, kRows, first_token);
     const bool is_asking = M < Neon::kTokens || first_token == 0;  // a later pass finds its tile in a cache
     uint8_t rest[kRows][kStep] = {};
-    size_t place = 0;  // of the step in the activations
+    size_t place = 0;  // offset of the step in the activations
     for (int begin = 0; begin < t.columns; begin += kShared) {
-        // One token: a row's sums. Pairs of tokens: what add_dots makes of two rows, then of two more.
+        // One token: a row's sums. Pairs of tokens: the results of add_dots for two rows, then for
+        // two more.
         int32x4_t dots[M == 1 ? kRows : M];
         for (int32x4_t& dot : dots) dot = Neon::zero();
         const int end = kGroup ? begin + kShared : min_of(begin + kShared, t.columns);

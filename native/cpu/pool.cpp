@@ -17,7 +17,7 @@ void pause() {
 #endif
 }
 
-// True when `ready` came within about 50 microseconds.
+// True if `ready` became true within about 50 microseconds.
 template <class Ready>
 bool spin_until(Ready ready) {
     using Clock = std::chrono::steady_clock;
@@ -35,10 +35,10 @@ bool spin_until(Ready ready) {
 
 Pool::Pool(int threads) : stretches_(size_t(threads)) {
     for (Stretch& stretch : stretches_) stretch.ticket.store(kClosed);
-    workers_.reserve(size_t(threads - 1));  // nothing else may throw once a worker has started
+    workers_.reserve(size_t(threads - 1));  // no later line may throw once a worker has started
     try {
         for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { serve(i); });
-    } catch (const std::system_error&) {  // the system refuses: those that came do all of it
+    } catch (const std::system_error&) {  // the system refuses: the started ones do all work
     }
 }
 
@@ -57,7 +57,7 @@ void Pool::share(int chunks, Call call, void* work) {
     call_.store(call);
     work_.store(work);
     done_.store(0);
-    // From here on chunks can be taken. Workers look at the first stretch's number.
+    // From here on workers can take chunks. They watch the first stretch's number.
     for (int i = int(stretches_.size()) - 1; i >= 0; --i) {
         stretches_[size_t(i)].ticket.store(number | uint64_t(first_chunk(i, chunks)));
     }
@@ -66,7 +66,7 @@ void Pool::share(int chunks, Call call, void* work) {
         wake_.notify_all();
     }
     work_as(0);
-    // What is left is in the hands of workers at work; if one was preempted, let it have this core.
+    // Workers are computing the remaining chunks; yield this core in case one was preempted.
     while (!spin_until([&] { return done_.load() == chunks; })) std::this_thread::yield();
     for (Stretch& stretch : stretches_) stretch.ticket.store(number | kClosed);
     std::exception_ptr failure;
@@ -108,7 +108,7 @@ bool Pool::take_chunk(int stretch) {
         const Call call = call_.load();
         void* const work = work_.load();
         if (chunk >= uint32_t(first_chunk(stretch + 1, chunks_.load()))) return false;
-        // Fails if the job has changed since, and with it what was just read.
+        // Fails if the job has changed since the read above.
         if (!place.compare_exchange_weak(ticket, ticket + 1)) continue;
         call_guarded(call, work, int(chunk));
         done_.fetch_add(1);

@@ -1,14 +1,14 @@
-// Threads for short bursts of work: the caller works too, and a worker that is late misses its chunks
-// instead of holding up the others.
+// Threads for short bursts of work. The caller works, too, and the others take the chunks of a late
+// worker, so that it does not delay them.
 //
-// Every thread has a stretch of chunks of its own, taken in order, so that it reads memory as it lies;
-// then it helps the others with theirs.
+// Every thread first takes the chunks of its own stretch in order, so that it reads memory
+// sequentially; then it takes chunks of other stretches.
 //
-// Where the system refuses threads there are fewer, and the others do their work. An exception in a chunk
-// ends its job and reaches the caller.
+// If the system refuses threads, the pool has fewer. An exception in a chunk ends its job and is
+// rethrown in the caller.
 //
-// Workers look for work for about 50 microseconds after the last of it, then sleep: beside another
-// pool, ONNX Runtime's say, no core is burnt while nothing is to be done.
+// Workers spin for about 50 microseconds after a job and then sleep, so that an idle pool takes no
+// core from another one, such as ONNX Runtime's.
 #pragma once
 
 #include <atomic>
@@ -28,11 +28,11 @@ class Pool {
     Pool(const Pool&) = delete;
     Pool& operator=(const Pool&) = delete;
 
-    // The caller and the workers: as many as were asked for, or as the system gave.
+    // The caller and the workers: the requested number, or as many as the system allows.
     int threads() const { return int(workers_.size()) + 1; }
 
-    // Call work(chunk) for every chunk below `chunks` and return when all are done. What a chunk throws
-    // is thrown here, once no thread is at work any more.
+    // Calls work(chunk) for every chunk below `chunks` and returns when all are done. Rethrows a
+    // chunk's exception after all threads have stopped working.
     template <class Work>
     void run(int chunks, Work&& work) {
         if (workers_.empty() || chunks <= 1) {
@@ -43,7 +43,8 @@ class Pool {
               const_cast<void*>(static_cast<const void*>(&work)));
     }
 
-    // Call work(begin, end) for parts of [0, n): one part for one thread, else several for each.
+    // Calls work(begin, end) for parts of [0, n): one part for one thread, otherwise several per
+    // thread.
     template <class Work>
     void run_ranges(int n, Work&& work) {
         const int parts = workers_.empty() ? 1 : kPartsPerThread * threads();
@@ -57,7 +58,8 @@ class Pool {
     using Call = void (*)(void* work, int chunk);
     static constexpr int kPartsPerThread = 8;
 
-    // The job's number above, the next chunk below: a chunk is taken only from the job that was read.
+    // High bits: the job's number; low bits: the next chunk. So a chunk is taken only from the job
+    // that was read.
     struct alignas(64) Stretch {
         std::atomic<uint64_t> ticket;
     };
@@ -76,7 +78,7 @@ class Pool {
     std::atomic<Call> call_{nullptr};
     std::atomic<void*> work_{nullptr};
     std::atomic<bool> stopping_{false};
-    std::exception_ptr failure_;  // the first one of the job at hand, under the mutex
+    std::exception_ptr failure_;  // the first one of the present job, guarded by the mutex
     std::mutex mutex_;
     std::condition_variable wake_;
     std::vector<std::thread> workers_;

@@ -1,4 +1,4 @@
-// Matrix products over tiles of rows: linear layers, per head where there are heads.
+// Matrix products over tiles of rows: linear layers, also per head.
 #include <algorithm>
 #include <atomic>
 
@@ -12,7 +12,7 @@ QuantisedRows Quantised::reserve(const Path& path, int rows, int columns) {
     const size_t row_bytes = path.quantised_bytes(columns), row_scales = size_t(scales_of_row(columns));
     if (steps_.size() < rows * row_bytes + kLine) steps_.resize(rows * row_bytes + kLine);
     if (scales_.size() < rows * row_scales) scales_.resize(rows * row_scales);
-    // Steps are whole cache lines: begun at one, no load crosses into the next.
+    // Steps are whole cache lines: if weights begin at a line, no load crosses two lines.
     const size_t past_line = reinterpret_cast<uintptr_t>(steps_.data()) % kLine;
     return {steps_.data() + (kLine - past_line) % kLine, scales_.data(), row_bytes, row_scales};
 }

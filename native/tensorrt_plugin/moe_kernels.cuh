@@ -7,11 +7,11 @@
 //   ffn       twice: gate_up -> h (uses, G) in the activations' type, down -> y (uses, C) in float32
 //   combine   out[t] += weight * y in ascending expert id; counts the uses without a slot
 //
-// Weights are the mma's A operand and go from global memory to registers: each byte is used by one
-// warp only, so shared memory would only delay it. The order of k inside an mma is free as long as A
-// and B agree on it, so a lane takes the consecutive bytes that it loads best. Integers are exact in
-// fp16 and bf16 and their products are summed in float32 before the scale is applied. Every sum has
-// one order, set by shapes alone: neither slots nor other tokens change a token's bits.
+// Weights are the mma's A operand and go from global memory to registers: only one warp uses each
+// byte, so shared memory would only delay it. A and B may use any common order of k inside an mma,
+// so a lane takes consecutive bytes, which it loads fastest. Integers are exact in fp16 and bf16,
+// and their products are summed in float32 before the scale is applied. Only shapes set the order
+// of a sum, so neither slots nor other tokens change a token's bits.
 #pragma once
 
 #include "simt.cuh"
@@ -26,11 +26,11 @@ constexpr int kMaxExperts = 512;
 constexpr int kChunkTokens = 512;  // tokens of one pass; bounds the workspace
 constexpr int kMaxUses = kChunkTokens * kMaxTopK;
 constexpr int kDecodeTokens = 8;
-constexpr int kDecodeUses = 64;  // two ballots see them all
+constexpr int kDecodeUses = 64;  // two ballots cover them
 
 // ---- weight formats ----------------------------------------------------------------------------
-// A piece is what one lane loads of one row at a time; 4 lanes' pieces are a chunk of a row.
-// `expand` turns 8 weights of a piece into four pairs for the mma.
+// A piece is one lane's load from one row; the pieces of 4 lanes are a chunk of the row. `expand`
+// turns 8 weights of a piece into four pairs for the mma.
 
 template <class Act>
 struct FloatWeights {
@@ -84,7 +84,7 @@ struct Int8Weights<Bf16> {
 template <class Act, int kGroupSize>
 struct Int4Weights {
     static constexpr int kPieceWeights = kGroupSize / 4, kWords = kGroupSize / 32, kWordsPer8 = 1;
-    static constexpr int kGroup = kGroupSize;  // a chunk is one group, so its sum takes one scale
+    static constexpr int kGroup = kGroupSize;  // a chunk is one group, so its sum has one scale
     static constexpr bool kRowScales = false, kPairsApart = true;
     static __device__ __forceinline__ void expand(const uint32_t* words, uint32_t (&pairs)[4]) {
         constexpr uint32_t kBase = Act::kIsBf16 ? 0x43004300u : 0x64006400u;
@@ -200,8 +200,8 @@ __global__ void __launch_bounds__(kPlanThreads) plan_kernel(PlanArgs args) {
 
 // ---- ffn ---------------------------------------------------------------------------------------
 
-// Decode, without a plan: the block of use u takes u and the next 7 uses of its expert, unless an
-// earlier use has taken them. `column_use` becomes the use of this lane's column, if it has one.
+// Decode, without a plan: the block of use u computes u and the next 7 uses of its expert, unless
+// an earlier block does. `column_use` becomes the use of this lane's column, if there is one.
 __device__ __forceinline__ bool find_decode_tile(const Routing& routing, int use, int lane, Tile& tile,
                                                  int& column_use) {
     const int expert = routing.ids[use];
@@ -218,7 +218,7 @@ __device__ __forceinline__ bool find_decode_tile(const Routing& routing, int use
     uint64_t rest = same & ~((uint64_t(1) << use) - 1);
     for (int column = 0; column <= lane / 4 && rest; ++column) {
         const uint32_t low = uint32_t(rest);
-        // The number of zeros below the lowest set bit.
+        // The number of zeros below the lowest 1 bit.
         const int bit = low ? count_bits((low & (0u - low)) - 1)
                             : 32 + count_bits((uint32_t(rest >> 32) & (0u - uint32_t(rest >> 32))) - 1);
         column_use = bit;
@@ -227,8 +227,9 @@ __device__ __forceinline__ bool find_decode_tile(const Routing& routing, int use
     return true;
 }
 
-// Pieces of a row that a lane has under way while it works on another, and blocks that an SM must
-// hold. More pieces hide more latency and cost registers, so blocks; docs/measurements/ has both.
+// Pieces of a row that a lane loads while it computes another, and blocks that an SM must hold.
+// More pieces hide more latency but use registers, which allows fewer blocks; docs/measurements/
+// has both.
 template <class Weights, int kColumnTiles, bool kDecode>
 struct Tuning {
     static constexpr int kDepth = !kDecode && Weights::kPieceWeights == 8 ? 2 : 1;
@@ -338,10 +339,10 @@ __global__ void __launch_bounds__(kThreads, (Tuning<Weights, kColumnTiles, kDeco
     const int first_chunk = kDecode ? warp : 0;
 #pragma unroll
     for (int d = 0; d < kDepth; ++d) fetch(d, first_chunk + d * kSplits);
-    // The weights above wait for nothing; h below is the previous kernel's.
+    // The weights above do not depend on earlier kernels; h below is an output of the previous one.
     if constexpr (kDecode && !kGateUp) wait_for_previous_kernel();
 
-    // An mma's columns do not touch each other, so a column without a use may read any row.
+    // Columns of an mma are independent, so a column without a use may read any row.
     const uint16_t* input_of[kColumnTiles];
 #pragma unroll
     for (int j = 0; j < kColumnTiles; ++j) {
@@ -349,7 +350,7 @@ __global__ void __launch_bounds__(kThreads, (Tuning<Weights, kColumnTiles, kDeco
         input_of[j] = args.in + int64_t(row) * args.columns;
     }
     Words4 inputs[kColumnTiles];
-    // Behind the end of a row the weights are zeros; the inputs must only be finite, so any will do.
+    // After the end of a row the weights are zeros, so any finite inputs will do.
     auto fetch_inputs = [&](int chunk, int step) {
         const int k = chunk * kChunk + t * kPiece;
         const int offset = (k < args.columns ? k : 0) + 8 * step;

@@ -1,4 +1,4 @@
-// Picks the kernels for a call and lays out their workspace.
+// Chooses the kernels for a call and lays out their workspace.
 #include "moe_launch.h"
 
 #include "moe_kernels.cuh"
@@ -8,7 +8,7 @@ namespace {
 
 constexpr int64_t kPage = 4096;
 constexpr int kMaxWidth = 1 << 16;  // bytes of a record stay far within 64 bits
-// Tokens up to which a tile of 8 or of 16 uses holds most experts' uses.
+// Most tokens for which a tile of 8 or of 16 uses holds most experts' uses.
 constexpr int kNarrowTokens = 32, kMediumTokens = 128;
 
 constexpr int64_t align(int64_t bytes, int64_t step) { return (bytes + step - 1) / step * step; }
@@ -93,8 +93,8 @@ cudaError_t run_ffn(const DtMoeConfig& config, const Pass& pass, cudaStream_t st
     const unsigned gate_strips = unsigned(ceil_div(config.ffn_width, 16));
     const unsigned down_strips = unsigned(ceil_div(config.width, 32));
     const unsigned uses = unsigned(pass.tokens * config.top_k);
-    // Neighbouring blocks of a prefill take the same rows of different tiles: where an expert has two
-    // tiles its weights come from DRAM once.
+    // Neighbouring blocks of a prefill compute the same rows of different tiles, so an expert with
+    // two tiles is read from DRAM once.
     const unsigned tiles = unsigned(max_tiles(config, uses, 8 * kColumnTiles));
     const dim3 gate_grid = kDecode ? dim3{gate_strips, uses, 1}
                                    : dim3{tiles, unsigned(ceil_div(gate_strips, kWarps)), 1};

@@ -1,5 +1,5 @@
-/* The MoE kernels behind a plain C interface: the TensorRT plugin, the GPU check and the tests call
- * the same functions, built by nvcc or by a host compiler. */
+/* The C interface of the MoE kernels: the TensorRT plugin, the GPU check and the tests call the same
+ * functions, built by nvcc or by a host compiler. */
 #pragma once
 
 #include <stdint.h>
@@ -8,14 +8,14 @@
 extern "C" {
 #endif
 
-/* Of the node's attributes and the records' layout: a runtime of another one must not use us. */
+/* Version of the node's attributes and the records' layout; a runtime must have the same one. */
 #define DT_MOE_ABI 1
 
 enum DtWeightKind { DT_WEIGHT_FP16 = 0, DT_WEIGHT_BF16, DT_WEIGHT_INT8, DT_WEIGHT_INT4_32,
                     DT_WEIGHT_INT4_64, DT_WEIGHT_INT4_128 };
 enum DtActivationKind { DT_ACTIVATION_FP16 = 0, DT_ACTIVATION_BF16 };
 
-/* What does not change between calls. */
+/* Values that do not change between calls. */
 struct DtMoeConfig {
     int32_t weight_kind, activation_kind;
     int32_t width, ffn_width, num_experts, top_k;
@@ -37,7 +37,7 @@ struct DtMoeCall {
     int32_t overlap;           /* the card is sm_90 or newer: start each decode kernel early */
 };
 
-/* Null if the kernels can do it, else why not. */
+/* Null if the kernels support it, else the reason. */
 const char* dt_moe_refusal(const struct DtMoeConfig* config);
 
 /* Byte offsets of gate_up, down, their scales, and the whole record; as deeptalk_edge/bundle/expert_record.py. */
@@ -48,7 +48,7 @@ struct DtRecordLayout dt_moe_record_layout(const struct DtMoeConfig* config);
 
 int64_t dt_moe_workspace_bytes(const struct DtMoeConfig* config, int32_t tokens);
 
-/* Enqueues on `stream`, a cudaStream_t. 0, or the cudaError_t of the launch that failed. */
+/* Enqueues on `stream`, a cudaStream_t. Returns 0 or the cudaError_t of the failed launch. */
 int32_t dt_moe_enqueue(const struct DtMoeConfig* config, const struct DtMoeCall* call, void* stream);
 
 #ifdef __cplusplus

@@ -24,8 +24,8 @@ enum Input { kX = 0, kIds, kWeights, kSlotTable, kArena, kCarry };
 
 nvinfer1::ILoggerFinder* logger_finder = nullptr;
 
-// Through the finder that the registry hands in, so that libnvinfer need not be linked. RTX 1.7 hands
-// in none; a refusal must be heard all the same.
+// Logs through the finder that the registry passes, so that libnvinfer need not be linked. RTX 1.7
+// passes none; then the refusal is printed.
 void log_error(const std::string& text) noexcept {
     nvinfer1::ILogger* logger = logger_finder ? logger_finder->findLogger() : nullptr;
     const std::string line = "DtMoE: " + text;
@@ -52,7 +52,7 @@ int64_t bytes_of(DataType type) {
 
 bool is(int64_t found, int64_t expected) { return found < 0 || found == expected; }
 
-// A whole number of 32 bits, whichever type TensorRT hands it in. False if it is anything else.
+// Reads an integer of 32 bits, whatever type TensorRT passes. False for anything else.
 bool read_integer(const PluginField& field, int32_t& value) {
     int64_t found = 0;
     if (!field.data || field.length != 1) return false;
@@ -340,7 +340,7 @@ const char* MoeCreator::getPluginNamespace() const noexcept { return kNamespace;
 
 }  // namespace deeptalk
 
-// What IPluginRegistry::loadLibrary looks for.
+// The symbols that IPluginRegistry::loadLibrary looks for.
 extern "C" __attribute__((visibility("default"))) nvinfer1::IPluginCreatorInterface* const* getCreators(
     int32_t& count) {
     static deeptalk::MoeCreator creator;
@@ -356,7 +356,7 @@ extern "C" __attribute__((visibility("default"))) void setLoggerFinder(nvinfer1:
 #define DT_TEXT_OF(value) #value
 #define DT_TEXT(value) DT_TEXT_OF(value)
 
-// What the runtime asks before TensorRT loads us; needs neither TensorRT nor a GPU.
+// The runtime calls this before TensorRT loads the plugin; it needs neither TensorRT nor a GPU.
 extern "C" __attribute__((visibility("default"))) const char* dt_moe_build() {
     return "{\"abi\": " DT_TEXT(DT_MOE_ABI) ", \"sm\": \"" DT_SM "\", \"ptx\": \"" DT_PTX "\"}";
 }

@@ -20,7 +20,7 @@ struct MoeAttributes {
     // The weight kind, or -1 for one that no kernel reads.
     int32_t weight_kind() const;
     DtMoeConfig config(nvinfer1::DataType activation) const;
-    // Null if the kernels can do it, else why not.
+    // Null if the kernels support it, else the reason.
     const char* refusal() const;
 };
 
@@ -72,7 +72,7 @@ class MoePlugin final : public nvinfer1::IPluginV3,
 
   private:
     int32_t num_inputs() const { return attributes_.carry ? 6 : 5; }
-    // Null if a tensor may stand at `position`, else why not. -1 stands for any size.
+    // Null if a tensor may be at `position`, else the reason. A size of -1 means any.
     const char* refusal(int32_t position, const nvinfer1::PluginTensorDesc& tensor) const;
 
     MoeAttributes attributes_;

@@ -1,4 +1,4 @@
-"""Run a compiler command; show what ptxas says of registers, shared memory and spills as a table.
+"""Run a compiler command and show ptxas's registers, shared memory and spills as a table.
 
 python resources.py -- nvcc ... -Xptxas=-v ...
 """
@@ -20,7 +20,8 @@ _ENTRY = re.compile(
 
 
 def kernel_of(name: str) -> str:
-    """The kernel and what sets its registers: the weights, and how many columns it multiplies."""
+    """Name of the kernel with the parameters that set its registers: weights and number of
+    columns."""
     plain = re.search(r"(plan|combine)_kernel", name)
     if plain:
         return plain[0]
@@ -34,7 +35,7 @@ def kernel_of(name: str) -> str:
 
 
 def table(log: str) -> str:
-    """Per compute capability and kernel: the most registers, shared memory and spills."""
+    """Largest registers, shared memory and spills per compute capability and kernel."""
     most: dict[tuple[int, str], list[int]] = defaultdict(lambda: [0, 0, 0])
     for entry in re.split(r"(?=ptxas info *: Compiling entry)", log):
         if match := _ENTRY.search(entry):

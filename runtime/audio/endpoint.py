@@ -3,8 +3,8 @@
 opens    after `start_ms` of voiced frames
 closes   after `hangover_ms` of unvoiced frames
 
-A frame is 20 ms. The utterance begins `pre_roll_ms` before the first voiced frame, as a detector
-wakes late and misses soft consonants, and ends `tail_ms` after the last one.
+A frame is 20 ms. The utterance begins `pre_roll_ms` before the first voiced frame, because
+detectors miss soft first consonants, and ends `tail_ms` after the last one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FRAME_MS = 20
 
 
 class Edge(enum.Enum):
-    """What a frame can complete."""
+    """An edge of an utterance that a frame completes."""
 
     OPENED = "opened"
     CLOSED = "closed"
@@ -27,7 +27,7 @@ class Edge(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndpointSettings:
-    """How long to wait before believing the voice detector."""
+    """Times of voice and silence before an edge counts, and margins of an utterance, in ms."""
 
     start_ms: int = 60
     """Voiced time before an utterance opens."""
@@ -57,7 +57,7 @@ class Endpointer:
     def __init__(self, settings: EndpointSettings) -> None:
         self._settings = settings
         self._open = False
-        self._run_ms = 0  # how long the frames have disagreed with `_open`
+        self._run_ms = 0  # time that frames have disagreed with `_open`
 
     @property
     def is_open(self) -> bool:
@@ -77,9 +77,9 @@ class Endpointer:
 
 
 def voiced_span(verdicts: Iterable[bool], settings: EndpointSettings) -> tuple[int, int] | None:
-    """The frames [first, end) from the first opening to the last voiced frame behind it.
+    """Return the frames [first, end) from the first opening to the last voiced frame after it.
 
-    None if nothing opened. Pauses inside, however long, belong to the utterance.
+    Returns None if nothing opened. Pauses of any length belong to the utterance.
     """
     endpointer = Endpointer(settings)
     first, end = None, 0

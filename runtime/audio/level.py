@@ -1,4 +1,4 @@
-"""How loud sound is, and recordings that are too quiet to be understood."""
+"""Sound levels, and recordings that are too quiet to be understood."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from deeptalk_edge.model.features import RATE_HZ
 
 Array = NDArray[np.float32]
 
-QUIET_DBFS = -100.0  # what digital silence reads
+QUIET_DBFS = -100.0  # level of digital silence
 
 HEARD_DBFS = -38.0
 """The quietest speech that the model was trained on, within a few dB: the shipped checkpoint gets
 24 of 24 questions right at -30 dBFS, 22 at -40, 18 at -50 and 1 at -60."""
 
-_RAISED_DBFS = -20.0  # of speech that was too quiet
-_LEAST_DBFS = -70.0  # of speech that 16 bits still hold well
-_SPEECH_RANGE_DB = 10.0  # from soft to loud frames, at least; steady noise has 2
+_RAISED_DBFS = -20.0  # level that too quiet speech is amplified to
+_LEAST_DBFS = -70.0  # lowest level at which 16 bits still resolve speech
+_SPEECH_RANGE_DB = 10.0  # least range from soft to loud frames; steady noise has 2
 _FRAME_SAMPLES = RATE_HZ // 50
 _LOUD_FRAMES = 10  # 200 ms: longer than a click, shorter than a word
 
@@ -28,27 +28,27 @@ log = logging.getLogger(__name__)
 
 
 def level_dbfs(pcm: Array) -> float:
-    """The mean level of (N,) against a full-scale square wave, `QUIET_DBFS` at least."""
+    """Mean level of (N,) relative to a full-scale square wave, at least `QUIET_DBFS`."""
     power = float(np.dot(pcm, pcm)) / max(len(pcm), 1)
     return max(10 * math.log10(power), QUIET_DBFS) if power else QUIET_DBFS
 
 
 def peak_dbfs(pcm: Array) -> float:
-    """The highest sample of (N,), `QUIET_DBFS` at least."""
+    """Level of the largest sample of (N,), at least `QUIET_DBFS`."""
     peak = float(np.abs(pcm).max(initial=0.0))
     return max(20 * math.log10(peak), QUIET_DBFS) if peak else QUIET_DBFS
 
 
 def loud_dbfs(pcm: Array) -> float:
-    """The level of the loudest 200 ms of 16 kHz PCM (N,), wherever they lie: that of the speech in
-    it, however long the pauses are."""
+    """Level of the loudest 200 ms of 16 kHz PCM (N,), not necessarily contiguous: the level of the
+    speech in it, whatever the pauses."""
     levels = _frame_levels(pcm)
     return float(levels[-min(_LOUD_FRAMES, len(levels))])
 
 
 def warn_if_quiet(utterance: Array) -> None:
-    """Say so if a whole utterance, 16 kHz (N,), is too quiet for the model. The beginning of one
-    has no loud 200 ms yet."""
+    """Log a warning if a whole utterance, 16 kHz (N,), is too quiet for the model. Do not call it
+    on the beginning of an utterance, which has no loud 200 ms yet."""
     if (level := loud_dbfs(utterance)) < HEARD_DBFS:
         log.warning(
             "the speech is at %.0f dBFS: below %.0f the model hears wrongly; amplify it, or move "
@@ -59,9 +59,9 @@ def warn_if_quiet(utterance: Array) -> None:
 
 
 def raise_quiet(pcm: Array, source: str) -> Array:
-    """A 16 kHz recording (N,), amplified with a warning if its speech is too quiet for the model.
+    """Return a 16 kHz recording (N,), amplified with a warning if its speech is too quiet.
 
-    A recording without the ups and downs of speech is left alone: it is a room.
+    A recording whose level varies less than speech does is background noise and is not amplified.
     """
     levels = _frame_levels(pcm)
     loud, sounding = loud_dbfs(pcm), levels[levels > QUIET_DBFS]
@@ -78,7 +78,7 @@ def raise_quiet(pcm: Array, source: str) -> Array:
 
 
 def _frame_levels(pcm: Array) -> NDArray[np.float64]:
-    """Of every 20 ms, at least one, rising."""
+    """Return the level of every 20 ms, at least one value, in ascending order."""
     num_frames = max(-(-len(pcm) // _FRAME_SAMPLES), 1)
     padded = np.pad(pcm, (0, num_frames * _FRAME_SAMPLES - len(pcm)))
     frames = padded.reshape(-1, _FRAME_SAMPLES)

@@ -1,9 +1,9 @@
-"""What waits for the loudspeaker: one thread writes, the device's thread takes.
+"""Queue of sound for the loudspeaker: one thread writes, the device's thread takes.
 
-content   what was written: it alone is counted, not the silence where nothing waits. A flush
-          leaves 5 ms of it to fade out
-gain      ramps, so that ducking does not click; sound that begins out of silence fades in
-lock      held for a few copies of at most one block; everything is allocated before the first
+content   samples that were written. Positions count content, not the silence of an empty queue. A
+          flush keeps 5 ms of content to fade out
+gain      changes in ramps, so that ducking does not click; sound after silence fades in
+lock      held for a few copies of at most one block; all memory is allocated at construction
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from deeptalk_edge.runtime.audio.ports import PLAY_RATE_HZ
 
 Array = NDArray[np.float32]
 
-_RAMP_SAMPLES = PLAY_RATE_HZ * 5 // 1000  # of a fade; a duck's ramp is as steep
+_RAMP_SAMPLES = PLAY_RATE_HZ * 5 // 1000  # of a fade; a gain ramp has its slope
 
 
 class Taken(NamedTuple):
-    """A block's content; it lies at the block's beginning."""
+    """Content of one block; it is at the block's start, silence fills the rest."""
 
     start: int
-    """Content samples before it."""
+    """Content samples before this block."""
     size: int
 
 
@@ -34,7 +34,7 @@ class PlayQueue:
     """A bounded queue of sound at `PLAY_RATE_HZ`. One writer, one taker."""
 
     def __init__(self, *, seconds: float, block_samples: int) -> None:
-        """`block_samples` is the most that one `take` asks for."""
+        """`block_samples` is the largest block of a `take`."""
         self._ring = np.zeros(int(seconds * PLAY_RATE_HZ), np.float32)
         self._ramp = np.arange(1, block_samples + 1, dtype=np.float32) / _RAMP_SAMPLES
         self._gains = np.empty(block_samples, np.float32)
@@ -44,7 +44,7 @@ class PlayQueue:
         self.rewind()
 
     def rewind(self) -> None:
-        """Forget everything but the underruns; positions begin at 0."""
+        """Clear everything but the count of underruns; positions begin at 0."""
         with self._lock:
             self._written = self._taken = 0
             self._fade_end = 0
@@ -57,7 +57,7 @@ class PlayQueue:
 
     @property
     def handed(self) -> int:
-        """Content samples taken."""
+        """Content samples taken so far."""
         return self._taken
 
     def write(self, pcm: Array) -> None:
@@ -80,14 +80,14 @@ class PlayQueue:
             self._is_playing, self._is_dry = True, False
 
     def finish(self) -> None:
-        """What is queued ends here: running dry is no underrun."""
+        """Nothing follows the queued sound: an empty queue is no underrun from now on."""
         self._is_playing = False
 
     def set_gain(self, gain: float) -> None:
         self._target = gain
 
     def flush(self) -> int:
-        """Drop what waits but 5 ms, which fade out; returns what `handed` will be behind them."""
+        """Drop the queue but 5 ms, which fade out; returns the value of `handed` after the fade."""
         with self._lock:
             self._written = self._fade_end = self._taken + min(self.queued, _RAMP_SAMPLES)
             self._is_playing = False
@@ -101,7 +101,7 @@ class PlayQueue:
             self._copy(content)
             block[taken.size :] = 0.0
             num_fading = max(self._fade_end - self._taken, 0)
-            if num_fading:  # all of it: a block is longer than a fade
+            if num_fading:  # all of the fade: a block is longer
                 self._fade(content[:num_fading])
             self._apply_gain(content[num_fading:])
             self._taken += taken.size
@@ -113,7 +113,7 @@ class PlayQueue:
         return taken
 
     def _copy(self, out: Array) -> None:
-        """The next samples, not taken yet."""
+        """Copy the next samples without taking them."""
         start = self._taken % len(self._ring)
         first = min(len(out), len(self._ring) - start)
         out[:first] = self._ring[start : start + first]
@@ -137,7 +137,7 @@ class PlayQueue:
 
 
 class QueuedPort:
-    """The half of a `SoundPort` that is its queue's."""
+    """The methods of a `SoundPort` that use only the play queue."""
 
     def __init__(self, queue: PlayQueue) -> None:
         self._queue = queue

@@ -1,9 +1,10 @@
 """A microphone and a loudspeaker as the voice loop sees them: one port, two sample clocks.
 
-in    16 kHz mono in frames of 20 ms, each with what the loudspeaker was handed meanwhile
-out   mono at `rate_hz`; `write` queues, the device takes what it needs and hears silence if there
-      is nothing
-law   positions are counts of samples, never wall time. Silence that the port fills in is no
+in    16 kHz mono in frames of 20 ms, each with the sound that the loudspeaker was given in that
+      time
+out   mono at `rate_hz`; `write` queues, the device takes what it needs and gets silence from an
+      empty queue
+law   positions are counts of samples, never wall time. Silence that the port fills in is not
       content and moves no position
 """
 
@@ -21,7 +22,7 @@ from deeptalk_edge.runtime.audio.endpoint import FRAME_MS
 Array = NDArray[np.float32]
 
 FRAME_SAMPLES = RATE_HZ * FRAME_MS // 1000
-"""Of a `MicFrame`: 320."""
+"""Samples of a `MicFrame`: 320."""
 
 PLAY_RATE_HZ = 24000
 
@@ -32,28 +33,28 @@ class MicFrame(NamedTuple):
     pcm: Array
     """(320,) at 16 kHz."""
     far: Array
-    """(320,) at 16 kHz: what the loudspeaker was handed in these 20 ms, zeros if nothing."""
+    """(320,) at 16 kHz: sound given to the loudspeaker in these 20 ms, zeros if there was none."""
     start: int
-    """Microphone samples at 16 kHz since `open`, dropped ones included, before this frame."""
+    """Microphone samples at 16 kHz from `open` to this frame, dropped ones included."""
     num_waiting: int = 0
-    """Frames that came after it and are not read yet: how far the reader is behind."""
+    """Later frames that are not read yet: the reader's lag."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PortCounters:
-    """What a port has counted since it was made, reopenings included."""
+    """Counters of a port since it was made, reopenings included."""
 
     dropped_in: int = 0
-    """Microphone samples lost because nobody read them in time."""
+    """Microphone samples lost because they were not read in time."""
     underruns: int = 0
-    """Times that the queue ran dry while an answer was being played: between a `write` and the
-    `flush` or `finish` behind it."""
+    """Times that the queue ran dry while an answer was being played: between a `write` and the next
+    `flush` or `finish`."""
     overruns: int = 0
     """Input overflows that the device itself reported."""
     callbacks_in: int = 0
     callbacks_out: int = 0
     restarts: int = 0
-    """Times that the device, or its loudspeaker alone, was started over."""
+    """Restarts of the device, or of its loudspeaker alone."""
 
 
 class SoundPort(Protocol):
@@ -61,16 +62,16 @@ class SoundPort(Protocol):
     lost until `close` and `open`."""
 
     rate_hz: int
-    """Of what is played."""
+    """Rate of the sound to play."""
 
     def open(self) -> None:
-        """Start both directions; all positions begin at 0.
+        """Start both directions. All positions begin at 0.
 
-        Raises DeviceLost, naming the device and those that there are, if one cannot be opened.
+        Raises DeviceLost, naming the device and those available, if one cannot be opened.
         """
 
     def read(self, timeout_s: float) -> MicFrame | None:
-        """The next frame in order; None if none came in time.
+        """Return the next frame in order, or None if none came within `timeout_s`.
 
         Raises DeviceLost if the device is gone.
         """
@@ -86,24 +87,24 @@ class SoundPort(Protocol):
 
     @property
     def queued(self) -> int:
-        """Samples written and not yet handed to the device."""
+        """Samples written and not yet given to the device."""
 
     @property
     def handed(self) -> int:
-        """Content samples handed to the device since `open`."""
+        """Content samples given to the device since `open`."""
 
     def audible(self) -> int:
-        """Of those, samples heard by now: `handed` less what the device still buffers."""
+        """Samples of `handed` that have been heard: `handed` less the device's buffer."""
 
     def flush(self) -> int:
-        """Drop the queue behind a fade of 5 ms; returns what `handed` will be when the fade, which
-        counts as heard, is out."""
+        """Drop the queue after a fade of 5 ms; returns the value of `handed` after the fade. The
+        fade counts as heard."""
 
     def set_gain(self, gain: float) -> None:
         """Play at a gain from 0 to 1, reached within 10 ms."""
 
     def counters(self) -> PortCounters:
-        """What was counted so far."""
+        """Return the counters so far."""
 
     def close(self) -> None:
-        """Stop at once; harmless when it is closed already."""
+        """Stop at once; idempotent."""

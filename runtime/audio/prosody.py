@@ -1,7 +1,8 @@
-"""Is a sentence over? Ask the melody: speakers end low, and stay up where they go on.
+"""Pitch as a cue for the end of a sentence: speakers lower it at the end and keep it up before
+more.
 
-The cue is one figure: how far the last voiced sound lies below the median pitch of what was said.
-It is weak, and where it is unsure the hangover stays as long as without it.
+The cue is one figure: how far the last voiced sound lies below the utterance's median pitch. It is
+weak; where it is unsure, the hangover stays as long as without it.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ _LOWEST_HZ, _HIGHEST_HZ = 70, 400
 _LONGEST_S = 6
 _OCTAVE_COST = 0.03
 _TAIL_FRAMES = 12  # voiced, of 10 ms: the last syllable
-_LEAST_FRAMES = 30  # voiced; less says nothing of the speaker's median
-# p is one half at this many semitones from the median, its odds move e-fold within so many. So it
-# passes 0.6 at -4, where one unfinished sentence in ten goes, too: `make bench NAME=end_of_turn`.
+_LEAST_FRAMES = 30  # voiced; fewer do not give the speaker's median
+# p is one half at `_HALF_SEMITONES`; its odds change e-fold per `_SPREAD_SEMITONES`. So p passes
+# 0.6 at -4, which one unfinished sentence in ten reaches, too: `make bench NAME=end_of_turn`.
 _HALF_SEMITONES, _SPREAD_SEMITONES = -3.4, 1.5
 
 
 class FinalLowering:
-    """The `TurnCue` of a bare install: 5 ms for two seconds of speech."""
+    """The `TurnCue` that needs no extra package; it takes 5 ms for two seconds of speech."""
 
     def p_complete(self, utterance: Array) -> float:
         lowering = final_pitch(utterance)
@@ -37,9 +38,9 @@ class FinalLowering:
 
 
 def final_pitch(utterance: Array) -> float | None:
-    """The pitch of the last voiced 120 ms against the median, in semitones; at most 12 off.
+    """Pitch of the last voiced 120 ms relative to the median, in semitones, at most 12 off.
 
-    None if there is not enough voiced sound.
+    Returns None if there is not enough voiced sound.
     """
     pcm = utterance[-_LONGEST_S * RATE_HZ :]
     if len(pcm) < _WINDOW:
@@ -53,7 +54,7 @@ def final_pitch(utterance: Array) -> float | None:
 
 
 def pitch_hz(pcm: Array) -> NDArray[np.float64]:
-    """The pitch every 10 ms of (N,), NaN where it is unvoiced or quiet.
+    """Pitch every 10 ms of (N,), NaN where the sound is unvoiced or quiet.
 
     The highest peak of the autocorrelation divided by the window's own. Source: Boersma 1993.
     """
@@ -65,7 +66,7 @@ def pitch_hz(pcm: Array) -> NDArray[np.float64]:
     likeness = _autocorrelation(frames * window)[:, : longest + 1]
     likeness = likeness / _autocorrelation(window[None])[:, : longest + 1]
     periodic = likeness[:, shortest:] / (likeness[:, :1] + 1e-9)
-    # Two periods are as alike as one.
+    # One period and two have peaks of equal height: the cost makes the shorter lag win.
     periodic -= _OCTAVE_COST * np.log2(np.arange(shortest, longest + 1) / shortest)
     lag = periodic.argmax(axis=1)
     is_voiced = is_loud & (periodic.max(axis=1) > 0.55)
@@ -73,6 +74,6 @@ def pitch_hz(pcm: Array) -> NDArray[np.float64]:
 
 
 def _autocorrelation(frames: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of each row, for lags up to its length."""
+    """Autocorrelation of each row, for lags up to its length."""
     num_points = 2 * _WINDOW
     return np.fft.irfft(np.abs(np.fft.rfft(frames, num_points)) ** 2)[:, :_WINDOW]

@@ -1,8 +1,8 @@
 """A live microphone and loudspeaker through PyAudio: two streams, 20 ms a callback.
 
-lost      no callback for half a second (`lost_watch.py`), and nothing is left to read
-stalled   the loudspeaker alone: its stream is started over once, and what is queued stays queued
-closing   `close`, never `stop_stream`, which waits for a dead device; watched all the same
+lost      no callback for half a second (`lost_watch.py`), and every frame was read
+stalled   the loudspeaker alone makes no callbacks: its stream is restarted once, the queue stays
+closing   calls `close`, not `stop_stream`, which waits for a dead device; `close` has a time limit
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 Array = NDArray[np.float32]
 _Callback = Callable[[Any, int, Mapping[str, float], int], tuple[bytes | None, int]]
 
-_ANSWER_S = 5.0  # for the sound system to open
+_ANSWER_S = 5.0  # limit for the sound system to open a device
 _CLOSE_S = 1.0
 
 log = logging.getLogger(__name__)
@@ -54,20 +54,21 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceSettings:
-    """Which devices, and how."""
+    """Names of the devices and how to open them."""
 
     input_name: str | None = None
-    """The whole name or a part of it; None is the system's default."""
+    """Device name or a part of it; None is the system's default."""
     output_name: str | None = None
     input_rate_hz: int = RATE_HZ
-    """Rate to open the device at; where it refuses, its own is resampled."""
+    """Rate to open the device at; if it refuses, its own rate is resampled."""
     output_rate_hz: int = PLAY_RATE_HZ
     queue_s: float = 2.0
-    """Sound that may wait to be played."""
+    """Bound of the queue of sound to play."""
     lost_after_ms: int = 500
-    """Without a callback of either direction."""
+    """Time without a callback of either direction until the device counts as lost."""
     one_lost_after_ms: int = 3000
-    """Without a callback of one direction while the other goes on."""
+    """Time without a callback of one direction, while the other goes on, until it counts as
+    lost."""
 
     def __post_init__(self) -> None:
         for name in ("input_rate_hz", "output_rate_hz"):
@@ -96,9 +97,9 @@ class PyAudioPort(QueuedPort):
         self.settings = settings or DeviceSettings()
         super().__init__(PlayQueue(seconds=self.settings.queue_s, block_samples=BLOCK_SAMPLES))
         self._device: _OpenStreams | None = None
-        self._before = PortCounters()  # of the openings before this one
+        self._before = PortCounters()  # sums of earlier openings
         self._num_opened = self._num_restarted = 0
-        self._stalled_s: float | None = None  # the last sign before the loudspeaker's restart
+        self._stalled_s: float | None = None  # last callback before the loudspeaker's restart
 
     def open(self) -> None:
         self.close()
@@ -115,7 +116,7 @@ class PyAudioPort(QueuedPort):
         if self._device is None:
             raise DeviceLost("the sound device is not open; open it again")
         source, sink = self._device.input, self._device.output
-        if not source.num_waiting:  # what came before the loss is heard
+        if not source.num_waiting:  # frames from before the loss are read first
             self._expect_signs(source, sink)
         pcm = source.frame(timeout_s)
         if pcm is None:
@@ -124,7 +125,7 @@ class PyAudioPort(QueuedPort):
         return MicFrame(pcm, sink.far_frame(num_waiting), start, num_waiting)
 
     def _expect_signs(self, source: InputStream, sink: OutputStream) -> None:
-        """Raises DeviceLost if there are none."""
+        """Raises DeviceLost if a direction makes no callbacks."""
         lost = find_lost(
             time.perf_counter(),
             Signs(source.last_s, sink.last_s),
@@ -176,7 +177,7 @@ class PyAudioPort(QueuedPort):
         self._before = self.counters()
         device, self._device = self._device, None
         if device and not _in_time(device.close, _CLOSE_S):
-            log.warning("the sound device did not close within %.0f s; left behind", _CLOSE_S)
+            log.warning("the sound device did not close within %.0f s and stays open", _CLOSE_S)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -237,7 +238,7 @@ def _agree(
         }
         try:
             return bool(audio.is_format_supported(fmt.rate_hz, **about))
-        except ValueError:  # how PyAudio says no
+        except ValueError:  # PyAudio's refusal
             return False
 
     return choose_format(device, direction, rate_hz, is_supported)
@@ -270,7 +271,7 @@ def _start(
 
 
 def _in_time(action: Callable[[], None], limit_s: float) -> bool:
-    """Run it in a thread of its own; False if it has not returned in time. Its error is raised.
+    """Run an action in a new thread and raise its error; False if it has not returned in time.
 
     Raises BackendError if the system refuses the thread.
     """

@@ -1,7 +1,7 @@
 """A ring of samples between a sound callback, which pushes, and one reader, which pops.
 
-Positions are counts of samples that only grow: each side moves its own, so neither waits for the
-other. A reader that comes late finds the newest samples; the oldest are dropped and counted.
+Positions are counts of samples that only grow. Each side moves its own position, so neither waits
+for the other. A late reader gets the newest samples; the oldest are dropped and counted.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from numpy.typing import DTypeLike, NDArray
 
 
 class SampleRing:
-    """The last `capacity` samples. One pusher, one popper."""
+    """Holds the last `capacity` samples. One pusher, one popper."""
 
     def __init__(self, capacity: int, block_samples: int, dtype: DTypeLike) -> None:
-        """`block_samples` is the most that one push brings."""
+        """`block_samples` is the largest block of a `push`."""
         self._capacity = capacity
-        # One block more: what the pusher is writing over is never what the popper reads.
+        # One block more, so that the pusher never overwrites samples that the popper reads.
         self._ring: NDArray[Any] = np.zeros(capacity + block_samples, dtype)
         self._pushed = self._popped = 0
         self.num_dropped = 0
@@ -36,7 +36,7 @@ class SampleRing:
         self._pushed += len(samples)
 
     def pop(self, count: int) -> NDArray[Any] | None:
-        """The next `count` samples in order; None if there are not so many."""
+        """Return the next `count` samples in order, or None if there are fewer."""
         while self.available >= count:
             late = self._pushed - self._popped - self._capacity
             if late > 0:

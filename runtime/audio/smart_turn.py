@@ -1,7 +1,7 @@
-"""The Smart Turn v3 format: an ONNX model hears the last 8 s and says whether the turn is over.
+"""Smart Turn v3 models: from the last 8 s, an ONNX model estimates whether the turn is over.
 
-The user points at the file; nothing is downloaded. Input `input_features` (1, 80, 800), Whisper's
-log-mel of normalised sound that ends now; output one probability.
+The user names the file; nothing is downloaded. The input `input_features` (1, 80, 800) is Whisper's
+log-mel of normalised sound that ends now; the output is one probability.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from deeptalk_edge.runtime.backends.ort.graph import OrtGraph
 
 Array = NDArray[np.float32]
 
-# Whisper tiny's encoder with a window of 8 s; only bins and window count here.
+# Whisper tiny's encoder with a window of 8 s; only the bins and the window are used here.
 _SPEC = EncoderSpec(
     num_mel_bins=80, width=384, num_layers=4, num_heads=6, ffn_width=1536, max_frames=400
 )
@@ -29,7 +29,7 @@ class SmartTurn:
     """A `TurnCue`. One owner; not thread-safe."""
 
     def __init__(self, path: Path) -> None:
-        """Raises ArtifactError if the file is something else."""
+        """Raises ArtifactError if the file is not such a model."""
         if not path.is_file():
             raise ArtifactError(f"{path}: no such file; name a Smart Turn v3 ONNX model")
         try:
@@ -47,5 +47,5 @@ class SmartTurn:
         heard = utterance[-_NUM_SAMPLES:]
         heard = np.pad(heard, (_NUM_SAMPLES - len(heard), 0))
         heard = (heard - heard.mean()) / np.sqrt(heard.var() + 1e-7)
-        mel = log_mel(heard[: max_samples(_SPEC)], _SPEC)  # all but the last sample: none is missed
+        mel = log_mel(heard[: max_samples(_SPEC)], _SPEC)  # 8 s less one sample
         return float(self._graph.run({"input_features": mel[None]})[0].item())

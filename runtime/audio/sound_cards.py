@@ -1,8 +1,8 @@
-"""Sound devices by name: which there are, which one is meant, and how to open it.
+"""Sound devices by name: list them, choose one, choose the format to open it with.
 
-A name is matched whole first, then as a part, letter case ignored; what fits several devices is
-refused. Those called the same are numbered, `NAME #2`, in PortAudio's order. An index is never
-remembered, as it moves when a device is plugged in.
+A name is matched as a whole first, then as a part, ignoring case. A name that fits several devices
+is refused. Devices with equal names are numbered, `NAME #2`, in PortAudio's order. Indices are
+never kept, because they change when a device is plugged in.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Direction = Literal["input", "output"]
 
-# What each sound library is told where to complain.
+# Functions of the sound libraries that set their error handlers.
 _COMPLAINTS = {
     "libasound.so.2": ("snd_lib_error_set_handler",),
     "libjack.so.0": ("jack_set_error_function", "jack_set_info_function"),
@@ -41,7 +41,7 @@ class SoundDevice:
     num_inputs: int
     num_outputs: int
     rate_hz: int
-    """Its own rate."""
+    """The device's default rate."""
     is_default_input: bool
     is_default_output: bool
 
@@ -54,17 +54,17 @@ class SoundDevice:
 
 @dataclass(frozen=True, slots=True)
 class SoundFormat:
-    """How a device is opened."""
+    """Format that a device is opened with."""
 
     rate_hz: int
     num_channels: int
 
 
 def open_pyaudio() -> pyaudio.PyAudio:
-    """Start PortAudio; the list of devices is as of now.
+    """Start PortAudio, which lists the devices as they are now.
 
-    Raises SettingsError if PyAudio is not installed or ALSA's settings are not there, DeviceLost
-    if PortAudio does not start.
+    Raises SettingsError if PyAudio is not installed or ALSA's settings are missing, DeviceLost if
+    PortAudio does not start.
     """
     try:
         import pyaudio
@@ -82,7 +82,7 @@ def open_pyaudio() -> pyaudio.PyAudio:
 
 
 def _check_alsa_settings() -> None:
-    """PortAudio 19.6 aborts the process where ALSA finds no settings (an assertion of its own)."""
+    """Refuse to start without ALSA's settings: PortAudio 19.6 then aborts by an assertion."""
     named = os.environ.get("ALSA_CONFIG_PATH")
     if named and not any(os.access(path, os.R_OK) for path in named.split(":")):
         raise SettingsError(
@@ -91,10 +91,10 @@ def _check_alsa_settings() -> None:
 
 
 def _quieten(*, is_quiet: bool) -> None:
-    """ALSA and JACK write to stderr about each device that is not there: that is for `-v` alone.
+    """Silence ALSA and JACK, which write to stderr about each missing device, unless `-v` is set.
 
-    They get a C function that ignores what it is given: one of Python's could be called when the
-    interpreter has ended.
+    The handler is a C function that ignores its arguments: a Python function could be called after
+    the interpreter has ended.
     """
     ignore = ctypes.cast(ctypes.CDLL(None).getpid, ctypes.c_void_p) if is_quiet else None
     for library, setters in _COMPLAINTS.items():
@@ -125,7 +125,7 @@ def list_devices(audio: pyaudio.PyAudio) -> list[SoundDevice]:
 
 
 def names_of(devices: Sequence[SoundDevice]) -> list[str]:
-    """What each device is called; those of one name have a number behind it."""
+    """Return the name of each device; equal names get a number."""
     total, seen, names = Counter(device.name for device in devices), Counter[str](), []
     for device in devices:
         seen[device.name] += 1
@@ -137,9 +137,9 @@ def names_of(devices: Sequence[SoundDevice]) -> list[str]:
 def choose_device(
     devices: Sequence[SoundDevice], name: str | None, direction: Direction
 ) -> SoundDevice:
-    """The device of this name, or the default where there is no name.
+    """Return the device of this name, or the default device without a name.
 
-    Raises DeviceLost, naming those that there are, if none or more than one fits.
+    Raises DeviceLost, naming the devices available, if none or more than one fits.
     """
     able = [device for device in devices if device.channels(direction)]
     called = list(zip(names_of(able), able, strict=True))
@@ -164,9 +164,9 @@ def choose_format(
     rate_hz: int,
     is_supported: Callable[[SoundFormat], bool],
 ) -> SoundFormat:
-    """Our rate and one channel where the device takes them, else what it takes.
+    """Return our rate and one channel if the device takes them, else a format that it takes.
 
-    Raises DeviceLost if it takes nothing.
+    Raises DeviceLost if it takes none.
     """
     most = device.channels(direction)
     for rate in (rate_hz, 48_000, device.rate_hz):
@@ -183,7 +183,7 @@ def choose_format(
 def _default_index(query: Callable[[], object]) -> int | None:
     try:
         about = query()
-    except OSError:  # how PyAudio says that there is none
+    except OSError:  # PyAudio's error for a missing default device
         return None
     assert isinstance(about, dict)
     return int(about["index"])

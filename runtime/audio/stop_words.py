@@ -1,9 +1,9 @@
-"""Stop words: who says one over an answer ends it, however short the word is.
+"""Stop words: saying one over an answer ends the answer, however short the word is.
 
-A spotter listens only while somebody speaks over an answer; a word that it misses is voice like any
-other. The default is pocketsphinx's keyphrase search: English, a model inside the package, 3 % of
-real time. It holds the interpreter for half a millisecond per 20 ms of sound, so it belongs in a
-thread beside the audio thread, not into it.
+A spotter listens only while the user speaks over an answer; a word that it misses counts as any
+other voice. The default is pocketsphinx's keyphrase search: English, a model inside the package, 3
+% of real time. It holds the interpreter lock for 0.5 ms per 20 ms of sound, so it runs in its own
+thread and not in the audio thread.
 """
 
 from __future__ import annotations
@@ -21,22 +21,21 @@ from deeptalk_edge.sound.pcm import as_int16
 
 Array = NDArray[np.float32]
 
-# Of a likelihood ratio, for each phone: 1e-12 for "stop". Higher misses more, lower hears the word
-# in others.
+# Likelihood ratio per phone: 1e-12 for "stop". Higher misses more, lower finds the word in others.
 _THRESHOLD_PER_PHONE = 1e-3
-# What the decoder takes for the mean of speech at first; its own is too far off for a single word.
-# It is the mean over a question that espeak-ng speaks at -20 dBFS.
+# The decoder's initial cepstral mean; its default is too far off for a single word. It is the mean
+# over a question that espeak-ng speaks at -20 dBFS.
 _SPEECH_CEPSTRUM = "45.7,0.6,-1.2,8.3,-4.0,-2.7,-5.1,-7.2,2.0,-3.1,1.1,-1.9,-0.6"
 
 
 class WordSpotter(Protocol):
-    """Listens for words that were given to it when it was made."""
+    """Finds the words that it was constructed with."""
 
     def begin(self) -> None:
-        """Somebody has begun to speak: forget what was heard before."""
+        """The user has begun to speak: forget all earlier sound."""
 
     def hears(self, pcm: Array) -> bool:
-        """Take the next piece of 16 kHz PCM (N,); whether a word was heard by now."""
+        """Take the next piece of 16 kHz PCM (N,); True if a word was found since `begin`."""
 
 
 class SphinxSpotter:
@@ -45,7 +44,7 @@ class SphinxSpotter:
     def __init__(
         self, words: Sequence[str], *, threshold_per_phone: float = _THRESHOLD_PER_PHONE
     ) -> None:
-        """`words` may be phrases of several words, too; a lower threshold hears more.
+        """`words` may be phrases; a lower threshold finds more.
 
         Raises SettingsError if pocketsphinx is not installed or does not know a word.
         """

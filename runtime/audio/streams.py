@@ -1,10 +1,10 @@
-"""The two streams of a sound device: what their callbacks do, and the reader's side of them.
+"""The two streams of a sound device: their callbacks, and what the reader does with the sound.
 
-callbacks   copy between PortAudio's buffer and a ring, count, and note the time. A device's own
-            rate is resampled by the reader; for the loudspeaker, where only the callback knows
-            what comes next, in the callback
-positions   what is heard counts the resampler's 2 ms; the far end has them, too. The microphone's
-            frames are those 2 ms late
+callbacks   copy between PortAudio's buffer and a ring, count, and note the time. The reader
+            resamples the microphone's rate; the loudspeaker's callback resamples, because it alone
+            knows what comes next
+positions   include the resampler's delay of 2 ms in what is heard and in the far end. The
+            microphone's frames are late by those 2 ms
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from deeptalk_edge.sound.rates import StreamResampler
 
 Array = NDArray[np.float32]
 Clock = Callable[[], float]
-"""Seconds."""
+"""Clock in seconds."""
 
 BLOCK_SAMPLES = PLAY_RATE_HZ * FRAME_MS // 1000
-"""Of the loudspeaker: 480."""
+"""Samples of a block of the loudspeaker: 480."""
 
-_RING_S = 15.0  # that a reader may be behind on a busy machine, and still miss nothing
+_RING_S = 15.0  # lag of a reader on a busy machine that still loses nothing
 _START_S = 2.0  # a device's first callback may take longer than the others
-_FAR_LEAD_BLOCKS = 2  # more, and the far end could come behind its echo
-_FAR_WATCH = 50  # blocks of a second
+_FAR_LEAD_BLOCKS = 2  # with more, the far end could come after its echo
+_FAR_WATCH = 50  # blocks in one second
 _FAR_WAIT_S = 0.06
-_FAR_SILENT_S = 0.2  # without a callback: a loudspeaker that stalls is not waited for
-_FAR_WAIT_BLOCKS = 2  # a reader that is further behind than this does not wait, but catches up
-_CONTINUE, _INPUT_OVERFLOW = 0, 2  # of PortAudio
+_FAR_SILENT_S = 0.2  # without a callback: then the loudspeaker has stalled and is not waited for
+_FAR_WAIT_BLOCKS = 2  # a reader with a larger lag does not wait, but catches up
+_CONTINUE, _INPUT_OVERFLOW = 0, 2  # PortAudio's constants
 
 
 class InputStream:
-    """The microphone's stream: its callback, and the reader's side."""
+    """The microphone's stream: its callback, and what the reader takes."""
 
     def __init__(self, fmt: SoundFormat, clock: Clock = time.perf_counter) -> None:
         block = fmt.rate_hz * FRAME_MS // 1000 * fmt.num_channels
@@ -72,17 +72,17 @@ class InputStream:
 
     @property
     def num_dropped(self) -> int:
-        """Samples at 16 kHz."""
+        """Samples at 16 kHz that were dropped."""
         return self._ring.num_dropped // self.fmt.num_channels * RATE_HZ // self.fmt.rate_hz
 
     @property
     def num_samples(self) -> int:
-        """Samples at 16 kHz behind the last frame, dropped ones included."""
+        """Samples at 16 kHz up to the end of the last frame, dropped ones included."""
         return self._num_given + self.num_dropped
 
     @property
     def num_waiting(self) -> int:
-        """Blocks of 20 ms that arrived and are not read yet."""
+        """Blocks of 20 ms that have arrived and are not read."""
         return self._ring.available // self._block
 
     def frame(self, timeout_s: float) -> Array | None:
@@ -104,7 +104,7 @@ class InputStream:
 
 
 class OutputStream:
-    """The loudspeaker's stream: its callback, what it was handed, and when that is heard."""
+    """The loudspeaker's stream: its callback, the sound it was given, and when that is heard."""
 
     def __init__(
         self, fmt: SoundFormat, queue: PlayQueue, clock: Clock = time.perf_counter
@@ -120,7 +120,7 @@ class OutputStream:
         self._leads: deque[int] = deque(maxlen=_FAR_WATCH)
         self._resampler = StreamResampler(PLAY_RATE_HZ, fmt.rate_hz)
         self._ready = np.empty(0, np.float32)  # at the device's rate
-        # The last 64 blocks: when the first sample is heard, and what is in it.
+        # The last 64 blocks: time at which the first sample is heard, and the content.
         self._heard: list[tuple[float, Taken]] = [(0.0, Taken(0, 0))] * 64
         self.num_callbacks = self._num_blocks = 0
         self.last_s = self._clock() + _START_S
@@ -129,7 +129,7 @@ class OutputStream:
         self, content: Any, num_frames: int, times: Mapping[str, float], status: int
     ) -> tuple[bytes, int]:
         now_s = self._clock()
-        # Some drivers say nothing sensible: then it counts as heard at once.
+        # Some drivers give no sensible time: then the block counts as heard at once.
         ahead_s = min(max(times["output_buffer_dac_time"] - times["current_time"], 0.0), 1.0)
         while len(self._ready) < num_frames:
             ready_s = len(self._ready) / self.fmt.rate_hz + self._resampler.waiting_s
@@ -150,7 +150,7 @@ class OutputStream:
 
     def audible(self) -> int:
         """Content samples heard by now."""
-        # A device that gives no sign plays nothing.
+        # A device without callbacks plays nothing.
         now_s = min(self._clock(), self.last_s + 2 * FRAME_MS / 1000)
         return max(
             taken.start + min(int((now_s - heard_s) * PLAY_RATE_HZ), taken.size)
@@ -159,11 +159,11 @@ class OutputStream:
         )
 
     def far_frame(self, num_waiting: int) -> Array:
-        """What was handed beside the microphone's oldest block.
+        """Sound that the loudspeaker was given in the time of the microphone's oldest block.
 
-        Any step between the two is a new echo path to the canceller. So the far end is kept one
-        block ahead at the start, a late callback is waited for, and a block is skipped only if the
-        far end was ahead too far for a whole second. Zeros stand for what does not come.
+        To the canceller, any shift between the two is a new echo path. So the far end starts one
+        block ahead, a late callback is waited for, and a block is skipped only if the far end was
+        too far ahead for a whole second. Zeros replace a block that does not come.
         """
         lead = self._far.available // BLOCK_SAMPLES - num_waiting
         self._leads.append(lead)

@@ -1,4 +1,4 @@
-"""Voice detection: which 20 ms hold a voice, and where in a recording the utterance lies."""
+"""Voice detection: which 20 ms frames hold a voice, and where in a recording the utterance is."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ FRAME_SAMPLES = RATE_HZ * FRAME_MS // 1000
 
 
 class VoiceDetector(Protocol):
-    """Listens to one stream of frames, in order."""
+    """Takes one stream of frames, in order."""
 
     def is_voiced(self, frame: Array) -> bool:
-        """Whether 20 ms of 16 kHz PCM, (320,), hold a voice."""
+        """Whether 20 ms of 16 kHz PCM, (320,), contain a voice."""
 
 
 class WebRtcDetector:
-    """WebRTC's detector: 3 us a frame, good in quiet rooms; steady hum keeps it on."""
+    """WebRTC's detector: 3 us a frame, good in quiet rooms; it takes steady hum for a voice."""
 
     def __init__(self, aggressiveness: int = 3) -> None:
         """`aggressiveness` is 0 (hears much) to 3 (hears little)."""
@@ -41,8 +41,8 @@ class WebRtcDetector:
 
 
 def read_utterance(path: Path) -> Array:
-    """The utterance in a sound file that is known to hold one, whatever its pauses: 16 kHz mono
-    (N,). `loop/utterances.py` finds several.
+    """Read the utterance of a sound file that holds one, pauses included: 16 kHz mono (N,).
+    `loop/utterances.py` finds several.
 
     Raises AudioError if the file cannot be used or there is no speech in it.
     """
@@ -54,7 +54,7 @@ def read_utterance(path: Path) -> Array:
 def find_utterance(
     pcm: Array, detector: VoiceDetector, settings: EndpointSettings | None = None
 ) -> tuple[int, int]:
-    """The samples [start, end) of the utterance in a 16 kHz recording (N,).
+    """Return the samples [start, end) of the utterance in a 16 kHz recording (N,).
 
     Raises AudioError if there is no speech in it.
     """

@@ -1,7 +1,7 @@
-"""A port on a virtual clock: reading a frame is what lets 20 ms pass.
+"""A port on a virtual clock: each frame that is read advances the time by 20 ms.
 
-For tests and simulations, deterministic and as fast as the machine. The microphone is a function
-of time, and can hear the loudspeaker.
+For tests and simulations: deterministic and as fast as the machine allows. The microphone is a
+function of time and can contain an echo of the loudspeaker.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from deeptalk_edge.sound.rates import StreamResampler
 Array = NDArray[np.float32]
 
 Microphone = Callable[[int], Array]
-"""From the first sample's position, counted since the port was made, to a frame (320,)."""
+"""Maps the position of a frame's first sample, counted since the port was made, to (320,)."""
 
 _BLOCK_SAMPLES = PLAY_RATE_HZ * FRAME_MS // 1000
 
 
 def recording(pcm: Array) -> Microphone:
-    """A microphone that hears 16 kHz PCM (N,) and then silence."""
+    """A microphone that gives 16 kHz PCM (N,) and then silence."""
 
     def hear(start: int) -> Array:
         frame = pcm[start : start + FRAME_SAMPLES]
@@ -45,11 +45,11 @@ def recording(pcm: Array) -> Microphone:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EchoPath:
-    """How the loudspeaker reaches the microphone."""
+    """The echo path from the loudspeaker to the microphone."""
 
     gain: float
     delay_ms: int = 60
-    """From the hand-over of a sample to the frame that holds its echo."""
+    """Time from giving a sample to the device to the frame that holds its echo."""
 
 
 class VirtualPort(QueuedPort):
@@ -66,8 +66,8 @@ class VirtualPort(QueuedPort):
         queue_s: float = 2.0,
         on_played: Callable[[Array], None] | None = None,
     ) -> None:
-        """`device_ms`, whole frames, is what the loudspeaker buffers; `on_played` gets each block
-        of 480 samples as it is handed over, silence included."""
+        """`device_ms`, a multiple of a frame, is the loudspeaker's buffer; `on_played` gets each
+        block of 480 samples that the device is given, silence included."""
         self._microphone, self._echo, self._on_played = microphone, echo, on_played
         super().__init__(PlayQueue(seconds=queue_s, block_samples=_BLOCK_SAMPLES))
         self._device_frames = device_ms // FRAME_MS
@@ -90,15 +90,15 @@ class VirtualPort(QueuedPort):
         self._is_open = True
 
     def lose(self, reason: str = "virtual device: unplugged") -> None:
-        """The device is gone until `restore`."""
+        """Make the device fail until `restore`."""
         self._lost = reason
 
     def restore(self) -> None:
-        """It can be opened again."""
+        """Let the device be opened again."""
         self._lost = None
 
     def skip(self, num_frames: int) -> None:
-        """Let time pass with the port closed."""
+        """Advance the time while the port is closed."""
         self._passed += num_frames * FRAME_SAMPLES
 
     def read(self, timeout_s: float) -> MicFrame | None:

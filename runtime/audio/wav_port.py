@@ -1,4 +1,4 @@
-"""A WAV file as the microphone, and one that holds what the loudspeaker would have played."""
+"""A WAV file as the microphone, and a WAV file that records what the loudspeaker would play."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from deeptalk_edge.sound.wav import WavWriter, resample
 class WavPort(VirtualPort):
     """Plays a recording into the loop, then silence; in real time or as fast as it is read.
 
-    `read` raises DoesNotFit when the loudspeaker's file cannot grow: it is what a listener gets, so
-    the conversation ends, and the file keeps what it has.
+    `read` raises DoesNotFit when the loudspeaker's file cannot grow. That file is the
+    conversation's output, so the conversation ends and the file keeps what it has.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class WavPort(VirtualPort):
         is_realtime: bool = True,
         echo: EchoPath | None = None,
     ) -> None:
-        """`loudspeaker` gets the silences too, so both files have one time line.
+        """`loudspeaker` gets the silences, too, so both files have one time line.
 
         Raises AudioError if the recording cannot be used or the other file cannot be written.
         """
@@ -42,7 +42,7 @@ class WavPort(VirtualPort):
 
     @property
     def is_over(self) -> bool:
-        """Whether the recording was read to its end."""
+        """Whether the recording has been read to its end."""
         return self._passed >= self._num_samples
 
     def read(self, timeout_s: float) -> MicFrame | None:

@@ -1,1 +1,1 @@
-"""What runs the graphs."""
+"""Backends: what runs a bundle's graphs."""

@@ -1,5 +1,5 @@
-"""What a backend is: encoder, engine and codec of one bundle, and how closely they must agree with
-what the exporter computed.
+"""The protocol of a backend: encoder, engine and codec of one bundle, and how closely they must
+agree with what the exporter computed.
 
 A new backend is a folder with `open_backend(bundle, settings)` and a line in the table of open.py.
 """
@@ -22,38 +22,38 @@ from deeptalk_edge.runtime.lm.engine import Engine
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendSettings:
-    """What of a conversation's settings a backend is opened with."""
+    """The settings of a conversation that a backend is opened with."""
 
     context_rows: int
-    """Rows that the cache holds."""
+    """Capacity of the cache in rows."""
     threads: int = 1
     encoder_window: EncoderWindow = "whole"
     paging: PagingSettings = field(default_factory=PagingSettings)
     num_items: int = 1
-    """Answers side by side: 2 for batch-parallel."""
+    """Items decoded at once: 2 for batch-parallel."""
     cuda_graphs: bool = True
-    """Whether a GPU's step is launched as one CUDA graph."""
+    """Whether a GPU launches a step as one CUDA graph."""
 
 
 class Experts(Protocol):
-    """What a conversation tells the routed experts of its engine, and asks them."""
+    """A conversation's interface to the routed experts of its engine."""
 
     recorder: RouteRecorder | None
-    """Takes down every choice; may be set and taken away between passes."""
+    """Records every routing; may be set and removed between passes."""
 
     def user_started_speaking(self) -> None:
-        """The user has begun to speak: a turn begins."""
+        """The user has begun to speak, so a turn begins."""
 
     def idle(self) -> None:
-        """Nobody talks: free slots may be filled."""
+        """Neither side speaks: free slots may be filled."""
 
     def end_turn(self) -> dict[str, Any]:
-        """Returns the turn's counts."""
+        """Return the turn's counters."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelfCheck:
-    """What `check_golden` holds a backend to. A tolerance is the largest error over the largest
+    """What `check_golden` compares. A tolerance limits the largest error divided by the largest
     value; a name is what a message calls the part."""
 
     encoder: str
@@ -63,32 +63,32 @@ class SelfCheck:
     decoder_tolerance: float
     codec_tolerance: float
     logits_prefix: str = ""
-    """Of the names in `golden.npz`: the logits that this backend's weights give."""
+    """Name in `golden.npz` of the logits that this backend's weights give."""
     features: str = NEAR_FEATURES
-    """The features there that the encoder is held to: of a window that ends with the sound, or
-    `features`, of the whole window, for an encoder that knows no other."""
+    """Name in `golden.npz` of the encoder's features: those of a window that ends with the sound,
+    or `features`, of the whole window, for an encoder that has no other window."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
-    """An open one. One owner; not thread-safe."""
+    """An open backend. One owner; not thread-safe."""
 
     name: BackendName
     kernel_path: str | None
-    """The instruction set of our own kernels; None where others compute."""
+    """Instruction set of our own kernels; None if other libraries compute."""
     encoder: Encoder
     engine: Engine
     codec: Codec
     experts: Experts
-    """The engine's; closed with it."""
+    """The engine's experts, closed with it."""
     self_check: SelfCheck | None
-    """None: it computes nothing that could be wrong."""
+    """None if the backend computes nothing to compare."""
 
     gpu_stages: GpuStages | None = None
-    """Times of a device that measures its stages."""
+    """GPU times of the stages; None if the backend does not measure them."""
 
     def close(self) -> None:
-        """Give everything back; doing it twice is doing it once."""
+        """Give everything back; idempotent."""
         with ExitStack() as parts:
             for part in (self.encoder, self.codec, self.engine):
                 parts.callback(part.close)

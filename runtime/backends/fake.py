@@ -1,8 +1,8 @@
-"""A backend that computes nothing: known words and known tones, whatever is asked.
+"""A backend that computes nothing: it answers every question with known words and known tones.
 
 For integrators who test their own side of a conversation: it reads a bundle's manifest and
-tokenizer, and no weight. Equal questions in equal conversations get equal answers; another question
-gets another number in its answer, and other tones. Nothing that it says was said by a model.
+tokenizer, and no weights. Equal questions in equal conversations get equal answers; another
+question gets another number in its answer and other tones. No model computes its answers.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from deeptalk_edge.runtime.lm.text import TextTokenizer
 
 Array = NDArray[np.float32]
 
-_FRAMES_PER_ID = 3  # speech lasts three frames, 0.26 s, for every text id
-_CERTAIN = 60.0  # a logit beside zeros: its probability is 1 at any temperature of use
+_FRAMES_PER_ID = 3  # speech has three frames, 0.26 s, for each text id
+_CERTAIN = 60.0  # a logit among zeros: probability 1 at any usable temperature
 _AMPLITUDE = 0.1
 
 
 def open_backend(bundle: Bundle, settings: BackendSettings) -> Backend:
-    """Raises ArtifactError if the bundle's tokenizer is none."""
+    """Raises ArtifactError if the bundle's tokenizer cannot be read."""
     manifest = bundle.manifest
     tokenizer = TextTokenizer(bundle.file("tokenizer.json"), manifest.model.vocabulary)
     return Backend(
@@ -54,7 +54,7 @@ def open_backend(bundle: Bundle, settings: BackendSettings) -> Backend:
 
 
 class FakeEncoder:
-    """See `EncoderGraph`. A feature is the frame's mean log-mel, C times."""
+    """See `EncoderGraph`. A feature repeats the frame's mean log-mel C times."""
 
     def __init__(self, width: int) -> None:
         self._width = width
@@ -68,14 +68,14 @@ class FakeEncoder:
 
 
 class FakeEngine(CachedEngine[KvCache]):
-    """See `Engine`. It says one sentence after each prompt; its number comes from the prompt."""
+    """See `Engine`. Each prompt is answered by one sentence with a number made from the prompt."""
 
     def __init__(self, model: ModelSpec, tokenizer: TextTokenizer, *, context_rows: int) -> None:
         super().__init__(
             KvCache(num_layers=1, capacity=context_rows, width=1), nullcontext().__enter__
         )
         self._vocabulary, self._tokenizer = model.vocabulary, tokenizer
-        self._prompt_rows = 0  # fed before the last row of the prompt
+        self._prompt_rows = 0  # rows fed before the last row of the prompt
         self._number = 0
         self._text_ids: list[int] = []
 
@@ -119,7 +119,7 @@ class FakeEngine(CachedEngine[KvCache]):
 
 
 class FakeCodec:
-    """See `Codec`. A frame is a tone of the scale, the first code's, without a look-ahead."""
+    """See `Codec`. A frame's first code chooses its tone of the scale; there is no look-ahead."""
 
     def __init__(self, spec: CodecSpec) -> None:
         self._spec = spec

@@ -1,4 +1,4 @@
-"""Which backend runs a bundle, and its opening. The table names every one."""
+"""Chooses and opens the backend of a bundle. The table names every backend."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ BACKENDS: dict[BackendName, str] = {
     "tensorrt": "deeptalk_edge.runtime.backends.tensorrt.backend",
     "fake": "deeptalk_edge.runtime.backends.fake",
 }
-"""The module of each, with its `open_backend`; loaded when it is chosen."""
+"""Module of each backend, with its `open_backend`; imported when the backend is chosen."""
 
 
 def open_backend(bundle: Bundle, choice: BackendChoice, settings: BackendSettings) -> Backend:
-    """Open the backend and check that it computes here what the exporter did.
+    """Open the backend and check that it computes what the exporter computed.
 
     Raises ArtifactError if the bundle lacks what it needs, BackendError if the backend cannot run
-    the bundle or computes something else, DoesNotFit if the memory does not suffice.
+    the bundle or computes something else, DoesNotFit if there is not enough memory.
     """
     module = import_module(BACKENDS[backend_for(bundle, choice)])
     backend: Backend = module.open_backend(bundle, settings)
@@ -41,7 +41,7 @@ def open_backend(bundle: Bundle, choice: BackendChoice, settings: BackendSetting
 
 
 def backend_for(bundle: Bundle, choice: BackendChoice) -> BackendName:
-    """The backend that a choice means for this bundle on this machine."""
+    """Return the backend that a choice selects for this bundle on this machine."""
     if choice != "auto":
         return choice
     made_for = bundle.manifest.target.backend

@@ -1,7 +1,7 @@
-"""The golden check: does this backend compute here what the exporter did?
+"""The golden check: does this backend compute what the exporter computed?
 
-Run at every load, on small inputs through every graph; it warms the sessions up besides. A wrong
-driver, a broken library or a damaged file that its hash missed ends here and not in a wrong answer.
+It runs at every load, on small inputs through every graph, and also warms the sessions up. It finds
+a wrong driver, a broken library or damage that hashes missed before any answer is wrong.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ Array = NDArray[np.float32]
 
 
 def check_golden(bundle: Bundle, backend: Backend) -> None:
-    """Compare with `golden.npz`. The engine must be fresh, and is reset.
+    """Compare with `golden.npz`. The engine must be new and is reset afterwards.
 
-    Raises ArtifactError if the file lacks something, BackendError naming the part that differs.
+    Raises ArtifactError if the file lacks an array, BackendError naming the part that differs.
     """
     check = backend.self_check
     if check is None:
@@ -29,7 +29,7 @@ def check_golden(bundle: Bundle, backend: Backend) -> None:
     heard = golden[check.features]
     if check.features == FEATURES:
         features = backend.encoder.hear(golden["pcm"])
-    else:  # in a window of their own: a whole one takes a CPU seconds
+    else:  # in a short window: the whole window takes seconds on a CPU
         features = backend.encoder.hear_window(golden["pcm"], len(heard))
     _compare(check.encoder, features, heard, check.encoder_tolerance)
 
@@ -58,7 +58,7 @@ def _compare(graph: str, found: Array, expected: Array, tolerance: float) -> Non
     error = (
         float(np.abs(found - expected).max()) / scale if found.shape == expected.shape else np.inf
     )
-    if not error <= tolerance:  # NaN is no agreement
+    if not error <= tolerance:  # NaN must fail, too
         raise BackendError(
             f"{graph}: this device computes something else than the exporter did (relative error "
             f"{error:.1e}, allowed {tolerance:.0e}); export the bundle again on this device"

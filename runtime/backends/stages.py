@@ -1,4 +1,4 @@
-"""GPU time of an answer's stages by CUDA events: what the device took, not what a host waited."""
+"""GPU time of an answer's stages by CUDA events: time on the device, not the host's wait."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ Stage = Literal["encoder", "prefill", "step", "codec"]
 
 
 class GpuStages:
-    """Collects times between two calls of `begin`. One owner; not thread-safe."""
+    """Collects the times since the last `begin`. One owner; not thread-safe."""
 
     def __init__(self) -> None:
         self._times: defaultdict[Stage, list[float]] = defaultdict(list)
 
     def begin(self) -> None:
-        """An answer begins: forget the one before."""
+        """An answer begins: clear the last one's times."""
         self._times.clear()
 
     def add(self, stage: Stage, ms: float) -> None:
         self._times[stage].append(ms)
 
     def summary(self) -> dict[str, float]:
-        """Milliseconds: of a step the median, of every other stage all of it."""
+        """Milliseconds: the median of a step, the sum of every other stage."""
         return {
             stage: median(times) if stage == "step" else sum(times)
             for stage, times in self._times.items()

@@ -1,6 +1,7 @@
-"""The files that a user names for `run`: unusable places are refused before the bundle is loaded.
+"""Checks the files that a user names for `run` before the bundle is loaded.
 
-An output is no input, no file of the bundle and no other output, by whatever name or link.
+An output must not be an input, a file of the bundle or another output, whatever name or link it
+has.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from deeptalk_edge.runtime.loop.recorder import is_recording
 
 
 def check_files(options: RunOptions, num_turns: int) -> None:
-    """Refuse outputs that cannot be written or that would overwrite what the user gave; `num_turns`
-    questions are asked.
+    """Refuse outputs that cannot be written or that would overwrite a file of the user; `num_turns`
+    is the number of questions.
 
     Raises SettingsError naming the place, DoesNotFit if its disk is full.
     """
@@ -32,7 +33,7 @@ def check_files(options: RunOptions, num_turns: int) -> None:
 
 
 def _check_apart(record: Path, outputs: Iterable[Path]) -> None:
-    """Refuse an output that has the name of a recording: it would replace it at the end."""
+    """Refuse an output with the name of a recording, which it would replace."""
     directory = os.path.realpath(record)
     for place in outputs:
         if is_recording(place.name) and os.path.realpath(place.parent) == directory:
@@ -40,7 +41,7 @@ def _check_apart(record: Path, outputs: Iterable[Path]) -> None:
 
 
 def answer_place(out: Path | None, turn: int, num_turns: int) -> Path | None:
-    """Where an answer goes: of several, each has its number."""
+    """Return the file of an answer; with several turns, its name has the turn's number."""
     if out is None or num_turns == 1 or not out.name:  # "." has no name, and is refused
         return out
     return out.with_name(f"{out.stem}-{turn}{out.suffix}")

@@ -1,7 +1,7 @@
-"""Routed experts: where their weights are while a token needs them.
+"""Routed experts: residency and paging of their weights.
 
-decide    slots, policy, residency: pure, and the same objects live and simulated
-move      pager and leases, over loader, reader, record_file and pool (cuda_pool on a GPU)
-serve     paged, what an engine asks; look_ahead, degrade; sizing and from_bundle open it
-study     routes, recorded or synthetic; simulator, locality and study say what they cost
+decide    slots, policy, residency: pure; the live pager and the simulator share them
+move      pager and leases; below them loader, reader, record_file and pool (cuda_pool on a GPU)
+serve     paged, the engine's interface; look_ahead, degrade; sizing; open
+study     routes, the recordings that devices/replay/ reads
 """

@@ -1,7 +1,7 @@
-"""Pools for NVIDIA GPUs. Both fill through memory that the disk can reach directly.
+"""Pools for NVIDIA GPUs. Both read from disk straight into their host memory.
 
-mapped   Jetson: host and GPU share the memory, so the GPU reads the slots where the disk put them
-copied   RTX: slots in GPU memory, filled from pinned host memory on a stream of their own; with a
+mapped   Jetson: host and GPU share the memory, so the GPU reads the slots that the disk filled
+copied   RTX: slots in GPU memory, filled from pinned host memory on a separate stream; with a
          mirror, every record is read from disk once and stays pinned, and a miss is one copy
 """
 
@@ -15,7 +15,7 @@ from deeptalk_edge.runtime.experts.pool import POISON, CpuPool, Landing
 
 
 class MappedPool(CpuPool):
-    """The CPU's arena, pinned and mapped: one copy for both."""
+    """The CPU's arena, pinned and mapped: CPU and GPU use the same copy."""
 
     can_shrink = False
 
@@ -26,7 +26,7 @@ class MappedPool(CpuPool):
         self._base = runtime.device_pointer(self._host)
 
     def discard(self, slot: int) -> None:
-        """Pinned memory goes back all at once, in `close`."""
+        """Does nothing: `close` frees the pinned memory."""
 
     def _give_back(self) -> None:
         self._runtime.unregister(self._host)
@@ -46,8 +46,8 @@ class CopiedPool:
         slot_bytes: int,
         num_mirrored: int | None = None,
     ) -> None:
-        """`num_mirrored` records are kept in pinned host memory; None keeps none, and stages each
-        load in a buffer that is used again."""
+        """`num_mirrored` records are kept in pinned host memory; None keeps none and stages each
+        load in a reused buffer."""
         self.num_slots, self.slot_bytes = num_slots, slot_bytes
         self._runtime = runtime
         self._arena = runtime.malloc(num_slots * slot_bytes)
@@ -57,7 +57,7 @@ class CopiedPool:
         self._mirrored: set[int] = set()
         self._staging: list[CpuPool] = []
         self._idle: list[CpuPool] = []
-        self._landed: dict[int, CpuPool] = {}  # by slot
+        self._landed: dict[int, CpuPool] = {}  # staging buffers by slot
         self._lifetime = Lifetime("the pool", self._give_back)
 
     def landing(self, slot: int, key: int) -> Landing:
@@ -101,7 +101,7 @@ class CopiedPool:
         self._runtime.memset(self.address(slot), POISON, self.slot_bytes)
 
     def discard(self, slot: int) -> None:
-        """GPU memory goes back all at once, in `close`."""
+        """Does nothing: `close` frees the GPU memory."""
 
     def close(self) -> None:
         self._lifetime.close()

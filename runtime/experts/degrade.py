@@ -1,11 +1,11 @@
 """Trading accuracy for reads: never by default, always counted.
 
-bonus   adds a share of the router's score range to the experts that are resident, for the choice
-        only; the gates come from the untouched softmax and the best ones are never replaced.
-        Source: cache-conditional experts, arXiv 2412.00099
-skip    leaves out an absent expert whose share of its token's gates is small
+bonus   adds a share of the router's score range to resident experts, for the choice only; the gates
+        come from the unchanged softmax and the best experts are never replaced. Source:
+        cache-conditional experts, arXiv 2412.00099
+skip    leaves out an absent expert that has a small share of its token's gates
 
-With either, what a model says depends on the pool and on timing.
+With either, answers depend on the pool and on timing.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DegradeSettings:
-    """How much may be traded; the defaults trade nothing."""
+    """Limits of the trade; the defaults trade nothing."""
 
     bonus: float = 0.0
-    """Added to resident experts, as a share of the token's score range."""
+    """Bonus of resident experts, as a share of the token's score range."""
     protected: int = 2
-    """Best experts of a token that are never replaced."""
+    """Number of a token's best experts that are never replaced."""
     skip_below: float = 0.0
-    """An absent expert with a smaller share of its token's gates is left out."""
+    """Least share of its token's gates for an absent expert; it is left out below that."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.bonus <= 1 or not 0 <= self.skip_below < 1 or self.protected < 1:
@@ -39,10 +39,10 @@ class DegradeSettings:
 
 
 class Degrade:
-    """Changes routing where it saves reads, and counts what it changed. One per engine."""
+    """Changes routing to save reads, and counts the changes. One per engine."""
 
     def __init__(self, settings: DegradeSettings, gates: Mapping[int, Array]) -> None:
-        """`gates` (E, C) are the routers by layer; only a bonus needs them."""
+        """`gates` are the routers (E, C) by layer; only a bonus needs them."""
         self._settings = settings
         self._gates = gates
         self.num_uses = self.num_substituted = self.num_skipped = 0
@@ -50,11 +50,12 @@ class Degrade:
 
     @property
     def kept_share(self) -> float | None:
-        """Gate mass of what ran, as a share of what the router wanted; None before the first."""
+        """Gate mass of the experts that ran, as a share of the router's choice; None before any
+        ran."""
         return self._kept_mass / self._full_mass if self._full_mass else None
 
     def report(self) -> dict[str, Any]:
-        """Everything traded so far, ready for JSON."""
+        """Return all counters so far, for JSON."""
         return {
             "uses": self.num_uses,
             "substituted": self.num_substituted,
@@ -63,8 +64,8 @@ class Degrade:
         }
 
     def apply(self, layer: int, ids: Ids, weights: Array, normed: Array, resident: Mask) -> Mask:
-        """Change ids and weights, both (N, k), in place, for inputs (N, C) and a pool (E,);
-        returns which of them run, (N, k). The weights of the others are 0."""
+        """Change ids and weights, both (N, k), in place, for inputs (N, C) and residency (E,).
+        Returns the mask (N, k) of the experts that run; the weights of the others are 0."""
         self.num_uses += ids.size
         self._full_mass += float(weights.sum())
         if self._settings.bonus:
@@ -77,14 +78,15 @@ class Degrade:
         return runs
 
     def _prefer(self, ids: Ids, weights: Array, logits: Array, resident: Mask) -> None:
-        """Replace what is neither among the best nor resident, where a resident comes near."""
+        """Replace experts that are neither among the best nor resident if a resident one scores
+        close."""
         span = np.ptp(logits, axis=1)[:, None]
         scores = logits + self._settings.bonus * span * resident.astype(np.float32)
         best = np.argsort(-weights, axis=1, kind="stable")
         protected = np.take_along_axis(ids, best[:, : self._settings.protected], axis=1)
         np.put_along_axis(scores, protected, np.inf, axis=1)
         chosen = np.argsort(-scores, axis=1, kind="stable")[:, : ids.shape[1]]
-        # However the model scales its gates, a replaced one is scaled like the best one.
+        # Whatever scale the model gives its gates, a replacement gets the scale of the best expert.
         gates = np.exp(logits - logits.max(axis=1, keepdims=True))
         first = np.take_along_axis(ids, best[:, :1], axis=1)
         scale = weights.max(axis=1, keepdims=True) / np.take_along_axis(gates, first, axis=1)

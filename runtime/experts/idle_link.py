@@ -1,5 +1,5 @@
-"""What the link to the disk brings while nobody waits for it: first the sweep of what questions
-use, in layer order, then experts for the slots that are free."""
+"""Background loads for idle disk bandwidth: first the sweep of the experts that questions use, in
+layer order, then experts for free slots."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from deeptalk_edge.runtime.experts.residency import Cause, Load, Residency
 
 
 class IdleLink:
-    """Plans and hands out, one expert at a time; whoever calls holds the pager's lock."""
+    """Plans loads and returns them one at a time. The caller holds the pager's lock."""
 
     def __init__(
         self, residency: Residency, keys: NDArray[np.int64], *, sweep_share: float, fills: bool
     ) -> None:
-        """`keys` are all records'; a sweep takes `sweep_share` of the pool at most, and without
-        `fills` free slots stay free."""
+        """`keys` are the keys of all records; a sweep takes at most `sweep_share` of the pool;
+        without `fills`, free slots stay free."""
         self._residency, self._keys = residency, keys
         self._sweep_share, self._fills = sweep_share, fills
         self._sweep: deque[int] = deque()
@@ -30,7 +30,7 @@ class IdleLink:
         return not (self._sweep or self._fill)
 
     def enter(self, phase: Phase) -> None:
-        """Another phase has begun; what was planned for the last one is forgotten."""
+        """Begin another phase; the last phase's plan is dropped."""
         self._sweep.clear()
         self._fill.clear()
         if phase is Phase.LISTENING:
@@ -39,12 +39,13 @@ class IdleLink:
             self.plan_fill()
 
     def plan_fill(self) -> None:
-        """Nobody will need the link for a while."""
+        """Plan to fill free slots: the link is idle for a while."""
         if self._fills:
             self._fill = deque(self._residency.plan_fill(self._keys))
 
     def next_loads(self) -> list[Load]:
-        """What to begin now; nothing if the next expert is there already. Call while not done."""
+        """Return the loads to begin now; none if the next expert is resident. Call while not
+        done."""
         if self._sweep:
             return self._residency.hint([self._sweep.popleft()], Cause.SWEEP)
         load = self._residency.fill(self._fill.popleft())

@@ -1,4 +1,4 @@
-"""Experts that somebody uses: what a pager hands out."""
+"""Leases: experts in use, which a pager must not evict."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from deeptalk_edge.runtime.experts.pool import Fence
 from deeptalk_edge.runtime.experts.reader import Read
 
 Held = tuple[list[int], list[int]]
-"""Slots, and the generation of each."""
+"""Slots and the generation of each."""
 
 Addresses = NDArray[np.uint64]
 
 
 class Lease:
-    """Experts that stay where they are until `release`. A context manager."""
+    """Experts that stay in their slots until `release`. A context manager."""
 
     __slots__ = ("_addresses", "_generations", "_release", "layer", "reads", "slots")
 
@@ -32,12 +32,12 @@ class Lease:
         addresses: Callable[[int], Addresses],
         release: Callable[[Held, Fence | None], None],
     ) -> None:
-        """`addresses` gives a layer's, (E,); `release` takes the slots back."""
+        """`addresses` returns a layer's addresses (E,); `release` frees the slots."""
         self.layer = layer
         self.slots = slots
         """Expert id to slot."""
         self.reads = reads
-        """What must arrive first."""
+        """Reads that must finish before the experts are used."""
         self._generations, self._addresses, self._release = generations, addresses, release
 
     @property
@@ -46,16 +46,17 @@ class Lease:
 
     @property
     def addresses(self) -> Addresses:
-        """(E,) where each expert of the layer lies, 0 if absent; valid for the leased ones.
+        """Addresses (E,) of the layer's experts, 0 if absent; valid for the leased ones.
 
         Raises UsageError once the pager is closed.
         """
         return self._addresses(self.layer)
 
     def address(self, expert: int) -> int:
-        """Where one expert lies.
+        """Return the address of one expert.
 
-        Raises ValueError if it is not leased, or not any more, UsageError once the pager is closed.
+        Raises ValueError if it is not leased or the lease has ended, UsageError once the pager is
+        closed.
         """
         if expert not in self.slots:
             raise ValueError(f"layer {self.layer}, expert {expert} is not leased")

@@ -1,9 +1,9 @@
-"""Brings experts into slots: records to read, arrivals to note, and what an idle link may bring.
+"""Loads experts into slots: it queues reads, handles their ends, and starts background loads.
 
-lock      the pager's: the caller of a method holds it, but for `join`
-arrival   an expert that is there gets its address; one that cannot be read gives its slot back
-idle      when nothing is queued, the sweep of what questions use goes on; then free slots are
-          filled
+lock      is the pager's: the caller of every method but `join` holds it
+arrival   a loaded expert gets its address; an expert that cannot be read frees its slot
+idle      when nothing is queued, the sweep of the experts that questions use continues; then free
+          slots are filled
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from deeptalk_edge.runtime.experts.telemetry import Telemetry
 
 
 class Loader:
-    """Moves bytes for the decisions of a `Residency`."""
+    """Carries out the decisions of a `Residency`."""
 
     def __init__(
         self,
@@ -39,16 +39,16 @@ class Loader:
         telemetry: Telemetry,
         settings: PagerSettings,
     ) -> None:
-        """`records` are by key.
+        """`records` has the record of each key.
 
-        Raises ArtifactError if a record does not lie in the source or fit a slot.
+        Raises ArtifactError if a record is not inside the source or does not fit a slot.
         """
         for record in records.values():
             _check(record, source, pool)
         self._pool, self._residency, self._telemetry = pool, residency, telemetry
         self._poison = settings.poison
         self.addresses = np.zeros((residency.num_layers, residency.num_experts), np.uint64)
-        """(L, E) where each expert lies, 0 if absent."""
+        """Addresses (L, E) of the experts, 0 if absent."""
         self._address_of = self.addresses.reshape(-1)  # the same memory, by key
         self._idle_link = IdleLink(
             residency,
@@ -68,22 +68,22 @@ class Loader:
             finished=self._finished,
         )
         self.moved = self._reader.moved
-        """Some read is finished, or there is nothing left to read."""
+        """Notified when a read has finished or reading has ended."""
         self.reads = self._reader.under_way
-        """By key, those under way."""
+        """Reads under way, by key."""
 
     def start(self) -> None:
-        """Start the threads. Raises BackendError if the system refuses every one."""
+        """Start the threads. Raises BackendError if the system refuses all of them."""
         self._reader.start()
 
     @property
     def failure(self) -> BaseException | None:
-        """What ended a thread; nothing is loaded any more."""
+        """Error that ended a thread, after which nothing is loaded; else None."""
         return self._reader.failure
 
     @property
     def is_idle(self) -> bool:
-        """Nothing is under way, and an idle link has nothing to bring."""
+        """No read is under way, and no background load is planned."""
         return self._idle_link.is_done and self._reader.is_idle
 
     @property
@@ -91,7 +91,7 @@ class Loader:
         return self._reader.num_retries
 
     def load(self, load: Load) -> None:
-        """Begin to bring an expert into its slot."""
+        """Begin to load an expert into its slot."""
         if load.evicted is not None:
             self._address_of[load.evicted] = 0
         if self._poison:
@@ -99,44 +99,45 @@ class Loader:
         self._reader.begin(load)
 
     def hurry(self, read: Read) -> None:
-        """A guess came true before its bytes came: what is left of it is a demand now."""
+        """Turn the rest of a guess into a demand: the router chose its expert before it was
+        loaded."""
         if not read.is_urgent:
             self._telemetry.num_late += 1
             self._reader.hurry(read)
 
     def cancel_guesses(self, keys: range, wanted: set[int]) -> bool:
-        """Cancel guesses among `keys` that came too late; returns whether there were any."""
+        """Cancel guesses among `keys` that are too late; returns whether there were any."""
         loads = self._reader.cancel_guesses(keys, wanted)
         for load in loads:
             self._residency.cancel(load)
         return bool(loads)
 
     def discard(self, slot: int) -> None:
-        """A slot without an expert gives its memory back."""
+        """Give the memory of an empty slot back to the system."""
         self.addresses[self.addresses == self._pool.address(slot)] = 0
         self._pool.discard(slot)
 
     def enter(self, phase: Phase) -> None:
-        """Another phase begins: an idle link may have something else to bring."""
+        """Another phase begins, with other background loads."""
         self._idle_link.enter(phase)
         if not self._idle_link.is_done:
             self._reader.wake()
 
     def plan_fill(self) -> None:
-        """Nobody will need the link for a while: free slots may be filled."""
+        """Plan to fill free slots: the link is idle for a while."""
         self._idle_link.plan_fill()
         self._reader.wake()
 
     def stop(self) -> None:
-        """No read is begun any more."""
+        """Begin no more reads."""
         self._reader.stop()
 
     def join(self) -> None:
-        """Wait, without the lock, until the last thread has stopped."""
+        """Wait, without the lock, until all threads have stopped."""
         self._reader.join()
 
     def _finished(self, read: Read) -> None:
-        """An expert is there, or will not come."""
+        """Handle the end of a read: the expert is loaded, or cannot be read."""
         load = read.load
         if read.error is None:
             self._telemetry.moved(load.cause, read.record.bytes)
@@ -147,7 +148,7 @@ class Loader:
             self._residency.fail(load)
 
     def _use_idle_link(self) -> bool:
-        """Go on with what nobody waits for; returns whether there was anything."""
+        """Begin the next background loads; returns whether there were any."""
         if self._idle_link.is_done:
             return False
         for load in self._idle_link.next_loads():

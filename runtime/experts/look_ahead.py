@@ -1,7 +1,8 @@
-"""A guess at the next layer's experts, a whole attention before its router speaks.
+"""Predicts the next layer's experts one attention block before its router runs.
 
-The next layer's router is applied to this layer's normalised input: the residual stream changes
-little from one layer to the next. It is a hint, never a decision. Source: FATE, arXiv 2502.12224.
+It applies the next layer's router to this layer's normalised input, because the residual stream
+changes little between layers. The prediction is a hint, never a decision. Source: FATE, arXiv
+2502.12224.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ Array = NDArray[np.float32]
 
 
 def folded_gates(gates: Mapping[int, Array], norms: Mapping[int, Array]) -> dict[int, Array]:
-    """Each routing layer's successor as a router (E, C) of this layer's normalised input.
+    """Fold the router of each layer's successor to take this layer's normalised input: (E, C).
 
-    `gates` (E, C) and `norms` (C,), the weights of the norm in front of the router, by layer. The
-    input comes scaled by its own layer's norm; the next one's takes its place.
+    `gates` (E, C) and `norms` (C,), the weights of the norm before the router, are by layer. The
+    input is scaled by its own layer's norm; the fold replaces that scale by the next layer's.
     """
     layers = sorted(gates)
     return {
@@ -29,14 +30,15 @@ def folded_gates(gates: Mapping[int, Array], norms: Mapping[int, Array]) -> dict
 
 
 class LookAhead:
-    """Predicts the experts of the layer behind one that routes now."""
+    """Predicts the experts of the layer after the one that routes now."""
 
     def __init__(self, gates: Mapping[int, Array], top_k: int) -> None:
         self._gates = {layer: np.ascontiguousarray(gate.T) for layer, gate in gates.items()}
         self._top_k = top_k
 
     def predict(self, layer: int, normed: Array) -> NDArray[np.int64] | None:
-        """Experts (N, top_k) of the next routing layer for inputs (N, C); None behind the last."""
+        """Experts (N, top_k) of the next routing layer for inputs (N, C); None after the last
+        layer."""
         gate = self._gates.get(layer)
         if gate is None:
             return None

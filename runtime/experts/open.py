@@ -1,6 +1,6 @@
-"""Opens the paging of a bundle: file, pool, policy, look-ahead.
+"""Opens the paging of a bundle: file, pool, policy and look-ahead.
 
-Call it once everything else is loaded: the pool takes what memory is left.
+Call it after everything else is loaded, because the pool's size depends on the free memory.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PagingSettings:
-    """How to page; nothing but `degrade` changes an answer."""
+    """Settings of paging; only `degrade` changes answers."""
 
     pool: str | None = None
-    """Experts that stay in memory, as a number or a share; None: as many as fit."""
+    """Size of the pool as a number or a share of the experts; None: as many as fit."""
     policy: str = "phased"
     look_ahead: bool = True
-    """Guess the next layer's experts, where the bundle has the routers for it."""
+    """Predict the next layer's experts, if the bundle has the routers for that."""
     degrade: DegradeSettings | None = None
-    """None: exact. What is traded else is counted."""
+    """None: exact. Otherwise every trade is counted."""
     pager: PagerSettings = field(default_factory=partial(PagerSettings, fills=True))
 
 
 def open_pager(bundle: Bundle, settings: PagingSettings) -> ExpertPager:
-    """A pager over the bundle's experts, for any number of sessions.
+    """Open a pager over the bundle's experts, for any number of sessions.
 
-    Raises ArtifactError if a record is out of place, DoesNotFit if there is no room for the least
-    pool, SettingsError if the pool is none.
+    Raises ArtifactError if a record has a wrong place, DoesNotFit if there is no memory for the
+    smallest pool, SettingsError if the pool is not a size.
     """
     manifest, decoder = bundle.manifest, bundle.manifest.model.decoder
     records = manifest.experts.records
@@ -94,7 +94,7 @@ def open_pager(bundle: Bundle, settings: PagingSettings) -> ExpertPager:
 def paged_experts(
     bundle: Bundle, settings: PagingSettings, pager: ExpertPager | None = None
 ) -> PagedExperts:
-    """One session's experts, out of a pager that it shares or of its own.
+    """Open one session's experts, from a shared pager or a new one.
 
     Raises SettingsError if the settings need the routers and the bundle lacks them.
     """
@@ -120,7 +120,7 @@ def paged_experts(
 
 
 def recorded_routes(bundle: Bundle, recorder: RouteRecorder) -> Routes:
-    """What a recorder took down of a bundle's model, ready to be saved."""
+    """Return a recorder's routes of a bundle's model, to be saved."""
     decoder, num_turns = bundle.manifest.model.decoder, len({p.turn for p in recorder.passes})
     return Routes(
         layers=tuple(decoder.moe_layers),
@@ -133,7 +133,7 @@ def recorded_routes(bundle: Bundle, recorder: RouteRecorder) -> Routes:
 
 
 def _measured(bundle: Bundle) -> UseCounts | None:
-    """What a calibration counted, where that was worth it on turns held out.
+    """Return the use counts of a calibration, if they saved reads on held-out turns.
 
     Raises ArtifactError if the file does not fit the model.
     """

@@ -1,8 +1,8 @@
-"""Where an engine takes its experts: the pager, the look-ahead and the recorder as one source.
+"""An engine's source of experts: one interface to pager, look-ahead and recorder.
 
-An engine calls `begin_prefill` or `begin_step` for each pass of its layers, and for each router
-`waves`, for arrays, or `tables`, for addresses; a pass within `all_resident` need not ask.
-`ExpertSum` is ONNX Runtime's side of it.
+An engine calls `begin_prefill` or `begin_step` for each pass of its layers. For each router it
+calls `waves`, for arrays, or `tables`, for addresses; a pass within `all_resident` need not.
+`ExpertSum` is the part for ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ ReadRecord = Callable[[NDArray[np.uint8]], ExpertWeights]
 
 
 def float32_record(form: RecordFormat) -> ReadRecord:
-    """How to see a record (bytes,) as `gate_up` (2G, C) and `down` (C, G) in float32; a copy if it
-    is stored as anything else."""
+    """Return a function that reads a record (bytes,) as `gate_up` (2G, C) and `down` (C, G) in
+    float32, as views, or as copies if it is stored in another type."""
 
     def read(record: NDArray[np.uint8]) -> ExpertWeights:
-        stored = form.unpack(record[: form.record_bytes])  # a slot may be larger
+        stored = form.unpack(record[: form.record_bytes])  # a slot may be larger than its record
         if form.dtype == "float32":
             return ExpertWeights(stored.gate_up, stored.down)
         return ExpertWeights(*form.dequantise(stored))
@@ -47,7 +47,7 @@ def float32_record(form: RecordFormat) -> ReadRecord:
 
 
 class PagedExperts:
-    """Experts of one engine out of a pager that others may share."""
+    """Experts of one engine, from a pager that other engines may share."""
 
     def __init__(
         self,
@@ -59,12 +59,12 @@ class PagedExperts:
         degrade: Degrade | None = None,
         is_shared: bool = True,
     ) -> None:
-        """Exact, unless `degrade` is given. A pager that is not shared is closed with this; then
+        """Exact unless `degrade` is given. `close` also closes a pager that is not shared; then
         every method but `close` raises UsageError."""
         if not isinstance(pager.pool, CpuPool):
             raise ValueError("these experts are read by the CPU; the pager's pool is a device's")
         self.recorder = recorder
-        """May be set and taken away between passes."""
+        """May be set and removed between passes."""
         self._pager, self._memory = pager, pager.pool.memory
         self._read_record, self._look_ahead = read_record, look_ahead
         self._degrade = degrade
@@ -73,39 +73,40 @@ class PagedExperts:
 
     @property
     def slot_bytes(self) -> int:
-        """What can be read from each address on."""
+        """Readable bytes at each address."""
         return self._pager.pool.slot_bytes
 
     def user_started_speaking(self) -> None:
-        """The user has begun to speak: a turn begins."""
+        """The user has begun to speak, so a turn begins."""
         self._begin(Phase.LISTENING, np.empty(0))
 
     def begin_prefill(self, audio_mask: NDArray[np.bool_]) -> None:
-        """Rows (T,) of a prompt are fed; the mask marks the heard ones."""
+        """Rows of a prompt are fed; the mask (T,) marks rows of speech."""
         self._begin(Phase.THINKING, np.where(audio_mask, Modality.HEARD, Modality.WRITTEN))
 
     def begin_step(self, num_items: int) -> None:
-        """A row of the answer is fed to each item: item 0 speaks, item 1 only writes."""
+        """One row of the answer is fed to each item: item 0 speaks, item 1 only writes."""
         self._begin(Phase.SPEAKING, np.array([Modality.SPOKEN, Modality.WRITTEN][:num_items]))
 
     def all_resident(self) -> AbstractContextManager[bool]:
-        """Whether `addresses` of all layers hold every expert for the block. Not where a recorder
-        or a degrading source wants to see each choice."""
+        """Context of True if `addresses` of all layers hold every expert until it ends. It is False
+        with a recorder or `degrade`, which need each routing."""
         self._lifetime.check()
         return nullcontext(False) if self.recorder or self._degrade else self._pager.all_resident()
 
     def addresses(self, layer: int) -> NDArray[np.uint64]:
-        """(E,) where each expert of a layer lies: a live view, always at the same place."""
+        """Addresses (E,) of a layer's experts: a live view, always at the same place."""
         self._lifetime.check()
         return self._pager.addresses(layer)
 
     def waves(
         self, layer: int, ids: Ids, weights: Array, normed: Array
     ) -> Generator[Iterator[tuple[int, ExpertWeights]], None, None]:
-        """The experts of ids (N, k), ascending, in groups; a group is valid for its turn, and an
-        expert is read when the group comes to it. Close the generator if you may leave it early.
+        """Yield the experts of ids (N, k), ascending, in groups. A group is valid until the next
+        one; an expert is read when iteration reaches it. Close the generator if you may leave it
+        early.
 
-        A degrading source changes ids and weights in place.
+        With `degrade`, ids and weights are changed in place.
         """
         read_record = (
             self._read_record[layer]
@@ -122,7 +123,7 @@ class PagedExperts:
     def tables(
         self, layer: int, ids: Ids, weights: Array, normed: Array
     ) -> Generator[NDArray[np.uint64], None, None]:
-        """The same as addresses (E,); of `ids`, those that are not in the group are 0."""
+        """Yield the groups of `waves` as addresses (E,), 0 for experts outside the group."""
         with closing(self._leases(layer, ids, weights, normed)) as leases:
             for lease, is_all in leases:
                 table = lease.addresses
@@ -134,7 +135,7 @@ class PagedExperts:
     def _leases(
         self, layer: int, ids: Ids, weights: Array, normed: Array
     ) -> Generator[tuple[Lease, bool], None, None]:
-        """Leases, and whether one holds all of `ids`."""
+        """Yield leases, and whether the lease holds all of `ids`."""
         self._lifetime.check()
         predicted = None
         if self._look_ahead and (self.recorder or not self._pager.has_all):
@@ -152,7 +153,7 @@ class PagedExperts:
         with closing(self._pager.waves(layer, experts)) as leases:
             for lease in leases:
                 num_left -= len(lease.slots)
-                if predicted is not None and not num_left:  # behind every demand of this layer
+                if predicted is not None and not num_left:  # after every demand of this layer
                     self._pager.hint(layer + 1, union(predicted))
                 yield lease, len(lease.slots) == len(experts) and not self._degrade
 
@@ -163,13 +164,13 @@ class PagedExperts:
             self.recorder.begin(phase, modality.astype(np.uint8))
 
     def idle(self) -> None:
-        """Nobody talks: free slots may be filled."""
+        """Neither side speaks: free slots may be filled."""
         self._lifetime.check()
         self._pager.idle()
 
     def end_turn(self) -> dict[str, Any]:
-        """Between turns: give memory back, or take it again, as the system has it; returns the
-        turn's counts, and what was degraded since the beginning."""
+        """End a turn: shrink or grow the pool with the system's free memory. Returns the turn's
+        counters, and the counters of `degrade` since the beginning."""
         self._lifetime.check()
         counts = self._pager.end_turn(read_memory(), time.monotonic())
         if self._degrade:
@@ -177,7 +178,7 @@ class PagedExperts:
         return counts
 
     def close(self) -> None:
-        """Let go of the memory; a shared pager is its owner's to close."""
+        """Release the memory; the owner of a shared pager closes that."""
         self._lifetime.close()
 
     def _give_back(self) -> None:
@@ -187,7 +188,7 @@ class PagedExperts:
 
 
 class Cut(Protocol):
-    """What an engine has at a router, for B items of T rows."""
+    """An engine's arrays at a router, for B items of T rows."""
 
     normed: Array
     """(B, T, C)"""
@@ -198,7 +199,7 @@ class Cut(Protocol):
 
 
 class ExpertBinding(Protocol):
-    """Buffers bound to the expert graph's names."""
+    """Buffers bound to the expert graph's inputs and outputs."""
 
     def feed(self, name: str, buffer: Array) -> None: ...
 
@@ -208,13 +209,14 @@ class ExpertBinding(Protocol):
 
 
 class ExpertSum:
-    """Runs the routed experts of a layer and adds up what they say, in ascending id."""
+    """Runs the routed experts of a layer and sums their outputs in ascending id."""
 
     def __init__(self, binding: ExpertBinding, experts: PagedExperts) -> None:
         self._binding, self._experts = binding, experts
 
     def add_up(self, layer: int, cut: Cut, routed: Array) -> None:
-        """Write the weighted sum for a cut of (B, T) rows to `routed` (B, T, C)."""
+        """Write the weighted sum of the experts' outputs for B items of T rows to `routed` (B, T,
+        C)."""
         width, top_k = cut.normed.shape[-1], cut.expert_ids.shape[-1]
         normed, total = cut.normed.reshape(-1, width), routed.reshape(-1, width)
         ids = cut.expert_ids.reshape(-1, top_k)

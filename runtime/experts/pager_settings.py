@@ -1,4 +1,4 @@
-"""How a pager moves bytes; how large its pool is stands in `sizing.py`."""
+"""Settings of a pager's reads; `sizing.py` sizes its pool."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from deeptalk_edge.runtime.experts.record_file import PAGE_BYTES
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PagerSettings:
-    """How to move bytes. None of it changes what a model says."""
+    """Settings of reads. None of them changes answers."""
 
     readers: int = 4
-    """Threads, and so chunks in flight."""
+    """Reader threads, which is also the number of chunks in flight."""
     chunk_bytes: int = 1 << 20
     wave_experts: int = 16
-    """Experts of one wave of a union at most."""
+    """Most experts of one wave of a union."""
     sweep_share: float = 0.7
-    """Part of the pool that a sweep may take."""
+    """Largest share of the pool for a sweep."""
     fills: bool = False
-    """Fill free slots while nobody waits: the first answer is as quick as the next."""
+    """Fill free slots while idle, so that the first answer is as fast as later ones."""
     least_slots: int = 16
-    """The pool is never made smaller than this."""
+    """Least slots of the pool."""
     paranoid: bool = False
-    """Verify the checksum at every load, not at the first one only."""
+    """Verify the checksum at every load, not only at the first."""
     poison: bool = False
-    """Overwrite a slot with NaN when its expert leaves: a stale read shows at once. For tests."""
+    """Overwrite a slot with NaN when its expert is evicted, so that a stale read shows. For
+    tests."""
 
     def __post_init__(self) -> None:
         if self.readers < 1 or self.wave_experts < 1 or not 0 <= self.sweep_share <= 1:

@@ -1,16 +1,17 @@
 """Scores resident experts: the lowest is evicted first. Shared by the pager and the simulator.
 
-lru         the time of its last use
-decayed     its share of the last ten or so times that its layer chose, and how fresh it is
-phased      the decayed uses of decoding plus half-trusted offline counts; while a question is heard
-            and prefilled, what questions use scores higher until its layer has passed
-pinned      any of these, but for a set that never leaves
+lru         the time of the last use
+decayed     an expert's share of its layer's last ten or so routings, and the recency of its last
+            use
+phased      the decayed uses of decoding plus half-weighted offline counts; while a question is
+            heard and prefilled, experts that questions use score higher until their layer has run
+pinned      any of these, with a set that is never evicted
 
 Ages count per layer, not per pass; otherwise late layers would be evicted just before they run.
 
 A policy sees keys (layer row * num_experts + expert), never a clock or a byte, so that a recording
-gives the same verdicts as the live run. `expected_score` is what a hint may claim for an expert:
-it may displace only what scores lower.
+gives the same decisions as the live run. `expected_score` is the score of a hinted expert: a hint
+may evict only experts with a lower score.
 """
 
 from __future__ import annotations
@@ -27,20 +28,20 @@ Keys = NDArray[np.int64]
 Scores = NDArray[np.float64]
 
 RECALL = 0.79
-"""How often a look-ahead is right. Source: FATE on DeepSeek-V2-Lite, as BigMoeOnEdge cites it."""
+"""Accuracy of a look-ahead. Source: FATE on DeepSeek-V2-Lite, cited by BigMoeOnEdge."""
 
-_KEPT = 0.9  # of a use, whenever its layer is routed again
-_FRESH = 0.5  # of a last use's score, likewise
+_KEPT = 0.9  # decay of a use with each later routing of its layer
+_FRESH = 0.5  # decay of the recency score, likewise
 _ALWAYS = 2.0  # the score of an expert that is always chosen
-_PRIOR = 0.5  # offline counts are trusted by half
+_PRIOR = 0.5  # weight of offline counts
 _LISTEN_SCORE = 0.5
-_NEXT_SCORE = 0.6  # of an expert that surely follows what its layer chose last
-_LISTEN_FLOOR = 0.02  # rarer experts are not swept
-_TURN_WEIGHT = 0.2  # of the newest question in what questions use
+_NEXT_SCORE = 0.6  # score of an expert that certainly follows its layer's last choice
+_LISTEN_FLOOR = 0.02  # experts used less often are not swept
+_TURN_WEIGHT = 0.2  # weight of the newest question in the questions' uses
 
 
 class Phase(Enum):
-    """What the conversation is doing."""
+    """Phase of the conversation."""
 
     IDLE = "idle"
     LISTENING = "listening"
@@ -49,22 +50,22 @@ class Phase(Enum):
 
 
 class Policy(Protocol):
-    """Values experts. One per pager; not thread-safe."""
+    """Scores experts. One per pager; not thread-safe."""
 
     def begin(self, phase: Phase) -> None:
         """A pass of the model begins, or the conversation enters a phase."""
 
     def use(self, keys: Sequence[int]) -> None:
-        """Experts of one layer were chosen by the router."""
+        """The router chose these experts of one layer."""
 
     def score(self, keys: Keys) -> Scores:
-        """How much keeping each saves; comparable within one policy."""
+        """Return how much keeping each key saves; comparable within one policy."""
 
     def expected_score(self, key: int) -> float:
-        """The score of one whose use is expected at once."""
+        """Return the score of an expert that is expected to be used next."""
 
     def sweep(self, num_slots: int) -> list[int]:
-        """What to have before a question is prefilled, in layer order."""
+        """Return the keys to load before a question is prefilled, in layer order."""
 
 
 class Lru:
@@ -87,7 +88,7 @@ class Lru:
 
     def expected_score(self, key: int) -> float:
         self._clock += 1
-        self._last[key] = self._clock  # a hint counts as a use, or it would be the next to go
+        self._last[key] = self._clock  # a hint counts as a use, or it would be evicted next
         return float(self._clock)
 
     def sweep(self, num_slots: int) -> list[int]:
@@ -95,27 +96,28 @@ class Lru:
 
 
 class Decayed:
-    """How often an expert's layer chose it of late, and how long ago it last did."""
+    """How often an expert's layer chose it recently, and how long ago the last time was."""
 
     def __init__(self, num_keys: int, num_experts: int) -> None:
         self._num_experts = num_experts
         num_rows = num_keys // num_experts
-        # By layer, as lists: `use` is asked at every layer of every step, `score` at a miss.
-        self._times = [0] * num_rows  # that it was routed
-        self._unit = [1.0] * num_rows  # what a use weighs now: it grows, no count shrinks
+        # By layer, as lists, which are fast for single values: `use` runs at every layer of every
+        # step, `score` only at a miss.
+        self._times = [0] * num_rows  # routings of each layer
+        self._unit = [1.0] * num_rows  # weight of a new use; it grows, old counts do not shrink
         self._uses = np.zeros(num_keys)
-        self._last = np.full(num_keys, -np.inf)  # of `_times`, at the last use
-        # The same memory: `use` reads and writes single numbers.
+        self._last = np.full(num_keys, -np.inf)  # `_times` at the last use
+        # The same memory as a view for single numbers, which `use` reads and writes faster.
         self._uses_of = self._uses.view(np.uint8).data.cast("d")
         self._last_of = self._last.view(np.uint8).data.cast("d")
-        self._row: int | None = None  # of the layer routed last in this pass
+        self._row: int | None = None  # layer routed last in this pass
 
     def begin(self, phase: Phase) -> None:
         self._row = None
 
     def use(self, keys: Sequence[int]) -> None:
         row = keys[0] // self._num_experts
-        if row != self._row:  # not a later wave of it
+        if row != self._row:  # otherwise a later wave of the same routing
             self._row = row
             self._times[row] += 1
             self._unit[row] /= _KEPT
@@ -143,20 +145,20 @@ class Decayed:
 
 @dataclass(frozen=True, slots=True)
 class UseCounts:
-    """How often each expert is used, counted offline on recorded routes; both (L, E)."""
+    """Use frequency of each expert, counted offline on recorded routes; (L, E) unless noted."""
 
     listen: NDArray[np.float64]
-    """Share of the prefilled questions that touch it."""
+    """Share of the prefilled questions that use the expert."""
 
     speak: NDArray[np.float64]
-    """Share of the decode steps that choose it."""
+    """Share of the decode steps that choose the expert."""
 
     succession: NDArray[np.float32] | None = None
-    """(L, E, E): how likely j is chosen in the step after one that chose i."""
+    """(L, E, E): probability that j is chosen in the step after one that chose i."""
 
 
 class Phased:
-    """Decoding's uses first; before and during a prefill, the question's experts."""
+    """Scores by the uses of decoding; before and during a prefill, by those of questions."""
 
     def __init__(self, num_keys: int, num_experts: int, counts: UseCounts | None = None) -> None:
         self._num_keys, self._num_experts = num_keys, num_experts
@@ -164,15 +166,15 @@ class Phased:
         self._speak = np.zeros(num_keys) if counts is None else counts.speak.ravel() * _PRIOR
         self._listen = None if counts is None else counts.listen.ravel().copy()
         self._succession = None if counts is None else counts.succession
-        self._next = np.zeros(num_keys)  # how likely each is in its layer's next step
+        self._next = np.zeros(num_keys)  # probability of each in its layer's next step
         self._touched = np.zeros(num_keys, np.bool_)
         self._phase = Phase.IDLE
-        self._row = -1  # of the layer routed last; -1: the whole stack is ahead
+        self._row = -1  # layer routed last; -1: before the first
 
     def begin(self, phase: Phase) -> None:
         self._uses.begin(phase)
         if phase is Phase.LISTENING:
-            self._touched[:] = False  # what was fed before, such as a system prompt, is no question
+            self._touched[:] = False  # earlier rows, such as a system prompt, are not a question
         if phase is Phase.SPEAKING and self._phase is Phase.THINKING:
             self._learn()
         self._phase, self._row = phase, -1
@@ -222,7 +224,7 @@ class Phased:
 
 
 class Pinned:
-    """A policy whose chosen keys never leave."""
+    """A policy that never evicts chosen keys."""
 
     def __init__(self, policy: Policy, keys: Iterable[int]) -> None:
         self._policy = policy
@@ -239,4 +241,4 @@ POLICIES: dict[str, Callable[[int, int, UseCounts | None], Policy]] = {
     "decayed": lambda num_keys, num_experts, _counts: Decayed(num_keys, num_experts),
     "phased": Phased,
 }
-"""By name: what makes a policy of (num_keys, num_experts, counts)."""
+"""Constructors of policies by name, of (num_keys, num_experts, counts)."""

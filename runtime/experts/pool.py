@@ -1,4 +1,4 @@
-"""Where resident experts live, behind one protocol: `CpuPool` here, CUDA and Jetson in `cuda_pool`.
+"""Memory of resident experts: the protocol `Pool`, and `CpuPool`; `cuda_pool` has the GPUs' pools.
 
 A pool is `num_slots` slots of `slot_bytes` each. The pager reads a record into `landing(slot, key)`
 on one of its I/O threads, calls `settle(slot, key)` there, and then tells kernels `address(slot)`.
@@ -21,25 +21,25 @@ POISON = 0xFF
 
 
 class Landing(NamedTuple):
-    """Where a record's bytes go first."""
+    """Host memory that a record is read into."""
 
     buffer: memoryview
     has_content: bool
-    """The bytes are there from an earlier load: nothing to read."""
+    """True if an earlier load's bytes are still there, so that nothing is read."""
 
 
 class Fence(Protocol):
-    """Work on a device that still reads slots."""
+    """Work on a device that reads slots."""
 
     def is_done(self) -> bool:
-        """Whether it is over."""
+        """Whether the work is done."""
 
     def wait(self) -> None:
-        """Until it is over."""
+        """Wait until the work is done."""
 
 
 class Pool(Protocol):
-    """Slots. `landing` and `settle` of different slots run on several threads at once."""
+    """Slots of memory. `landing` and `settle` of different slots run in several threads at once."""
 
     num_slots: int
     slot_bytes: int
@@ -47,25 +47,26 @@ class Pool(Protocol):
     """Whether `discard` gives memory back while the pool is in use."""
 
     def landing(self, slot: int, key: int) -> Landing:
-        """Page-aligned host memory for the record `key` that moves into the slot."""
+        """Return page-aligned host memory for the record `key` of the slot."""
 
     def settle(self, slot: int, key: int) -> None:
-        """The landing holds the whole record: return once kernels may read the slot."""
+        """Called when the landing holds the whole record; returns once kernels may read the
+        slot."""
 
     def abandon(self, slot: int, key: int) -> None:
-        """The landing will not be settled; it holds nothing."""
+        """Called instead of `settle` if the record could not be read."""
 
     def address(self, slot: int) -> int:
-        """Where kernels find it."""
+        """Address of the slot for kernels."""
 
     def poison(self, slot: int) -> None:
-        """Overwrite with NaN what nobody may read any more."""
+        """Overwrite an evicted slot with NaN."""
 
     def discard(self, slot: int) -> None:
         """Give the memory of a retired slot back to the system, where that is possible."""
 
     def close(self) -> None:
-        """Give everything back; called once, with no read in flight."""
+        """Release everything; called once, with no read in flight."""
 
 
 class CpuPool:
@@ -74,7 +75,7 @@ class CpuPool:
     can_shrink = True
 
     def __init__(self, *, num_slots: int, slot_bytes: int) -> None:
-        """Reserve the arena; memory is taken when a slot is first filled."""
+        """Reserve the arena; the system gives memory when a slot is first filled."""
         self.num_slots, self.slot_bytes = num_slots, slot_bytes
         try:
             self._arena = mmap.mmap(
@@ -118,7 +119,7 @@ class CpuPool:
         host.give_memory_back(self._arena, slot * self.slot_bytes, self.slot_bytes)
 
     def close(self) -> None:
-        """The memory goes with the last view of it."""
+        """Unmap the arena; the memory is freed when its last view is dropped."""
         self._lifetime.close()
 
     def _give_back(self) -> None:

@@ -1,11 +1,11 @@
-"""Threads that bring records: demands before guesses, in chunks, checked before they count.
+"""Threads that read records: demands before guesses, in chunks, with a check of every record.
 
-chunk    a record is cut, so that all threads read a single miss and a demand overtakes a half-read
-         guess
-check    CRC-32 when a record is first read, or always; what is wrong is read afresh once
-failure  what is wrong with one record is that record's; what ends a thread ends all reading, and
-         whoever waits, now or later, is told
-sharing  the lock is the pager's, which calls everything here with it in hand; bytes move without it
+chunk    records are read in chunks, so that all threads share a single miss, and a demand overtakes
+         a partly read guess
+check    CRC-32 when a record is first read, or always; a wrong record is read once more
+failure  an error in one record fails only that read; an error that ends a thread ends all reading,
+         and every present or later waiter gets it
+sharing  the lock is the pager's, which holds it in every call; bytes are read without it
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ log = logging.getLogger(__name__)
 
 
 class Read:
-    """A record on its way."""
+    """A read of one record."""
 
     def __init__(self, load: Load, record: ExpertRecord, landing: Landing) -> None:
         self.load, self.record, self.landing = load, record, landing
         self.is_urgent = load.cause is Cause.DEMAND
         self.has_started = False
         self.is_finished = False
-        self.num_pending = 0  # chunks
+        self.num_pending = 0  # chunks that are not read
         self.failure: Exception | None = None
         self.error: ExpertUnavailable | None = None
-        """Why it did not come, once it is finished."""
+        """Error of a finished read that failed; else None."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,22 +64,22 @@ class RecordReader:
         idle: Callable[[], bool],
         finished: Callable[[Read], None],
     ) -> None:
-        """`idle` is asked for more when nothing is queued and says whether it began any;
-        `finished` is called with every read that has ended. The caller of both holds the lock."""
+        """`idle` is called when nothing is queued and returns whether it began a read; `finished`
+        is called with every read that has ended. The caller of both holds the lock."""
         self._source, self._records, self._pool = source, records, pool
         self._lock, self._chunk_bytes, self._paranoid = lock, chunk_bytes, paranoid
         self._idle, self._finished = idle, finished
         self.under_way: dict[int, Read] = {}
-        """By key; from `begin` until it is finished."""
+        """Reads by key, from `begin` until they are finished."""
         self.num_retries = 0
         self.failure: BaseException | None = None
-        """What ended a thread; nothing is read any more."""
+        """Error that ended a thread, after which nothing is read; else None."""
         self.moved = threading.Condition(lock)
-        """Some read is finished, or there is nothing left to read."""
+        """Notified when a read has finished or reading has ended."""
         self._work = threading.Condition(lock)
         self._urgent: deque[_Chunk] = deque()
         self._guesses: deque[_Chunk] = deque()
-        self._num_busy = 0  # threads at work
+        self._num_busy = 0  # threads that read
         self._verified: set[int] = set()
         self._closed = False
         self._threads = [
@@ -88,9 +88,9 @@ class RecordReader:
         ]
 
     def start(self) -> None:
-        """Start the threads, or as many as the system gives.
+        """Start the threads, or as many as the system allows.
 
-        Raises BackendError if it gives none.
+        Raises BackendError if it allows none.
         """
         for num_started, thread in enumerate(self._threads):
             try:
@@ -121,12 +121,13 @@ class RecordReader:
         self._work.notify(len(starts))
 
     def hurry(self, read: Read) -> None:
-        """A guess came true before its bytes came: what is left of it is a demand now."""
+        """Turn the rest of a guess into a demand: the router chose its expert before it was
+        loaded."""
         read.is_urgent = True
         self._urgent.extend(self._unqueued(read))
 
     def cancel_guesses(self, keys: range, wanted: set[int]) -> list[Load]:
-        """Forget guesses among `keys` that are not wanted nor under way; returns them."""
+        """Remove guesses among `keys` that are neither wanted nor under way; returns them."""
         idle = [
             read
             for key, read in self.under_way.items()
@@ -139,17 +140,17 @@ class RecordReader:
         return [read.load for read in idle]
 
     def wake(self) -> None:
-        """There may be something for idle threads to begin."""
+        """Wake idle threads: there may be a read to begin."""
         self._work.notify_all()
 
     def stop(self) -> None:
-        """No chunk is begun any more."""
+        """Begin no more chunks."""
         self._closed = True
         self._work.notify_all()
         self.moved.notify_all()
 
     def join(self) -> None:
-        """Wait, without the lock, until the last thread has stopped."""
+        """Wait, without the lock, until all threads have stopped."""
         for thread in self._threads:
             thread.join()
         self.under_way.clear()
@@ -157,7 +158,7 @@ class RecordReader:
         self._guesses.clear()
 
     def _unqueued(self, read: Read) -> list[_Chunk]:
-        """Take what is left of a guess out of the queue."""
+        """Remove the rest of a guess from the queue."""
         chunks = [chunk for chunk in self._guesses if chunk.read is read]
         for chunk in chunks:
             self._guesses.remove(chunk)
@@ -178,7 +179,7 @@ class RecordReader:
         try:
             if not read.landing.has_content and read.failure is None:
                 self._fetch(read, chunk.start, chunk.end)
-        except Exception as failure:  # whoever waits for the record is told
+        except Exception as failure:  # raised to every waiter
             read.failure = failure
         with self._lock:
             read.num_pending -= 1
@@ -209,17 +210,17 @@ class RecordReader:
         buffer = read.landing.buffer
         while start < need:
             got = self._source.read_into(read.record.offset + start, buffer[start:end])
-            if start + got < need:  # go on from a whole page, as direct I/O wants
+            if start + got < need:  # continue at a whole page, for direct I/O
                 got -= got % PAGE_BYTES
                 if got == 0:
                     raise OSError("the file ends too early, or a read came back short")
             start += got
 
     def _finish(self, read: Read) -> ExpertUnavailable | None:
-        """Check a whole record, afresh if it is not right, and hand it to the pool."""
+        """Check a whole record, read it again if it is wrong, and pass it to the pool."""
         try:
             return self._settle(read)
-        except Exception as failure:  # of a device, or of ours: told to whoever waits
+        except Exception as failure:  # of a device, or our bug: raised to every waiter
             error = ExpertUnavailable(f"{self._describe(read)}: {failure}")
             error.__cause__ = failure
             return error
@@ -248,7 +249,7 @@ class RecordReader:
         self._finished(read)
 
     def _fault(self, read: Read) -> ExpertUnavailable | None:
-        """What is wrong with a record as it was read."""
+        """Return the error of a record as it was read, or None."""
         if read.failure is not None:
             return ExpertUnavailable(
                 f"{self._describe(read)} cannot be read ({read.failure}); check the disk, or copy "

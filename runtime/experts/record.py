@@ -1,4 +1,4 @@
-"""One routed expert, once read."""
+"""The weights of one routed expert."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""The experts' file, read past the page cache.
+"""The experts' file, read without the page cache.
 
-direct     O_DIRECT into page-aligned memory: the pool is the only copy, and the kernel's cache is
-           left to the rest of the system
-buffered   where the file system refuses O_DIRECT, or takes it and caches all the same: every read
-           is followed by POSIX_FADV_DONTNEED, and `why_buffered` says so
+direct     O_DIRECT into page-aligned memory: the pool is the only copy, and the kernel's cache
+           stays free for the rest of the system
+buffered   if the file system refuses O_DIRECT, or accepts it and caches anyway: every read is
+           followed by POSIX_FADV_DONTNEED, and `why_buffered` gives the reason
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ _PROBE_BYTES = 1 << 16
 
 
 class RecordSource(Protocol):
-    """Where bytes of records come from. `read_into` is called by several threads at once."""
+    """Source of the records' bytes. Several threads call `read_into` at once."""
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """Name in messages."""
 
     @property
     def size_bytes(self) -> int:
-        """Of the whole file."""
+        """Size of the whole file."""
 
     def read_into(self, offset: int, buffer: memoryview) -> int:
         """Read up to len(buffer) bytes; returns how many came. Raises OSError."""
 
     def close(self) -> None:
-        """Nothing is read any more."""
+        """Close the source; no read follows."""
 
 
 class RecordFile:
@@ -57,7 +57,7 @@ class RecordFile:
             self.why_buffered = f"the file system refuses O_DIRECT ({error.strerror})"
         self._lifetime = Lifetime(self.name, lambda: os.close(self._fd))
         self.size_bytes = os.fstat(self._fd).st_size
-        if self.why_buffered is None and self.size_bytes >= PAGE_BYTES:  # else it has no record
+        if self.why_buffered is None and self.size_bytes >= PAGE_BYTES:  # else no record
             self._probe(path)
 
     @property
@@ -75,7 +75,7 @@ class RecordFile:
         self._lifetime.close()
 
     def _probe(self, path: Path) -> None:
-        """Read a little directly, and see that the page cache did not take it."""
+        """Read one page directly, and check that the page cache did not keep it."""
         buffered = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             with mmap.mmap(-1, _PROBE_BYTES) as memory, memoryview(memory) as view:
@@ -96,8 +96,8 @@ class RecordFile:
 
 
 def _is_cached(fd: int) -> bool:
-    """Whether the first page lies in the page cache. True too for a file that is not ours, or that
-    cannot be mapped: there the kernel will not tell."""
+    """Whether the first page is in the page cache. Also True for a file of another user and for one
+    that cannot be mapped, where the kernel does not say."""
     libc = ctypes.CDLL(None, use_errno=True)
     try:
         mapped = mmap.mmap(fd, PAGE_BYTES, flags=mmap.MAP_PRIVATE)
@@ -105,7 +105,7 @@ def _is_cached(fd: int) -> bool:
         return True
     with mapped as page:
         state = ctypes.c_ubyte()
-        first = ctypes.c_char.from_buffer(page)  # a private mapping is writable, as ctypes wants
+        first = ctypes.c_char.from_buffer(page)  # ctypes needs a writable mapping: a private one
         code = libc.mincore(
             ctypes.c_void_p(ctypes.addressof(first)),
             ctypes.c_size_t(PAGE_BYTES),

@@ -1,13 +1,14 @@
-"""Every decision of the pager and none of its waiting: who gets a slot, who leaves, what is a hit.
+"""The pager's decisions without its waits: which expert gets a slot, which is evicted, what is a
+hit.
 
-demand    the router chose these: each gets a slot, whatever must leave for it
-hint      a guess: gets a slot only if one is free or holds something of a lower score
-expected  hinted and swept experts whose layer has not been routed yet; they leave last
-fill      nobody asked: a free slot is better used than empty
+demand    the router chose these experts: each gets a slot, whatever must be evicted for it
+hint      a guess: gets a slot only if one is free or holds an expert with a lower score
+expected  hinted and swept experts whose layer has not been routed yet; they are evicted last
+fill      loads without a request, because a used slot is better than an empty one
 
-The pager runs this under its lock and moves real bytes; the simulator runs it alone. That is why
+The pager runs this under its lock and moves real bytes; the simulator runs it without bytes. So
 they agree on every hit, miss and byte. A hit is an expert that had a slot when it was demanded,
-even if its bytes were still on the way.
+even if its bytes were still being read.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from deeptalk_edge.runtime.experts.slots import SlotTable
 
 
 class Cause(Enum):
-    """Why bytes are moved."""
+    """Reason of a load."""
 
     DEMAND = "demand"
     HINT = "hint"
@@ -34,17 +35,18 @@ class Cause(Enum):
 
 @dataclass(slots=True)
 class Load:
-    """An expert on its way into a slot."""
+    """A load of an expert into a slot."""
 
     key: int
     slot: int
     cause: Cause
     evicted: int | None
-    """The key that had to leave for it."""
+    """Key of the expert that was evicted for it."""
 
 
 def waves_of(keys: Sequence[int], *, limit: int, num_slots: int) -> list[Sequence[int]]:
-    """Keys in ascending order, cut so that two waves fit the pool: one computed, one loading."""
+    """Return keys in ascending order, in waves small enough that two fit the pool: one computes
+    while one loads."""
     size = max(1, min(limit, num_slots // 2))
     ordered = sorted(keys)
     if 0 < len(ordered) <= size:
@@ -53,7 +55,7 @@ def waves_of(keys: Sequence[int], *, limit: int, num_slots: int) -> list[Sequenc
 
 
 class Residency:
-    """Which experts are in the pool. One owner; not thread-safe."""
+    """Decides which experts are in the pool. One owner; not thread-safe."""
 
     def __init__(
         self, *, num_layers: int, num_experts: int, num_slots: int, policy: Policy
@@ -63,18 +65,18 @@ class Residency:
         self.policy = policy
         self.phase = Phase.IDLE
         self.expected = np.zeros(num_layers * num_experts, np.bool_)
-        """(L * E,) hinted or swept, and not routed yet."""
-        self._expected_rows: set[int] = set()  # layers that may have some
+        """Mask (L * E,) of experts that were hinted or swept and whose layer is not routed yet."""
+        self._expected_rows: set[int] = set()  # layers that may have expected experts
         self.hits = np.zeros(num_layers, np.int64)
         self.misses = np.zeros(num_layers, np.int64)
-        # The same memory: single numbers are counted faster so.
+        # The same memory as a view for single numbers, which is faster.
         self._hits_of, self._misses_of = self.hits.data, self.misses.data
         self.num_loads = dict.fromkeys(Cause, 0)
         self.num_used = 0
-        """Hinted or swept experts that were then demanded."""
+        """Number of hinted or swept experts that were then demanded."""
         self.num_cancelled = 0
         self.num_evicted = 0
-        self._guessed: set[int] = set()  # resident by hint or sweep, not demanded yet
+        self._guessed: set[int] = set()  # resident by a hint or sweep and not demanded yet
 
     def begin(self, phase: Phase) -> None:
         """A pass of the model begins, or the conversation enters a phase."""
@@ -85,10 +87,10 @@ class Residency:
         self.policy.begin(phase)
 
     def demand(self, keys: Sequence[int], later: Sequence[int] = ()) -> list[Load] | None:
-        """Lease these experts of one layer; returns the loads that the missing ones need. `later`
-        are those of the layer that are demanded next.
+        """Lease these experts of one layer; returns the loads of the missing ones. `later` are the
+        experts of the layer that are demanded next.
 
-        None, with nothing changed, if too many slots are leased or loading at this moment.
+        Returns None and changes nothing if too many slots are leased or loading.
         """
         slot_of, table = self.table.slot_of, self.table
         row = keys[0] // self.num_experts
@@ -118,7 +120,7 @@ class Residency:
         return loads
 
     def hint(self, keys: Iterable[int], cause: Cause = Cause.HINT) -> list[Load]:
-        """Expect these experts; returns the loads that get slots."""
+        """Expect these experts; returns the loads of those that get slots."""
         loads = []
         for key in keys:
             self._expect(key)
@@ -131,39 +133,40 @@ class Residency:
         return loads
 
     def plan_sweep(self, num_slots: int) -> list[int]:
-        """Expect the question's experts; returns those to hint, one by one, on an idle link."""
+        """Expect the question's experts; returns those to hint one by one while the link is
+        idle."""
         keys = self.policy.sweep(num_slots)
         for key in keys:
             self._expect(key)
         return [key for key in keys if key not in self.table.slot_of]
 
     def plan_fill(self, keys: NDArray[np.int64]) -> list[int]:
-        """Those of `keys` to fill free slots with, highest score first, else in layer order."""
+        """Return those of `keys` to fill free slots with, by falling score, then in layer order."""
         absent = keys[~np.isin(keys, list(self.table.slot_of))]
         best = np.argsort(-self.policy.score(absent), kind="stable")[: self.table.num_free]
         planned: list[int] = absent[best].tolist()
         return planned
 
     def fill(self, key: int) -> Load | None:
-        """The load for a slot that nobody wants, unless it is not needed any more."""
+        """Return the load of `key` into a free slot, or None if it is not needed any more."""
         if key in self.table.slot_of or not self.table.num_free:
             return None
         return self._load(key, Cause.FILL)
 
     def cancel(self, load: Load) -> None:
-        """A guess that came too late: its bytes are not moved."""
+        """Cancel a guess that is too late; its bytes are not read."""
         self.num_cancelled += 1
         self.num_loads[load.cause] -= 1
         self._guessed.discard(load.key)
         self.table.give_up(load.slot)
 
     def fail(self, load: Load) -> None:
-        """The bytes could not be had."""
+        """The bytes could not be read."""
         self._guessed.discard(load.key)
         self.table.give_up(load.slot)
 
     def retire(self, num_slots: int) -> list[int]:
-        """Take up to so many slots out of use, the lowest score first; returns them."""
+        """Take up to `num_slots` slots out of use, the lowest scores first; returns them."""
         retired = []
         for _ in range(num_slots):
             if not self.table.num_free:
@@ -182,7 +185,7 @@ class Residency:
         evicted = None
         if not self.table.num_free:
             slot = self._least()
-            assert slot is not None  # `demand` and `hint` have looked
+            assert slot is not None  # `demand` and `hint` have checked
             evicted = self._evict(slot)
         self.num_loads[cause] += 1
         return Load(key, self.table.take(key), cause, evicted)
@@ -195,8 +198,8 @@ class Residency:
         return key
 
     def _least(self, below: float | None = None) -> int | None:
-        """The READY slot of the lowest score; with `below`, only if that is lower, and nothing
-        expected."""
+        """Return the READY slot with the lowest score; with `below`, only a slot with a lower score
+        that is not expected."""
         ready = self.table.is_ready.nonzero()[0]
         if not len(ready):
             return None
@@ -206,7 +209,7 @@ class Residency:
         best = int(score.argmin())
         if below is not None:
             return int(ready[best]) if score[best] < below else None
-        if score[best] == np.inf:  # only what is expected or pinned is left
+        if score[best] == np.inf:  # only expected or pinned experts are left
             score = self.policy.score(keys)
             best = int(score.argmin())
         return int(ready[best])

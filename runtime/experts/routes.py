@@ -1,7 +1,7 @@
-"""Recorded routes: which experts a model asked for, pass by pass, as the pager was asked.
+"""Recorded routes: the experts that a model chose, pass by pass, as the pager got them.
 
-call      one layer of one pass: N rows, their k experts and weights, and what the layer before
-          predicted of it, where somebody looked ahead
+call      one layer of one pass: N rows, their k experts and weights, and the prediction for the
+          next layer, if there was a look-ahead
 file      .npz with a versioned header; about 30 bytes per row and layer at top 6
 """
 
@@ -29,7 +29,7 @@ Ids = NDArray[np.int64]
 
 
 class Modality(IntEnum):
-    """What a row of the grid is."""
+    """Kind of a row of the grid."""
 
     WRITTEN = 0
     HEARD = 1
@@ -37,7 +37,8 @@ class Modality(IntEnum):
 
 
 def union(ids: Ids) -> list[int]:
-    """The different ids, ascending; for a step's few five times as quick as `np.unique`."""
+    """Return the distinct ids, ascending; for the few ids of a step it is 5 times as fast as
+    `np.unique`."""
     return sorted(set(ids.ravel().tolist()))
 
 
@@ -52,22 +53,22 @@ class Call(NamedTuple):
     modality: NDArray[np.uint8]
     """(N,)"""
     predicted: Ids
-    """(N, k) of the next layer; (0, k) if nobody looked ahead."""
+    """(N, k) predicted for the next layer; (0, k) without a look-ahead."""
 
     @property
     def experts(self) -> list[int]:
-        """The union, ascending."""
+        """Union of the chosen experts, ascending."""
         return union(self.ids)
 
     @property
     def hinted(self) -> list[int]:
-        """The union of the predictions, ascending."""
+        """Union of the predictions, ascending."""
         return union(self.predicted)
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One run of the model's layers, or a phase that began without one."""
+    """One run of the model's layers, or a phase that began without a run."""
 
     phase: Phase
     turn: int
@@ -76,29 +77,29 @@ class Pass:
 
     @property
     def num_heard(self) -> int:
-        """Rows of speech: none in a system prompt."""
+        """Number of rows of speech; 0 in a system prompt."""
         return int((self.calls[0].modality == Modality.HEARD).sum()) if self.calls else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Routes:
-    """What a model asked for over some turns."""
+    """The routes of a model over some turns."""
 
     layers: tuple[int, ...]
-    """The layers that route."""
+    """Layers with routers."""
     num_experts: int
     top_k: int
     record_bytes: int
     passes: list[Pass]
     source: str
-    """Where it comes from; `synthetic ...` if no model said so."""
+    """Origin of the routes; `synthetic ...` if no model made them."""
 
     @property
     def is_synthetic(self) -> bool:
         return self.source.startswith("synthetic")
 
     def save(self, path: Path) -> None:
-        """Write the file, whole or not at all.
+        """Write the file atomically.
 
         Raises SettingsError if `path` cannot be written, DoesNotFit if the disk is full.
         """
@@ -131,7 +132,7 @@ class Routes:
     def load(cls, path: Path) -> Routes:
         """Read a file that `save` wrote.
 
-        Raises ArtifactError if it is none, or of another format.
+        Raises ArtifactError if it is not such a file or has another format.
         """
         try:
             if path.exists() and not path.is_file():
@@ -156,14 +157,14 @@ class Routes:
             raise ArtifactError(f"{path}: no such file; record it with --record-routes") from None
         except ArtifactError:
             raise
-        except Exception as error:  # numpy, zipfile and json share no base
+        except Exception as error:  # numpy, zipfile and json have no common base
             raise ArtifactError(
                 f"{path}: not a recording of routes ({error}); record it with --record-routes"
             ) from error
 
 
 class RouteRecorder:
-    """Takes down what an engine routes. One per engine; not thread-safe."""
+    """Records an engine's routing. One per engine; not thread-safe."""
 
     def __init__(self) -> None:
         self.passes: list[Pass] = []
@@ -185,9 +186,9 @@ class RouteRecorder:
         predicted: Ids | None,
         normed: NDArray[np.float32] | None = None,
     ) -> None:
-        """One layer chose experts (N, k) for all rows of the pass, or for the last N of them.
+        """Record a layer's choice (N, k) for all rows of the pass, or for its last N rows.
 
-        `normed` (N, C) is what the experts are given; an observer may want it.
+        `normed` (N, C) is the experts' input; a subclass may use it.
         """
         if predicted is None:
             predicted = np.empty((0, ids.shape[1]), np.int64)

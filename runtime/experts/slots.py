@@ -1,10 +1,10 @@
-"""The slot table: which expert lies in which slot, and who may touch it.
+"""The slot table: which expert is in which slot, and whether it may be evicted.
 
     FREE -> LOADING -> READY <-> LEASED          READY -> FREE evicts, LOADING -> FREE gives up
 
 A slot that is leased while it loads turns LEASED when its bytes are there. Only a READY slot may be
-evicted. `generations[slot]` goes up with every expert that moves in, so that whoever kept a slot
-number can tell whether it still means the same expert. No I/O, no clock, no lock.
+evicted. `generations[slot]` rises with every new expert, so that a holder of a slot number can
+check that the slot still has the same expert. No I/O, no clock, no lock.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 
 class SlotState(Enum):
-    """What a slot is good for."""
+    """State of a slot."""
 
     FREE = "free"
     LOADING = "loading"
@@ -25,7 +25,7 @@ class SlotState(Enum):
     LEASED = "leased"
 
 
-_FREE, _, _READY, _LEASED = SlotState  # looking them up is a tenth of what a step asks
+_FREE, _, _READY, _LEASED = SlotState  # enum look-ups took a tenth of a step
 
 
 class SlotTable:
@@ -38,7 +38,7 @@ class SlotTable:
         """(S,) the key in each slot; meaningless where it is FREE."""
         self.is_ready: NDArray[np.bool_] = np.zeros(num_slots, np.bool_)
         """(S,) where an expert may be evicted."""
-        # The same memory: single ones are written faster so.
+        # The same memory as a view for single values, which is faster.
         self._is_ready_of = self.is_ready.view(np.uint8).data.cast("?")
         self.generations = [0] * num_slots
         self._states = [SlotState.FREE] * num_slots
@@ -54,14 +54,14 @@ class SlotTable:
 
     @property
     def num_held(self) -> int:
-        """Slots that somebody leased, LOADING ones included."""
+        """Number of leased slots, LOADING ones included."""
         return sum(holders > 0 for holders in self._holders)
 
     def state(self, slot: int) -> SlotState:
         return self._states[slot]
 
     def take(self, key: int) -> int:
-        """A FREE slot begins to load `key`; returns the slot."""
+        """Let a FREE slot begin to load `key`; returns the slot."""
         if key in self.slot_of or not self._free:
             raise ValueError(f"take({key}): it has a slot already, or none is free")
         slot = self._free.pop()
@@ -79,12 +79,12 @@ class SlotTable:
         self.is_ready[slot] = not held
 
     def give_up(self, slot: int) -> None:
-        """The bytes will not come; whoever holds the slot holds nothing."""
+        """The bytes could not be read; leases of the slot are void."""
         self._expect(slot, SlotState.LOADING, "give_up")
         self._vacate(slot)
 
     def lease(self, slots: Iterable[int]) -> None:
-        """Nobody may evict the slots until every holder released them."""
+        """Lease the slots; none is evicted until every holder has released it."""
         states, holders, is_ready = self._states, self._holders, self._is_ready_of
         for slot in slots:
             state = states[slot]
@@ -96,7 +96,8 @@ class SlotTable:
                 is_ready[slot] = False
 
     def release(self, slots: Iterable[int], generations: Iterable[int]) -> None:
-        """One holder has done. A slot given up since, its generation tells, is nobody's."""
+        """Release one holder's slots. A slot with a newer generation was given up since and is
+        skipped."""
         states, holders, is_ready = self._states, self._holders, self._is_ready_of
         for slot, generation in zip(slots, generations, strict=True):
             state = states[slot]
@@ -110,7 +111,7 @@ class SlotTable:
                 is_ready[slot] = True
 
     def evict(self, slot: int) -> None:
-        """Forget the expert of a READY slot."""
+        """Remove the expert of a READY slot."""
         self._expect(slot, SlotState.READY, "evict")
         self._vacate(slot)
 
@@ -122,7 +123,7 @@ class SlotTable:
         return slot
 
     def reinstate(self) -> int | None:
-        """Take a retired slot into use again; returns it, None if there is none."""
+        """Take a retired slot into use again; returns it, or None if there is none."""
         if not self._retired:
             return None
         slot = self._retired.pop()

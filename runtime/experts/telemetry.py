@@ -1,4 +1,4 @@
-"""What the pager did, counted; one JSON object a turn."""
+"""Counters of the pager; one JSON object per turn."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from deeptalk_edge.runtime.experts.policy import Phase
 from deeptalk_edge.runtime.experts.residency import Cause, Residency
 
 STALL_EDGES_MS = (0.3, 1, 3, 10, 30, 100, 300)
-"""Where the bins of the stall histogram begin; the first one begins at 0."""
+"""Lower bounds of the stall histogram's bins after the first, which begins at 0."""
 
 
 class Telemetry:
-    """Counts since the pager was made. Changed under the pager's lock."""
+    """Counters since the pager was made. The pager's lock guards them."""
 
     def __init__(self) -> None:
         self.moved_bytes = dict.fromkeys(Cause, 0)
         self.stall_ms = dict.fromkeys(Phase, 0.0)
         self.stalls = {phase: [0] * (len(STALL_EDGES_MS) + 1) for phase in Phase}
         self.num_late = 0
-        """Hints that came true before their bytes came."""
+        """Hints that were demanded before their bytes were read."""
         self.num_all_resident = 0
-        """Passes that asked for nothing, as every expert was there."""
+        """Passes that made no requests, because every expert was resident."""
         self.num_retries = 0
         self.num_failures = 0
 
@@ -36,7 +36,7 @@ class Telemetry:
 
 
 def report(telemetry: Telemetry, residency: Residency) -> dict[str, Any]:
-    """Everything counted so far, ready for JSON."""
+    """Return all counters so far, for JSON."""
     return {
         "slots": residency.table.num_slots,
         "hits": int(residency.hits.sum()),
@@ -59,7 +59,7 @@ def report(telemetry: Telemetry, residency: Residency) -> dict[str, Any]:
 
 
 def since(now: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any]:
-    """What happened between two reports; what is no count is as it is now."""
+    """Difference of two reports: counters as differences, gauges as they are in `now`."""
     gone: dict[str, Any] = {}
     for name, value in now.items():
         if isinstance(value, Mapping):

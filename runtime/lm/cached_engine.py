@@ -1,7 +1,7 @@
-"""What engines with a cache of their own have in common: which rows there are, and of which items.
+"""Common code of engines that own a cache: which rows there are, and of which items.
 
-Whoever feeds rows sets `_fed_items`; whatever moves the cache forgets it, for the logits speak of
-the last row fed.
+Logits belong to the last row fed. Methods that feed rows set `_fed_items`; methods that change the
+cache clear it.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ CacheT = TypeVar("CacheT", bound=Cache)
 
 
 class CachedEngine(ABC, Generic[CacheT]):
-    """The half of `Engine` that is the cache's, and a `feed` for engines that compute when they are
-    asked. A subclass feeds rows and computes logits, each `while_open`: what is closed by another
-    thread under a pass goes when that ends."""
+    """Implements the cache's methods of `Engine`, and a `feed` for engines that compute on demand.
+    A subclass feeds rows and computes logits, each under `while_open`, so that a close by another
+    thread takes effect after the pass."""
 
     def __init__(self, cache: CacheT, give_back: Callable[[], None]) -> None:
-        """`give_back` closes what the engine opened."""
+        """`give_back` closes everything that the engine opened."""
         self._cache = cache
         self._lifetime = Lifetime("the engine", give_back)
         self._fed_items = 0
-        """Items whose last row waits for its logits; 0 when there is none."""
+        """Items whose last row waits for its logits, or 0."""
         self._pending: Ids | None = None
-        """Rows that `feed` took and nobody has computed."""
+        """Rows that `feed` took and that are not computed."""
 
     @property
     def num_rows(self) -> int:
@@ -75,7 +75,7 @@ class CachedEngine(ABC, Generic[CacheT]):
 
     @abstractmethod
     def _last_logits(self) -> Logits:
-        """The logits behind the last row that was computed."""
+        """Return the logits of the last computed row."""
 
     @while_open
     def feed(self, rows: Ids) -> None:

@@ -1,8 +1,7 @@
-"""The codec as a stream: frames in, every sample that can no longer change out.
+"""The codec as a stream: it takes frames and returns each sample once it is final.
 
-It runs `delay_samples` late, by its look-ahead, so the first frames give nothing yet;
-`finish` pushes zeros until the last sample is out. All chunkings of one answer give the same
-samples.
+The look-ahead delays its output by `delay_samples`, so the first frames return nothing; `finish`
+pushes zeros until the last sample is out. All chunkings of one answer give the same samples.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from deeptalk_edge.model.rows import Ids
 
 Array = NDArray[np.float32]
 
-_ENDLESS = 1 << 40  # frames; the length of an utterance that is still being said
+_ENDLESS = 1 << 40  # frames; length of an utterance that has not ended
 
 
 class Codec(Protocol):
@@ -34,18 +33,18 @@ class Codec(Protocol):
         state: Array,
         noise: Sequence[Array],
     ) -> tuple[Array, Array]:
-        """Samples (A * frame_samples,) of codes (A, K), late by the codec's look-ahead, and the
-        next state (S,).
+        """Return samples (A * frame_samples,) of codes (A, K), delayed by the codec's look-ahead,
+        and the next state (S,).
 
-        `position` counts the frames before these, `length` those of the whole utterance; `noise`
-        has one tape (A * rate,) for each of the codec's noise rates. A state is only understood by
-        the codec that gave it.
+        `position` counts the frames before these, `length` the frames of the whole utterance;
+        `noise` has one tape (A * rate,) for each of the codec's noise rates. Only the codec that
+        returned a state can continue from it.
 
         Raises BackendError if that fails, UsageError if it is closed.
         """
 
     def close(self) -> None:
-        """Give back what it holds; doing it twice is doing it once."""
+        """Release its memory; idempotent."""
 
 
 class StreamingCodec:
@@ -55,15 +54,15 @@ class StreamingCodec:
         self._codec, self._entry, self._seed = codec, entry, seed
         self._frame_samples = entry.spec.frame_samples
         self._state = np.zeros(entry.state_size, np.float32)
-        self._num_frames = 0  # pushed to the codec, the zeros of `finish` included
-        self._num_samples = 0  # given out
+        self._num_frames = 0  # frames pushed to the codec, the zeros of `finish` included
+        self._num_samples = 0  # samples returned
 
     def push(self, frames: Ids) -> Array:
-        """Take frames (A, K); returns the samples that are final now and were not before."""
+        """Take frames (A, K); returns the samples that have become final."""
         return self._run(frames, _ENDLESS)
 
     def finish(self) -> Array:
-        """The utterance is over: returns the samples still held back."""
+        """The utterance is over: returns the remaining samples."""
         length = self._num_frames
         if not length:
             return np.empty(0, np.float32)
@@ -88,5 +87,5 @@ class StreamingCodec:
 
 
 def frames_to_sound(entry: CodecEntry) -> int:
-    """Frames that must be pushed before the first sample is final."""
+    """Frames to push until the first sample is final."""
     return entry.delay_samples // entry.spec.frame_samples + 1

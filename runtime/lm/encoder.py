@@ -1,8 +1,8 @@
-"""The encoder: an utterance in, audio features out.
+"""The encoder: from an utterance to audio features.
 
-whole    the encoder sees its whole window, silence behind the utterance, as it was trained: exact
-near     it sees the utterance and a second of silence: other features, for the time of what was
-         said instead of 30 seconds
+whole    the encoder sees its whole window, the utterance followed by silence, as in training: exact
+near     it sees the utterance and a second of silence: the features differ, and the time is that of
+         the utterance instead of 30 seconds
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ Array = NDArray[np.float32]
 EncoderWindow: TypeAlias = Literal["whole", "near"]
 
 SILENT_FRAMES = 50
-"""Behind the utterance in a near window: a second."""
+"""Frames of silence after the utterance in a near window: a second."""
 
 
 class EncoderGraph(Protocol):
     """Computes `encoder.onnx`. Not thread-safe."""
 
     def encode(self, log_mel: Array, num_frames: int) -> Array:
-        """The first features (num_frames, C) of a log-mel spectrogram (1, M, 2 F).
+        """Return the first features (num_frames, C) of a log-mel spectrogram (1, M, 2 F).
 
         Raises BackendError if that fails, UsageError if it is closed.
         """
 
     def close(self) -> None:
-        """Give back what it holds; doing it twice is doing it once."""
+        """Give back what it holds; idempotent."""
 
 
 class Encoder:
-    """From sound to features, on a backend's graph, which it closes. Not thread-safe."""
+    """Computes features of sound on a backend's graph, which it closes. Not thread-safe."""
 
     def __init__(
         self, graph: EncoderGraph, spec: EncoderSpec, *, window: EncoderWindow = "whole"
@@ -46,7 +46,7 @@ class Encoder:
         self._window = window
 
     def hear(self, pcm: Array) -> Array:
-        """The features (n, C) of 16 kHz PCM (N,), a frame every 20 ms.
+        """Return the features (n, C) of 16 kHz PCM (N,), one every 20 ms.
 
         Raises AudioError if the PCM cannot be used, UsageError if the encoder is closed.
         """
@@ -56,10 +56,10 @@ class Encoder:
         return self.hear_window(pcm, frames)
 
     def hear_window(self, pcm: Array, window_frames: int) -> Array:
-        """The same by a window of so many frames."""
+        """The same in a window of `window_frames`."""
         mel = log_mel(pcm, self._spec)[None, :, : 2 * window_frames]
         return self._graph.encode(mel, num_frames(len(pcm)))
 
     def close(self) -> None:
-        """Give back what it holds; doing it twice is doing it once."""
+        """Give back what it holds; idempotent."""
         self._graph.close()

@@ -1,8 +1,8 @@
-"""What a backend must do to be the language model of a conversation.
+"""The protocol of a language model in a conversation.
 
-An engine owns its cache. Rows are fed in order; `logits` speaks of the last one. Two items are two
-answers to one prompt, side by side: item 0 speaks, item 1 only writes, which keeps its text
-undisturbed by speech codes and its cache fit to be the history of the next turn.
+An engine owns its cache. Rows are fed in order; `logits` returns the logits of the last row. Two
+items are two answers to one prompt, decoded together. Item 0 speaks. Item 1 only writes: speech
+codes do not disturb its text, and its cache becomes the history of the next turn.
 
     prefill(prompt[:-1]); fork(); decode_step(both last rows); ...; keep(0); ...; recall()
 """
@@ -20,14 +20,12 @@ Array = NDArray[np.float32]
 
 
 class Logits(NamedTuple):
-    """What an engine thinks of the next row. The arrays are the engine's: valid until its next
-    call.
-    """
+    """The logits of the next row. The engine owns the arrays; its next call overwrites them."""
 
     text: Array
-    """(B, V_text), or (1, V_text) of the last item alone: use `text[-1]`."""
+    """(B, V_text), or (1, V_text) of the last item only: use `text[-1]`."""
     codes: Array
-    """(B, K, V_code), or (1, K, V_code) of item 0 alone: use `codes[0]`."""
+    """(B, K, V_code), or (1, K, V_code) of item 0 only: use `codes[0]`."""
 
 
 class Engine(Protocol):
@@ -46,7 +44,7 @@ class Engine(Protocol):
 
     @property
     def capacity(self) -> int:
-        """Rows that the cache holds."""
+        """Capacity of the cache in rows."""
 
     def prefill(self, rows: Ids, features: Array, audio_mask: NDArray[np.bool_]) -> None:
         """Feed rows (T, K + 1) to the one item. `features` (n, C) replace the codec columns of the
@@ -56,16 +54,16 @@ class Engine(Protocol):
         """
 
     def feed(self, rows: Ids) -> None:
-        """Take one row for each item, (B, K + 1). A device computes it meanwhile; an engine without
-        one leaves it to `logits`, and forgets it with the next move of the cache. `num_rows` counts
-        it from when it is under way.
+        """Take one row for each item, (B, K + 1). An engine on a device starts to compute it and
+        returns. Other engines compute it in `logits`, and drop it if the cache changes before.
+        `num_rows` counts it once its computation has begun.
 
         Raises DoesNotFit if the cache is full, BackendError if a graph fails.
         """
 
     def logits(self) -> Logits:
-        """The logits behind the last row fed, once it is computed. After a `prefill` they cost a
-        head, so that does not return them.
+        """Return the logits of the last row fed, waiting for them. `prefill` does not return
+        logits, because they cost a run of the head.
 
         Raises as `feed` does.
         """
@@ -74,19 +72,19 @@ class Engine(Protocol):
         """`feed`, then `logits`."""
 
     def fork(self) -> None:
-        """Go on with two items that share the rows so far."""
+        """Continue with two items that share the rows so far."""
 
     def keep(self, item: int) -> None:
-        """Go on with one item of two; the other one waits for `recall`."""
+        """Continue with one of two items; the other is kept for `recall`."""
 
     def recall(self) -> None:
-        """Return to the item that `keep` dropped, with the rows that it had then."""
+        """Return to the item that `keep` dropped, with the rows it had then."""
 
     def trim(self, position: int) -> None:
-        """Forget the rows at and behind `position`."""
+        """Remove the rows from `position` on."""
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Remove all rows."""
 
     def close(self) -> None:
-        """Give back what the engine holds; it cannot be used again. Twice is once."""
+        """Release everything; the engine cannot be used again. Idempotent."""

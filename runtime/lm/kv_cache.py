@@ -1,9 +1,9 @@
-"""The latent cache: what every layer keeps of every row, allocated once.
+"""The latent cache: the latents and rotary keys of every row in every layer, allocated once.
 
 layout   position-major, (1 + S, B, W) per layer: the null row and rows [0, P) are one contiguous
-         view to bind as the past, and what lies behind is where a graph writes the new rows
-items    one, or two while an answer is decoded batch-parallel; `keep` goes on with one of them and
-         `recall` returns to the other as it was then
+         view to bind as the past, and a graph writes new rows after it
+items    one, or two while an answer is decoded batch-parallel; `keep` continues with one of them
+         and `recall` returns to the other as it was at `keep`
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from deeptalk_edge.errors import DoesNotFit
 
 Array = NDArray[np.float32]
 
-_NULL_ROWS = 1  # zeros that no query sees; with them no bound view is ever empty
+_NULL_ROWS = 1  # zeros that no query sees, so that no bound view is empty
 
 
 class KvCache:
@@ -24,9 +24,9 @@ class KvCache:
     def __init__(self, *, num_layers: int, capacity: int, width: int) -> None:
         self.capacity = capacity
         self.num_rows = 0
-        """P: rows cached so far, the same in every item and layer."""
+        """P: number of cached rows, equal in every item and layer."""
         self.num_items = 1
-        # np.empty leaves untouched pages to the kernel: a short talk never pays for a long one.
+        # np.empty takes no memory for untouched pages: a short conversation uses little.
         size = _NULL_ROWS + capacity
         try:
             self._single = np.empty((num_layers, size, 1, width), np.float32)
@@ -36,23 +36,23 @@ class KvCache:
                 f"a cache of {capacity} rows takes {12e-9 * num_layers * size * width:.1f} GB; the "
                 "system refuses; ask for fewer context rows"
             ) from None
-        self._alone = self._pair.reshape(num_layers, 2 * size, 1, width)  # item kept, compacted
+        self._alone = self._pair.reshape(num_layers, 2 * size, 1, width)  # the kept item
         self._single[:, :_NULL_ROWS] = self._pair[:, :_NULL_ROWS] = 0.0
         self._rows = self._single
-        self._shared_rows = 0  # leading rows that all items have in common, held in `_single`
+        self._shared_rows = 0  # leading rows that all items share, held in `_single`
         self._dropped_rows: int | None = None  # rows of the item that `keep` left in `_single`
 
     @property
     def _end(self) -> int:
-        """Where the cached rows end in the arrays."""
+        """Index after the last cached row in the arrays."""
         return _NULL_ROWS + self.num_rows
 
     def past(self, layer: int) -> Array:
-        """The null row and the cached rows of a layer, (1 + P, B, W): a contiguous view."""
+        """Return the null row and a layer's cached rows, (1 + P, B, W): a contiguous view."""
         return self._rows[layer, : self._end]
 
     def ahead(self, layer: int, num_rows: int) -> Array:
-        """The place (T, B, W) of the rows to come, behind the cached ones.
+        """Return the place (T, B, W) of new rows, after the cached ones.
 
         Raises DoesNotFit if the cache is full.
         """
@@ -70,19 +70,19 @@ class KvCache:
         self.num_rows += num_rows
 
     def trim(self, position: int) -> None:
-        """Forget the rows at and behind `position`."""
+        """Remove the rows from `position` on."""
         if not 0 <= position <= self.num_rows:
             raise ValueError(f"trim({position}): there are {self.num_rows} rows")
         self.num_rows = position
         self._shared_rows = min(self._shared_rows, position)
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Remove all rows."""
         self.num_rows, self.num_items = 0, 1
         self._rows, self._dropped_rows = self._single, None
 
     def fork(self) -> None:
-        """Go on with two items that share the rows so far."""
+        """Continue with two items that share the rows so far."""
         if self._rows is not self._single:
             raise ValueError("fork: the cache is forked already; recall or reset it first")
         self._pair[:, : self._end] = self._single[:, : self._end]
@@ -90,7 +90,7 @@ class KvCache:
         self._shared_rows = self.num_rows
 
     def keep(self, item: int) -> None:
-        """Go on with one item of two; the other one waits for `recall`."""
+        """Continue with one of two items; the other is kept for `recall`."""
         if self.num_items != 2 or item not in (0, 1):
             raise ValueError(f"keep({item}): there are {self.num_items} items")
         own = slice(_NULL_ROWS + self._shared_rows, self._end)
@@ -101,7 +101,7 @@ class KvCache:
         self._dropped_rows = self.num_rows
 
     def recall(self) -> None:
-        """Return to the item that `keep` dropped, with the rows that it had then."""
+        """Return to the item that `keep` dropped, with the rows it had then."""
         if self._dropped_rows is None:
             raise ValueError("recall: no item was dropped")
         self._rows, self.num_rows, self._dropped_rows = self._single, self._dropped_rows, None

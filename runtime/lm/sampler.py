@@ -1,11 +1,10 @@
-"""From logits to ids: seeded, and the same whatever the timing.
+"""Samples ids from logits, with a seed and independent of timing.
 
-Every row draws K + 1 numbers from the generator, needed or not, so that an id depends on the seed,
-the turn and the logits alone. Text and codebooks have a top-k each; a top-k of 1 is greedy.
+Every row draws K + 1 numbers from the generator, needed or not, so that an id depends only on the
+seed, the turn and the logits. Text and codebooks each have a top-k; a top-k of 1 is greedy.
 
-Source: DeepTalk `eval_qa.py`: top-k, then multinomial. There the repetition penalty struck a token
-once for every time it had been said; ours strikes it once, and `Penalty.AS_RELEASED` does as
-theirs.
+Source: DeepTalk `eval_qa.py`: top-k, then multinomial. Its repetition penalty is applied to a token
+once per occurrence; ours is applied once, and `Penalty.AS_RELEASED` does what theirs does.
 """
 
 from __future__ import annotations
@@ -26,25 +25,25 @@ Array = NDArray[np.float32]
 
 
 class Penalty(enum.Enum):
-    """What a repeated text id is penalised for."""
+    """How often the repetition penalty applies to a text id."""
 
     ONCE = "once"
-    """Each distinct id once; ids that structure the grid never."""
+    """Once for each distinct id; never to ids that structure the grid."""
 
     AS_RELEASED = "as-released"
-    """Every id, once for each time it was said."""
+    """Once for each occurrence of any id."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplerSettings:
-    """How boldly to choose."""
+    """Sampling parameters. Source: the checkpoint's generation config."""
 
     seed: int = 0
     text_top_k: int = 1
     audio_top_k: int = 1
     temperature: float = 1.0
     repetition_penalty: float = 1.0
-    """Of text ids said before in this answer; 1 is off."""
+    """Penalty on text ids that the answer has already; 1 turns it off."""
     penalty: Penalty = Penalty.ONCE
 
     def __post_init__(self) -> None:
@@ -62,7 +61,7 @@ class SamplerSettings:
 
 
 class Sampler:
-    """Chooses the ids of one answer, row by row."""
+    """Samples the ids of one answer, row by row."""
 
     def __init__(
         self, vocabulary: VocabularySpec, settings: SamplerSettings, *, turn: int = 0
@@ -74,9 +73,9 @@ class Sampler:
         self._codebooks = [f"codebook {i}" for i in range(vocabulary.num_codebooks)]
 
     def sample(self, text_logits: Array | None, code_logits: Array | None) -> tuple[int, Ids]:
-        """Choose a text id from (V_text,) and un-shifted codes (K,) from (K, V_code).
+        """Sample a text id from (V_text,) and un-shifted codes (K,) from (K, V_code).
 
-        None stands for a stream whose ids the grid fixes; its ids come back as 0.
+        None means a stream whose ids the grid fixes; its ids are returned as 0.
 
         Raises BackendError, naming the stream, if its logits are not finite.
         """
@@ -92,7 +91,7 @@ class Sampler:
         return text_id, code_ids
 
     def _penalised(self, logits: Array) -> Array:
-        """The logits with what was said struck; never the caller's own array written to."""
+        """Return the logits after the repetition penalty; the caller's array is not changed."""
         penalty = self._settings.repetition_penalty
         released = self._settings.penalty is Penalty.AS_RELEASED
         said = [i for i in self._said if released or i not in self._structural]
@@ -107,14 +106,14 @@ class Sampler:
     def _choose(
         self, logits: Array, top_k: int, draws: NDArray[np.float64], streams: list[str]
     ) -> Ids:
-        """One id for each row of the logits (R, V)."""
+        """Sample one id for each row of the logits (R, V)."""
         if top_k == 1:
             ids: Ids = logits.argmax(axis=1)
             _check_finite(np.take_along_axis(logits, ids[:, None], axis=1), streams)
             return ids
         top_k = min(top_k, logits.shape[1])
         ids = np.argpartition(logits, -top_k, axis=1)[:, -top_k:]
-        ids.sort(axis=1)  # the partition's own order is an accident
+        ids.sort(axis=1)  # the partition's order is not defined
         scores = np.take_along_axis(logits, ids, axis=1).astype(np.float64)
         peak = scores.max(axis=1, keepdims=True)
         _check_finite(peak, streams)
@@ -125,7 +124,8 @@ class Sampler:
 
 
 def _check_finite(best: NDArray[np.floating], streams: list[str]) -> None:
-    """Check the best score (R, 1) of each stream; NaN counts as best for numpy, so none hides."""
+    """Check the best score (R, 1) of each stream; numpy orders NaN as largest, so it finds any
+    NaN."""
     if np.isfinite(best).all():
         return
     broken = [s for s, ok in zip(streams, np.isfinite(best[:, 0]), strict=True) if not ok]

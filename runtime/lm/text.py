@@ -1,8 +1,7 @@
-"""The text tokenizer, and text that appears while it is being written.
+"""The text tokenizer, and text pieces while an answer is written.
 
-A piece is given out when it can no longer change: a token may hold half a character, and how a
-token reads may depend on the one before it (a space, most often), so pieces are differences of
-decoded windows.
+A piece is returned when it can no longer change. A token may hold half a character, and its text
+may depend on the token before it (usually a space), so pieces are differences of decoded windows.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ _HALF_CHARACTER = "\ufffd"
 
 
 class TextTokenizer:
-    """Text to ids and back, without the ids that structure the grid."""
+    """Converts text to ids and back, without the ids that structure the grid."""
 
     def __init__(self, path: Path, vocabulary: VocabularySpec) -> None:
         """Load `tokenizer.json`.
@@ -28,31 +27,32 @@ class TextTokenizer:
         """
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the binding raises plain Exception
+        except Exception as error:  # the binding raises Exception itself
             raise ArtifactError(f"{path}: not a tokenizer ({error}); export again") from error
         audio_id = self._tokenizer.token_to_id(AUDIO_TOKEN)
         if audio_id is None:
             raise ArtifactError(f"{path}: the token {AUDIO_TOKEN} is missing; export again")
-        # What a user types is text: "<|audio|>" in it is seven characters and no command.
+        # Special tokens in a user's text are plain text: "<|audio|>" is nine characters.
         self._tokenizer.encode_special_tokens = True
         self._silent = {vocabulary.bos, vocabulary.eos, *vocabulary.text_specials.values()}
         self.template = Template(vocabulary=vocabulary, audio_id=audio_id, encode=self.encode)
 
     def encode(self, text: str) -> list[int]:
-        # Half of an emoji, or an argument that was not UTF-8: the tokenizer refuses it.
+        # The tokenizer refuses lone surrogates: half of an emoji, or an argument that was not
+        # UTF-8.
         text = text.encode(errors="replace").decode()
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def decode(self, ids: list[int]) -> str:
-        """The text of ids; those that structure the grid read as nothing."""
+        """Return the text of ids, without ids that structure the grid."""
         text: str = self._tokenizer.decode(
             [i for i in ids if not self.is_silent(i)], skip_special_tokens=True
         )
         return text
 
     def is_silent(self, text_id: int) -> bool:
-        """Whether an id structures the grid and reads as nothing."""
+        """Whether an id structures the grid and has no text."""
         return text_id in self._silent
 
     def stream(self) -> TextStream:
@@ -60,17 +60,17 @@ class TextTokenizer:
 
 
 class TextStream:
-    """One answer's text, id by id."""
+    """The text of one answer, id by id."""
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self._tokenizer = tokenizer
-        self._window: list[int] = []  # ids given out last, for context, then ids held back
+        self._window: list[int] = []  # the last returned ids, for context, then ids held back
         self._num_given = 0
         self.text = ""
-        """All that was given out so far."""
+        """All text returned so far."""
 
     def push(self, text_id: int) -> str:
-        """Take an id; returns the text that is certain now and was not before, often empty."""
+        """Take an id; returns the text that has become certain, often empty."""
         if self._tokenizer.is_silent(text_id):
             return ""
         self._window.append(text_id)
@@ -79,11 +79,11 @@ class TextStream:
         return self._give()
 
     def finish(self) -> str:
-        """The answer is over: returns what was held back; half a character is dropped."""
+        """The answer is over: returns the remaining text; half a character is dropped."""
         return self._give() if len(self._window) > self._num_given else ""
 
     def reading(self, ids: list[int]) -> str:
-        """The text of the answer's first ids; half a character is dropped."""
+        """Return the text of the answer's first ids; half a character is dropped."""
         return self._tokenizer.decode(ids).rstrip(_HALF_CHARACTER).strip()
 
     def _give(self) -> str:

@@ -1,1 +1,1 @@
-"""The full-duplex loop: listen, think, speak, be interrupted."""
+"""The full-duplex voice loop: it listens, answers, and can be interrupted."""

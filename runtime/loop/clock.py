@@ -1,7 +1,7 @@
-"""The microphone's clock, read between its frames.
+"""The microphone's clock, interpolated between frames.
 
-Frames come late, never early: the earliest arrival of the last two minutes tells when a sample was
-due, and the wall clock fills in what has passed since.
+Frames come late, never early. So the earliest arrival of the last two minutes, relative to its
+sample, gives the time at which a sample is due; the wall clock gives the time since.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ class WallClock:
         self._window_end = 0
 
     def arrived(self, sample: int) -> None:
-        """The frame that ends at `sample` is here."""
+        """The frame that ends at `sample` has arrived."""
         offset_s = time.perf_counter() - sample / RATE_HZ
-        if sample >= self._window_end:  # an old minimum would hide that the clocks drift apart
+        if sample >= self._window_end:  # an old minimum would hide clock drift
             self._offset_s, self._recent_s = self._recent_s, offset_s
             self._window_end = sample + _WINDOW
         self._recent_s = min(self._recent_s, offset_s)
 
     def now(self) -> int:
-        """The sample that is due now."""
+        """Return the sample that is due now."""
         offset_s = min(self._offset_s, self._recent_s)
         return round((time.perf_counter() - offset_s) * RATE_HZ)
 
 
 class FrameClock:
-    """Stands still between frames: for virtual time."""
+    """A clock for virtual time, which does not move between frames."""
 
     def __init__(self) -> None:
         self._sample = 0

@@ -1,8 +1,8 @@
-"""A talker without a model: known words at a known pace. For tests, simulations and integrators who
-have no weights at hand.
+"""A talker without a model: known words at a known pace, for tests, simulations and integrators
+without weights.
 
-Turn n says "n.0 n.1 n.2 ..." and sounds as a constant that stands for n, so whoever hears a sample
-knows which turn it is of. A word takes four codec frames.
+Turn n answers "n.0 n.1 n.2 ...", and its sound is a constant made from n, so that every sample
+shows its turn. A word takes four codec frames.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ Array = NDArray[np.float32]
 FRAME_SAMPLES = 2048
 WORD_FRAMES = 4
 _NUM_LEVELS = 500
-_DELAY_ROWS = 9  # until the first sound is final
+_DELAY_ROWS = 9  # rows until the first sound is final
 _ENCODE_MS, _PREFILL_MS, _ROW_MS = 30.0, 20.0, 8.0
 
 
 def level_of(turn: int) -> float:
-    """The constant that turn n sounds as; turns 500 apart share one."""
+    """The constant of turn n's sound; turns 500 apart share one."""
     return (1 + turn % _NUM_LEVELS) / 1024
 
 
 class FakeTalker:
-    """Answers whatever it is asked; remembers what it is told was heard."""
+    """Answers every question and records how much of each answer was heard."""
 
     rate_hz = 24000
     max_question_samples = 30 * RATE_HZ
@@ -40,16 +40,16 @@ class FakeTalker:
         """`num_frames` is the length of the answer of turn n, in codec frames."""
         self._num_frames = num_frames
         self.history: list[str] = []
-        """What is kept of each answer."""
+        """The kept text of each answer."""
         self.num_turns = 0
         self.num_discarded = 0
         self.num_steps = 0
         self.made_samples = 0
-        """Of all answers, discarded ones included."""
+        """Rows of all answers, discarded ones included."""
         self._last_ms = 0.0
 
     def step_ms(self) -> float:
-        """How long the last step would have taken on a small device."""
+        """Time of the last step on an imagined small device."""
         return self._last_ms
 
     def begin(self, question: Array | str) -> FakeAnswer:

@@ -1,13 +1,14 @@
-"""A conversation by voice, live: threads of its own, and events for the caller's.
+"""A live conversation by voice: it runs in its own threads and gives events to the caller's.
 
-audio    reads frames, runs the loop, writes sound; never waits for the model
-model    owns the conversation; ONNX Runtime lets go of the interpreter while it computes
-words    where there are stop words: listens for one while somebody speaks over an answer
-beside   what the caller has running meanwhile: `run_beside`
-caller   iterates over the events; one who is slow loses the oldest, counted, and holds nobody up
+audio    reads frames, runs the loop and writes sound; never waits for the model
+model    owns the conversation; ONNX Runtime releases the interpreter lock while it computes
+words    only with stop words: searches for one while the user speaks over an answer
+beside   runs the caller's work: `run_beside`
+caller   iterates over the events; a slow caller loses the oldest events, which are counted, and
+         delays no other thread
 
-What ends any of the threads ends the conversation, and is raised to the caller as an EdgeError: by
-the iterator, or by leaving.
+An error that ends a thread ends the conversation and is raised to the caller as an EdgeError, by
+the iterator or at the context's exit.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ from deeptalk_edge.runtime.loop.voice_loop import VoiceLoop
 from deeptalk_edge.trace import NO_TRACE, Trace
 
 _MAX_EVENTS = 4096
-_POLL_S = 0.005  # how long an answer that is ready may wait for the next frame
-_RETRY_S = (0.5, 1.0, 2.0, 5.0)  # between tries to reopen a lost device
-_YIELDS = 5  # steps of niceness
+_POLL_S = 0.005  # longest wait of a ready answer for the next frame
+_RETRY_S = (0.5, 1.0, 2.0, 5.0)  # waits between tries to reopen a lost device
+_YIELDS = 5  # niceness of the model's thread
 _TICK_S = FRAME_SAMPLES / RATE_HZ
 
 log = logging.getLogger(__name__)
@@ -52,21 +53,21 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hearing:
-    """The parts that make sense of the microphone; by default the best that is installed."""
+    """The parts that process the microphone's sound; by default the best that are installed."""
 
     detector: VoiceDetector = field(default_factory=open_detector)
     canceller: EchoCanceller = field(default_factory=open_canceller)
     end_of_turn: EndOfTurn | None = None
     """None: the adaptive one, by meaning where the talker knows whole questions."""
     spotter: Callable[[Sequence[str]], WordSpotter] = SphinxSpotter
-    """Makes the spotter of the settings' stop words, if there are any."""
+    """Makes the spotter for the settings' stop words, if there are any."""
 
 
 class LiveConversation:
-    """Listens from `__enter__` to `__exit__`; iterate over its events in between.
+    """Runs from `__enter__` to `__exit__`; iterate over its events in between.
 
-    Before and after that, and in a forked child, every call raises UsageError, but for `stop`,
-    which then has nothing to do.
+    Before and after that, and in a forked child, every call raises UsageError, except `stop`, which
+    then does nothing.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class LiveConversation:
         self._events: deque[LiveEvent] = deque()
         self._is_ready = threading.Condition()
         self._is_closing = threading.Event()  # the audio thread has ended
-        self._is_over = threading.Event()  # the model's thread has, too
+        self._is_over = threading.Event()  # the model's thread has ended, too
         self._lifetime = Lifetime("the live conversation")
         self._is_entered = False
         self._failure: BaseException | None = None
@@ -134,12 +135,13 @@ class LiveConversation:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Raises what ended a thread, unless the iterator has, or another error is on its way."""
+        """Raises the error that ended a thread, unless the iterator has raised it or another error
+        is being raised."""
         if not self._lifetime.is_ours:
             return
         self._leave()
         if self.num_dropped_events:
-            log.warning("%d events were dropped: nobody took them", self.num_dropped_events)
+            log.warning("%d events were dropped: the caller was too slow", self.num_dropped_events)
         if error is None and not self._is_told:
             self._raise_failure()
 
@@ -150,11 +152,11 @@ class LiveConversation:
         self._lifetime.close()
 
     def __iter__(self) -> Iterator[LiveEvent]:
-        """Events as they come, until the conversation is stopped.
+        """Yield events as they come, until the conversation is stopped.
 
-        Raises DeviceLost if the device cannot be opened at all; what is lost later comes back, or
-        ends the conversation after `recovering_ms`. Raises EdgeError, from the error itself, if a
-        fault of ours or of a part of the caller's ended it.
+        Raises DeviceLost if the device cannot be opened at first; a device that is lost later is
+        reopened, or the conversation ends after `recovering_ms`. Raises EdgeError, from the
+        original error, if an error in our code or in a part of the caller's ended it.
         """
         self._expect_entered()
         return self._take_events()
@@ -172,12 +174,12 @@ class LiveConversation:
 
     @property
     def is_idle(self) -> bool:
-        """Nobody speaks, and every answer is history."""
+        """Whether neither side speaks and every answer is in the history."""
         return self._loop.is_idle
 
     @property
     def num_overloaded(self) -> int:
-        """Questions that were given up so far, each with an `Overloaded`."""
+        """Number of questions given up so far, each with an `Overloaded`."""
         return self._loop.num_overloaded
 
     def press(self) -> None:
@@ -196,17 +198,18 @@ class LiveConversation:
         self._loop.tell(Command.INTERRUPT)
 
     def set_policy(self, policy: ReplyPolicy) -> None:
-        """What the user may do to the answers that begin from now on; it may be set early."""
+        """Set what the user may do to answers that begin from now on; callable before
+        `__enter__`."""
         self._lifetime.check()
         self._loop.loudspeaker.policy = policy
 
     def stop(self) -> None:
-        """Stop listening; the events that are left can still be taken."""
+        """Stop listening; the remaining events can still be taken."""
         self._loop.tell(Command.STOP)
 
     def run_beside(self, name: str, work: Callable[[], None]) -> None:
-        """Run something of the caller's in a thread of its own, which nobody waits for: an error in
-        it ends the conversation and is raised as its own threads' are.
+        """Run the caller's work in a new thread that is not joined. An error in it ends the
+        conversation and is raised like those of the conversation's threads.
 
         Raises BackendError if the system refuses the thread.
         """
@@ -232,7 +235,7 @@ class LiveConversation:
     def _thread(
         self, name: str, work: Callable[[], None], end: Callable[[], None] = lambda: None
     ) -> threading.Thread:
-        """A thread whose error is noted before `end` wakes those who wait for it."""
+        """Make a thread whose error is stored before `end` wakes the waiters."""
 
         def run() -> None:
             try:
@@ -287,7 +290,7 @@ class LiveConversation:
             self._loop.microphone.stop_listener.wake.set()
 
     def _recover(self, error: DeviceLost) -> None:
-        """Reopen the port, again and again, while the loop's time goes on."""
+        """Try to reopen the port until it works, while the loop's time goes on."""
         loop, port = self._loop, self._port
         log.warning("%s", error)
         loop.lose(error)
@@ -308,8 +311,8 @@ class LiveConversation:
             return
 
     def _work(self, worker: ModelWorker | StopListener) -> None:
-        """Let it work until the audio thread has ended and nothing is left to do."""
-        host.yield_to_other_threads(_YIELDS)  # sound comes first
+        """Let the worker work until the audio thread has ended and no work is left."""
+        host.yield_to_other_threads(_YIELDS)  # the audio thread has priority
         while True:
             worker.wake.clear()
             if worker.work():
@@ -320,7 +323,7 @@ class LiveConversation:
 
     def _think(self) -> None:
         self._work(self._worker)
-        self._loop.serve()  # the last turn; the audio thread needs the loop no more
+        self._loop.serve()  # the last turn; the audio thread no longer uses the loop
 
     def _end_model(self) -> None:
         self._is_over.set()

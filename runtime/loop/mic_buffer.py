@@ -1,7 +1,7 @@
-"""The microphone's recent past: what an utterance is cut out of.
+"""The microphone's recent sound, from which utterances are cut.
 
-Sound is kept from the utterance's start, or 3 s back while there is none. Positions are samples of
-the microphone; what the device dropped is silence.
+Sound is kept from the start of an utterance, or for 3 s without one. Positions are samples of the
+microphone; samples that the device dropped are silence.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from deeptalk_edge.model.features import RATE_HZ
 
 Array = NDArray[np.float32]
 
-_PAST = 3 * RATE_HZ  # pre-roll, and voice over an answer before it is believed
+_PAST = 3 * RATE_HZ  # pre-roll, and voice over an answer before it counts
 
 
 class MicBuffer:
@@ -37,16 +37,16 @@ class MicBuffer:
         self._start = start
 
     def drop(self) -> None:
-        """There is no utterance."""
+        """The utterance is not needed any more."""
         self._start = None
 
     def utterance(self, end: int, *, longest: int) -> Array:
-        """The open utterance up to `end`, (N,); the last `longest` samples of it at most."""
+        """Return the open utterance up to `end`, (N,), at most its last `longest` samples."""
         assert self._start is not None
         return self.sound(max(self._start, end - longest), end)
 
     def sound(self, start: int, end: int) -> Array:
-        """What was heard in [start, end), (N,)."""
+        """Return the sound in [start, end), (N,)."""
         pcm = np.zeros(end - start, np.float32)
         for place, frame in self._frames:
             first, last = max(place, start), min(place + len(frame), end)

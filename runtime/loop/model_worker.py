@@ -1,8 +1,9 @@
-"""The model's side of the loop: takes orders, works one step at a time, delivers what it made.
+"""The model's side of the loop: it takes orders, does one step at a time, and delivers text and
+sound.
 
 One thread owns the worker and, through it, the conversation. The other side posts orders and sets
-the budget: how much sound it wants so far. A budget that is spent stops the model within one step,
-and a new one lets it go on; so the sound that waits is bounded, and so is what is delivered.
+the budget: the amount of sound it wants so far. A spent budget stops the model within one step, and
+a new budget lets it continue, so undelivered and delivered sound are bounded.
 """
 
 from __future__ import annotations
@@ -34,61 +35,61 @@ log = logging.getLogger(__name__)
 
 
 class OpenAnswer(Protocol):
-    """What the worker needs of an `Answer`."""
+    """The part of an `Answer` that the worker uses."""
 
     stage: str
-    """What the next step does."""
+    """Kind of the next step."""
 
     @property
     def text_log_p(self) -> float | None:
-        """How sure it is of its first words; None if that is not known yet, or never."""
+        """Confidence in the first words; None if it is not known yet, or never."""
 
     @property
     def is_whole(self) -> bool | None:
-        """Whether the question is whole; known when `text_log_p` is, or never."""
+        """Whether the question is whole; known with `text_log_p`, or never."""
 
     def advance(self) -> Pieces | None:
         """Do one step."""
 
     def finish(self, heard_samples: int | None = None) -> str:
-        """Leave it in the history."""
+        """Keep the answer in the history."""
 
     def discard(self) -> None:
-        """Leave no trace."""
+        """Remove question and answer without a trace."""
 
     def metrics(self) -> Metrics:
-        """What it cost."""
+        """Return the answer's costs."""
 
 
 class Talker(Protocol):
-    """What the worker needs of a `Conversation`."""
+    """The part of a `Conversation` that the worker uses."""
 
     @property
     def rate_hz(self) -> int:
-        """Of the sound that comes out."""
+        """Rate of the answers' sound."""
 
     @property
     def max_question_samples(self) -> int:
-        """At 16 kHz."""
+        """Longest question in samples at 16 kHz."""
 
     @property
     def knows_whole(self) -> bool:
-        """Whether its answers say whether the question is whole."""
+        """Whether answers tell if the question is whole."""
 
     def user_started_speaking(self) -> None:
         """The user has begun to speak."""
 
     def begin(self, question: Array | str) -> OpenAnswer:
-        """An answer to advance."""
+        """Begin an answer, to be advanced."""
 
     def idle(self) -> int:
-        """Nobody talks: `trim_history`, and read experts that are likely."""
+        """Neither side speaks: call `trim_history`, and let likely experts be read."""
 
     def trim_history(self) -> int:
-        """Drop old turns, and read the system prompt."""
+        """Drop old turns, and feed the system prompt."""
 
     def reset(self) -> None:
-        """Forget the conversation."""
+        """Begin a new conversation."""
 
 
 # Orders -------------------------------------------------------------------------------------------
@@ -103,7 +104,7 @@ class Begin:
 
 
 Order: TypeAlias = UserStartedSpeaking | Begin | DiscardAnswer | FinishAnswer | Idle | Reset
-"""All but `Begin` are the state machine's actions, handed on unchanged."""
+"""All but `Begin` are the state machine's actions, unchanged."""
 
 
 # Deliveries ---------------------------------------------------------------------------------------
@@ -119,12 +120,12 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class ConfidenceKnown:
-    """It is known how sure the model is of the answer's first words."""
+    """The model's confidence in the answer's first words is known."""
 
     epoch: int
     text_log_p: float
     is_whole: bool | None
-    """Whether the question is; None if the bundle cannot tell."""
+    """Whether the question is whole; None if the bundle cannot tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The attempt came to nothing."""
+    """The attempt failed."""
 
     epoch: int
     error: EdgeError
@@ -144,7 +145,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class AnswerFinished:
-    """The turn is history, with this text."""
+    """The turn is in the history, with this text."""
 
     epoch: int
     text: str
@@ -170,12 +171,12 @@ class ModelWorker:
         """Set when there may be something to do."""
 
     def post(self, order: Order) -> None:
-        """Give an order; orders are taken in turn, before any further step."""
+        """Post an order; orders are taken in sequence, before any further step."""
         self._orders.append(order)
         self.wake.set()
 
     def allow(self, epoch: int, num_samples: int) -> None:
-        """Let the answer go on while it has made less sound than this."""
+        """Let the answer continue while it has made less sound than this."""
         if self._budget != (epoch, num_samples):
             self._budget = (epoch, num_samples)
             self.wake.set()
@@ -183,7 +184,7 @@ class ModelWorker:
     def work(self) -> bool:
         """Take an order or do one step of the answer; False if there is nothing to do.
 
-        Anything but an EdgeError is a bug and passes.
+        Errors other than EdgeError are bugs and are raised.
         """
         if self._orders:
             self._obey(self._orders.popleft())
@@ -201,7 +202,7 @@ class ModelWorker:
             with self._trace.span(answer.stage, epoch=self._epoch):
                 pieces = answer.advance()
         except EdgeError as error:
-            self._is_written = True  # what becomes of it is for an order to say
+            self._is_written = True  # an order decides whether it is kept
             self._deliver(Failed(self._epoch, error))
             return
         if pieces is None:
@@ -232,14 +233,15 @@ class ModelWorker:
                 for stage, ms in (metrics.gpu_ms or {}).items():
                     self._trace.count(f"gpu_{stage}_ms", ms)
                 self._deliver(AnswerFinished(order.epoch, text, metrics))
-                self._between_turns(self._talk.trim_history)  # now: the user may speak already
+                self._between_turns(self._talk.trim_history)  # now, because the user may speak soon
             case Idle():
                 self._between_turns(self._talk.idle)
             case Reset():
                 self._talk.reset()
 
     def _between_turns(self, trim_history: Callable[[], int]) -> None:
-        """Nobody waits for it: the next question does it again, and fails with it if it must."""
+        """Do work between turns and log its error: the next question does the work again and
+        raises."""
         try:
             with self._trace.span("trim history"):
                 trim_history()

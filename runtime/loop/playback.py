@@ -1,8 +1,8 @@
-"""One answer on its way through the loudspeaker: what was sent, what was heard, what can go on.
+"""Playback of one answer: which samples were sent, which were heard, and where to resume.
 
-heard     samples of this answer that the device was handed; a pause flushes the queue and keeps
-          what was not heard, and the answer goes on from there
-silent    until it is committed, neither sound nor text leaves it
+heard     samples of this answer that the device was given. A pause flushes the queue and keeps the
+          samples that were not heard; the answer resumes there
+silent    before the answer is committed, neither sound nor text is sent
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ class Playback:
         self.is_committed = False
         self.is_paused = False
         self.is_written = False
-        """Nothing will be added."""
+        """Whether the answer is complete: nothing will be added."""
         self.made = 0
         """Samples added so far."""
         self.text: list[TextPiece | Transcript | NotUnderstood] = []
-        """Added and not yet shown."""
+        """Text that was added and not shown."""
         self._port = port
-        self._ahead = port.rate_hz  # what waits in the port at most: 1 s
-        self._chunks: deque[tuple[int, Array]] = deque()  # made and not known to be heard
+        self._ahead = port.rate_hz  # most samples in the port's queue: 1 s
+        self._chunks: deque[tuple[int, Array]] = deque()  # chunks that may not have been heard
         self._sent = 0
-        self._base: int | None = None  # the port's position of our first sample
+        self._base: int | None = None  # the port's position of the answer's first sample
 
     def add(self, piece: Piece) -> None:
-        """Take more of the answer."""
+        """Add a piece of the answer."""
         if isinstance(piece, AudioChunk):
             self._chunks.append((self.made, piece.pcm))
             self.made += piece.pcm.size
@@ -48,7 +48,7 @@ class Playback:
             self.text.append(piece)
 
     def send(self) -> list[AudioChunk]:
-        """Queue what the port has room for; returns it."""
+        """Queue samples that the port has room for; returns them in chunks."""
         if not self.is_committed or self.is_paused:
             return []
         sent = []
@@ -65,32 +65,32 @@ class Playback:
 
     @property
     def heard(self) -> int:
-        """Samples handed to the device."""
+        """Samples given to the device."""
         return 0 if self._base is None else self._port.handed - self._base
 
     @property
     def audible(self) -> int:
-        """Samples that have sounded by now."""
+        """Samples that have been audible."""
         return 0 if self._base is None else max(self._port.audible() - self._base, 0)
 
     @property
     def is_heard(self) -> bool:
-        """All of it has sounded."""
+        """Whether all samples have been audible."""
         return self.is_written and not self.is_paused and self.audible >= self.made
 
     def pause(self) -> int:
-        """Stop the sound; returns what was heard."""
+        """Stop the sound; returns the number of samples heard."""
         self.is_paused = True
         if self._base is not None:
             self._sent = min(self._port.flush() - self._base, self.made)
         return self._sent
 
     def resume(self) -> None:
-        """Go on where the sound stopped."""
+        """Continue where the sound stopped."""
         self.is_paused = False
 
     def _next(self, most: int) -> Array:
-        """Samples from `_sent` on; drops what was heard long before."""
+        """Return at most `most` samples from `_sent` on; drops samples heard long before."""
         while self._chunks[0][0] + self._chunks[0][1].size <= min(self._sent, self.heard):
             self._chunks.popleft()
         start, pcm = next(c for c in self._chunks if c[0] + c[1].size > self._sent)

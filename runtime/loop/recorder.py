@@ -1,11 +1,12 @@
-"""A recording of a session, for those who ask for one: what was heard and what was played.
+"""Records a session, if the user wants it: the microphone's and the loudspeaker's sound.
 
-files    `microphone.wav` and `loudspeaker.wav`, 16 kHz, of the same length and clock; nothing else
-         in this package writes what people say. They have these names from the first frame on and
-         are valid at every moment
+files    `microphone.wav` and `loudspeaker.wav`, 16 kHz, with the same length and clock. They have
+         these names from the first frame on and are valid WAV files at every moment. Nothing else
+         in this package writes users' speech
 numbers  a pair never replaces another: the next one is `microphone-2.wav`, `loudspeaker-2.wav`. A
-         session that fills a pair goes on in the next
-failure  a recording that cannot go on is a warning and keeps what it has: the session goes on
+         session that fills a pair continues in the next
+failure  if a recording cannot continue, it logs a warning and keeps its files; the session
+         continues
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ _NAMES = ("microphone", "loudspeaker")
 
 
 def is_recording(name: str) -> bool:
-    """Whether a recorder may give a file this name."""
+    """Whether a recorder could give a file this name."""
     return re.fullmatch(rf"({'|'.join(_NAMES)})(-\d+)?\.wav", name) is not None
 
 
 class Recorder:
-    """Writes frames as they come; closing it completes the files."""
+    """Writes frames as they come; `close` completes the files."""
 
     def __init__(self, directory: Path, *, max_bytes: int = MAX_BYTES) -> None:
-        """`max_bytes` of samples go into one file.
+        """A file gets at most `max_bytes` of samples.
 
-        Raises AudioError if the directory cannot be written to. A full disk is a warning.
+        Raises AudioError if the directory cannot be written to. A full disk gives a warning.
         """
         self._directory, self._max_bytes = directory, max_bytes
         self._pair: tuple[WavWriter, ...] = ()
@@ -53,7 +54,7 @@ class Recorder:
             self._give_up(error)
 
     def push(self, frame: MicFrame) -> None:
-        """Take 20 ms; never raises because of a disk."""
+        """Write 20 ms; never raises an error of the disk."""
         if not self._pair:
             return
         try:
@@ -66,7 +67,7 @@ class Recorder:
             self._give_up(error)
 
     def close(self) -> None:
-        """Complete the files; harmless when they are closed already."""
+        """Complete the files; idempotent."""
         pair, self._pair = self._pair, ()
         for writer in pair:
             try:
@@ -75,7 +76,7 @@ class Recorder:
                 log.warning("%s", error)
 
     def _give_up(self, error: EdgeError) -> None:
-        """Keep what both files have, and record no more."""
+        """Complete both files and stop recording."""
         log.warning("the recording ends here: %s", error)
         num_samples = min((writer.num_samples for writer in self._pair), default=0)
         for writer in self._pair:

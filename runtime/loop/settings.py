@@ -1,4 +1,4 @@
-"""How patient the voice loop is: every wait of every state, in milliseconds of microphone time."""
+"""Timeouts and thresholds of the voice loop, in ms of microphone time."""
 
 from __future__ import annotations
 
@@ -19,64 +19,63 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplyPolicy:
-    """What the user may do to one answer."""
+    """The user's control over one answer."""
 
     interruptible: bool = True
-    """Whether speech over it ends it; if not, the user is not listened to while it sounds."""
+    """Whether speech over the answer ends it; if not, the microphone is ignored while it plays."""
     commit: Commit = "heard"
-    """What the history keeps of an interrupted answer: what was heard, or all that was written."""
+    """Part of an interrupted answer that the history keeps: the heard text or the whole text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopSettings:
-    """When speech opens an utterance, and when silence closes it."""
+    """Timeouts, thresholds and stop words of the state machine."""
 
     start_ms: int = 60
-    """Voice before an utterance opens."""
+    """Voice that opens an utterance."""
     resume_ms: int = 40
-    """Voice inside a pause before the utterance goes on; less is a click and no part of it."""
+    """Voice in a pause after which the utterance continues; less is a click and not part of it."""
     pre_roll_ms: int = 300
-    """Sound kept before the first voice: detectors wake late."""
+    """Sound kept before the first voice, because detectors respond late."""
     speculate_ms: int = 100
-    """Silence before a speculative answer begins; also the sound kept after the last voice."""
+    """Silence after which a speculative answer begins; also the sound kept after the last voice."""
     is_speculating: bool = True
     hangover_ms: int = 500
-    """Silence that ends an utterance, until the end-of-turn cue has judged the pause."""
+    """Silence that ends an utterance if the end-of-turn cue has not judged the pause."""
     max_utterance_ms: int = 30_000
     push_to_talk: bool = False
-    """Listen between `press` and `release` only; nothing else ends an utterance."""
+    """Push-to-talk: listen only between `press` and `release`; nothing else ends an utterance."""
 
     duck_ms: int = 80
-    """Voice over an answer before the answer gets quieter."""
+    """Voice over an answer after which the answer gets quieter."""
     duck_gain: float = 0.25
     confirm_ms: int = 260
-    """Voice over an answer before it stops; shorter is a back-channel."""
+    """Voice over an answer after which it stops; shorter voice is a back-channel."""
     warm_up_ms: int = 500
-    """Of an answer's sound, while the echo canceller finds its echo: voice alone does not stop
-    it, and it gets quieter behind `confirm_ms` of voice only."""
+    """First part of an answer's sound, in which the echo canceller adapts: voice does not stop the
+    answer, and only `confirm_ms` of voice makes it quieter."""
     release_ms: int = 120
     """Silence after which voice over an answer counts as over."""
     turn_ms: int = 440
-    """Voice over an answer that makes an utterance of its own; a stopped answer goes on behind
-    less."""
+    """Voice over an answer that counts as a new utterance; after less, a stopped answer resumes."""
     stop_words: tuple[str, ...] = ()
-    """Words or phrases that end an answer at once, however short they are."""
+    """Words or phrases that end an answer at once."""
     resume_answer_ms: int = 1500
-    """Silence after a false alarm before the stopped answer goes on."""
+    """Silence after a false alarm until the stopped answer resumes."""
 
     merge_ms: int = 1500
-    """Silence before the first sound of an answer after which voice is no longer part of the
-    question: the question is given up, and another one begins."""
+    """Silence without a first sound of the answer after which voice no longer belongs to the
+    question: the question is given up and another one begins."""
     thinking_ms: int = 20_000
-    """Wait for the first sound of an answer."""
+    """Longest wait for the first sound of an answer."""
     speaking_ms: int = 180_000
-    """Length of an answer."""
+    """Longest answer."""
     overlap_ms: int = 2_000
-    """Undecided voice over an answer, or over a stopped one."""
+    """Longest time that voice over an answer, or over a stopped one, may stay undecided."""
     recovering_ms: int = 600_000
-    """Tries to get a lost device back."""
+    """Longest time of tries to reopen a lost device."""
     forget_ms: int | None = None
-    """Silence between turns after which the conversation begins anew: the next customer."""
+    """Silence between turns after which a new conversation begins, for the next customer."""
 
     def __post_init__(self) -> None:
         positive = [
@@ -102,16 +101,17 @@ class LoopSettings:
                 )
 
     def within(self, max_question_samples: int) -> LoopSettings:
-        """The same for a model that hears so many samples at a time, margins included."""
+        """Return the settings for a model whose longest question has so many samples, margins
+        included."""
         margins_ms = self.pre_roll_ms + self.speculate_ms
         longest_ms = max_question_samples // _SAMPLES_PER_MS - margins_ms
         return replace(self, max_utterance_ms=min(self.max_utterance_ms, longest_ms))
 
     def warn_if_cut(self, spoken_samples: int) -> None:
-        """Say so if an utterance ended because it cannot be longer."""
+        """Log a warning if an utterance ended because it reached the longest question."""
         if spoken_samples >= self.max_utterance_ms * _SAMPLES_PER_MS:
             log.warning(
                 "speech without a pause for %.1f s, the longest question: it ends there, and the "
-                "rest is a question of its own",
+                "rest is another question",
                 self.max_utterance_ms / 1000,
             )

@@ -1,4 +1,4 @@
-"""What the state machine is told, and what it answers: events in, actions out."""
+"""Events into the state machine and actions out of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """20 ms of microphone ended at `now`."""
+    """20 ms of microphone that end at `now`."""
 
     voiced: bool
 
@@ -32,17 +32,17 @@ class HangoverChosen:
 
 @dataclass(frozen=True, slots=True)
 class HangoverShortened:
-    """The speculative answer is a sure one: so much silence is enough, whatever was chosen."""
+    """The speculative answer is confident: so much silence is enough, whatever was chosen."""
 
     ms: int
 
 
 @dataclass(frozen=True, slots=True)
 class StopWordHeard:
-    """Somebody who speaks over an answer said a stop word."""
+    """The user said a stop word over an answer."""
 
     opened: int
-    """Where the voice began."""
+    """Sample at which the voice began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +52,12 @@ class SoundBegan:
     epoch: int
     interruptible: bool = True
     behind: int = 0
-    """Microphone samples that wait to be read: they were heard before it began."""
+    """Microphone samples that are not read yet and so were recorded before the sound began."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerHeard:
-    """The answer is complete, and all of it was heard."""
+    """The answer is complete and all of it was heard."""
 
     epoch: int
 
@@ -70,15 +70,15 @@ class AnswerFailed:
 
 
 class Command(enum.Enum):
-    """What comes from outside."""
+    """A command of the integrator, or the loss of the device."""
 
     PRESS = "press"
-    """Push-to-talk begins: the user takes the floor."""
+    """Push-to-talk: the button is pressed."""
     RELEASE = "release"
     INTERRUPT = "interrupt"
     """The integrator ends the answer."""
     LOSE = "lose"
-    """The device is gone."""
+    """The device is lost."""
     RESTORE = "restore"
     STOP = "stop"
 
@@ -101,19 +101,19 @@ Event: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class UserStartedSpeaking:
-    """Keep the microphone's sound from here on; experts of a prompt may be read meanwhile."""
+    """Keep the microphone's sound from `start` on; experts for a prompt may be read meanwhile."""
 
     start: int
 
 
 @dataclass(frozen=True, slots=True)
 class DropUtterance:
-    """It is not wanted."""
+    """Drop the utterance: it is not asked."""
 
 
 @dataclass(frozen=True, slots=True)
 class TellOverload:
-    """A question is given up: it has a hole of so many samples, or its answer was waited for."""
+    """Report that a question is given up: it lacks so many samples, or its answer is late."""
 
     reason: Literal["sound lost", "answer late"]
     samples: int
@@ -121,7 +121,7 @@ class TellOverload:
 
 @dataclass(frozen=True, slots=True)
 class BeginAnswer:
-    """Answer the utterance [its start, end); silently, until `CommitAnswer`."""
+    """Answer the utterance [its start, end), silently until `CommitAnswer`."""
 
     epoch: int
     end: int
@@ -136,58 +136,58 @@ class JudgePause:
 
 @dataclass(frozen=True, slots=True)
 class CommitAnswer:
-    """The turn is over: the answer may sound."""
+    """The turn is over: the answer may be played."""
 
     epoch: int
 
 
 @dataclass(frozen=True, slots=True)
 class DiscardAnswer:
-    """Nothing of it was heard: remove it and its question without trace."""
+    """Nothing of the answer was heard: remove it and its question from the history."""
 
     epoch: int
 
 
 @dataclass(frozen=True, slots=True)
 class SetGain:
-    """Duck, or come back."""
+    """Make the answer quieter, or normal again."""
 
     gain: float
 
 
 @dataclass(frozen=True, slots=True)
 class PausePlayback:
-    """Stop sound and model at once; both may go on."""
+    """Stop sound and model at once; both may resume."""
 
     epoch: int
 
 
 @dataclass(frozen=True, slots=True)
 class ResumePlayback:
-    """Go on from the position that was heard."""
+    """Resume at the position that was heard."""
 
     epoch: int
 
 
 @dataclass(frozen=True, slots=True)
 class InterruptAnswer:
-    """End it where it was heard; the history keeps what the policy says."""
+    """End the answer where it was heard; the policy says what the history keeps."""
 
     epoch: int
 
 
 @dataclass(frozen=True, slots=True)
 class FinishAnswer:
-    """Keep the answer in the history, as far as it was heard."""
+    """Keep the heard part of the answer in the history."""
 
     epoch: int
     heard_samples: int | None = None
-    """None: all of it."""
+    """None: the whole answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """Nobody speaks, and no answer is due: the model may trim its history."""
+    """Neither side speaks and no answer is due: the model may trim its history."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
-"""The loop on a virtual clock, in one thread: deterministic, and as fast as the machine.
+"""The voice loop on a virtual clock, in one thread: deterministic, and as fast as the machine
+allows.
 
-The model's work takes the time that it is said to take, not what it takes here. Whatever is
-measured in a simulation is simulated.
+The model's steps take a given virtual time, not the time they take on this machine, so every time
+that a simulation reports is simulated.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _RETRY_FRAMES = 25  # 0.5 s before each try to reopen a lost port
 
 
 class Simulation:
-    """A talker, a virtual port and the loop between them."""
+    """A talker, a virtual port and the voice loop."""
 
     def __init__(
         self,
@@ -44,12 +45,12 @@ class Simulation:
         step_ms: Callable[[], float],
         emit: Callable[[LiveEvent], None],
     ) -> None:
-        """`step_ms` says how long the step took that the talker has just done."""
+        """`step_ms` returns the virtual time of the talker's last step."""
         self._port, self._step_ms = port, step_ms
         self._now = 0
-        self._busy_until = 0.0  # samples; the model's thread
+        self._busy_until = 0.0  # the model's thread is busy until then, in samples
         self._made: list[Delivery] = []
-        self._due: list[tuple[float, int, Delivery]] = []  # a heap, by time and order
+        self._due: list[tuple[float, int, Delivery]] = []  # a heap ordered by time and sequence
         self._num_deliveries = 0
         self.worker = ModelWorker(talk, self._made.append, trace=NO_TRACE)
         settings = settings or LoopSettings()
@@ -74,7 +75,7 @@ class Simulation:
         return self._now / SAMPLES_PER_MS / 1000
 
     def run(self, seconds: float) -> None:
-        """Let virtual time pass."""
+        """Advance the virtual time."""
         end = self._now + int(seconds * 1000 * SAMPLES_PER_MS)
         while self._now < end and not self.loop.is_stopped:
             if self.loop.is_recovering:
@@ -86,14 +87,14 @@ class Simulation:
             except DeviceLost as error:
                 self.loop.lose(error)
                 continue
-            assert frame is not None  # a virtual port always has one
+            assert frame is not None  # a virtual port always has a frame
             self._now += FRAME_SAMPLES
             self.loop.push(frame)
             while self.loop.microphone.stop_listener and self.loop.microphone.stop_listener.work():
                 pass
 
     def _think(self) -> None:
-        """Do what the model's thread does until now, and deliver what is ready."""
+        """Do the model thread's work until now, and deliver finished pieces."""
         self._busy_until = max(self._busy_until, float(self._now - FRAME_SAMPLES))
         while self._busy_until <= self._now and self.worker.work():
             self._busy_until += self._step_ms() * SAMPLES_PER_MS
@@ -105,7 +106,7 @@ class Simulation:
             self.loop.inbox.append(heapq.heappop(self._due)[2])
 
     def _try_to_reopen(self) -> None:
-        """One try, behind a pause."""
+        """Try once, after a pause."""
         self._port.skip(_RETRY_FRAMES)
         for _ in range(_RETRY_FRAMES):
             self._now += FRAME_SAMPLES

@@ -7,10 +7,10 @@
     RECOVERING and STOPPED from anywhere
 
 time     samples of the microphone, 16 kHz; there is no other clock
-epoch    names one attempt at an answer. It rises when an attempt becomes void; a sound or a word
-         of another epoch belongs to nobody and is dropped
-total    every event is taken in every state, and `Frame` alone leads out of every state in bounded
-         time, LISTENING and STOPPED excepted, where one may rest
+epoch    the number of an attempt at an answer. It rises when an attempt becomes void; sound and
+         text of another epoch are dropped
+total    every state accepts every event. `Frame` events alone lead out of every state in bounded
+         time, except LISTENING and STOPPED
 """
 
 from __future__ import annotations
@@ -69,44 +69,44 @@ class State(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loop:
-    """Where a conversation stands."""
+    """The state of a conversation."""
 
     state: State = State.LISTENING
     since: int = 0
-    """When this state was entered."""
+    """Time at which this state was entered."""
     epoch: int = 0
-    """Of the attempt at hand, or of the next one if none is."""
+    """Epoch of the present attempt, or of the next one if there is none."""
     is_answering: bool = False
-    """An attempt of this epoch was begun and is not over."""
+    """Whether an attempt of this epoch was begun and is not over."""
     interruptible: bool = True
-    """Whether the answer that sounds may be interrupted."""
+    """Whether the playing answer may be interrupted."""
     sounding_since: int = 0
-    """When the answer began to sound; ahead of us while frames wait to be read."""
+    """Time at which the answer's sound began; in the future while frames are not read yet."""
     run: int = 0
-    """Samples of voice in a row, up to now."""
+    """Consecutive samples of voice up to now."""
     voice: int = 0
-    """Samples of voice since somebody began to speak over an answer, or pressed the button."""
+    """Samples of voice since the user began to speak over an answer, or pressed the button."""
     last_voice: int = 0
-    """The end of the last frame of voice that counts."""
+    """End of the last frame of voice that counts."""
     hangover: int = 0
     """Silence that ends this utterance."""
     opened: int = 0
-    """Where the voice of this utterance began."""
+    """Time at which this utterance's voice began."""
     missed: int = 0
-    """Samples that are lost out of it: it is not asked."""
+    """Samples that this utterance lacks; an utterance with lost samples is not asked."""
     is_fresh: bool = True
-    """Nothing was said since the conversation began."""
+    """Whether nothing was said since the conversation began."""
 
 
 Step: TypeAlias = tuple[Loop, tuple[Action, ...]]
 
 _SOUNDING = (State.SPEAKING, State.OVERLAP)
 _PAUSED = (State.INTERRUPTED, State.FALSE_INTERRUPTION)
-_TAKEN = (State.USER_SPEAKING, State.ENDPOINTING, State.THINKING)  # by who spoke over an answer
+_USER_HAS_FLOOR = (State.USER_SPEAKING, State.ENDPOINTING, State.THINKING)  # after an interruption
 
 
 def step(loop: Loop, event: Event, now: int, settings: LoopSettings) -> Step:
-    """Take one event. `now` never falls from call to call."""
+    """Handle one event. `now` never decreases from call to call."""
     if loop.state is State.STOPPED:
         return loop, ()
     if isinstance(event, Command):
@@ -164,7 +164,7 @@ def _obey(loop: Loop, command: Command, now: int, settings: LoopSettings) -> Ste
 
 
 def _hear(loop: Loop, voiced: bool, now: int, settings: LoopSettings) -> Step:
-    """A frame: first what it means to this state, then whether the state lasts too long."""
+    """Handle a frame: first its meaning in this state, then the state's time limit."""
     loop = replace(loop, run=loop.run + FRAME if voiced else 0)
     hear = _PRESSED if settings.push_to_talk else _OPEN_MICROPHONE
     after, actions = hear[loop.state](loop, voiced, now, settings)
@@ -178,7 +178,8 @@ def _ignore(loop: Loop, voiced: bool, now: int, settings: LoopSettings) -> Step:
 
 
 def _hear_silence(loop: Loop, voiced: bool, now: int, settings: LoopSettings) -> Step:
-    """LISTENING, THINKING: voice opens an utterance, or goes on with the one that is thought of."""
+    """LISTENING, THINKING: voice opens an utterance, or continues the one that is being
+    answered."""
     if loop.run < _samples(settings.start_ms):
         return loop, ()
     if loop.state is State.LISTENING:
@@ -188,7 +189,7 @@ def _hear_silence(loop: Loop, voiced: bool, now: int, settings: LoopSettings) ->
     if now - loop.run - loop.last_voice >= _samples(settings.merge_ms):
         after, actions = _give_up(loop, now)
         return _open(after, now - loop.run, now, settings, actions)
-    after, actions = _void(loop)  # nothing was heard of it: one longer utterance takes its place
+    after, actions = _void(loop)  # nothing was heard of it: a longer utterance replaces it
     return _enter(replace(after, last_voice=now), State.USER_SPEAKING, now), actions
 
 
@@ -226,7 +227,7 @@ def _hear_pause(loop: Loop, voiced: bool, now: int, settings: LoopSettings) -> S
 
 
 def _hear_over(loop: Loop, voiced: bool, now: int, settings: LoopSettings) -> Step:
-    """SPEAKING: voice makes the answer quieter, before it is known whether it is meant."""
+    """SPEAKING: voice makes the answer quieter until it is known to be an interruption."""
     need_ms = settings.confirm_ms if _may_be_echo(loop, now, settings) else settings.duck_ms
     if not loop.interruptible or loop.run < _samples(need_ms):
         return loop, ()
@@ -247,7 +248,8 @@ def _hear_overlap(loop: Loop, voiced: bool, now: int, settings: LoopSettings) ->
 
 
 def _hear_interruption(loop: Loop, voiced: bool, now: int, settings: LoopSettings) -> Step:
-    """INTERRUPTED, FALSE_INTERRUPTION: an utterance takes the floor; a cough gives it back."""
+    """INTERRUPTED, FALSE_INTERRUPTION: an utterance becomes a question; after a cough the answer
+    resumes."""
     loop = _count_voice(loop, voiced, now)
     if loop.voice >= _samples(settings.turn_ms):
         after, actions = _void(loop)
@@ -261,16 +263,16 @@ def _hear_interruption(loop: Loop, voiced: bool, now: int, settings: LoopSetting
 
 
 def _is_stopped_by(loop: Loop, word: StopWordHeard) -> bool:
-    """Whether it was said over the answer at hand, or began the question at hand. An answer that
-    sounds since is another one: the word is recognised too late."""
+    """Whether the word was said over the present answer or began the present question. It was
+    recognised too late if another answer has begun since."""
     if word.opened != loop.opened:
         return False
     is_over_answer = loop.state in (*_SOUNDING, *_PAUSED) and word.opened >= loop.sounding_since
-    return is_over_answer or loop.state in _TAKEN
+    return is_over_answer or loop.state in _USER_HAS_FLOOR
 
 
 def _stop_by_word(loop: Loop, now: int, settings: LoopSettings) -> Step:
-    """A stop word: the answer ends, and so does a question that the word may have begun."""
+    """End the answer, and drop a question that the stop word may have begun."""
     pause = (PausePlayback(loop.epoch), _opening(loop, settings)) if loop.state in _SOUNDING else ()
     after, actions = _void(loop)
     after = replace(after, voice=0, last_voice=now)
@@ -278,7 +280,7 @@ def _stop_by_word(loop: Loop, now: int, settings: LoopSettings) -> Step:
 
 
 def _hear_after_stop_word(loop: Loop, voiced: bool, now: int, settings: LoopSettings) -> Step:
-    """STOPPED_BY_WORD: an utterance after the stop word takes the floor."""
+    """STOPPED_BY_WORD: an utterance after the stop word becomes a question."""
     loop = _count_voice(loop, voiced, now)
     if loop.voice >= _samples(settings.turn_ms):
         return _enter(loop, State.USER_SPEAKING, now), ()
@@ -302,7 +304,7 @@ _OPEN_MICROPHONE = {
 
 
 def _hear_pressed(loop: Loop, voiced: bool, now: int, settings: LoopSettings) -> Step:
-    """USER_SPEAKING, the button down: nothing but the button ends it; voice makes it a question."""
+    """USER_SPEAKING with the button down: only the button ends it; with voice it is a question."""
     if not voiced or loop.run < _samples(settings.start_ms):
         return loop, ()
     opened = loop.opened if loop.voice else now - loop.run
@@ -313,7 +315,7 @@ _PRESSED = {**dict.fromkeys(_OPEN_MICROPHONE, _ignore), State.USER_SPEAKING: _he
 
 
 def _time_out(loop: Loop, now: int, settings: LoopSettings) -> Step:
-    """What becomes of a state that nothing else ends."""
+    """End a state at its time limit."""
     spent = now - loop.since
     match loop.state:
         case State.LISTENING:
@@ -345,7 +347,7 @@ def _time_out(loop: Loop, now: int, settings: LoopSettings) -> Step:
 def _open(
     loop: Loop, start: int, now: int, settings: LoopSettings, before: tuple[Action, ...]
 ) -> Step:
-    """The user has the floor since `start`."""
+    """Open an utterance that begins at `start`."""
     loop = replace(loop, opened=start, last_voice=now, voice=0, missed=0, is_fresh=False)
     return _enter(loop, State.USER_SPEAKING, now), (*before, _opening(loop, settings))
 
@@ -355,7 +357,7 @@ def _opening(loop: Loop, settings: LoopSettings) -> UserStartedSpeaking:
 
 
 def _begin(loop: Loop, end: int, now: int) -> Step:
-    """The turn is over: answer it, unless a speculative answer was begun, or it has a hole."""
+    """The turn is over: answer it, unless a speculative answer was begun or samples are lost."""
     if loop.missed:
         after, actions = _void(loop)
         tell = TellOverload("sound lost", loop.missed)
@@ -366,7 +368,7 @@ def _begin(loop: Loop, end: int, now: int) -> Step:
 
 
 def _release(loop: Loop, now: int) -> Step:
-    """Push-to-talk: the button is up, or was down for too long."""
+    """Push-to-talk: the button is released, or was pressed for too long."""
     if loop.voice:
         return _begin(loop, now, now)
     return _with(DropUtterance(), _idle(loop, now))
@@ -377,7 +379,7 @@ def _end_answer(loop: Loop, now: int) -> Step:
     finish = FinishAnswer(loop.epoch)
     if loop.state is State.THINKING or loop.state is State.SPEAKING:
         return _with(finish, _idle(_next_epoch(loop), now))
-    if loop.state is State.OVERLAP:  # who speaks now, speaks to us
+    if loop.state is State.OVERLAP:  # speech after the answer's end starts a new question
         opening = UserStartedSpeaking(max(loop.opened - FRAME, 0))
         after = _enter(_next_epoch(loop), State.USER_SPEAKING, now)
         return after, (finish, SetGain(1.0), opening)
@@ -385,10 +387,10 @@ def _end_answer(loop: Loop, now: int) -> Step:
 
 
 def _fail(loop: Loop, now: int) -> Step:
-    """The attempt leads nowhere."""
+    """The attempt has failed."""
     after, actions = _void(loop)
     if loop.state is State.ENDPOINTING or loop.state is State.USER_SPEAKING:
-        return after, actions  # it was speculative; the utterance goes on
+        return after, actions  # the answer was speculative; the utterance continues
     after, more = _idle(after, now)
     return after, (*actions, DropUtterance(), *more)
 
@@ -400,7 +402,7 @@ def _give_up(loop: Loop, now: int) -> Step:
 
 
 def _void(loop: Loop) -> Step:
-    """End the attempt at hand, heard or not; whatever of it is still under way is void."""
+    """End the present attempt, heard or not; its late deliveries become void."""
     if not loop.is_answering:
         return loop, ()
     after = _next_epoch(loop)
@@ -424,7 +426,7 @@ def _next_epoch(loop: Loop) -> Loop:
 
 
 def _may_be_echo(loop: Loop, now: int, settings: LoopSettings) -> bool:
-    """The canceller has only just begun to hear what it is to take away."""
+    """Whether the answer began so recently that the echo canceller may not have adapted."""
     return 0 <= now - loop.sounding_since <= _samples(settings.warm_up_ms)
 
 
@@ -433,7 +435,7 @@ def _count_voice(loop: Loop, voiced: bool, now: int) -> Loop:
 
 
 def _end(loop: Loop, settings: LoopSettings) -> int:
-    """Where the utterance ends: the same for a speculative answer and one begun at the end."""
+    """Return the end of the utterance, equal for a speculative answer and one begun at the end."""
     return loop.last_voice + _samples(settings.speculate_ms)
 
 

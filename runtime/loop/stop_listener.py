@@ -1,4 +1,4 @@
-"""Looks for a stop word in what is said over an answer, away from the audio thread."""
+"""Searches speech over an answer for stop words, outside of the audio thread."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ Array = NDArray[np.float32]
 
 
 class StopListener:
-    """Owns a spotter. `begin` and `push` may be called from another thread than `work`."""
+    """Owns a spotter. `begin` and `push` may run in another thread than `work`."""
 
     def __init__(self, spotter: WordSpotter, deliver: Callable[[StopWordHeard], None]) -> None:
         self._spotter, self._deliver = spotter, deliver
-        self._heard: deque[int | Array] = deque()  # where a voice begins, and pieces of it
-        self._voice: int | None = None  # where the one began that is listened to
+        self._heard: deque[int | Array] = deque()  # the start of a voice, or a piece of it
+        self._voice: int | None = None  # start of the voice that is searched
         self.wake = threading.Event()
         """Set when there may be something to do."""
 
     def begin(self, voice: int) -> None:
-        """A voice that began at this sample speaks over the answer; its sound follows."""
+        """A voice over the answer began at this sample; its sound follows."""
         self._heard.append(voice)
 
     def push(self, pcm: Array) -> None:
-        """Take the next piece (N,) of it."""
+        """Take the voice's next piece (N,)."""
         self._heard.append(pcm)
         self.wake.set()
 
     def work(self) -> bool:
-        """Listen to a piece; False if there is none."""
+        """Search one piece; False if there is none."""
         if not self._heard:
             return False
         heard = self._heard.popleft()

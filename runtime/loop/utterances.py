@@ -1,8 +1,8 @@
-"""The utterances of a recording, cut where the live loop cuts what it hears.
+"""The utterances of a recording, cut at the same places as the live loop cuts them.
 
-The loop's own machine (`states.py`) reads the frames, with its detector and its patience. An answer
-takes no time here, so nobody speaks over it. One thing is not asked: how sure the model is of its
-first words, which may end a pause sooner live.
+The loop's state machine (`states.py`) gets the frames, with the loop's detector and timeouts.
+Answers take no time here, so no speech overlaps them. One thing differs: the model's confidence in
+its first words, which can end a pause sooner live, is not used.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Span = tuple[int, int]
 def read_utterances(
     path: Path, max_question_samples: int, *, end_of_turn: EndOfTurn | None = None
 ) -> list[Array]:
-    """Each utterance in a sound file, of any rate and channel count: 16 kHz mono (N,), at most
+    """Read each utterance of a sound file of any rate and channel count: 16 kHz mono (N,), at most
     `max_question_samples` long. Speech that is too quiet is amplified.
 
     Raises AudioError if the file cannot be used or there is no speech in it.
@@ -61,10 +61,11 @@ class UtteranceCutter:
     ) -> None:
         self._settings, self._detector, self._end_of_turn = settings, detector, end_of_turn
         self._loop = Loop()
-        self._start = self._end = 0  # of the utterance at hand, or of the one before it
+        self._start = self._end = 0  # of the present utterance, or of the last one
 
     def cut(self, pcm: Array) -> Iterator[Span]:
-        """The samples [start, end) of every utterance in 16 kHz PCM (N,), in order and apart."""
+        """Return the samples [start, end) of every utterance in 16 kHz PCM (N,), in order and
+        disjoint."""
         for start in range(0, len(pcm), FRAME_SAMPLES):
             frame = pcm[start : start + FRAME_SAMPLES]
             frame = np.pad(frame, (0, FRAME_SAMPLES - len(frame)))
@@ -78,12 +79,12 @@ class UtteranceCutter:
                 yield self._start, min(self._end, len(pcm))
 
     def _push(self, is_voiced: bool, now: int, pcm: Array) -> bool:
-        """Whether the frame that ends at `now` ends an utterance."""
+        """Take a frame; True if it ends an utterance."""
         actions = self._step(signals.Frame(is_voiced), now)
         for action in actions:
             match action:
                 case signals.UserStartedSpeaking(start):
-                    self._start = max(start, self._end)  # the pre-roll asks nothing twice
+                    self._start = max(start, self._end)  # no overlap with the last one
                 case signals.JudgePause(end):
                     hangover_ms = self._end_of_turn.hangover_ms(pcm[self._start : end])
                     self._step(signals.HangoverChosen(hangover_ms), now)

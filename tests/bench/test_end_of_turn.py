@@ -19,7 +19,7 @@ def test_a_pause_of_100_ms_follows_the_last_loud_sample() -> None:
     assert np.abs(heard[-1600:]).max() < 0.01 < np.abs(heard[-1601])
 
 
-def test_every_intent_is_drawn_and_nothing_of_the_test_half() -> None:
+def test_every_intent_is_drawn_and_no_question_of_the_test_half() -> None:
     drawn = drawn_questions(40, random.Random(0))
     assert len({question.text for question in drawn}) == 40
     assert len({question.intent for question in drawn}) >= 9

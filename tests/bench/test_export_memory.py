@@ -24,7 +24,7 @@ def test_a_random_checkpoint_is_whole_and_has_the_layers_asked_for(tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_memory_is_told_by_layers_and_nothing_stays_on_the_disk(
+def test_memory_is_reported_by_layers_and_no_file_is_left(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--like", str(TINY), "--work", str(tmp_path), "--layers", "2", "3"]

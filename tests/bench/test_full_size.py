@@ -12,7 +12,7 @@ from tests.places import TINY
 
 
 @pytest.mark.slow
-def test_every_choice_is_asked_and_nothing_stays_on_the_disk(
+def test_every_combination_is_run_and_no_file_is_left(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     question = str(sorted((TINY / "questions").glob("*.wav"))[0])

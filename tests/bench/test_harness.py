@@ -1,4 +1,4 @@
-"""What every bench shares: its list, its head, its last line."""
+"""Common code of the benches: the list, the head and the last line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_the_last_line_is_json_with_machine_settings_and_figures(
     assert report["machine"]["numpy"]
 
 
-def test_with_json_stdout_has_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+def test_with_json_stdout_has_only_json(capsys: pytest.CaptureFixture[str]) -> None:
     args = harness.arguments("soak", "Hours.").parse_args(["--json"])
     with harness.measured(args):
         print("a table")
@@ -35,7 +35,7 @@ def test_with_json_stdout_has_nothing_else(capsys: pytest.CaptureFixture[str]) -
     assert "a table" in said.err
 
 
-def test_what_is_compared_takes_turns_and_the_first_round_does_not_count() -> None:
+def test_compared_code_alternates_and_the_first_round_does_not_count() -> None:
     order: list[str] = []
     ways = {name: lambda name=name: order.append(name) for name in "ab"}
     medians = harness.interleaved(ways, rounds=2)
@@ -44,11 +44,11 @@ def test_what_is_compared_takes_turns_and_the_first_round_does_not_count() -> No
 
 
 @pytest.mark.parametrize("name", BENCHES)
-def test_every_bench_of_the_list_is_there(name: str) -> None:
+def test_every_listed_bench_can_be_imported(name: str) -> None:
     assert find_spec(f"deeptalk_edge.bench.{BENCHES[name][0]}") is not None
 
 
-def test_a_bench_that_is_not_there_is_named_and_the_others_listed(
+def test_an_unknown_bench_is_refused_and_the_others_are_listed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["nothing"]) == 2

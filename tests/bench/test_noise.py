@@ -1,4 +1,4 @@
-"""Noises come from a seed, at the level that is said, and are what their names say."""
+"""Noises follow from a seed and have the documented level and sound."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def noise(kind: str, seed: int = 1, seconds: float = 8.0) -> Array:
 
 
 def share_below(pcm: Array, hz: float) -> float:
-    """Of the power."""
+    """Share of the power below a frequency."""
     power = np.abs(np.fft.rfft(pcm)) ** 2
     return float(power[: int(hz * len(pcm) / RATE_HZ)].sum() / power.sum())
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_seed_makes_the_same_noise_again_and_another_seed_another(kind: str) -> None:
+def test_equal_seeds_make_equal_noise_and_other_seeds_other_noise(kind: str) -> None:
     first = noise(kind)
     assert first.dtype == np.float32
     assert len(first) == 8 * RATE_HZ
@@ -40,7 +40,7 @@ def test_a_seed_makes_the_same_noise_again_and_another_seed_another(kind: str) -
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_loudest_of_a_noise_has_the_level_that_is_said(kind: str) -> None:
+def test_the_loudest_200_ms_of_a_noise_have_the_documented_level(kind: str) -> None:
     assert loud_dbfs(noise(kind)) == pytest.approx(NOISE_DBFS, abs=0.01)
 
 

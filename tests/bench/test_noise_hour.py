@@ -1,4 +1,4 @@
-"""What is counted of an hour of noise, and that a quiet room does nothing."""
+"""The counts of an hour of noise; a quiet room has none."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ASKED = (10 * RATE_HZ, 12 * RATE_HZ)
 
 
 @pytest.mark.parametrize(("second", "num_false"), [(5.0, 1), (9.95, 0), (11.0, 0), (12.1, 1)])
-def test_a_start_or_a_stop_is_false_where_nobody_asks(second: float, num_false: int) -> None:
+def test_a_start_or_a_stop_without_a_question_is_false(second: float, num_false: int) -> None:
     moment = round(second * RATE_HZ)
     tally = Minutes(starts=[moment], stops=[moment, moment]).tally([ASKED])
     assert (tally.false_starts, tally.false_stops) == (num_false, 2 * num_false)
@@ -29,12 +29,12 @@ def test_a_start_or_a_stop_is_false_where_nobody_asks(second: float, num_false: 
         ([], 1),
         ([(10.3, 12.2)], 0),
         ([(10.6, 12.0)], 1),  # its first word is cut
-        ([(8.0, 12.0)], 1),  # joined with what was before
+        ([(8.0, 12.0)], 1),  # joined with earlier sound
         ([(10.0, 11.0), (11.2, 12.0)], 1),  # asked in two
         ([(5.0, 6.0), (10.0, 12.0)], 0),
     ],
 )
-def test_a_question_is_missed_unless_it_is_asked_whole_and_alone(
+def test_a_question_counts_as_missed_unless_the_model_gets_all_of_it_alone(
     utterances: list[tuple[float, float]], num_missed: int
 ) -> None:
     spans: list[Span] = [(round(a * RATE_HZ), round(b * RATE_HZ)) for a, b in utterances]
@@ -49,7 +49,7 @@ def test_figures_are_scaled_to_an_hour() -> None:
     assert total.an_hour() == {"false_starts": 30, "false_stops": 60, "missed": 0, "false_words": 0}
 
 
-def test_in_a_quiet_room_nothing_happens_that_nobody_asked_for() -> None:
+def test_a_quiet_room_has_no_false_starts_or_stops() -> None:
     recordings = [resample(read_wav(path), RATE_HZ).pcm for path in spoken_questions()]
     (minute,) = make_minutes(recordings, 1, seed=0, kinds=["door"])
     quiet = Listener("webrtc", None).listen(minute)
@@ -58,7 +58,7 @@ def test_in_a_quiet_room_nothing_happens_that_nobody_asked_for() -> None:
     assert loud.false_starts > 0
 
 
-def test_a_minute_holds_the_noise_as_loud_as_the_questions() -> None:
+def test_the_noise_of_a_minute_is_as_loud_as_the_questions() -> None:
     recordings = [resample(read_wav(spoken_questions()[0]), RATE_HZ).pcm]
     first, second = make_minutes(recordings, 2, seed=3, kinds=["rain", "tap"])
     assert (first.kind, second.kind) == ("rain", "tap")

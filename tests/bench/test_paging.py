@@ -1,4 +1,4 @@
-"""`bench paging`: who runs beside whom, and the verdicts; the rest takes root and a disk."""
+"""`bench paging`: the groups of contenders and the goals; the rest needs root and a disk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GB = 10**9
         (90, [["pager"], ["lru"], ["mmap"]]),
     ],
 )
-def test_contenders_take_turns_as_far_as_memory_allows(
+def test_contenders_run_together_as_far_as_memory_allows(
     pool_gb: int, groups: list[list[str]]
 ) -> None:
     assert side_by_side(pool_gb * GB, 16 * GB) == groups
@@ -29,7 +29,7 @@ def rows(percent: int, **step_ms: float) -> list[dict[str, object]]:
     return [{"pool_percent": percent, "contender": c, "step_ms": ms} for c, ms in step_ms.items()]
 
 
-def test_goals_are_judged_place_by_place() -> None:
+def test_goals_are_judged_for_each_pool() -> None:
     found = rows(42, pager=50.0, lru=48.0, mmap=100.0) + rows(65, pager=40.0, lru=39.0, mmap=41.0)
     verdicts = [text.split()[-1] for text in goal_lines(found, 1.01)][1:]
     assert verdicts == ["met", "missed", "met", "missed"]

@@ -1,4 +1,4 @@
-"""What `bench same_as` calls a difference."""
+"""The differences that `bench same_as` reports."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SEEN = {"cpu/embed.onnx": "aa", "cpu, ort, text 0": "yes"}
     ],
     ids=["equal", "changed", "lost", "new"],
 )
-def test_a_changed_a_lost_and_a_new_observation_differ(
+def test_changed_missing_and_new_observations_differ(
     other: dict[str, str], names: list[str]
 ) -> None:
     assert differing(SEEN, other) == names

@@ -1,4 +1,4 @@
-"""What the bench of stop words measures: words at the echo's level, in time; where noise begins."""
+"""The bench of stop words: words at the echo's level, found in time; onsets of noise."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Array = NDArray[np.float32]
 
 
 class SampleSpotter:
-    """Takes one loud sample for the word."""
+    """Finds the word in a single loud sample."""
 
     def begin(self) -> None:
         pass
@@ -30,7 +30,7 @@ def with_word_at(place: int) -> Array:
     return pcm
 
 
-def test_a_word_over_an_answer_is_as_loud_as_the_echo_and_the_canceller_leaves_most_of_it() -> None:
+def test_a_word_is_as_loud_as_the_echo_and_the_canceller_keeps_most_of_it() -> None:
     pytest.importorskip("pywebrtc_audio")
     answer = np.tile(voice(1.0) * np.linspace(1, 0.2, RATE_HZ, dtype=np.float32), 6)
     word = np.random.default_rng(1).standard_normal(RATE_HZ // 2).astype(np.float32)
@@ -51,11 +51,11 @@ def test_a_word_counts_if_it_is_heard_within_600_ms_of_its_end(place: int, in_ti
     assert is_in_time(spotter, take, pcm) is in_time
 
 
-def test_a_noise_begins_behind_200_ms_of_quiet() -> None:
+def test_a_noise_begins_after_200_ms_of_quiet() -> None:
     noise = np.zeros(8 * RATE_HZ, np.float32)
     for begin_s in (1.0, 1.1, 3.0):
         noise[round(begin_s * RATE_HZ)] = 0.5
     first, second = beginnings(noise)
     assert first[0] == second[0] == 0.5
     assert len(first) == RATE_HZ
-    assert len(beginnings(np.full(8 * RATE_HZ, 0.5, np.float32))) == 2  # steady: now and then
+    assert len(beginnings(np.full(8 * RATE_HZ, 0.5, np.float32))) == 2  # steady noise: some places

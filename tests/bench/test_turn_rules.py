@@ -1,4 +1,4 @@
-"""The rules for the end of a turn cost what they say."""
+"""The costs of rules for the end of a turn are computed correctly."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def test_a_fixed_wait_cuts_the_pauses_that_last_longer() -> None:
     assert cost.cutoff_share == 9 / 20  # 630 to 870 ms
 
 
-def test_a_cue_that_knows_whole_questions_shortens_their_wait_alone() -> None:
+def test_a_cue_for_whole_questions_shortens_only_their_wait() -> None:
     table = Table.of(PAUSES)
     cost = table.cost(table.hangovers_ms(Rule(900, "whole", 0.5, 200)))
     assert cost.waits_ms.tolist() == [200.0] * 20
     assert cost.cutoff_share == 0
 
 
-def test_a_cue_shortens_nothing_before_it_is_known() -> None:
+def test_a_cue_shortens_no_wait_before_it_is_known() -> None:
     late = Table.of([pause(0, None, 0.9, known_ms=420)])
     assert late.hangovers_ms(Rule(900, "whole", 0.5, 200)).tolist() == [420]
 

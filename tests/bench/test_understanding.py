@@ -1,4 +1,4 @@
-"""`bench understanding`: its clips are fresh, its tables count what they say."""
+"""`bench understanding`: its clips are new to the bundle, its tables count correctly."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def synthesisers() -> None:
 
 
 @pytest.mark.usefixtures("synthesisers")
-def test_questions_are_such_as_training_never_had_and_no_sentence_was_fitted_on() -> None:
+def test_no_question_was_in_training_and_no_sentence_in_the_fit() -> None:
     known = {question.text: question for question in questions()}
     drawn = list(islice(clips(random.Random(3), 0.03), 6))
     assert drawn
@@ -74,7 +74,7 @@ def test_questions_are_such_as_training_never_had_and_no_sentence_was_fitted_on(
 
 
 @pytest.mark.usefixtures("synthesisers")
-def test_the_same_seed_makes_the_same_clips() -> None:
+def test_equal_seeds_make_equal_clips() -> None:
     first, again = (list(islice(clips(random.Random(3), 0.03), 3)) for _ in range(2))
     for one, other in zip(first, again, strict=True):
         assert (one.set_name, one.text) == (other.set_name, other.text)

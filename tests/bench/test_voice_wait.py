@@ -60,6 +60,6 @@ def test_no_stage_of_a_wait_is_negative_and_they_add_up(
     assert [found.first_frame_ms, found.first_sample_ms] == [20, 15]
 
 
-def test_an_early_end_is_told_by_the_hangover_that_was_waited() -> None:
+def test_a_shorter_hangover_marks_a_question_called_complete() -> None:
     assert turn(50.0, hangover_ms=200.0, queued_ms=230.0, audible_ms=280.0).is_early
     assert not turn(600.0, hangover_ms=500.0, queued_ms=530.0, audible_ms=580.0).is_early

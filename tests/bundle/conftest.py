@@ -1,4 +1,4 @@
-"""A bundle for our own kernels, of random weights, that both backends run."""
+"""A bundle of random weights for our own kernels, which both backends run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _GENERATION = {
 
 @pytest.fixture(scope="session")
 def sweep_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shared: never write to it, nor into its files."""
+    """Shared by all tests: never write to it or to its files."""
     place = tmp_path_factory.mktemp("sweep")
     checkpoint = random_checkpoint(WIDE, place / "checkpoint")
     generation = checkpoint / "generation_config.json"

@@ -1,4 +1,4 @@
-"""Every way in which the sweep damages a bundle.
+"""The sweep's mutations of a bundle.
 
 field     a field of manifest.json or native.json is set to another value, or removed
 file      a file is flipped, cut, emptied, removed, exchanged with another, or becomes a link, a
@@ -34,7 +34,7 @@ VALUES: dict[str, Any] = {
     "long": "n" * 300,
 }
 _NESTED = "[" * 200_000 + "]" * 200_000
-_SAMPLED = 2  # of a list's entries
+_SAMPLED = 2  # number of a list's entries to change
 _REMOVED = object()
 
 Change = Callable[[Path], object]
@@ -51,19 +51,19 @@ class Mutation:
 
 
 def damaged_fields(bundle: Path) -> Iterator[Mutation]:
-    """Of manifest.json, whose checksum stays as it was."""
+    """Change fields of manifest.json and keep its checksum."""
     yield from _fields(bundle, MANIFEST, _write)
 
 
 def resealed_fields(bundle: Path) -> Iterator[Mutation]:
-    """Of manifest.json and native.json, hashes and checksum made anew."""
+    """Change fields of manifest.json and native.json, with new hashes and checksum."""
     yield from _fields(bundle, MANIFEST, _write_sealed)
     if (bundle / NATIVE_INDEX).exists():
         yield from _fields(bundle, NATIVE_INDEX, _write_index)
 
 
 def damaged_files(bundle: Path) -> Iterator[Mutation]:
-    """Of every file, hashes and checksum as they were."""
+    """Damage every file and keep hashes and checksum."""
     names = sorted(path.name for path in bundle.iterdir())
     for name, other in zip(names, [*names[1:], names[0]], strict=True):
         changes: dict[str, Change] = {
@@ -80,14 +80,14 @@ def damaged_files(bundle: Path) -> Iterator[Mutation]:
 
 
 def resealed_files(bundle: Path) -> Iterator[Mutation]:
-    """Of every file that the manifest hashes."""
+    """Damage every file that the manifest hashes, with new hashes."""
     for name in sorted(path.name for path in bundle.iterdir() if path.name != MANIFEST):
         for what, change in _CONTENTS.items():
             yield Mutation(f"{name} {what}", _of_file(name, change, reseal=True))
 
 
 def damaged_json(directory: Path, file: str) -> Iterator[Mutation]:
-    """Of a file that nothing hashes."""
+    """Damage a file without a hash."""
     yield from _fields(directory, file, partial(_write, name=file))
 
 

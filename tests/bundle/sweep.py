@@ -1,4 +1,4 @@
-"""Runs mutations of one bundle in child processes and sorts what became of them."""
+"""Runs mutations of one bundle in child processes and counts their outcomes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _PATIENCE_S = 60.0
 
 @dataclass
 class Report:
-    """How many mutations ended in what."""
+    """Number of mutations by outcome."""
 
     counts: collections.Counter[str] = field(default_factory=collections.Counter)
     faults: list[str] = field(default_factory=list)
     """Crashes, hangs, tracebacks, and answers that differ."""
     changed: list[str] = field(default_factory=list)
-    """Accepted, with another answer."""
+    """Mutations that were accepted and gave another answer."""
 
     def __str__(self) -> str:
         counted = ", ".join(f"{count} {what}" for what, count in sorted(self.counts.items()))
@@ -34,7 +34,7 @@ class Report:
 
 
 class Child:
-    """A process that opens bundles; started again when a mutation has ended it."""
+    """A process that opens bundles; restarted after a mutation has ended it."""
 
     def __init__(self, backend: str, library: Path | None, environment: Mapping[str, str]) -> None:
         self._command = [sys.executable, "-m", "tests.bundle.sweep_child", backend]
@@ -43,7 +43,7 @@ class Child:
         self._start()
 
     def open(self, place: Path) -> tuple[str, str]:
-        """What became of a bundle: `answered`, `refused`, `traceback`, `crash` or `hang`."""
+        """Outcome of a bundle: `answered`, `refused`, `traceback`, `crash` or `hang`."""
         self._orders.write(f"{place}\n".encode())
         self._orders.flush()
         ready, _, _ = select.select([self._outcomes], [], [], _PATIENCE_S)

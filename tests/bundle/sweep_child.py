@@ -1,9 +1,9 @@
-"""Opens damaged bundles, one a line of stdin, and says on stdout what became of each.
+"""Opens damaged bundles, one per line of stdin, and prints the outcome of each.
 
     python -m tests.bundle.sweep_child BACKEND [LIBRARY]
 
-A process of its own: what crashes or hangs it is the finding. An answer is the SHA-256 of the text
-and sound that a bundle gives to a typed and a spoken question.
+It runs as a separate process, because a crash or a hang is an outcome. An answer is the SHA-256 of
+the bundle's text and sound for a typed and a spoken question.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from deeptalk_edge.runtime.settings import BackendChoice, ConversationSettings
 
 
 def answer(place: Path, backend: BackendChoice) -> str:
-    """What the bundle says. Raises EdgeError if it is refused."""
+    """Return the bundle's answer. Raises EdgeError if the bundle is refused."""
     bundle = Bundle.open(place)
     settings = dataclasses.replace(ConversationSettings.of(bundle), backend=backend)
     chirp = np.sin(np.arange(8000, dtype=np.float32) ** 2 * 1e-4) * np.float32(0.3)

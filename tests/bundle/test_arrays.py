@@ -1,4 +1,4 @@
-"""What an .npz claims is checked before it is read: a hostile one costs no memory."""
+"""The claimed sizes of an .npz are checked before it is read: a hostile one takes no memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The packed expert record keeps every weight, in the bytes that the notes and kernels count on."""
+"""The packed expert record keeps every weight, in the layout that notes and kernels expect."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_the_full_size_int4_record_wastes_no_byte_on_padding() -> None:
 @pytest.mark.parametrize(("dtype", "group"), FORMATS)
 @given(groups=st.tuples(st.integers(1, 3), st.integers(1, 3)), seed=st.integers(0, 2**32))
 @settings(max_examples=10, deadline=None)
-def test_what_is_packed_is_unpacked(
+def test_unpacking_returns_what_was_packed(
     dtype: ExpertDtype, group: int | None, groups: tuple[int, int], seed: int
 ) -> None:
     step = group or 16

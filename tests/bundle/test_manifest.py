@@ -1,4 +1,4 @@
-"""The manifest's writer and reader are one definition; damage that fits every field is found."""
+"""The manifest is written and read by one definition; the checksum finds plausible damage."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def place(sweep_bundle: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_what_is_written_is_read(place: Path, tmp_path: Path) -> None:
+def test_a_written_file_reads_back_equal(place: Path, tmp_path: Path) -> None:
     manifest = read_manifest(place / MANIFEST)
     (tmp_path / "again").mkdir()
     write_manifest(manifest, tmp_path / "again")
@@ -43,7 +43,7 @@ def test_a_plausible_change_is_found_by_the_checksum(place: Path) -> None:
         read_manifest(place / MANIFEST)
 
 
-def test_spelling_is_no_damage_and_older_bundles_have_no_checksum(place: Path) -> None:
+def test_other_json_formatting_is_accepted_and_older_bundles_have_no_checksum(place: Path) -> None:
     content = json.loads((place / MANIFEST).read_text())
     manifest = read_manifest(place / MANIFEST)
     (place / MANIFEST).write_text(json.dumps(dict(reversed(content.items()))))
@@ -53,7 +53,7 @@ def test_spelling_is_no_damage_and_older_bundles_have_no_checksum(place: Path) -
     assert read_manifest(place / MANIFEST) == manifest
 
 
-def test_a_bundle_from_before_there_was_a_limit_on_turns_has_none(place: Path) -> None:
+def test_an_older_bundle_has_no_limit_on_turns(place: Path) -> None:
     def forget(content: dict[str, Any]) -> None:
         del content["generation"]["max_turns"], content["generation"]["fold_typed"]
 
@@ -104,7 +104,7 @@ def test_a_checksum_cannot_be_switched_off(place: Path, checksum: object) -> Non
         ("target.backend", "cuda", 'target.backend = "cuda": expected one of ort, cpu'),
     ],
 )
-def test_what_cannot_be_is_refused_by_field(
+def test_impossible_values_are_refused_by_field(
     place: Path, field: str, value: object, message: str
 ) -> None:
     *owners, last = field.split(".")
@@ -122,4 +122,4 @@ def test_what_cannot_be_is_refused_by_field(
 def test_a_refusal_comes_before_any_file_is_opened(place: Path) -> None:
     edit_manifest(place, lambda m: m["model"]["decoder"].update(width="wide"))
     with pytest.raises(ArtifactError, match=r'model\.decoder\.width = "wide"'):
-        Bundle.open(place)  # no other file of the bundle is there
+        Bundle.open(place)  # no other file of the bundle exists

@@ -1,4 +1,4 @@
-"""The pool is sized from what is left, never below what runs."""
+"""The pool is sized from the remaining memory, never below the smallest pool that works."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_less_than_two_layers_is_refused() -> None:
         slots(0)
 
 
-def test_less_than_a_step_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_pool_smaller_than_a_step_gives_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         slots(RESERVE_BYTES + 156 * SLOT_BYTES)
         assert not caplog.records

@@ -1,4 +1,4 @@
-"""`native.json` is read as it was written, and nothing else is believed."""
+"""`native.json` is read as it was written, and invalid content is refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OWN = own_records(RECORDS)
 
 
 def laid_out() -> tuple[dict[str, Place], int]:
-    """A place for each array, one after the other, and where the last one ends."""
+    """Consecutive places of all arrays, and the end of the last one."""
     places: dict[str, Place] = {}
     end = 0
     for name, kind in expected_arrays(PLAIN).items():
@@ -60,11 +60,11 @@ def read(path: Path, file_bytes: int = FILE_BYTES) -> dict[str, Place]:
     return read_native_index(path, RECORDS, PLAIN, file_bytes)[0]
 
 
-def test_what_was_written_is_read(path: Path) -> None:
+def test_a_written_index_reads_back_equal(path: Path) -> None:
     assert read(path) == PLACES
 
 
-def test_an_array_that_ends_a_byte_behind_the_file_is_refused(path: Path) -> None:
+def test_an_array_that_ends_a_byte_after_the_file_is_refused(path: Path) -> None:
     last = list(PLACES)[-1]
     with pytest.raises(ArtifactError, match=rf"native\.json: arrays\.{last}\.offset = "):
         read(path, FILE_BYTES - 1)
@@ -91,7 +91,7 @@ def edit(path: Path, name: str, field: str | None, value: object) -> None:
         *((name, None) for name in ("table", "final_norm", "layers.2.mlp.1")),
     ],
 )
-def test_a_field_that_cannot_be_is_refused_by_its_name(
+def test_an_impossible_field_is_refused_by_its_name(
     path: Path, name: str, field: str | None, value: object
 ) -> None:
     edit(path, name, field, value)
@@ -132,7 +132,7 @@ def test_arrays_that_the_model_lacks_or_that_are_missing_are_refused(path: Path)
 
 
 @pytest.mark.parametrize("arrays", [None, [], "x", 1], ids=repr)
-def test_arrays_that_are_no_object_are_refused(path: Path, arrays: object) -> None:
+def test_arrays_that_are_not_an_object_are_refused(path: Path, arrays: object) -> None:
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"arrays": arrays}))
     with pytest.raises(ArtifactError, match=r"native\.json: arrays: expected an object"):
@@ -140,7 +140,7 @@ def test_arrays_that_are_no_object_are_refused(path: Path, arrays: object) -> No
 
 
 @pytest.mark.parametrize("value", [None, [], {}, "x", 1, {"dtype": "int4"}, {"dtype": 4}], ids=repr)
-def test_a_form_of_experts_that_cannot_be_is_refused(path: Path, value: object) -> None:
+def test_an_impossible_form_of_experts_is_refused(path: Path, value: object) -> None:
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"experts": value}))
     with pytest.raises(ArtifactError, match=r"native\.json: (experts|made for experts)"):
@@ -166,7 +166,7 @@ def test_another_format_is_refused(path: Path, value: object) -> None:
         read(path)
 
 
-def test_json_that_is_nested_without_end_is_refused(path: Path) -> None:
+def test_deeply_nested_json_is_refused(path: Path) -> None:
     path.write_text('{"arrays": ' + "[" * 200_000)
     with pytest.raises(ArtifactError, match=r"native\.json: not readable as JSON"):
         read(path)

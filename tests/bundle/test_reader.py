@@ -1,4 +1,4 @@
-"""A bundle that is not whole, ours or of our format is refused before anything parses it."""
+"""A bundle that is incomplete, damaged or of another format is refused before it is parsed."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_a_manifest_that_is_not_json_is_refused(own_copy: Path, content: bytes) 
 
 
 def _lead_out(bundle: Path, name: str) -> None:
-    """Replace a file of a bundle by a link to it, on another disk as it were."""
+    """Replace a file of a bundle by a link to a file outside of it."""
     elsewhere = bundle.with_name("elsewhere")
     elsewhere.mkdir(exist_ok=True)
     (bundle / name).rename(elsewhere / name)
@@ -132,7 +132,7 @@ def _lead_out(bundle: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["embedding.bin", "encoder.bin"])
-def test_a_link_that_onnx_runtime_would_not_follow_is_refused_by_all_that_open(
+def test_a_link_that_onnx_runtime_refuses_is_refused_by_every_opener(
     own_copy: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _lead_out(own_copy, name)
@@ -141,7 +141,7 @@ def test_a_link_that_onnx_runtime_would_not_follow_is_refused_by_all_that_open(
         assert f"{name}: a link out of the bundle" in capsys.readouterr().err
 
 
-def test_links_that_are_followed_are_taken_by_all_that_open(
+def test_a_link_that_onnx_runtime_follows_is_accepted_by_every_opener(
     own_copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("experts.bin", "head.onnx", "tokenizer.json"):

@@ -1,4 +1,4 @@
-"""Signatures: who made a file, and that it is what was made."""
+"""Signatures prove the maker of a file and that it was not changed."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_key_that_borrows_the_makers_id_is_refused(signed: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"a\nb\nc\nd\n", b"one line", b"\xff\xfe", b"\n" * 4])
-def test_what_is_no_signature_is_refused(signed: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_signature_is_refused(signed: Path, content: bytes) -> None:
     signature_place(signed).write_bytes(content)
     with pytest.raises(ArtifactError, match=r"manifest.json.minisig: not"):
         verify_file(signed, _maker(signed))
@@ -128,21 +128,21 @@ def test_a_key_is_never_written_over(tmp_path: Path, end: str) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_dangling_link_is_no_place_for_a_key(tmp_path: Path) -> None:
+def test_no_key_is_written_through_a_dangling_link(tmp_path: Path) -> None:
     (tmp_path / "maker.key").symlink_to("elsewhere")
     with pytest.raises(SettingsError, match=r"maker.key exists already"):
         generate_keys(tmp_path / "maker")
     assert [path.name for path in tmp_path.iterdir()] == ["maker.key"]
 
 
-def test_a_pair_of_keys_is_whole_or_absent(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk", "4k") as disk:  # room for one of both
+def test_a_pair_of_keys_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "4k") as disk:  # room for one of the two files
         with pytest.raises(DoesNotFit, match="No space left on device"):
             generate_keys(disk / "maker")
         assert list(disk.iterdir()) == []
 
 
-def test_a_read_only_place_is_told(signed: Path, tmp_path: Path) -> None:
+def test_a_read_only_place_gives_an_error(signed: Path, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "100k") as disk:
         (disk / "manifest.json").write_bytes(signed.read_bytes())
         make_read_only(disk)
@@ -152,7 +152,7 @@ def test_a_read_only_place_is_told(signed: Path, tmp_path: Path) -> None:
             generate_keys(disk / "maker")
 
 
-def test_a_signature_never_replaces_what_it_signs_or_signs_with(signed: Path) -> None:
+def test_a_signature_never_replaces_the_signed_file_or_the_key(signed: Path) -> None:
     place = signature_place(signed)
     for target in (signed, signed.with_name("maker.key")):
         place.unlink()

@@ -25,7 +25,7 @@ def test_a_signed_bundle_opens(own_copy: Path, key: PublicKey) -> None:
     assert Bundle.open(own_copy, public_key=key).manifest == Bundle.open(own_copy).manifest
 
 
-def test_an_unsigned_bundle_opens_only_where_none_is_asked_for(
+def test_an_unsigned_bundle_opens_only_without_a_required_signature(
     own_copy: Path, key: PublicKey
 ) -> None:
     (own_copy / f"{MANIFEST}.minisig").unlink()
@@ -41,7 +41,9 @@ def test_an_altered_manifest_is_refused_before_it_is_read(own_copy: Path, key: P
 
 
 @pytest.mark.parametrize("name", ["encoder.bin", "experts.bin", "golden.npz"])
-def test_every_byte_is_checked_at_once(name: str, own_copy: Path, key: PublicKey) -> None:
+def test_opening_a_signed_bundle_checks_every_byte(
+    name: str, own_copy: Path, key: PublicKey
+) -> None:
     content = bytearray((own_copy / name).read_bytes())
     content[len(content) // 2] ^= 1
     (own_copy / name).write_bytes(content)
@@ -55,7 +57,7 @@ def test_a_file_that_was_not_signed_is_refused(own_copy: Path, key: PublicKey) -
         Bundle.open(own_copy, public_key=key)
 
 
-def test_a_place_without_a_bundle_is_called_so(tmp_path: Path, key: PublicKey) -> None:
+def test_a_place_without_a_bundle_is_named(tmp_path: Path, key: PublicKey) -> None:
     with pytest.raises(ArtifactError, match="no such bundle"):
         Bundle.open(tmp_path / "nothing", public_key=key)
 

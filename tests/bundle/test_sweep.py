@@ -1,6 +1,6 @@
-"""No damage to a bundle crashes, hangs or changes an answer without a word.
+"""No damage to a bundle causes a crash or a hang or silently changes an answer.
 
-A part of the sweep runs with all other tests; the whole is slow. `-s` shows the numbers.
+A part of the sweep runs with all other tests; the whole sweep is slow. `-s` shows the numbers.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from tests.native.cpu import built
 Mutations = Callable[[Path], Iterator[Mutation]]
 
 PART = 47
-"""Of the mutations one in so many in the quick tests: a prime, so that every value has its turn."""
+"""The quick tests run every nth mutation: a prime, so that every kind of value is covered."""
 
 SAYS_ITSELF = ("manifest.json: generation.", "manifest.json: model.", "manifest.json: files.native")
-"""Fields of a sealed manifest that say how to decode: other content is another bundle."""
+"""Decoding settings in a resealed manifest: changing them makes another valid bundle."""
 
 backends = pytest.mark.parametrize("backend", ["ort", "cpu"])
 whole_or_part = pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_a_bundle_made_to_harm_neither_crashes_nor_hangs(
 def test_sanitizers_find_nothing_in_the_kernels(
     sweep_bundle: Path, tmp_path: Path, mutations: Mutations
 ) -> None:
-    # Python and ONNX Runtime are no part of this, and keep what they have to the end.
+    # Leaks are not checked: Python and ONNX Runtime keep memory to the end.
     environment = {"LD_PRELOAD": built.sanitizer_runtimes(), "ASAN_OPTIONS": "detect_leaks=0"}
     report = run(
         sweep_bundle,

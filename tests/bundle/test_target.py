@@ -14,7 +14,7 @@ from deeptalk_edge.runtime.settings import ConversationSettings
 from tests.manifests import edit_manifest
 
 
-def test_a_bundle_that_says_native_is_one_for_the_cpu(int8_bundle: Bundle, tmp_path: Path) -> None:
+def test_a_bundle_for_native_is_read_as_one_for_cpu(int8_bundle: Bundle, tmp_path: Path) -> None:
     place = Path(shutil.copytree(int8_bundle.path, tmp_path / "bundle"))
 
     def as_before(content: dict[str, Any]) -> None:
@@ -28,9 +28,7 @@ def test_a_bundle_that_says_native_is_one_for_the_cpu(int8_bundle: Bundle, tmp_p
     assert json.loads((place / "manifest.json").read_text())["target"]["backend"] == "cpu"
 
 
-def test_a_profile_and_settings_that_say_native_mean_the_same(
-    int8_bundle: Bundle, tmp_path: Path
-) -> None:
+def test_native_in_a_profile_or_in_settings_means_cpu(int8_bundle: Bundle, tmp_path: Path) -> None:
     settings = ConversationSettings.of(int8_bundle)
     changed = {name: getattr(settings, name) for name in settings.__slots__}
     assert ConversationSettings(**{**changed, "backend": "native"}).backend == "cpu"

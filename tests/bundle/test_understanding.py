@@ -1,4 +1,4 @@
-"""The files of understanding: written, read, and refused where they are damaged."""
+"""The files of understanding are written, read, and refused if damaged."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def some() -> Understanding:
     return Understanding(header, random_head(WIDTH), manifold)
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_a_written_file_reads_back_equal(tmp_path: Path) -> None:
     written = some()
     written.save(tmp_path)
     read = read_understanding(tmp_path, WIDTH)
@@ -50,7 +50,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert read.paths() is not None
 
 
-def test_without_files_there_is_none(tmp_path: Path) -> None:
+def test_a_bundle_without_the_files_has_no_understanding(tmp_path: Path) -> None:
     assert read_understanding(tmp_path, WIDTH) is None
 
 

@@ -1,4 +1,4 @@
-"""A budget is met from below, within a percent, or refused with what would do."""
+"""A budget is met from below, within a percent, or refused with the smallest size that works."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def test_every_budget_of_the_official_size_is_met_within_a_percent(budget: int) 
 
 
 @pytest.mark.parametrize("budget", [15_620_000_000, 15_856_903_758, 16_428_000_000])
-def test_where_nearly_all_layers_are_int8_up_to_1_5_percent_stay_unused(budget: int) -> None:
+def test_with_nearly_all_layers_in_int8_up_to_1_5_percent_of_a_budget_stay_unused(
+    budget: int,
+) -> None:
     plan = search(OFFICIAL, FORMS, ERRORS, FIXED, budget)
     assert 0.01 <= plan.unused_share < 0.015
 
@@ -64,6 +66,6 @@ def test_sizes_are_read_with_their_units(text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "GB", "-1GB", "5.2XB", "1e9", "0", "nan", "9" * 40])
-def test_what_is_no_size_is_refused(text: str) -> None:
+def test_an_invalid_size_is_refused(text: str) -> None:
     with pytest.raises(SettingsError, match="expected a size"):
         parse_bytes(text)

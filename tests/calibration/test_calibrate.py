@@ -1,4 +1,5 @@
-"""The tiny checkpoint, observed, quantised, gated and exported: what was measured is what runs."""
+"""The tiny checkpoint is observed, quantised, gated and exported; the measured table is what
+runs."""
 
 from __future__ import annotations
 
@@ -63,7 +64,7 @@ def test_every_token_is_counted_where_it_was_routed(workshop: Workshop) -> None:
     for row, layer in enumerate(seen.tokens):
         assert seen.counts[row].sum() == rows[layer] * top_k
     spoken = seen.counts[:, :, 2, 1].sum(axis=1)
-    assert (spoken > 0).all()  # answers are the checkpoint's own: rows of codec ids are covered
+    assert (spoken > 0).all()  # the checkpoint made the answers, so rows of codec ids are included
     assert (seen.latent_most > 0).all()
 
 
@@ -82,7 +83,7 @@ def test_succession_is_a_share_of_the_steps_that_followed(workshop: Workshop) ->
     sums = shares.sum(axis=2)
     steps = [p for p in workshop.seen.routes.passes if p.phase is Phase.SPEAKING]
     assert len(steps) > 50
-    assert sums.max() <= 2 * top_k + 1e-6  # of two items
+    assert sums.max() <= 2 * top_k + 1e-6  # for two items
 
 
 @pytest.mark.parametrize("method", ["mse", "awq", "smoothquant"])
@@ -125,7 +126,7 @@ def test_the_gate_passes_int4_and_a_stricter_limit_fails_it(
     assert replace(gate, measures={"code_kl": strict}).failed == ["code_kl"]
 
 
-def test_a_model_beside_itself_differs_in_nothing(workshop: Workshop) -> None:
+def test_a_model_compared_with_itself_does_not_differ(workshop: Workshop) -> None:
     held_out = workshop.corpus.held_out[:1]
     gate = run_gate(workshop.reference, workshop.reference, held_out, GateLimits())
     assert gate.measures["code_kl"].value == 0
@@ -221,7 +222,7 @@ def test_a_damaged_record_and_another_checkpoints_table_are_refused(
         opened.weights(1, 0)
 
 
-def test_the_report_is_whole_and_asks_for_nothing_else(table: Path) -> None:
+def test_the_report_is_complete_and_loads_nothing_else(table: Path) -> None:
     content = (table / "report.html").read_text(encoding="utf-8")
     outside = Outside()
     outside.feed(content)

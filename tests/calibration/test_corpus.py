@@ -1,4 +1,4 @@
-"""What a corpus takes, refuses and chooses."""
+"""A corpus accepts, refuses and chooses its samples."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_file_that_cannot_be_used_is_left_out_with_its_reason(
     assert reason in refused[str(folder / name)]
 
 
-def test_nothing_that_can_be_used_is_refused_with_every_reason(tmp_path: Path) -> None:
+def test_a_corpus_without_usable_files_is_refused_with_every_reason(tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(b"no")
     with pytest.raises(SettingsError, match=r"nothing can be used: .*a\.wav"):
         read_corpus([tmp_path])
@@ -85,7 +85,7 @@ def typed(number: int, length: int, language: str = "en") -> Utterance:
     )
 
 
-def test_a_choice_goes_round_the_strata_and_follows_the_seed() -> None:
+def test_a_choice_takes_the_strata_in_turn_and_follows_the_seed() -> None:
     many = [typed(i, 2) for i in range(50)] + [typed(i, 30, "zh") for i in range(3)]
     chosen = chosen_by_strata(many, 6, seed=0)
     assert sum(u.language == "zh" for u in chosen) == 3
@@ -93,7 +93,7 @@ def test_a_choice_goes_round_the_strata_and_follows_the_seed() -> None:
     assert chosen != chosen_by_strata(many, 6, seed=1)
 
 
-def test_what_is_held_out_is_never_measured() -> None:
+def test_held_out_turns_are_never_measured() -> None:
     corpus = default_corpus([("hi", np.zeros(16000, np.float32))], held_out=0.25)
     names = {u.name for u in corpus.measured}
     assert names

@@ -1,4 +1,4 @@
-"""A router that leaves experts unseen is told of, topped up, and fails the run."""
+"""Experts without tokens are reported, topped up, and fail the run."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_an_unseen_expert_gets_the_best_tokens_of_its_own_modality_and_they_are_
         assert (weights == scores[rows, expert]).all()
 
 
-def test_an_expert_with_tokens_enough_gets_no_others(
+def test_an_expert_with_enough_tokens_gets_no_more(
     skewed: tuple[LayerTokens, np.ndarray],
 ) -> None:
     tokens, scores = skewed

@@ -1,4 +1,4 @@
-"""Folded scales change no function and refuse what would."""
+"""Folded scales do not change the function; scales that would are refused."""
 
 from __future__ import annotations
 

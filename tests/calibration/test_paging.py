@@ -1,4 +1,4 @@
-"""Measured popularity and succession are used where they help on turns held out, and only there."""
+"""Measured use counts are used only if they save reads on held-out turns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LAYERS, EXPERTS = (1, 2), 16
 
 
 def routes(*, turns: int, cyclic: bool) -> Routes:
-    """Two experts a layer and step: in a fixed cycle, or at random."""
+    """Routes of two experts per layer and step: in a fixed cycle, or at random."""
     rng, passes = np.random.default_rng(0), []
     for turn in range(turns):
         for step in range(60):
@@ -55,7 +55,7 @@ def test_too_few_turns_hold_nothing_out() -> None:
     assert paging_gain(routes(turns=3, cyclic=True)) is None
 
 
-def test_what_follows_is_worth_more_than_what_does_not() -> None:
+def test_an_expert_that_follows_scores_higher_than_one_that_does_not() -> None:
     succession = np.zeros((1, 4, 4), np.float32)
     succession[0, 1, 2] = 1.0
     nothing = np.zeros((1, 4))

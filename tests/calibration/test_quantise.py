@@ -1,4 +1,4 @@
-"""The weight quantiser rounds to nearest, whatever the weights, and refuses what it cannot hold."""
+"""The weight quantiser rounds to nearest and refuses weights that it cannot represent."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_same_weights_give_the_same_bytes(weights: Matrix) -> None:
 def test_rows_of_zeros_stay_zeros_and_spoil_no_neighbour() -> None:
     weights = np.zeros((2, 64), np.float32)
     weights[1, 7] = 3.0
-    with np.errstate(all="raise"):  # 0 / 0 would turn into whatever an int8 makes of NaN
+    with np.errstate(all="raise"):  # 0 / 0 would become an arbitrary int8
         results = (quantise_int8(weights), quantise_int4(weights, 64))
     for integers, scales in results:
         assert not integers[0].any()

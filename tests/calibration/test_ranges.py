@@ -1,4 +1,5 @@
-"""The methods that choose scales: never worse than rounding by their own measure, never unsound."""
+"""Methods that choose scales are never worse than rounding by their own measure, and always
+valid."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ ADVERSARIAL = hnp.arrays(
 
 
 def inputs(num_tokens: int = 400, columns: int = 64, seed: int = 0) -> Matrix:
-    """Correlated, of very different sizes by channel, as activations are."""
+    """Correlated inputs with very different channel scales, like activations."""
     rng = np.random.default_rng(seed)
     mixing = np.eye(columns) + 0.3 * rng.standard_normal((columns, columns))
     x = rng.standard_normal((num_tokens, columns)) @ mixing * np.exp(rng.standard_normal(columns))

@@ -2,7 +2,7 @@
 
 The table is the audit. Upstream's defaults are those of DeepSeek-V2's configuration_deepseek.py and
 modeling_deepseek.py, of Whisper's WhisperConfig in transformers, and of SNAC's constructor. Sizes
-and ids are never guessed: every model has its own, and a default of theirs fits none of ours.
+and ids have no defaults, because every model has its own.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ DEEPSEEK, YARN_SCALING, WHISPER, SNAC = (
 
 
 class Field(NamedTuple):
-    """A field of a config file; `absent` and `null` are the value that it then stands for."""
+    """A field of a config file; `absent` and `null` are the values it has in these cases."""
 
     file: str
     name: str
     upstream: Any
-    """What upstream takes an absent one for; REFUSED if it cannot run without."""
+    """Upstream's value for an absent field; REFUSED if upstream needs the field."""
     absent: Any
     null: Any = REFUSED
 
@@ -68,7 +68,7 @@ FIELDS = [
     Field(DEEPSEEK, "norm_topk_prob", False, False),
     Field(DEEPSEEK, "routed_scaling_factor", 1.0, 1.0),
     Field(DEEPSEEK, "scoring_func", "softmax", "softmax"),
-    # Its default is misspelt "gready", which its gate does not know: greedy is what it means.
+    # Its default is misspelt "gready", which its gate does not know; it means greedy.
     Field(DEEPSEEK, "topk_method", REFUSED, "greedy"),
     Field(DEEPSEEK, "moe_layer_freq", 1, 1),
     Field(DEEPSEEK, "hidden_act", "silu", "silu"),
@@ -76,7 +76,7 @@ FIELDS = [
     Field(DEEPSEEK, "rope_scaling", None, None, None),
     # DeepTalk ties its heads; a stored head that differs is refused until this says false.
     Field(DEEPSEEK, "tie_word_embeddings", False, True),
-    # Of transformers 5, where `rope_parameters` takes the place of rope_theta and rope_scaling.
+    # Of transformers 5, where `rope_parameters` replaces rope_theta and rope_scaling.
     Field(DEEPSEEK, "mlp_bias", False, False),
     Field(DEEPSEEK, "rope_parameters", None, None, None),
     # YaRN.
@@ -141,7 +141,7 @@ NO_MATTER = {
     "use_cache": "of generation",
     "pad_token_id": "of the embedding's gradient",
 }
-"""The other fields of DeepSeek's configuration, and why they say nothing about an answer."""
+"""The other fields of DeepSeek's configuration, and why they do not affect answers."""
 
 Edit = Callable[[dict[str, Any]], None]
 
@@ -152,7 +152,7 @@ def says(name: str, value: Any) -> Edit:
 
 
 def written(place: Path, field: Field, edit: Edit) -> Path:
-    """Config files that say everything, but for one edit of the object that holds a field."""
+    """Complete config files with one edit of the object that holds a field."""
     spec = dataclasses.replace(
         PLAIN, decoder=dataclasses.replace(PLAIN.decoder, rope_dim=8, yarn=YARN)
     )
@@ -174,7 +174,7 @@ def read(place: Path) -> Any:
 
 
 def assert_means(place: Path, field: Field, edit: Edit, meant: Any) -> None:
-    """The edited files say what they would with a value spelt out, or are refused by name."""
+    """The edited files equal files with an explicit value, or are refused by name."""
     edited = written(place / "edited", field, edit)
     if meant == REFUSED:
         with pytest.raises(ArtifactError, match=field.name):
@@ -195,7 +195,7 @@ def test_a_null_field_means_what_the_audit_says(field: Field, tmp_path: Path) ->
 
 
 def test_nothing_is_assumed_that_upstream_does_not() -> None:
-    """But for what the table gives a reason for."""
+    """Except for fields with a reason in the table."""
     others = {f.name for f in FIELDS if f.absent != REFUSED and f.absent != f.upstream}
     assert others == {"topk_method", "tie_word_embeddings"}
 
@@ -229,9 +229,7 @@ def test_shared_experts_of_null_are_none(tmp_path: Path) -> None:
         ("attn_window_size", 32),
     ],
 )
-def test_a_structure_that_nobody_builds_is_refused_by_name(
-    name: str, value: Any, tmp_path: Path
-) -> None:
+def test_an_unsupported_structure_is_refused_by_name(name: str, value: Any, tmp_path: Path) -> None:
     field = next(f for f in FIELDS if f.name == name)
     assert_means(tmp_path, field, says(name, value), REFUSED)
 
@@ -260,4 +258,4 @@ OURS = {
     *("loss_weights", "tokenizer_padding_side", "tokenizer_model_max_length"),
     *("freeze_audio_experts", "freeze_text_experts"),
 }
-"""Fields of DeepTalk that follow from others or are of training alone."""
+"""Fields of DeepTalk that follow from others or matter only in training."""

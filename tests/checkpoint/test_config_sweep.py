@@ -1,4 +1,4 @@
-"""Whatever stands in a checkpoint's config files: a plan, or one refusal that names the file."""
+"""Any content of a checkpoint's config files gives a plan or one refusal that names the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints: what we write we read, what others wrote we read, what is damaged we refuse."""
+"""Checkpoints that we or others wrote are read, and damaged ones are refused."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_a_run_that_dies_while_saving_leaves_no_checkpoint(
         with pytest.raises(OSError, match="no space"):
             _saved(tmp_path)
     assert not (tmp_path / "checkpoint").exists()
-    assert Checkpoint.open(_saved(tmp_path)).spec == PLAIN  # and the next run is not in its way
+    assert Checkpoint.open(_saved(tmp_path)).spec == PLAIN  # and the next run can save
 
 
 def test_what_released_checkpoints_add_is_left_out_with_one_log_line(
@@ -284,7 +284,7 @@ def test_a_head_that_differs_is_refused_unless_the_config_says_so(
     assert "set tie_word_embeddings to false" in message
 
 
-def test_a_head_that_differs_is_the_models_own_if_the_config_says_so(tmp_path: Path) -> None:
+def test_a_head_that_differs_is_untied_if_the_config_says_so(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(_with_stored_head(tmp_path, "another", False))
     assert checkpoint.spec == UNTIED
     table = checkpoint.tensor(EMBEDDING)
@@ -322,7 +322,7 @@ def test_a_head_is_compared_with_an_embedding_in_two_parts(
     assert "lm_head.weight differs" in _refusal(checkpoint)
 
 
-def test_a_head_of_its_own_survives_a_checkpoint(tmp_path: Path) -> None:
+def test_an_untied_head_survives_saving_and_loading(tmp_path: Path) -> None:
     model = random_model(UNTIED)
     save_checkpoint(tmp_path / "checkpoint", model, config_of(UNTIED))
     loaded = load_model(tmp_path / "checkpoint")
@@ -348,7 +348,9 @@ def _write_snac(directory: Path) -> Path:
 
 
 @pytest.mark.parametrize("beside", [True, False])
-def test_the_codec_is_found_beside_the_model_or_where_named(beside: bool, tmp_path: Path) -> None:
+def test_the_codec_is_found_in_the_models_folder_or_at_the_named_place(
+    beside: bool, tmp_path: Path
+) -> None:
     checkpoint = _saved(tmp_path)
     snac = _write_snac((checkpoint if beside else tmp_path / "elsewhere") / "snac")
     codec = Checkpoint.open(checkpoint, snac=None if beside else snac).codec
@@ -358,7 +360,7 @@ def test_the_codec_is_found_beside_the_model_or_where_named(beside: bool, tmp_pa
         codec.tensor("x")
 
 
-def test_a_model_without_a_codec_opens_and_says_so_when_asked(tmp_path: Path) -> None:
+def test_a_model_without_a_codec_opens_and_refuses_to_open_its_codec(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(_saved(tmp_path))
     with pytest.raises(ArtifactError, match="name one with --snac"):
         _ = checkpoint.codec

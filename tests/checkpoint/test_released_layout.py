@@ -153,7 +153,7 @@ def real_spec(tmp_path: Path) -> ModelSpec:
     return read_model_spec(tmp_path)
 
 
-def test_the_real_config_makes_the_released_names_and_shapes(real_spec: ModelSpec) -> None:
+def test_the_real_config_gives_the_released_names_and_shapes(real_spec: ModelSpec) -> None:
     with torch.device("meta"):
         state = DeepTalk(real_spec).state_dict()
     assert {name: tuple(t.shape) for name, t in state.items()} == _real_table()
@@ -163,7 +163,7 @@ def test_the_real_config_makes_the_released_names_and_shapes(real_spec: ModelSpe
     assert sum(state[name].numel() for name in decoder) / 1e9 == pytest.approx(15.557, abs=1e-3)
 
 
-def test_the_real_config_survives_our_writing_of_it(real_spec: ModelSpec) -> None:
+def test_the_real_config_survives_writing_and_reading(real_spec: ModelSpec) -> None:
     ours = config_of(real_spec)
     shared = REAL_CONFIG.keys() - {"model_type", "mm_audio_encoder"}
     assert {key: ours[key] for key in shared} == {key: REAL_CONFIG[key] for key in shared}

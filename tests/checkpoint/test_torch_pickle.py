@@ -42,7 +42,7 @@ def test_a_modules_state_dict_is_read(tmp_path: Path) -> None:
 
 
 class _Touches:
-    """Pickles as a call that leaves a file behind."""
+    """Pickles as a call that creates a file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -74,9 +74,9 @@ def test_a_tensor_beyond_its_storage_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "layout",
     [(0, (10,), (-1,)), (-1, (10,), (1,)), (95, (10,), (1,)), (0, (11, 10), (10, 1))],
-    ids=["backwards", "before", "behind", "too many"],
+    ids=["backwards", "before", "after", "too many"],
 )
-def test_no_description_reads_beyond_a_storage(layout: Any, tmp_path: Path) -> None:
+def test_no_tensor_description_reads_beyond_its_storage(layout: Any, tmp_path: Path) -> None:
     path = tmp_path / "weights.bin"
     torch.save({"weight": torch.zeros(100)}, path)
     file = TorchFile(path)

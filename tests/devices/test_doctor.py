@@ -1,4 +1,4 @@
-"""Each finding says what to do; a machine that says nothing is examined all the same."""
+"""Each finding says what to do; a machine without readings is examined, too."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_this_machine_is_examined(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert "warnings" in capsys.readouterr().out.splitlines()[-1]
 
 
-def test_a_board_that_runs_slow_is_told_how_to_run_fast(tmp_path: Path) -> None:
+def test_a_slow_power_mode_gets_advice(tmp_path: Path) -> None:
     found = by_check(examine(tmp_path, plant(tmp_path / "root", ORIN_NANO)))
     assert found["power mode"].level == "warning"
     assert "15W: memory at 68 of 102 GB/s" in found["power mode"].found
@@ -53,7 +53,7 @@ def test_a_machine_without_a_readable_file_has_findings_and_no_error(tmp_path: P
         assert found[check].found
 
 
-def test_throttling_swap_and_a_container_are_warned_of(tmp_path: Path) -> None:
+def test_throttling_swap_and_a_container_give_warnings(tmp_path: Path) -> None:
     swapping = {"proc/meminfo": PC["proc/meminfo"] + "SwapTotal: 4000000 kB\nSwapFree: 1000 kB\n"}
     files = (
         PC
@@ -84,5 +84,5 @@ def test_an_error_is_exit_code_1() -> None:
 @pytest.mark.parametrize(
     ("l4t", "jetpack"), [("36.4.3", "6.2"), ("36.4.7", "6.2.1"), ("39.2.0", "7.2"), ("99", None)]
 )
-def test_jetpack_is_told_by_the_release(l4t: str, jetpack: str | None) -> None:
+def test_jetpack_is_derived_from_the_release(l4t: str, jetpack: str | None) -> None:
     assert jetpack_of(l4t) == jetpack

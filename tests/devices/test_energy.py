@@ -41,14 +41,14 @@ def test_a_turn_that_the_samples_do_not_cover_has_no_energy() -> None:
     watts=st.lists(st.floats(0, 500), min_size=2, max_size=20),
     cut=st.floats(0.01, 0.99),
 )
-def test_two_parts_are_the_whole(watts: list[float], cut: float) -> None:
+def test_the_energy_of_two_parts_adds_up_to_the_whole(watts: list[float], cut: float) -> None:
     samples = [PowerSample(float(i), value) for i, value in enumerate(watts)]
     end_s = float(len(watts) - 1)
     parts = (energy_j(samples, 0, cut * end_s), energy_j(samples, cut * end_s, end_s))
     assert sum(part or 0 for part in parts) == pytest.approx(energy_j(samples, 0, end_s))
 
 
-def test_a_counter_that_wraps_goes_on() -> None:
+def test_a_counter_that_wraps_continues() -> None:
     assert counted_j(5, 7, None) == 2
     assert counted_j(262_140, 2, 262_143.3) == pytest.approx(5.3)
     assert counted_j(262_140, 2, None) is None

@@ -19,7 +19,7 @@ GIB = 2**30
     ("files", "kind", "profile"),
     [(ORIN_NANO, "jetson", "orin-nano-8gb"), (THOR, "jetson", "thor"), (PC, "nvidia", "rtx-4060")],
 )
-def test_a_machine_is_known_by_its_files(
+def test_a_machine_is_identified_by_its_files(
     files: dict[str, str], kind: str, profile: str, tmp_path: Path
 ) -> None:
     machine = identify(plant(tmp_path, files), tmp_path)
@@ -27,7 +27,7 @@ def test_a_machine_is_known_by_its_files(
     assert len(machine.key) == 12
 
 
-def test_the_key_changes_with_the_memory_alone(tmp_path: Path) -> None:
+def test_the_key_changes_with_the_memory_size(tmp_path: Path) -> None:
     keys = set()
     for name, memory in (("a", "7802332"), ("b", "7802332"), ("c", "3901166")):
         files = ORIN_NANO | {"proc/meminfo": f"MemTotal: {memory} kB\n"}

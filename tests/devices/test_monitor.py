@@ -1,4 +1,4 @@
-"""Power is sampled beside what runs, from what the machine has, and costs next to nothing."""
+"""Power is sampled during a run from the machine's sensors, at almost no cost."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_pcs_counter_is_read_as_joules(tmp_path: Path) -> None:
     assert source.read() == 262143
 
 
-def test_a_machine_without_any_says_why_there_is_no_power(tmp_path: Path) -> None:
+def test_a_machine_without_power_sensors_gives_the_reason(tmp_path: Path) -> None:
     with Monitor(tmp_path, hz=50) as monitor:
         time.sleep(0.05)
     assert monitor.method is None
@@ -44,7 +44,7 @@ def test_a_machine_without_any_says_why_there_is_no_power(tmp_path: Path) -> Non
     assert monitor.hottest_c is None
 
 
-def test_a_turn_has_energy_and_says_what_sampling_took(tmp_path: Path) -> None:
+def test_a_turn_reports_its_energy_and_the_cost_of_sampling(tmp_path: Path) -> None:
     root = plant(tmp_path, ORIN_NANO)
     with Monitor(root) as monitor:
         time.sleep(0.45)
@@ -56,7 +56,7 @@ def test_a_turn_has_energy_and_says_what_sampling_took(tmp_path: Path) -> None:
     assert 0 < monitor.overhead_share < 1  # 0.004 on a quiet machine; a busy one says more
 
 
-def test_a_sampler_that_fails_says_so_when_it_is_left(
+def test_a_failed_sampler_raises_when_its_context_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monitor = Monitor(plant(tmp_path, ORIN_NANO))

@@ -40,7 +40,7 @@ def test_the_status_file_has_a_number_and_the_configuration_its_name(tmp_path: P
     assert active_mode(plant(tmp_path, ORIN_NANO)).value == ActiveMode("15W", 0)
 
 
-def test_a_number_that_the_board_lacks_is_no_mode() -> None:
+def test_a_mode_number_that_the_board_lacks_is_not_a_mode() -> None:
     assert parse_status("pmode:0007", parse_modes(NVPMODEL_CONF)) is None
 
 
@@ -51,7 +51,7 @@ def test_without_its_files_the_reason_is_given(tmp_path: Path) -> None:
 
 
 @given(st.text(max_size=200))
-def test_garbage_is_no_mode(text: str) -> None:
+def test_garbage_is_not_a_mode(text: str) -> None:
     for found in (parse_query(text), parse_status(text, parse_modes(text))):
         assert found is None or found.name
 
@@ -65,7 +65,7 @@ echo "NV Power Mode: $name"; cat {state}
 
 @pytest.fixture
 def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A board whose nvpmodel keeps its mode in a file; in a mode that it lacks it keeps the old."""
+    """A board whose nvpmodel stores its mode in a file; an unknown mode leaves the old one."""
     state = tmp_path / "state"
     state.write_text("0")
     program = tmp_path / "nvpmodel"
@@ -85,7 +85,7 @@ def test_a_mode_is_set_by_its_name_and_read_back(board: Path) -> None:
     assert board.read_text().strip() == "2"
 
 
-def test_a_mode_that_does_not_take_is_an_error(board: Path) -> None:
+def test_a_mode_that_is_not_applied_is_an_error(board: Path) -> None:
     (board.parent / "nvpmodel").write_text("#!/bin/sh\n[ $1 = -m ] || echo NV Power Mode: 15W\n")
     with pytest.raises(SettingsError, match="MAXN_SUPER: was set, but the board is in 15W"):
         nvpmodel.set_mode("MAXN_SUPER")

@@ -1,4 +1,4 @@
-"""`deeptalk-edge plan`: a table, a page, a picture, and lines that say what is wrong."""
+"""`deeptalk-edge plan`: a table, a page, a picture, and one-line errors."""
 
 from __future__ import annotations
 

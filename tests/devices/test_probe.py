@@ -1,4 +1,4 @@
-"""A probe of any machine gives values or reasons, and a profile that the planner prefers."""
+"""A probe gives a value or a reason for each reading, and a profile that the planner prefers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from deeptalk_edge.errors import SettingsError
 from tests.devices.trees import ORIN_NANO, plant
 
 
-def test_a_machine_whose_every_reading_is_missing_is_probed_all_the_same(tmp_path: Path) -> None:
+def test_a_machine_without_any_readings_can_be_probed(tmp_path: Path) -> None:
     found = probe(tmp_path, root=tmp_path, measures=False)
     content = found.as_json()
     readings = content["readings"]
@@ -41,7 +41,7 @@ def test_a_board_is_probed_from_its_files(tmp_path: Path) -> None:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Smaller pieces than a true probe takes, and a user's directory of one's own."""
+    """Use smaller measurements than a real probe, and a temporary user's directory."""
     monkeypatch.setattr(measure, "_READ_BYTES", 1 << 20)
     monkeypatch.setattr(measure, "_TURNS", 1)
     monkeypatch.setattr("deeptalk_edge.devices.probe._RECORD_BYTES", 1 << 16)
@@ -49,7 +49,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_what_was_measured_here_is_what_the_planner_takes(
+def test_the_planner_uses_the_rates_that_were_measured_here(
     quick: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["probe", "--place", str(quick), "--json"]) == 0
@@ -62,7 +62,7 @@ def test_what_was_measured_here_is_what_the_planner_takes(
     assert fact.confirmed
     assert fact.measured == "deeptalk-edge probe"
     assert fact.value == content["machine"]["memory_bytes"]
-    assert load_profile(profile).facts.memory_bytes != fact  # the shipped one stays as it is
+    assert load_profile(profile).facts.memory_bytes != fact  # the shipped profile does not change
 
 
 def test_only_identifying_writes_nothing(quick: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,7 +73,7 @@ def test_only_identifying_writes_nothing(quick: Path, capsys: pytest.CaptureFixt
     assert not (quick / "config").exists()
 
 
-def test_a_place_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_place_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["probe", "--place", "nowhere"]) == 1
     assert "nowhere: not a directory" in capsys.readouterr().err
 
@@ -85,7 +85,7 @@ def test_every_measurement_has_a_value_or_a_reason(quick: Path) -> None:
         assert reading.value is None or reading.value > 0, name
 
 
-def test_a_cpus_rates_are_not_those_of_a_board_with_a_gpu(quick: Path) -> None:
+def test_cpu_rates_are_not_used_for_a_board_with_a_gpu(quick: Path) -> None:
     found = probe(quick)
     assert measured_facts(found, load_profile("cpu-int8")).int8_tops
     facts = measured_facts(found, load_profile("orin-nano-8gb"))
@@ -93,7 +93,7 @@ def test_a_cpus_rates_are_not_those_of_a_board_with_a_gpu(quick: Path) -> None:
     assert facts.memory_bytes
 
 
-def test_a_written_profile_is_read_back_and_a_spoiled_one_is_said(quick: Path) -> None:
+def test_a_written_profile_is_read_back_and_a_damaged_one_gives_a_warning(quick: Path) -> None:
     base = load_profile("orin-nano-8gb")
     fact: Fact[int] = Fact(value=8, source='a "quoted" page', confirmed=False)
     facts = replace(base.facts, memory_bytes=fact)
@@ -103,7 +103,7 @@ def test_a_written_profile_is_read_back_and_a_spoiled_one_is_said(quick: Path) -
     assert profile_text(base, facts, "a head").startswith("# a head\n")
 
 
-def test_a_spoiled_measured_profile_is_refused_with_the_way_out(quick: Path) -> None:
+def test_a_damaged_measured_profile_is_refused_with_the_way_out(quick: Path) -> None:
     found = probe(quick, measures=False)
     path = measured_path(found.machine.profile, found.machine.key)
     path.parent.mkdir(parents=True)
@@ -118,7 +118,7 @@ def test_a_disk_that_cannot_be_written_has_no_rate() -> None:
     assert rates[1].why
 
 
-def test_an_endless_programs_first_line_is_enough_and_a_silent_one_is_given_up() -> None:
+def test_the_first_line_of_an_endless_program_is_used_and_a_silent_one_times_out() -> None:
     assert first_line("sh", "-c", "while :; do echo RAM 1/2MB; done").value == "RAM 1/2MB"
     silent = first_line("sleep", "60", within_s=0.05)
     assert silent.why == "sleep: no line within 0.05 s"

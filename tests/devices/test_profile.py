@@ -1,4 +1,4 @@
-"""Device profiles: what is refused, and what comes with the package."""
+"""Device profiles: refusals, and the shipped ones."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_all_promised_profiles_come_with_the_package() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_shipped_profile_is_whole_and_goes_by_its_own_name(name: str) -> None:
+def test_a_shipped_profile_is_complete_and_has_the_name_of_its_file(name: str) -> None:
     profile = load_profile(name)
     assert profile.name == name
     facts = profile.facts
@@ -130,7 +130,7 @@ def test_a_file_in_the_users_directory_is_a_device(
     (place / "thor.toml").write_text(TOML, encoding="utf-8")
     assert "board" in profile_names()
     assert load_profile("board").summary == "a board"
-    assert load_profile("thor").summary == "a board"  # one's own comes first
+    assert load_profile("thor").summary == "a board"  # the user's profile comes first
 
 
 def test_a_guess_is_never_confirmed() -> None:
@@ -141,7 +141,7 @@ def test_a_guess_is_never_confirmed() -> None:
                 assert not fact.confirmed, fact
 
 
-def test_a_profile_of_ones_own_is_read_from_its_path(tmp_path: Path) -> None:
+def test_a_users_profile_is_read_from_its_path(tmp_path: Path) -> None:
     path = tmp_path / "board.toml"
     path.write_text(TOML, encoding="utf-8")
     profile = load_profile(str(path))
@@ -157,7 +157,7 @@ def test_a_profile_of_ones_own_is_read_from_its_path(tmp_path: Path) -> None:
     assert profile.paging.experts["int4"].prefill_ms == 0.125
 
 
-def test_an_unknown_device_is_refused_with_those_that_there_are() -> None:
+def test_an_unknown_device_is_refused_with_the_list_of_known_ones() -> None:
     with pytest.raises(SettingsError, match=r"'tx2'.*orin-nano-8gb.*TOML file"):
         load_profile("tx2")
 
@@ -221,7 +221,7 @@ def test_a_profile_that_is_wrong_is_refused_by_name(old: str, new: str, words: s
         parse_profile(TOML.replace(old, new, 1), "board.toml")
 
 
-def test_another_backend_brings_its_own_precision_and_moe_form() -> None:
+def test_another_backend_has_its_default_precision_and_moe_form() -> None:
     card = load_profile("rtx-4090")
     assert card.on_backend("tensorrt_rtx") is card
     assert card.on_backend("ort").precision == FLOAT32
@@ -236,12 +236,12 @@ def test_another_backend_brings_its_own_precision_and_moe_form() -> None:
     ("name", "words"),
     [("cpu", "states no compute_capabilities"), ("orin-nano-8gb", "does not build for sm_87")],
 )
-def test_a_backend_that_the_device_has_not_is_refused(name: str, words: str) -> None:
+def test_a_backend_that_the_device_lacks_is_refused(name: str, words: str) -> None:
     with pytest.raises(SettingsError, match=words):
         load_profile(name).on_backend("tensorrt_rtx")
 
 
-def test_every_rtx_profile_is_one_that_tensorrt_rtx_builds_for() -> None:
+def test_tensorrt_rtx_can_build_for_every_rtx_profile() -> None:
     assert all(set(load_profile(n).targets) <= set(RTX_TARGETS) for n in NAMES if n[:3] == "rtx")
 
 
@@ -253,7 +253,7 @@ def test_every_rtx_profile_is_one_that_tensorrt_rtx_builds_for() -> None:
         (["experts=float16", "experts=int4:128", "head=int8"], "int4", 128),
     ],
 )
-def test_a_precision_may_be_chosen_over_the_devices(
+def test_a_chosen_precision_replaces_that_of_the_device(
     changes: list[str], experts: str, group: int | None
 ) -> None:
     precision = load_profile("thor").with_precision(changes).precision
@@ -279,12 +279,12 @@ def test_a_precision_that_is_not_built_is_refused(change: str, words: str) -> No
 
 
 @pytest.mark.parametrize("kv_cache", ["bfloat16", "int8"])
-def test_our_kernels_keep_a_cache_of_two_kinds(kv_cache: str) -> None:
+def test_our_kernels_take_two_kinds_of_cache(kv_cache: str) -> None:
     profile = load_profile("cpu-int8").with_precision([f"kv_cache={kv_cache}", "experts=int4:32"])
     assert (profile.precision.kv_cache, profile.precision.experts) == (kv_cache, "int4")
 
 
-def test_the_encoder_beside_our_kernels_may_be_int8() -> None:
+def test_with_our_kernels_the_encoder_may_be_int8() -> None:
     profile = load_profile("cpu-int8").with_precision(["encoder=int8"])
     assert profile.precision.encoder == "int8"
     with pytest.raises(SettingsError, match="the encoder in float32 or int8"):
@@ -292,13 +292,13 @@ def test_the_encoder_beside_our_kernels_may_be_int8() -> None:
 
 
 @pytest.mark.parametrize("kv_cache", ["float32", "float16"])
-def test_our_kernels_keep_no_cache_of_another_kind(kv_cache: str) -> None:
+def test_our_kernels_refuse_other_kinds_of_cache(kv_cache: str) -> None:
     with pytest.raises(SettingsError, match="kv_cache in bfloat16 or int8"):
         load_profile("cpu-int8").with_precision([f"kv_cache={kv_cache}"])
 
 
 @pytest.mark.parametrize("name", ["cpu", "rtx-4090", "orin-nano-8gb"])
-def test_a_backend_without_an_int8_cache_names_those_that_it_has(name: str) -> None:
+def test_a_backend_without_an_int8_cache_names_its_kinds(name: str) -> None:
     with pytest.raises(SettingsError, match=r"choose float32 .* or backend cpu"):
         load_profile(name).with_precision(["kv_cache=int8"])
 

@@ -1,4 +1,4 @@
-"""A report keeps to its published schema, and says why a figure is missing."""
+"""A report follows its published schema and gives the reason for a missing figure."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_the_schema_names_every_field_and_its_null() -> None:
         ("metrics", {"v2v_ms": {"n": 1}}, "metrics.v2v_ms"),
     ],
 )
-def test_what_is_no_report_is_refused_with_its_field(
+def test_an_invalid_report_is_refused_by_field(
     field: str, value: object, complaint: str, tmp_path: Path
 ) -> None:
     content = json.loads(report_json(REPORT))
@@ -141,7 +141,7 @@ def test_what_is_no_report_is_refused_with_its_field(
 
 
 @given(st.lists(st.one_of(st.none(), st.floats(0, 1e6)), max_size=130))
-def test_a_distribution_counts_what_is_there_and_gives_p99_from_a_hundred_on(
+def test_a_distribution_ignores_missing_values_and_has_p99_from_a_hundred_on(
     values: list[float | None],
 ) -> None:
     found, known = distribution(values), [value for value in values if value is not None]
@@ -155,7 +155,7 @@ def test_a_distribution_counts_what_is_there_and_gives_p99_from_a_hundred_on(
         assert found.p50 is None
 
 
-def test_the_page_shows_what_is_missing_as_a_dash_with_its_reason() -> None:
+def test_the_page_shows_a_missing_figure_as_a_dash_with_its_reason() -> None:
     text = report_page.page(REPORT)
     assert "voice to voice, ms                          2      750" in text
     assert "no sensor" in text

@@ -1,4 +1,4 @@
-"""`deeptalk-edge routes` says what the pager would count."""
+"""`deeptalk-edge routes` reports the counts of a pager."""
 
 from __future__ import annotations
 
@@ -64,9 +64,7 @@ def test_routes_shows_locality(recording: Path, capsys: pytest.CaptureFixture[st
     assert "experts touched by a prefill" in capsys.readouterr().out
 
 
-def test_all_devices_stand_in_one_table(
-    recording: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_all_devices_are_in_one_table(recording: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["replay", str(recording), "--pool", "42%", "65%", "--policy", "lru", "--no-guesses"]
     study = as_json(capsys, *argv, "--device", "all")["devices"]
     assert list(study) == list(simulated_devices())

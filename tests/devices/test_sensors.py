@@ -1,4 +1,4 @@
-"""What the kernel says; what it hides is a missing reading with its reason."""
+"""Sensors are read from the kernel; a missing reading has a reason."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ READERS = [
 ]
 
 
-def test_an_orin_tells_heat_clocks_and_power(tmp_path: Path) -> None:
+def test_an_orin_reports_temperatures_clocks_and_power(tmp_path: Path) -> None:
     root = plant(tmp_path, ORIN_NANO)
     assert sensors.temperatures_c(root).value == {"cpu-thermal": 47.5}  # the other is off
     assert sensors.cpu_mhz(root).value == (1510.4,)
@@ -35,7 +35,7 @@ def test_an_orin_tells_heat_clocks_and_power(tmp_path: Path) -> None:
     assert sensors.ina_power_mw(root).value == {"VDD_IN": 5500, "VDD_SOC": 1500}
 
 
-def test_a_thor_has_clusters_of_its_own(tmp_path: Path) -> None:
+def test_the_clusters_of_a_thor_are_read(tmp_path: Path) -> None:
     assert sensors.gpu_mhz(plant(tmp_path, THOR)).value == {"gpu-gpc-0": 1575, "gpu-nvd-0": 1692}
 
 
@@ -48,14 +48,14 @@ def test_a_pc_counts_joules_and_throttling(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("read", READERS)
-def test_a_machine_that_says_nothing_has_reasons_and_no_noughts(read, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_machine_without_sensors_has_reasons_and_no_zeros(read, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     reading = read(tmp_path)
     assert reading.value is None
     assert reading.why
 
 
 @given(content=st.binary(max_size=60), name=st.sampled_from(sorted(ORIN_NANO | PC)))
-def test_spoiled_files_break_nothing(
+def test_damaged_files_raise_no_error(
     content: bytes, name: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     root = plant(tmp_path_factory.mktemp("tree"), {name: "x"})

@@ -1,4 +1,4 @@
-"""Scripted turns go through the real voice loop; what they cost is reported turn by turn."""
+"""Scripted turns run through the real voice loop, with a report of each turn's cost."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow  # turns in real time
 
 @pytest.fixture
 def question(tmp_path: Path) -> Path:
-    """Shorter than the longest that the bundle's encoder hears."""
+    """A question shorter than the encoder's window."""
     path = tmp_path / "question.wav"
     recording = next((ROOT / "checkpoints/tiny/questions").glob("*-0.wav"))
     pcm = read_sound(recording).pcm[: int(1.2 * 16_000)]
@@ -48,7 +48,7 @@ def test_turns_are_asked_by_voice_and_every_figure_is_there(
     assert found.metrics["v2v_ms"].n == 1
     assert found.metrics["v2v_ms"].p50 is not None
     assert found.metrics["eot_hangover_ms"].p50 is not None
-    # The user waits at least as long as the turn's end takes to be noticed.
+    # The user waits at least until the end of the turn is detected.
     assert found.metrics["v2v_ms"].p50 >= found.metrics["eot_hangover_ms"].p50
     assert found.workload.questions == (f"{question.name} {_sha256(question)}",)
     assert found.bundle.backend == "fake"
@@ -105,7 +105,7 @@ def test_what_cannot_be_profiled_is_refused_in_a_line(
     assert error.count("\n") == 1
 
 
-def test_a_question_that_nobody_hears_ends_it(
+def test_a_question_that_the_loop_does_not_hear_ends_the_session(
     bundle_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("deeptalk_edge.devices.session._ANSWER_S", 0.3)
@@ -115,12 +115,12 @@ def test_a_question_that_nobody_hears_ends_it(
         profile_bundle(bundle_path, Script(questions=(path,), turns=1))
 
 
-def test_a_script_without_turns_is_none(bundle_path: Path, question: Path) -> None:
+def test_a_script_without_turns_is_refused(bundle_path: Path, question: Path) -> None:
     with pytest.raises(SettingsError, match="0 turns"):
         profile_bundle(bundle_path, Script(questions=(question,), turns=0))
 
 
-def test_the_state_of_a_board_is_attached(tmp_path: Path) -> None:
+def test_a_report_has_the_state_of_the_board(tmp_path: Path) -> None:
     found = state_of(state(plant(tmp_path, ORIN_NANO)))
     assert (found.power_mode, found.governor) == ("15W", "schedutil")
     assert (found.cpu_mhz, found.gpu_mhz, found.hottest_c) == (1510.4, 306, 47.5)

@@ -1,4 +1,4 @@
-"""Lines of tegrastats, whatever the release, are read as far as they go and break nothing."""
+"""Lines of tegrastats of any release are read as far as possible, without errors."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_core_that_is_off_has_no_load_and_a_sensor_that_is_off_no_heat() -> No
     assert "CV0" not in parse_line(R35_AGX).temperatures_c
 
 
-def test_what_a_line_lacks_is_none_and_never_nought() -> None:
+def test_a_value_that_a_line_lacks_is_none_and_not_zero() -> None:
     sample = parse_line("a line of another program")
     assert sample == TegraSample()
     assert sample.total_mw is None
@@ -79,7 +79,7 @@ def test_what_a_line_lacks_is_none_and_never_nought() -> None:
     end=st.integers(0, 500),
     noise=st.text(max_size=30),
 )
-def test_a_cut_or_spoiled_line_breaks_nothing_and_invents_nothing(
+def test_a_cut_or_damaged_line_raises_no_error_and_adds_no_value(
     line: str, end: int, noise: str
 ) -> None:
     whole, cut = parse_line(line), parse_line(line[:end] + noise)

@@ -14,7 +14,7 @@ POISON = 0xFF  # a NaN in every float
 
 
 def model_arenas(model: DeepTalk, records: RecordFormat, seed: int = 0) -> dict[int, Arena]:
-    """The arena of each MoE layer; no byte outside the records' own is sound."""
+    """The arena of each MoE layer; every byte outside the records is poison."""
     spec, weights = model.spec.decoder, model.state_dict()
     arenas = {}
     for layer in spec.moe_layers:

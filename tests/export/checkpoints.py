@@ -58,12 +58,12 @@ def write_checkpoint(place: Path, spec: ModelSpec = PLAIN, **config: Any) -> Wri
     codec = random_codec(CODEC)
     save_snac(codec, place / "snac")
     for tensor in codec.state_dict().values():
-        tensor.copy_(tensor.half())  # as save_snac stores them
+        tensor.copy_(tensor.half())  # save_snac stores halves
     return Written(place=place, model=model, codec=codec)
 
 
 def random_codec(spec: CodecSpec) -> Snac:
-    """No two weights alike, and loud enough for tanh to bend."""
+    """A codec whose weights all differ and are large enough for tanh to be nonlinear."""
     torch.manual_seed(1)
     codec = Snac(spec, with_encoder=False).eval()
     with torch.no_grad():
@@ -73,7 +73,7 @@ def random_codec(spec: CodecSpec) -> Snac:
 
 
 class CodecTensors:
-    """A codec's tensors as the exporter reads them."""
+    """A codec's tensors in the exporter's form."""
 
     def __init__(self, codec: Snac) -> None:
         self.spec = codec.spec

@@ -1,4 +1,4 @@
-"""An export gives a whole bundle or leaves nothing behind."""
+"""An export writes a complete bundle or leaves no files."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_snac_is_read_from_the_torch_file_in_which_it_is_published(
     assert manifest.files["codec.bin"] == plain.files["codec.bin"]
 
 
-def test_a_bundle_is_replaced_by_force_alone(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_bundle_is_replaced_only_with_force(checkpoint: Path, tmp_path: Path) -> None:
     place = tmp_path / "bundle"
     export_bundle(checkpoint, place, ExportSettings())
     (place / "manifest.json.minisig").touch()  # a signature is part of a bundle
@@ -145,7 +145,7 @@ KILLS = [("encoder", 0), ("decoder", 0), ("experts", 2), ("golden", 0), ("manife
 
 
 @pytest.mark.parametrize(("step", "after"), KILLS)
-def test_a_killed_export_is_no_bundle_and_goes_on_to_the_same_one(
+def test_a_killed_export_leaves_no_bundle_and_can_be_continued_to_the_same_one(
     step: str, after: int, checkpoint: Path, tmp_path: Path
 ) -> None:
     place = tmp_path / "out" / "bundle"
@@ -197,7 +197,7 @@ def test_an_export_that_was_interrupted_keeps_what_is_done(
     assert "experts.bin" in _finished(place.with_name(".bundle.partial"))
 
 
-def test_two_exports_do_not_write_one_place(checkpoint: Path, tmp_path: Path) -> None:
+def test_two_exports_to_one_place_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     place = tmp_path / "bundle"
 
     def begin_another(step: str, done: int, total: int) -> None:

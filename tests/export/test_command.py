@@ -26,7 +26,7 @@ def test_export_writes_a_bundle_and_lists_its_files(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoint").place
     finished = _run("export", checkpoint, "-o", tmp_path / "bundle")
     assert finished.returncode == 0, finished.stderr
-    assert finished.stderr == ""  # no bar where nobody sees it move
+    assert finished.stderr == ""  # no progress bar without a terminal
     files = Bundle.open(tmp_path / "bundle").manifest.files
     lines = finished.stdout.splitlines()
     assert [line.split()[0] for line in lines[:-1]] == list(files)
@@ -92,7 +92,7 @@ def test_export_needs_no_torch(tmp_path: Path) -> None:
     assert finished.returncode == 0, finished.stderr
 
 
-def test_the_way_is_shown_on_a_terminal(tmp_path: Path) -> None:
+def test_progress_is_shown_on_a_terminal(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "checkpoint").place
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))

@@ -1,4 +1,4 @@
-"""A second opinion: torch's own export of the reference, experts as our nodes, beside our step."""
+"""Compares our step with torch's own export of the reference, with experts as our nodes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Traced(nn.Module):
         return self._model.decode(x)
 
     def _stand_in(self, mixture: MixtureOfExperts, table: Tensor, arena: Tensor) -> None:
-        """torch cannot export a loop over whichever experts were chosen."""
+        """A sum over all experts, because torch cannot export a loop over the chosen ones."""
 
         def routed(tokens: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
             y, _ = torch.onnx.ops.symbolic_multi_out(

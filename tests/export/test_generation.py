@@ -1,4 +1,4 @@
-"""The checkpoint's own way to decode reaches the bundle; what makes no sense is refused."""
+"""The checkpoint's generation settings reach the bundle; invalid ones are refused."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def test_generation_follows_the_checkpoint(tmp_path: Path) -> None:
     _write(tmp_path, {"temperature": 0.3, "deeptalk": chosen})
     generation = read_generation(tmp_path, PLAIN)
     assert {key: getattr(generation, key) for key in chosen} == chosen
-    assert generation.temperature == 1.0  # the other one is DeepSeek's, for chat
+    assert generation.temperature == 1.0  # the other file has DeepSeek's chat settings
 
 
-def test_without_a_word_generation_is_the_official_scripts(tmp_path: Path) -> None:
+def test_the_default_generation_is_that_of_the_official_script(tmp_path: Path) -> None:
     generation = read_generation(tmp_path, PLAIN)
     assert generation.speaker == "ANS_A"
     assert generation.max_turns is None
@@ -44,9 +44,7 @@ def test_without_a_word_generation_is_the_official_scripts(tmp_path: Path) -> No
         {"top": 1},
     ],
 )
-def test_generation_that_makes_no_sense_is_refused(
-    fields: dict[str, object], tmp_path: Path
-) -> None:
+def test_invalid_generation_settings_are_refused(fields: dict[str, object], tmp_path: Path) -> None:
     _write(tmp_path, {"deeptalk": fields})
     with pytest.raises(ArtifactError, match="|".join(map(str, next(iter(fields.items()))))):
         read_generation(tmp_path, PLAIN)

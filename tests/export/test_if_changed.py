@@ -1,4 +1,4 @@
-"""`export --if-changed` leaves a fresh bundle, and no stale one passes as fresh."""
+"""`export --if-changed` keeps an up-to-date bundle and replaces a stale one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def tree(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def export(tree: Path, tmp_path: Path) -> Export:
-    """Exports, and returns which inputs the bundle was made of, with the manifest's time."""
+    """Export; returns the bundle's input hashes and the manifest's time."""
     write_checkpoint(tmp_path / "checkpoint")
     flags = ["--if-changed", "-o", str(tmp_path / "bundle")]
 
@@ -46,7 +46,7 @@ def export(tree: Path, tmp_path: Path) -> Export:
     return run
 
 
-def test_a_bundle_of_the_same_inputs_stays_and_one_of_others_is_made_again(
+def test_a_bundle_is_kept_for_equal_inputs_and_made_again_for_others(
     export: Export, tree: Path, tmp_path: Path
 ) -> None:
     first = export()

@@ -17,7 +17,7 @@ from tests.specs import PLAIN
 
 
 class _Reader:
-    """Counts the tensors that were read and are still held by someone, views included."""
+    """Counts the tensors that were read and are still referenced, views included."""
 
     def __init__(self) -> None:
         self.live = self.most = self.total = 0

@@ -1,5 +1,5 @@
-"""A head of its own, no shared experts, weights that are normalised in spite of a scale: such a
-model is exported for every backend, and each bundle's graphs and kernels pass their parity."""
+"""A model with an untied head, no shared experts, and normalised weights in spite of a scale is
+exported for every backend, and each bundle's graphs and kernels pass parity."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ def test_an_odd_model_is_exported_for_every_backend(
 
 
 @every_backend
-def test_a_head_that_is_taken_from_the_embedding_does_not_pass(
+def test_a_head_that_is_replaced_by_the_embedding_fails_parity(
     checkpoint: Path, profile: DeviceProfile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The check of parity sees which table the head reads."""
+    """The parity check detects the wrong table."""
 
     def tied(spec: ModelSpec) -> str:
         return "embedding.bin"

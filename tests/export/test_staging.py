@@ -1,4 +1,4 @@
-"""An export replaces a bundle and nothing else, and says so before the work."""
+"""An export replaces only a bundle, and refuses other places before the work."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.export.checkpoints import write_checkpoint
 
 
 def _bundle(place: Path) -> Path:
-    """What looks like a bundle of another format."""
+    """A directory that looks like a bundle of another format."""
     place.mkdir(parents=True)
     manifest = {"format": 99, "files": {"experts.bin": {}, "head.onnx": {}}}
     (place / "manifest.json").write_text(json.dumps(manifest))
@@ -110,7 +110,9 @@ def _fifo(root: Path) -> Path:
         _checkpoint_beside, _fifo,
     ],
 )  # fmt: skip
-def test_what_is_no_bundle_is_not_replaced(make: Callable[[Path], Path], tmp_path: Path) -> None:
+def test_a_place_that_is_not_a_bundle_is_not_replaced(
+    make: Callable[[Path], Path], tmp_path: Path
+) -> None:
     place = make(tmp_path)
     before = _tree(tmp_path)
     with pytest.raises(ArtifactError, match="choose another place"):
@@ -119,7 +121,7 @@ def test_what_is_no_bundle_is_not_replaced(make: Callable[[Path], Path], tmp_pat
 
 
 @pytest.mark.parametrize("spelt", [".", "..", "../bundle", "absent/..", "/", "/proc"])
-def test_where_somebody_stands_is_not_replaced(
+def test_the_working_directory_is_not_replaced(
     spelt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(_bundle(tmp_path / "bundle"))
@@ -137,7 +139,7 @@ def test_a_mounted_bundle_is_not_replaced(tmp_path: Path) -> None:
         assert [path.name for path in disk.iterdir()] == ["manifest.json"]
 
 
-def test_a_place_that_comes_during_the_export_is_not_replaced(tmp_path: Path) -> None:
+def test_a_place_that_appears_during_the_export_is_not_replaced(tmp_path: Path) -> None:
     def export() -> None:
         with resumable_directory(tmp_path / "bundle", "inputs"):
             _bundle(tmp_path / "bundle")
@@ -147,7 +149,7 @@ def test_a_place_that_comes_during_the_export_is_not_replaced(tmp_path: Path) ->
     assert len(_tree(tmp_path / "bundle")) == 4
 
 
-def test_a_hidden_directory_of_somebody_else_is_not_cleared(tmp_path: Path) -> None:
+def test_a_hidden_directory_that_is_not_ours_is_not_cleared(tmp_path: Path) -> None:
     hidden = tmp_path / ".bundle.partial"
     hidden.mkdir()
     (hidden / "mine").touch()
@@ -163,7 +165,7 @@ def test_an_empty_directory_of_an_export_killed_at_once_is_used(tmp_path: Path) 
     assert (tmp_path / "bundle" / "new").read_bytes() == b"new"
 
 
-def test_a_killed_exports_half_written_journal_is_no_part_of_the_bundle(tmp_path: Path) -> None:
+def test_the_half_written_journal_of_a_killed_export_is_not_in_the_bundle(tmp_path: Path) -> None:
     hidden = tmp_path / ".bundle.partial"
     hidden.mkdir()
     (hidden / JOURNAL).write_text(json.dumps({"inputs": "inputs", "done": {}}))

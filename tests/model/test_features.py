@@ -30,12 +30,12 @@ def _sound(kind: str, num_samples: int) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("kind", ["loud", "quiet", "chirp", "silence"])
 @pytest.mark.parametrize("num_samples", [1, 199, 200, 201, 320, 16_000, 31_680, 31_841, 31_999])
-def test_log_mel_is_whispers(kind: str, num_samples: int) -> None:
+def test_log_mel_equals_whispers(kind: str, num_samples: int) -> None:
     _compare(TWO_SECONDS, _sound(kind, num_samples))
 
 
 @pytest.mark.parametrize("num_samples", [5_000, 479_000, max_samples(WHISPER)])
-def test_log_mel_is_whispers_in_the_real_window(num_samples: int) -> None:
+def test_log_mel_equals_whispers_in_the_real_window(num_samples: int) -> None:
     _compare(WHISPER, _sound("loud", num_samples))
 
 
@@ -71,6 +71,8 @@ def test_the_longest_utterance_fills_the_window() -> None:
         (np.zeros(32_000, np.float32), r"takes less than 2 s at a time; split"),
     ],
 )
-def test_pcm_that_cannot_be_heard_is_refused(pcm: NDArray[np.float32], message: str) -> None:
+def test_pcm_that_the_encoder_cannot_take_is_refused(
+    pcm: NDArray[np.float32], message: str
+) -> None:
     with pytest.raises(AudioError, match=message):
         log_mel(pcm, TWO_SECONDS)

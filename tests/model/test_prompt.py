@@ -1,4 +1,4 @@
-"""The prompt template, as the model was trained on it."""
+"""The prompt template that the model was trained with."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_typed_turn_has_no_codes_and_no_audio() -> None:
 
 
 @pytest.mark.parametrize("num_frames", [1, 5])
-def test_a_heard_turn_has_one_masked_row_a_frame_between_boa_and_eoa(num_frames: int) -> None:
+def test_a_spoken_turn_has_one_masked_row_per_frame_between_boa_and_eoa(num_frames: int) -> None:
     segment = TEMPLATE.opening("cab", Heard(num_frames=num_frames))
     stars = "*" * (num_frames + 2)
     assert _decode(segment) == f"<BOS><BOS>cab\n\nUser: {stars}\n\nAssistant: "
@@ -81,7 +81,7 @@ def test_a_speaker_is_asked_for_by_name_in_the_last_row() -> None:
     np.testing.assert_array_equal(spoken[-1, :-1], codec_columns(VOCABULARY, 40))
     np.testing.assert_array_equal(spoken[:-1], rows[:-1])
     assert spoken[-1, -1] == rows[-1, -1]
-    np.testing.assert_array_equal(rows[-1, :-1], PAD_A)  # the silent twin is left as it was
+    np.testing.assert_array_equal(rows[-1, :-1], PAD_A)  # the silent item's row is unchanged
 
 
 def test_an_unknown_speaker_is_refused_with_the_known_names() -> None:

@@ -1,4 +1,4 @@
-"""The prefix tree gives what Viterbi over each question by itself gives."""
+"""The prefix tree gives the result of Viterbi over each question separately."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ QUESTIONS = ("a b", "a b c", "a a d", "c", "d b a c")
 
 
 def best_path(log_p: np.ndarray, said: tuple[str, ...]) -> float:
-    """Of every alignment of these words with the frames: the likeliest one's log-probability."""
+    """Log-probability of the likeliest alignment of these words with the frames."""
     labels = [0]
     for word in said:
         labels += [WORDS.index(word) + 1, 0]
@@ -55,7 +55,7 @@ def test_the_tree_finds_the_best_question_and_the_best_beginning(seed: int) -> N
     assert found.free == pytest.approx(float(log_p.max(axis=1).sum()), rel=1e-5)
 
 
-def test_frames_that_are_surely_blank_change_no_order() -> None:
+def test_frames_that_are_certainly_blank_do_not_change_the_order() -> None:
     paths = QuestionPaths(WORDS, QUESTIONS)
     log_p = some_log_p(1)
     blank = np.full((1, len(WORDS) + 1), -12.0, np.float32)

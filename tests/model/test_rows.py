@@ -1,4 +1,4 @@
-"""The row grid: what `delay` lays out, the generation loop gives back."""
+"""The row grid: the generation loop inverts the layout of `delay`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ def _play(rows: Ids) -> tuple[list[Ids], Ids]:
 
 @pytest.mark.parametrize("num_frames", [0, 1, 2, 7, 8])
 @pytest.mark.parametrize("num_ids", [1, 3, 40])
-def test_an_answer_laid_out_and_played_gives_its_codes_back(num_frames: int, num_ids: int) -> None:
+def test_laying_an_answer_out_and_playing_it_returns_its_codes(
+    num_frames: int, num_ids: int
+) -> None:
     codes = _frames(num_frames)
     rows = delay(VOCABULARY, codes, _text(num_ids))
     frames, fed = _play(rows)
@@ -96,7 +98,7 @@ def test_the_first_frame_is_complete_k_rows_after_the_first_text() -> None:
     assert done == [False] * K + [True, True]
 
 
-def test_the_first_row_is_text_alone_whatever_was_sampled() -> None:
+def test_the_first_row_is_only_text_whatever_was_sampled() -> None:
     row, frame = AnswerRows(VOCABULARY).push(4, np.full(K, VOCABULARY.end_audio))
     assert frame is None
     np.testing.assert_array_equal(row, text_rows(VOCABULARY, [4])[0])
@@ -122,7 +124,7 @@ def test_the_text_column_shows_eot_once_then_padding() -> None:
     assert shown == [4, VOCABULARY.eos, VOCABULARY.eot, pad, pad]
 
 
-def test_an_answer_goes_on_as_text_after_its_speech() -> None:
+def test_an_answer_continues_as_text_after_its_speech() -> None:
     answer = AnswerRows(VOCABULARY)
     for row in delay(VOCABULARY, _frames(1), _text(40))[:20]:
         answer.push(int(row[-1]), row[:-1] - codec_columns(VOCABULARY, 0))

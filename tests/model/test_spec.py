@@ -1,4 +1,4 @@
-"""What a model's numbers imply: YaRN's frequencies and scales as DeepSeek-V2 computes them."""
+"""Values derived from a model's numbers: YaRN's frequencies and scales as in DeepSeek-V2."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_yarn_keeps_fast_frequencies_stretches_slow_ones_and_ramps_between() -> 
         assert found[i] == pytest.approx(plain[i] * ((1 - share) + share / 40))
 
 
-def test_yarns_scale_is_squared_in_the_scores_and_cancels_in_the_turn() -> None:
+def test_yarns_scale_is_squared_in_the_scores_and_cancels_in_the_rotation() -> None:
     correction = 0.1 * 0.707 * math.log(40) + 1
     assert pytest.approx(192**-0.5 * correction**2) == LITE.softmax_scale
     assert LITE.rope_amplitude == 1.0
@@ -54,7 +54,7 @@ def test_without_yarn_nothing_is_stretched() -> None:
 @pytest.mark.parametrize(
     "wrong", [{"top_k": 5}, {"num_dense_layers": 3}, {"rope_dim": 9}], ids=lambda w: next(iter(w))
 )
-def test_a_decoder_that_cannot_be_is_refused(wrong: dict[str, int]) -> None:
+def test_an_impossible_decoder_is_refused(wrong: dict[str, int]) -> None:
     four = replace(PLAIN.decoder, num_experts=4, top_k=4, num_layers=3, num_dense_layers=2)
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} = {next(iter(wrong.values()))}"):
         replace(four, **wrong)  # type: ignore[arg-type]

@@ -39,7 +39,7 @@ def test_a_head_computes_what_torch_does() -> None:
     np.testing.assert_allclose(head.log_p(features), expected, atol=1e-5)
 
 
-def test_repeats_of_a_label_are_one_word_and_a_blank_parts_two() -> None:
+def test_repeats_of_a_label_are_one_word_and_a_blank_separates_two() -> None:
     spotted = random_head().spot(path_of(0, 3, 3, 0, 1, 2, 0, 2, 0))
     assert spotted.text == "where gate nine nine"
     np.testing.assert_allclose(spotted.confidence, 0.9, rtol=1e-5)

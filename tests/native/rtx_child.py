@@ -1,6 +1,7 @@
-"""Build one DtMoE node into a TensorRT-RTX engine; run as a child, for the builder may segfault.
+"""Build one DtMoE node into a TensorRT-RTX engine, in a child process because the builder may
+crash.
 
-Reads one JSON object from its arguments, prints one JSON line: the plan's size and what went wrong.
+It reads one JSON object from its arguments and prints one JSON line: the plan's size and errors.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class _Log(trt.ILogger):  # type: ignore[misc, unused-ignore]
 
 
 def moe_model(case: dict[str, Any]) -> bytes:
-    """x + DtMoE(x, ...), every tensor an input; the node as the exporter writes it."""
+    """The graph x + DtMoE(x, ...) with every tensor as an input and the exporter's node."""
     width, experts, top_k = case["width"], case["num_experts"], case["top_k"]
     inputs = {
         "x": (case["activation"], ["T", width]),

@@ -1,8 +1,8 @@
 """The GPU's MoE kernels, compiled for the host, against a float64 reference.
 
-The kernels are the ones that the card runs: coroutines stand in for threads, and the tensor cores'
-fragments are laid out as the PTX manual gives them. What this cannot show is speed and the card's
-own rounding inside an mma; `make gpu-check` does.
+The card runs the same kernels: here coroutines replace threads, and the tensor cores' fragments
+have the layout of the PTX manual. This cannot show speed or the card's rounding inside an mma;
+`make gpu-check` does.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Array = npt.NDArray[Any]
 
 POISON = 0xFF  # NaN in every float format
 
-# Widths of whole groups for int4; elsewhere rows that end inside a chunk.
+# Widths of whole groups for int4; for other types rows that end inside a chunk.
 KINDS: list[tuple[ExpertDtype, int | None, ActivationDtype, int, int]] = [
     ("float16", None, "float16", 208, 112),
     ("bfloat16", None, "bfloat16", 208, 112),
@@ -80,7 +80,7 @@ one_of_each = pytest.mark.parametrize("config", [config_of(KINDS[i]) for i in (1
 
 
 def stored(values: Array, dtype: ActivationDtype) -> Array:
-    """Rounded to the activations' type, as 16-bit patterns."""
+    """Round to the activations' type; returns 16-bit patterns."""
     if dtype == "bfloat16":
         return to_bfloat16(values)
     return values.astype(np.float16).view(np.uint16)
@@ -94,7 +94,7 @@ def loaded(bits: Array, dtype: ActivationDtype) -> npt.NDArray[np.float64]:
 
 @dataclass
 class Layer:
-    """The experts of one layer in shuffled slots of a poisoned arena, and what they stand for."""
+    """The experts of one layer in shuffled slots of a poisoned arena, and their values."""
 
     config: MoeConfig
     arena: Array
@@ -167,7 +167,7 @@ def run(
     carry: Array | None = None,
     float_out: bool = True,
 ) -> tuple[Array, int]:
-    """Run the layer over poisoned memory; `out` and the number of missing uses."""
+    """Run the layer on poisoned memory; returns `out` and the number of missing uses."""
     config, tokens = layer.config, len(uses.x)
     rooms = {
         "x": guarded(uses.x),
@@ -200,12 +200,12 @@ def run(
     )
     for name, (room, _) in rooms.items():
         assert (room[:256] == POISON).all(), f"wrote before {name}"
-        assert (room[-256:] == POISON).all(), f"wrote behind {name}"
+        assert (room[-256:] == POISON).all(), f"wrote after the end of {name}"
     return rooms["out"][1], int(rooms["missing"][1][0])
 
 
 def reference(layer: Layer, uses: Uses) -> npt.NDArray[np.float64]:
-    """The same layer in float64, h rounded to the activations' type as the kernels must."""
+    """The same layer in float64, with h rounded to the activations' type as in the kernels."""
     config = layer.config
     x = loaded(uses.x, config.activation_dtype)
     out = np.zeros_like(x)
@@ -256,7 +256,9 @@ def test_the_output_in_the_activations_type_is_the_float_one_rounded(
 
 @one_of_each
 @pytest.mark.parametrize("tokens", [8, PLANNED, WIDE])
-def test_an_expert_may_be_everyones(library: MoeLibrary, config: MoeConfig, tokens: int) -> None:
+def test_all_tokens_may_choose_one_expert(
+    library: MoeLibrary, config: MoeConfig, tokens: int
+) -> None:
     layer, uses = random_layer(config), random_uses(config, tokens)
     uses.ids[:] = [5, 2, 6]
     out, _ = run(library, layer, uses)
@@ -388,7 +390,7 @@ def test_any_number_of_experts_may_be_chosen(
     sizes=st.tuples(st.integers(1, 40), st.integers(1, 40)),
 )
 @settings(deadline=None, max_examples=50)
-def test_both_languages_give_every_byte_of_a_record_the_same_place(
+def test_python_and_cpp_agree_on_the_place_of_every_byte_of_a_record(
     library: MoeLibrary,
     kind: tuple[ExpertDtype, int | None, ActivationDtype],
     sizes: tuple[int, int],
@@ -426,7 +428,7 @@ GOOD = config_of(KINDS[6])
         (replace(GOOD, top_k=0), "top_k: expected"),
     ],
 )
-def test_what_the_kernels_cannot_do_is_refused_by_name(
+def test_a_layer_that_the_kernels_do_not_support_is_refused_by_name(
     library: MoeLibrary, config: MoeConfig, found: str
 ) -> None:
     assert library.refusal(GOOD) is None

@@ -1,7 +1,7 @@
 """The plugin in real TensorRT-RTX engines, built without a GPU.
 
-Every build-time callback runs: creator, fields, shapes, types, workspace, serialising. What does
-not is `enqueue`, for want of a card; the kernels that it calls are proven in test_moe_kernels.py.
+Every build-time callback runs: creator, fields, shapes, types, workspace, serialising. `enqueue`
+does not run without a card; test_moe_kernels.py tests the kernels that it calls.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def test_an_arena_of_more_than_2_to_31_bytes_builds(build: Build) -> None:
     assert result["bytes"] > 0, result["errors"]
 
 
-NO_FORMAT = "Failed to find any supported plugin"  # TensorRT's words where every type is refused
+NO_FORMAT = "Failed to find any supported plugin"  # TensorRT's message when it refuses every type
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_the_plugin_links_no_tensorrt_and_no_shared_cuda(plugin: Path) -> None:
 
 
 def test_the_plugin_says_for_which_gpus_it_was_built(plugin: Path) -> None:
-    """What the runtime asks before TensorRT loads it."""
+    """The runtime reads this before TensorRT loads the plugin."""
     for gpu in ("sm_86", "sm_89", "sm_120"):  # machine code; for later ones there is PTX
         check_plugin(plugin, gpu)
     with pytest.raises(BackendError, match="holds code for sm 86, this GPU is sm_80"):

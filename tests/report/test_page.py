@@ -1,4 +1,4 @@
-"""A report asks for nothing outside itself and shows what it is given as text."""
+"""A report loads nothing from outside and shows its content as text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ HOSTILE = '<script src="http://x.test/a.js"></script>&"\''
 
 
 class Outside(HTMLParser):
-    """Collects what a page would fetch, and its scripts."""
+    """Collects the URLs that a page would fetch, and its scripts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Outside(HTMLParser):
             assert not name.startswith("on")
 
 
-def test_what_is_shown_is_text_and_nothing_is_fetched() -> None:
+def test_content_is_escaped_and_nothing_is_fetched() -> None:
     content = page(
         HOSTILE,
         [

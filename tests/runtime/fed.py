@@ -1,4 +1,4 @@
-"""What tests feed to engines of any kind, and what these say behind it."""
+"""Inputs of tests for engines of any kind, and the engines' logits."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ MASK = np.isin(np.arange(20), [4, 5, 6, 7, 11])
 
 
 def features_of(width: int) -> Array:
-    """(5, C) for the rows that MASK marks."""
+    """Features (5, C) for the rows that MASK marks."""
     return np.random.default_rng(8).normal(size=(5, width)).astype(np.float32)
 
 
 def heard(engine: Engine, features: Array) -> Logits:
-    """The logits behind ROWS, some of them heard."""
+    """The logits of ROWS, some of which are speech."""
     engine.reset()
     engine.prefill(ROWS, features, MASK)
     return copied(engine.logits())
 
 
 def written(engine: Engine, rows: Ids, width: int) -> Logits:
-    """The logits behind rows of which none was heard, by an engine of this width."""
+    """The logits of rows without speech, from an engine of this width."""
     engine.reset()
     engine.prefill(rows, np.empty((0, width), np.float32), np.zeros(len(rows), np.bool_))
     return copied(engine.logits())
 
 
 def decoded(engine: Engine, rows: Ids) -> Logits:
-    """The logits behind rows that are fed one by one."""
+    """The logits of rows that are fed one by one."""
     engine.reset()
     for row in rows:
         logits = engine.decode_step(row[None])
@@ -48,7 +48,7 @@ def decoded(engine: Engine, rows: Ids) -> Logits:
 
 
 def forked(engine: Engine, tails: Iterable[Ids]) -> list[Logits]:
-    """Each item's logits once the engine has forked and fed a tail to either."""
+    """Each item's logits after the engine has forked and fed a tail to each."""
     engine.fork()
     for rows in zip(*tails, strict=True):
         logits = copied(engine.decode_step(np.stack(rows)))
@@ -60,5 +60,5 @@ def copied(logits: Logits) -> Logits:
 
 
 def own_experts(bundle: Bundle) -> Callable[[], PagedExperts]:
-    """Experts of an engine's own, as many in memory as fit."""
+    """Experts that an engine owns, as many in memory as fit."""
     return lambda: paged_experts(bundle, PagingSettings())

@@ -1,4 +1,4 @@
-"""The exporter's small random checkpoint, with seconds to hear and bytes as text ids."""
+"""The exporter's small random checkpoint, with a window of seconds and bytes as text ids."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def byte_level_tokenizer() -> Tokenizer:
     """An id is a byte: every character beyond ASCII takes several ids."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
-    # GPT-2's alphabet: printable bytes stand for themselves, the others for characters from 256 on.
+    # GPT-2's alphabet: printable bytes map to themselves, the others to characters from 256 on.
     letters = {chr(byte): byte for byte in printable}
     letters |= {chr(256 + i): byte for i, byte in enumerate(others)}
     tokenizer = Tokenizer(models.BPE(vocab=letters, merges=[]))

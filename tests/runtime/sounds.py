@@ -1,4 +1,4 @@
-"""Sounds for tests: what WebRTC's detector takes for a voice, silence, WAV bytes of any kind."""
+"""Sounds for tests: a buzz that WebRTC's detector takes for a voice, silence, WAV bytes."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def wav_bytes(
 
 
 def encode(pcm: NDArray[np.floating], tag: int, bits: int) -> bytes:
-    """Samples (N,) or (N, channels) as a WAV file of this kind holds them."""
+    """Encode samples (N,) or (N, channels) for a WAV file of this kind."""
     if tag == FLOAT or (tag == EXTENSIBLE and bits == 64):
         return bytes(pcm.astype(f"<f{bits // 8}").tobytes())
     if bits == 8:

@@ -1,4 +1,4 @@
-"""Sound comes as soon as there is any, then in growing chunks, and every sample comes once."""
+"""Sound is decoded as soon as possible, then in growing chunks, and every sample comes once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FRAMES = np.random.default_rng(3).integers(0, CODEC.codebook_size, (25, 7))
 
 
 class CountedCodec:
-    """A codec that notes how many frames each chunk has."""
+    """A codec that records the number of frames of each chunk."""
 
     def __init__(self, bundle: Bundle) -> None:
         self._codec = OrtCodec(bundle.file(bundle.manifest.ort_graphs.codec), threads=1)

@@ -1,8 +1,7 @@
-"""Dialogues of four turns say in every row what the torch reference says of the whole of it.
+"""In dialogues of four turns, every row has the logits of the torch reference.
 
-The reference sees no cache, no window and no engine: for each answer it encodes every question
-anew, and runs over all rows of the conversation at once, from the system prompt to the answer's
-last row.
+The reference has no cache, window or engine. For each answer it encodes every question again and
+runs over all rows of the conversation at once, from the system prompt to the answer's last row.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from tests.runtime.models import SPEC
 from tests.runtime.sounds import voice
 from tests.runtime.test_conversation import Script, history_ids, script, take, talk
 
-__all__ = ["Script", "script"]  # a fixture and what it hands out
+__all__ = ["Script", "script"]  # a fixture and its type
 
 TOLERANCE = 1e-4  # float32 on logits of some tens; summation order alone differs
 ANSWERS = [("one", 9), ("a longer text", 3), ("two", 6), ("three", 5)]
@@ -42,7 +41,7 @@ CONTEXT_ROWS = {"typed": 200, "spoken": 290, "typed and spoken": 240}
 
 
 class Step(NamedTuple):
-    """What was fed to one item of an engine, and what it thought of the next row."""
+    """Rows fed to one item of an engine, and the logits of the next row."""
 
     row: Ids
     text: Any
@@ -85,7 +84,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> list[Steps]:
 
 
 class Reference:
-    """The torch model on a conversation of which only questions and answers are known."""
+    """The torch model on a conversation, given only questions and answers."""
 
     def __init__(self, bundle: Bundle, questions: Sequence[Any]) -> None:
         self._model: DeepTalk = load_model(bundle.path.parent / "checkpoint").eval()
@@ -95,7 +94,7 @@ class Reference:
         self._questions = questions
 
     def prompt(self, first: int, turn: int) -> list[Segment]:
-        """The questions from `first` to `turn`, as they stand in the conversation."""
+        """The questions from `first` to `turn`."""
         users = [
             Typed(text=asked)
             if isinstance(asked, str)
@@ -106,7 +105,7 @@ class Reference:
         return [opening, *map(self._template.next_turn, users[1:])]
 
     def rows(self, first: int, turn: int) -> tuple[Ids, Any]:
-        """The whole prompt (T, K + 1) and which of its rows are heard (T,)."""
+        """The whole prompt (T, K + 1) and the mask of its rows of speech (T,)."""
         rows, masks = [], []
         for number, segment in enumerate(self.prompt(first, turn), first):
             rows.append(segment.rows)
@@ -117,7 +116,7 @@ class Reference:
         return np.concatenate(rows), np.concatenate(masks)
 
     def num_dropped(self, turn: int, num_before: int) -> int:
-        """How many turns are missing in front of a prompt of so many rows and one more."""
+        """Number of dropped turns before a prompt of this many rows and one more."""
         sizes = [len(self.rows(first, turn)[0]) for first in range(turn + 1)]
         return sizes.index(num_before + 1)
 
@@ -143,11 +142,11 @@ class Reference:
 
 def hold(bundle: Bundle, questions: Sequence[Any], answers: list[Steps], **settings: Any) -> None:
     with talk(bundle, max_rows=100, **settings) as conversation:
-        answers.clear()  # the golden check has fed its own rows
+        answers.clear()  # drops the golden check's rows
         for question, (text, _) in zip(questions, ANSWERS, strict=True):
             assert take(conversation.ask(question))[0] == text
     if not answers[-1].items[0]:
-        answers.pop()  # the history, fed again for a question that does not come
+        answers.pop()  # drops a refill for a question that is not asked
 
 
 @torch.inference_mode()
@@ -173,7 +172,7 @@ def assert_every_row_is_the_references(reference: Reference, answers: Sequence[S
 
 @pytest.mark.parametrize("mode", ["batch-parallel", "single"])
 @pytest.mark.parametrize("dialogue", DIALOGUES)
-def test_every_row_of_a_dialogue_is_a_full_forward_of_the_reference(
+def test_every_row_of_a_dialogue_equals_a_full_forward_of_the_reference(
     bundle: Bundle, script: Callable[..., None], answers: list[Steps], dialogue: str, mode: str
 ) -> None:
     script(*ANSWERS)
@@ -186,10 +185,10 @@ def test_every_row_of_a_dialogue_is_a_full_forward_of_the_reference(
 
 @pytest.mark.parametrize("mode", ["batch-parallel", "single"])
 @pytest.mark.parametrize("dialogue", DIALOGUES)
-def test_a_dropped_turn_leaves_a_full_forward_of_the_others(
+def test_after_a_dropped_turn_rows_equal_a_full_forward_of_the_others(
     bundle: Bundle, script: Callable[..., None], answers: list[Steps], dialogue: str, mode: str
 ) -> None:
-    """The oldest turns are gone, another one opens, and is fed again in its new place."""
+    """The oldest turns are dropped, and a later turn becomes the first and is fed again there."""
     script(*ANSWERS)
     hold(bundle, DIALOGUES[dialogue], answers, mode=mode, context_rows=CONTEXT_ROWS[dialogue])
     dropped = assert_every_row_is_the_references(Reference(bundle, DIALOGUES[dialogue]), answers)
@@ -200,7 +199,7 @@ def test_a_dropped_turn_leaves_a_full_forward_of_the_others(
 
 @pytest.mark.parametrize("mode", ["batch-parallel", "single"])
 @pytest.mark.parametrize("dialogue", DIALOGUES)
-def test_a_window_of_turns_leaves_a_full_forward_of_those_in_it(
+def test_with_a_window_of_turns_rows_equal_a_full_forward_of_those_turns(
     bundle: Bundle, script: Callable[..., None], answers: list[Steps], dialogue: str, mode: str
 ) -> None:
     script(*ANSWERS)

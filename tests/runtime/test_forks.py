@@ -1,4 +1,4 @@
-"""A forked child gets an error at once, and can end: whatever its parent had open."""
+"""A forked child gets an error at once and can end, whatever its parent had open."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ with Conversation(bundle, settings) as talk, live:
         pytest.param("ort", 1, "all", marks=pytest.mark.slow),
     ],
 )
-def test_a_forked_child_is_refused_and_ends(
+def test_a_forked_child_gets_an_error_and_can_end(
     int8_bundle: Bundle, backend: str, threads: int, pool: str
 ) -> None:
     library: Path = built.library_place()

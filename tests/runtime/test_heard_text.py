@@ -1,4 +1,4 @@
-"""The history keeps the text of the sound that was heard, and no more."""
+"""The history keeps exactly the text of the heard sound."""
 
 from __future__ import annotations
 

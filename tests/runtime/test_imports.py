@@ -1,4 +1,4 @@
-"""What runs on a device loads no training stack, and the command line loads nothing early."""
+"""The runtime loads no training packages, and the command line loads packages late."""
 
 from __future__ import annotations
 

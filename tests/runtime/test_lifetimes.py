@@ -1,5 +1,4 @@
-"""What is closed is refused, on either backend and by every part; what fails to open leaves nothing
-open."""
+"""On both backends, closed parts refuse calls, and a failed opening leaves nothing open."""
 
 from __future__ import annotations
 
@@ -46,7 +45,7 @@ Readers = Callable[[], list[str]]
 
 @pytest.fixture(autouse=True)
 def readers() -> Readers:
-    """The pagers' threads that a test has started and that are alive; others have theirs."""
+    """The live threads of pagers that this test has started."""
     before = set(threading.enumerate())
 
     def alive() -> list[str]:
@@ -62,7 +61,7 @@ def settings(
 ) -> ConversationSettings:
     """Of a short conversation on each backend; some experts have to be read."""
     if request.param == "cpu":
-        monkeypatch.setattr(native_library, "LIBRARY", built.library_place())
+        built.install(monkeypatch)
     return dataclasses.replace(
         ConversationSettings.of(int8_bundle),
         backend=request.param,
@@ -110,9 +109,7 @@ def test_a_kept_iterator_ends_with_its_conversation(talk: Conversation) -> None:
         next(begun)
 
 
-def test_no_piece_that_was_made_before_comes_after_a_close(
-    talk: Conversation, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_event_comes_after_a_close(talk: Conversation, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Answer, "advance", lambda self: (TextPiece("one"), TextPiece("two")))
     events = talk.ask("Why?")
     assert next(events) == TextPiece("one")
@@ -143,7 +140,7 @@ def test_the_figures_of_an_answer_that_was_not_begun_are_refused(talk: Conversat
         talk.begin("Why?").metrics()
 
 
-def test_what_another_thread_closes_under_a_step_goes_when_that_ends(
+def test_a_close_by_another_thread_during_a_step_takes_effect_after_the_step(
     int8_bundle: Bundle,
     talk: Conversation,
     monkeypatch: pytest.MonkeyPatch,
@@ -188,7 +185,7 @@ def test_what_another_thread_closes_under_a_step_goes_when_that_ends(
         ("conversation", "History"),
     ],
 )
-def test_what_fails_to_open_leaves_nothing_open(
+def test_a_failed_opening_leaves_nothing_open(
     int8_bundle: Bundle,
     settings: ConversationSettings,
     monkeypatch: pytest.MonkeyPatch,
@@ -290,7 +287,7 @@ def test_a_closed_codec_and_a_closed_encoder_refuse_every_call(
             use()
 
 
-def test_a_context_of_the_kernels_that_is_dropped_gives_its_threads_back(
+def test_a_dropped_kernel_context_ends_its_threads(
     int8_bundle: Bundle,
     settings: ConversationSettings,
     readers: Readers,
@@ -333,7 +330,7 @@ def test_a_second_question_is_refused_until_the_first_is_answered(talk: Conversa
     events = talk.ask("Why?")
     next(events)
     for ask in (talk.ask, talk.begin):
-        with pytest.raises(UsageError, match="the answer before is not over"):
+        with pytest.raises(UsageError, match="the last answer is not finished"):
             ask("And?")
     assert isinstance(list(events)[-1], TurnDone)
     assert isinstance(list(talk.ask("And?"))[-1], TurnDone)
@@ -351,6 +348,6 @@ def test_routes_are_recorded_once_at_a_time_and_written_after_a_close(
 
 
 @pytest.mark.parametrize("threads", [0, 1025])
-def test_a_number_of_threads_that_is_a_slip_is_refused(int8_bundle: Bundle, threads: int) -> None:
+def test_an_absurd_number_of_threads_is_refused(int8_bundle: Bundle, threads: int) -> None:
     with pytest.raises(SettingsError, match=f"threads = {threads}: expected"):
         ConversationSettings.of(int8_bundle, threads=threads)

@@ -1,4 +1,4 @@
-"""A device measures itself: what ran, what it cost, and one meaning for each figure."""
+"""A device measures its setup and costs; each figure has one meaning."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def assert_says_what_ran(figures: dict[str, Any], bundle: Bundle) -> None:
     assert figures["peak_resident_mb"] > 10
 
 
-def test_a_turn_of_run_and_a_measurement_say_what_ran(
+def test_a_turn_of_run_and_a_measurement_name_their_setup(
     bundle: Bundle, question: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--bundle", str(bundle.path), "--wav", str(question), "--threads", "2"]
@@ -56,9 +56,7 @@ def test_a_turn_of_run_and_a_measurement_say_what_ran(
     assert report["audio_s"] == turn["audio_s"]
 
 
-def test_a_person_gets_a_page_and_absent_figures_are_absent(
-    bundle: Bundle, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_page_omits_absent_figures(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     argv = [
         "profile",
         "--offline",
@@ -79,14 +77,14 @@ def test_a_person_gets_a_page_and_absent_figures_are_absent(
 
 
 @pytest.mark.parametrize(("questions", "repeat"), [([], 5), (["Why?"], 0)])
-def test_a_measurement_of_nothing_is_refused(
+def test_a_measurement_without_questions_is_refused(
     bundle: Bundle, questions: list[Any], repeat: int
 ) -> None:
     with pytest.raises(SettingsError, match="expected 1 or more of both"):
         measure(bundle.path, questions, repeat=repeat)
 
 
-def test_each_question_is_measured_in_a_conversation_of_its_own(bundle: Bundle) -> None:
+def test_each_question_is_measured_in_a_new_conversation(bundle: Bundle) -> None:
     report = measure(bundle.path, [voice(0.6)], repeat=3)
     with Conversation(bundle) as talk:
         talk.idle()

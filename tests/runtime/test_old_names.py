@@ -1,4 +1,4 @@
-"""The public names that were renamed still do what they did; CHANGELOG.md lists them."""
+"""Renamed public names still work under their old names; CHANGELOG.md lists them."""
 
 from __future__ import annotations
 

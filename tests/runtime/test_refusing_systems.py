@@ -1,4 +1,4 @@
-"""Refused advice is no reason to fail; refused threads are told of in a line."""
+"""Refused memory advice is not an error; refused threads give one line."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ with LiveConversation(FakeTalker(), VirtualPort(recording(np.zeros(320, np.float
 """
 
 
-def test_a_kernel_that_takes_no_advice_changes_no_answer(
+def test_a_kernel_that_refuses_advice_changes_no_answer(
     int8_bundle: Bundle, tmp_path: Path
 ) -> None:
     shim = shims.build(shims.REFUSED_ADVICE, tmp_path)
@@ -96,7 +96,7 @@ for number, child in children.items():
     ],
     ids=["cpu", "ort", "cpu, all", "ort, all"],
 )
-def test_refused_threads_end_in_a_line_or_in_fewer_threads(
+def test_refused_threads_give_one_line_or_fewer_threads(
     int8_bundle: Bundle, backend: str, numbers: str, enough: int, tmp_path: Path
 ) -> None:
     shim = shims.build(shims.REFUSED_THREADS, tmp_path)
@@ -106,7 +106,7 @@ def test_refused_threads_end_in_a_line_or_in_fewer_threads(
     assert list(codes) == [int(number) for number in numbers.split()], done.stderr
     said = {number: (tmp_path / str(number)).read_text() for number in codes}
     assert not any("Traceback" in text for text in said.values())
-    # A math library of the process's may start a thread of its own in a child, which counts, too.
+    # A math library may start a thread in a child, which counts, too.
     first = min(number for number, code in codes.items() if code == 0)
     assert enough <= first <= enough + 1, said
     for number, code in codes.items():

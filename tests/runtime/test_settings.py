@@ -1,4 +1,4 @@
-"""A conversation's settings: the checkpoint's own, and what a user changes."""
+"""Settings of a conversation: the checkpoint's defaults, and a user's changes."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def test_the_released_loop_counts_a_penalty_as_it_did_and_ends_with_speech(bundl
 
 
 @pytest.mark.parametrize("name", ["max_rows", "context_rows", "max_turns"])
-def test_one_is_the_least(bundle: Bundle, name: str) -> None:
+def test_the_smallest_valid_setting_is_1(bundle: Bundle, name: str) -> None:
     settings = ConversationSettings.of(bundle)
     assert getattr(replace(settings, **{name: 1}), name) == 1  # type: ignore[arg-type]
     with pytest.raises(SettingsError, match=f"{name} = 0"):
         replace(settings, **{name: 0})  # type: ignore[arg-type]
 
 
-def test_threads_are_one_to_many(bundle: Bundle) -> None:
+def test_the_number_of_threads_has_limits(bundle: Bundle) -> None:
     settings = ConversationSettings.of(bundle)
     for threads in (1, MOST_THREADS):
         assert replace(settings, threads=threads).threads == threads

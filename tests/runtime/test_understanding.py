@@ -34,7 +34,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(scope="module")
 def music() -> np.ndarray:
-    """Three seconds of a plucked chord, again and again."""
+    """Three seconds of a repeated plucked chord."""
     t = np.arange(16_000 * 3) / 16_000
     tones = sum(np.sin(2 * np.pi * hz * t) for hz in (220.0, 277.2, 329.6, 440.0))
     return np.asarray(0.1 * tones * np.exp(-4 * (t % 0.4)), np.float32)
@@ -51,7 +51,9 @@ def question() -> np.ndarray:
     return resample(read_wav(QUESTION), 16_000).pcm
 
 
-def test_music_gets_the_bundles_line_and_no_turn(tiny: Bundle, music: np.ndarray) -> None:
+def test_music_gets_the_bundles_spoken_line_and_adds_no_turn(
+    tiny: Bundle, music: np.ndarray
+) -> None:
     with talk_of(tiny) as talk:
         events = list(talk.ask(music))
         assert [type(event) for event in events] == [
@@ -67,10 +69,10 @@ def test_music_gets_the_bundles_line_and_no_turn(tiny: Bundle, music: np.ndarray
         np.testing.assert_array_equal(sound.pcm, read_wav(tiny.file(files.LINE)).pcm)
         assert (done.text, done.metrics.stopped) == ("", "not_understood")
         assert done.metrics.understood_p == refusal.understood_p < 0.33
-        assert talk._history.num_turns == 0
+        assert talk.history.num_turns == 0
 
 
-def test_an_understood_answer_is_what_it_is_without_judging(
+def test_an_understood_question_is_answered_as_without_judging(
     tiny: Bundle, question: np.ndarray
 ) -> None:
     answers = []
@@ -105,7 +107,7 @@ def test_the_words_of_a_question_come_first(tiny: Bundle, question: np.ndarray) 
     assert 0.5 < transcript.confidence <= 1
 
 
-def test_silence_and_a_wav_may_take_the_lines_place(
+def test_silence_or_a_wav_may_replace_the_spoken_line(
     tiny: Bundle, music: np.ndarray, tmp_path: Path
 ) -> None:
     own = tmp_path / "own.wav"
@@ -136,7 +138,7 @@ def test_the_threshold_can_be_set(tiny: Bundle, music: np.ndarray, question: np.
 
 @pytest.fixture(scope="module")
 def without_head(tiny: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The same bundle without word head and questions, and the score that is fitted then."""
+    """The same bundle without its word head and questions, with the score that is fitted then."""
     place = tmp_path_factory.mktemp("headless") / "bundle"
     shutil.copytree(tiny.path, place)
     path = place / files.HEADER
@@ -148,7 +150,7 @@ def without_head(tiny: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Bund
     return Bundle(place, tiny.manifest)
 
 
-def test_without_a_head_sound_waits_for_the_first_rows(
+def test_without_a_word_head_sound_waits_for_the_first_rows(
     without_head: Bundle, music: np.ndarray, question: np.ndarray
 ) -> None:
     with talk_of(without_head) as talk:
@@ -156,15 +158,17 @@ def test_without_a_head_sound_waits_for_the_first_rows(
         assert refused[0] == Transcript(None, None, NO_HEAD)
         sounds = [event for event in refused if isinstance(event, AudioChunk)]
         assert any(isinstance(event, NotUnderstood) for event in refused)
-        assert len(sounds) == 1  # the line, and nothing of the answer
+        assert len(sounds) == 1  # only the spoken line
         assert not any(isinstance(event, TextPiece) for event in refused)
-        assert talk._history.num_turns == 0
+        assert talk.history.num_turns == 0
         heard = "".join(e.text for e in talk.ask(question) if isinstance(e, TextPiece))
     with talk_of(without_head, refuses=False) as talk:
         assert heard == "".join(e.text for e in talk.ask(question) if isinstance(e, TextPiece))
 
 
-def test_a_bundle_that_knows_nothing_answers_everything(bundle: Bundle, music: np.ndarray) -> None:
+def test_a_bundle_without_understanding_answers_every_question(
+    bundle: Bundle, music: np.ndarray
+) -> None:
     with Conversation(bundle) as talk:
         events = list(talk.ask(music[:16_000]))
     assert not any(isinstance(event, NotUnderstood) for event in events)
@@ -183,9 +187,9 @@ def judgement(distance: float, **changes: object) -> Judgement:
 @pytest.mark.parametrize(
     ("distance", "is_refused", "waits"),
     [(-2.0, True, True), (0.0, False, True), (4.0, False, False)],
-    ids=["no question", "in doubt", "surely a question"],
+    ids=["no question", "in doubt", "certainly a question"],
 )
-def test_only_in_doubt_does_the_sound_wait_for_the_first_rows(
+def test_sound_waits_for_the_first_rows_only_in_doubt(
     distance: float, is_refused: bool, waits: bool
 ) -> None:
     known = judgement(distance)
@@ -206,7 +210,7 @@ def test_refusing_nothing_keeps_the_probabilities() -> None:
     assert known.right_p == pytest.approx(0.0474, abs=1e-3)
 
 
-def test_a_threshold_of_ones_own_holds_for_both_scores() -> None:
+def test_a_chosen_threshold_holds_for_both_scores() -> None:
     assert judgement(0.0, least_p=0.6).is_refused
     known = judgement(0.0, least_p=0.04)
     known.add_entropy(1e-3)

@@ -1,4 +1,4 @@
-"""PCM of every scale and channel count becomes what the model takes, or is refused by name."""
+"""PCM of every scale and channel count is converted for the model, or refused by name."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_pcm_that_is_not_mono_or_empty_is_refused(wrong: NDArray[np.generic]) ->
         as_pcm(wrong)
 
 
-def test_pcm_that_is_no_array_is_refused_with_the_way_out() -> None:
+def test_pcm_that_is_not_an_array_is_refused_with_the_way_out() -> None:
     with pytest.raises(AudioError, match=r"found list; numpy\.asarray"):
         as_pcm([0.1, 0.2])
 
@@ -64,16 +64,16 @@ def test_floats_far_beyond_full_scale_are_refused_with_their_value(peak: float) 
 
 
 @pytest.mark.parametrize("peak", [1.01, 4.0])
-def test_floats_a_little_beyond_full_scale_are_clipped_with_a_word(
+def test_floats_a_little_beyond_full_scale_are_clipped_with_a_warning(
     peak: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     samples = np.array([0.5, peak, -peak], np.float32)
     np.testing.assert_array_equal(within_scale(samples, "a.wav"), [0.5, 1, -1])
     assert f"a.wav: samples reach {peak:.2f}" in caplog.text
-    assert samples[1] == np.float32(peak)  # the caller's array is as it was
+    assert samples[1] == np.float32(peak)  # the caller's array is unchanged
 
 
-def test_full_scale_itself_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_full_scale_itself_is_not_changed(caplog: pytest.LogCaptureFixture) -> None:
     samples = np.tile(np.array([1, -1], np.float32), 200)
     assert as_pcm(samples) is samples
     assert not caplog.records
@@ -86,7 +86,7 @@ def test_16_bit_values_never_wrap() -> None:
 
 
 @pytest.mark.parametrize(("dbfs", "warns"), [(-30, False), (-45, True), (-60, True)])
-def test_pcm_too_quiet_for_the_model_is_answered_with_a_word(
+def test_pcm_too_quiet_for_the_model_is_answered_with_a_warning(
     dbfs: int, warns: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     warn_if_quiet(np.full(16000, 10 ** (dbfs / 20), np.float32))
@@ -119,13 +119,13 @@ def test_channels_that_cancel_each_other_do_not_vanish(
     assert caplog.text.count(words) == (chosen is not None)
 
 
-def test_channels_with_sounds_of_their_own_are_averaged() -> None:
+def test_channels_with_different_sounds_are_averaged() -> None:
     rng = np.random.default_rng(0)
     wide = rng.standard_normal((4000, 2)).astype(np.float32)
     np.testing.assert_allclose(Downmix("a.wav").push(wide), wide.mean(axis=1), atol=1e-6)
 
 
-def test_a_constant_in_each_channel_is_no_sound_that_cancels() -> None:
+def test_a_constant_in_each_channel_is_not_cancelling_sound() -> None:
     wide = 0.01 * voice(0.3)[:, None] + np.array([0.2, -0.2], np.float32)
     np.testing.assert_allclose(Downmix("a.wav").push(wide), 0.01 * voice(0.3), atol=1e-6)
 

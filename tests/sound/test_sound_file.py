@@ -43,7 +43,7 @@ def write(path: Path, **how: str) -> None:
         ("WAV", "MS_ADPCM", 0.1),
     ],
 )
-def test_what_our_reader_does_not_know_is_read_by_the_library(
+def test_kinds_of_file_that_our_reader_lacks_are_read_by_the_library(
     kind: str, subtype: str, error: float, tmp_path: Path
 ) -> None:
     write(tmp_path / "q", format=kind, subtype=subtype)
@@ -79,7 +79,7 @@ def test_our_reader_agrees_with_the_library(kind: str, subtype: str, tmp_path: P
 
 
 @needs_soundfile
-def test_a_damaged_file_says_what_the_library_says(tmp_path: Path) -> None:
+def test_the_error_for_a_damaged_file_quotes_the_library(tmp_path: Path) -> None:
     (tmp_path / "q.flac").write_bytes(b"fLaC" + bytes(100))
     with pytest.raises(AudioError, match=r"q\.flac: a FLAC file, and libsndfile cannot read it \("):
         read_sound(tmp_path / "q.flac")
@@ -109,6 +109,6 @@ def test_wav_needs_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     np.testing.assert_allclose(read_sound(tmp_path / "q").pcm, voice(0.1), atol=1e-4)
 
 
-def test_what_is_no_sound_is_refused_before_all_of_it_is_read(tmp_path: Path) -> None:
+def test_a_file_without_sound_is_refused_before_it_is_read_to_its_end(tmp_path: Path) -> None:
     with pytest.raises(AudioError, match="not a WAV file, nor another kind"):
         read_sound(device_node(tmp_path / "zero", 5))  # it never ends

@@ -1,4 +1,4 @@
-"""Whatever people record is read alike; what is broken is named; what was said is kept."""
+"""All usual recordings are read, broken files are named, and written sound is never lost."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def test_48_khz_stereo_becomes_16_khz_mono(path: Path) -> None:
     found = resample(read_wav(path), 16000)
     assert found.rate_hz == 16000
     assert len(found.pcm) == 8000
-    middle = slice(1000, 7000)  # the ends ring
+    middle = slice(1000, 7000)  # the filter rings at both ends
     np.testing.assert_allclose(found.pcm[middle], voice(0.5)[middle] / 2, atol=2e-3)
 
 
-def test_a_sound_at_the_wanted_rate_is_left_alone() -> None:
+def test_a_sound_at_the_wanted_rate_is_not_changed() -> None:
     sound = Sound(voice(0.1), 16000)
     assert resample(sound, 16000) is sound
 
@@ -86,12 +86,12 @@ def with_riff_size(content: bytes, num_bytes: int) -> bytes:
         (0x7FFFFFFF, 0x7FFFFFFF),
         (0xFFFFFFFF, 0xFFFFFFFF - 44),
         (2_000_000_036, 2_000_000_000),
-        (0, 0),  # a recorder that was killed
+        (0, 0),  # a killed recorder
         (36, 0),
     ],
 )
 @pytest.mark.parametrize("tail", [b"", b"\0"])
-def test_a_length_that_stands_for_an_unknown_one_means_to_the_end(
+def test_a_placeholder_length_means_to_the_end_of_the_file(
     path: Path, riff_bytes: int, data_bytes: int, tail: bytes
 ) -> None:
     content = wav_bytes(SAMPLES + tail, claimed_bytes=data_bytes)
@@ -100,13 +100,13 @@ def test_a_length_that_stands_for_an_unknown_one_means_to_the_end(
 
 
 @pytest.mark.parametrize("data_bytes", [3201, 4000, 1_000_000_000, 0x60000000, 0x90000000])
-def test_a_plausible_length_that_is_not_reached_is_a_cut_file(path: Path, data_bytes: int) -> None:
+def test_a_file_shorter_than_its_plausible_length_is_refused(path: Path, data_bytes: int) -> None:
     path.write_bytes(wav_bytes(SAMPLES, claimed_bytes=data_bytes))
     with pytest.raises(AudioError, match=f"'data' has 3200 of {data_bytes} bytes"):
         read_wav(path)
 
 
-def test_no_samples_before_a_chunk_are_no_samples(path: Path) -> None:
+def test_an_empty_data_chunk_before_another_chunk_is_empty(path: Path) -> None:
     content = wav_bytes(b"LIST\x04\0\0\0abcd", claimed_bytes=0)
     path.write_bytes(with_riff_size(content, len(content) - 8))
     with pytest.raises(AudioError, match="holds no samples"):
@@ -167,7 +167,7 @@ def test_floats_far_beyond_full_scale_are_refused_with_their_value(path: Path, b
         read_wav(path)
 
 
-def test_floats_a_little_beyond_full_scale_are_clipped_with_a_word(
+def test_floats_a_little_beyond_full_scale_are_clipped_with_a_warning(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     sound = voice(0.1) / np.abs(voice(0.1)).max() * 1.5
@@ -205,14 +205,16 @@ def test_stereo_in_antiphase_does_not_vanish(path: Path, caplog: pytest.LogCaptu
         (b"RIFF\0\0\0\0WAVEdata\x04\0\0\0abcd", "samples before their format"),
     ],
 )
-def test_a_file_that_is_no_sound_says_why(path: Path, content: bytes, message: str) -> None:
+def test_the_error_for_a_file_without_sound_says_why(
+    path: Path, content: bytes, message: str
+) -> None:
     path.write_bytes(content)
     with pytest.raises(AudioError, match=message) as caught:
         read_wav(path)
     assert str(path) in str(caught.value)
 
 
-def test_an_absent_file_says_so(path: Path) -> None:
+def test_a_missing_file_is_named(path: Path) -> None:
     with pytest.raises(AudioError, match="No such file"):
         read_wav(path)
 
@@ -229,7 +231,7 @@ def test_what_is_written_reads_back_and_full_scale_is_clipped(path: Path) -> Non
     np.testing.assert_allclose(read_wav(path).pcm, sound.clip(-1, 1), atol=1e-4)
 
 
-def test_a_file_never_passes_what_its_header_can_count(path: Path) -> None:
+def test_a_file_never_exceeds_the_size_that_its_header_can_hold(path: Path) -> None:
     with WavWriter(path, 24000) as writer:
         writer.num_samples = MAX_BYTES // 2 - 3  # a hole in the file
         with pytest.raises(DoesNotFit, match="a WAV file holds 4 GiB; begin another one"):
@@ -240,7 +242,7 @@ def test_a_file_never_passes_what_its_header_can_count(path: Path) -> None:
     path.unlink()
 
 
-def test_an_interruption_keeps_what_was_said(path: Path) -> None:
+def test_an_interruption_keeps_the_written_sound(path: Path) -> None:
     def interrupted() -> None:
         with WavWriter(path, 24000) as writer:
             writer.write(voice(0.1))
@@ -253,17 +255,17 @@ def test_an_interruption_keeps_what_was_said(path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_nothing_said_leaves_no_file(path: Path) -> None:
+def test_no_sound_leaves_no_file(path: Path) -> None:
     WavWriter(path, 24000).close()
     assert list(path.parent.iterdir()) == []
 
 
-def test_a_place_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
     with pytest.raises(AudioError, match="cannot be written"):
         WavWriter(tmp_path / "absent" / "answer.wav", 24000)
 
 
-def test_a_file_in_the_making_is_a_valid_wav_after_every_chunk(path: Path) -> None:
+def test_an_unfinished_file_is_a_valid_wav_after_every_chunk(path: Path) -> None:
     with WavWriter(path, 24000) as writer:
         for count in range(1, 4):
             writer.write(voice(0.1))
@@ -289,7 +291,7 @@ def test_a_disk_that_fills_keeps_every_whole_chunk(tmp_path: Path) -> None:
         assert (disk / "a.wav").stat().st_size == 44 + 2 * len(found)
 
 
-def test_a_writer_goes_on_where_it_was_when_there_is_room_again(tmp_path: Path) -> None:
+def test_a_writer_continues_when_the_disk_has_room_again(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "64k") as disk:
         (disk / "ballast").write_bytes(bytes(40_000))
         with WavWriter(disk / "a.wav", 16000) as writer:
@@ -301,7 +303,7 @@ def test_a_writer_goes_on_where_it_was_when_there_is_room_again(tmp_path: Path) 
         np.testing.assert_allclose(read_wav(disk / "a.wav").pcm, np.tile(voice(0.1), 2), atol=1e-4)
 
 
-def test_a_limit_on_file_sizes_is_told_as_what_it_is(path: Path) -> None:
+def test_a_limit_on_file_sizes_is_named_in_the_error(path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:
@@ -315,6 +317,6 @@ def test_a_limit_on_file_sizes_is_told_as_what_it_is(path: Path) -> None:
     assert len(read_wav(path).pcm) == 3 * 1600
 
 
-def test_what_is_no_sound_is_refused_before_all_of_it_is_read(tmp_path: Path) -> None:
+def test_a_file_without_sound_is_refused_before_it_is_read_to_its_end(tmp_path: Path) -> None:
     with pytest.raises(AudioError, match="not a WAV file"):
         read_wav(device_node(tmp_path / "zero", 5))  # it never ends

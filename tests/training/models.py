@@ -9,7 +9,7 @@ from deeptalk_edge.training.model import DeepTalk
 
 
 def random_model(spec: ModelSpec, seed: int = 0) -> DeepTalk:
-    """Matrices that keep a vector's size, norms near 1, no two biases alike."""
+    """Matrices that keep a vector's size, norms near 1, and distinct biases."""
     model = DeepTalk(spec).eval()
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():

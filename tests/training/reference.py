@@ -1,4 +1,4 @@
-"""DeepTalk written out equation by equation, in float64 numpy: slow, literal, sharing no code.
+"""DeepTalk in float64 numpy, equation by equation: slow, literal, without shared code.
 
 One sequence, no batch, no cache; a loop for every sum that the papers write over rows and heads.
 
@@ -147,7 +147,7 @@ def latent_attention(d: DecoderSpec, w: Weights, x: list[Vector]) -> list[Vector
 
 
 def turn(d: DecoderSpec, v: Vector, position: int) -> Vector:
-    """Turn the pairs (v0, v1), (v2, v3), ... ; first components in the first half of the result."""
+    """Rotate the pairs (v0, v1), (v2, v3), ...; first components come first in the result."""
     half = d.rope_dim // 2
     out = np.zeros(d.rope_dim)
     for j in range(half):
@@ -161,7 +161,8 @@ def turn(d: DecoderSpec, v: Vector, position: int) -> Vector:
 
 
 def frequency(d: DecoderSpec, j: int) -> float:
-    """YaRN: as trained where many turns fit the trained length, slower where few do."""
+    """YaRN: frequencies with many periods in the trained length stay, those with few are
+    lowered."""
     plain = math.pow(d.rope_theta, -2 * j / d.rope_dim)
     y = d.yarn
     if y is None:

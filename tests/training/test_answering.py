@@ -1,4 +1,4 @@
-"""The shipped checkpoint asked through data files: `train eval` and `train pairs`, end to end."""
+"""The shipped checkpoint answers data files: `train eval` and `train pairs`, end to end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two shipped questions; their codes are none, for only the questions are asked."""
+    """Two shipped questions without codes, because only the questions are used."""
     path = tmp_path_factory.mktemp("data") / "data.jsonl"
     lines = []
     for wav in sorted((TINY / "questions").glob("new_voice-*.wav"))[:2]:
@@ -47,7 +47,7 @@ def test_the_shipped_checkpoint_answers_typed_and_spoken(
     assert len(scores["codebook_accuracy"]) == 7
 
 
-def test_pairs_of_its_answers_differ_in_what_is_heard(
+def test_pairs_of_answers_differ_in_their_heard_words(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "pairs.jsonl"

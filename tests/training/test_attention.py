@@ -1,4 +1,4 @@
-"""What a card's fused attention is asked for; its arithmetic beside ours is in test_model.py."""
+"""Arguments of a card's fused attention; test_model.py compares its results with ours."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_fused_attention_masks_by_itself_only_where_all_rows_are_queries(
     asked: tuple[tuple[int, ...] | None, bool],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On the meta device, which is no processor: shapes are real, numbers are not computed."""
+    """On the meta device, which has shapes and computes no numbers."""
     calls: list[tuple[Any, Any]] = []
 
     def fused(

@@ -1,4 +1,4 @@
-"""Training the tiny codec: codes stay in use, the decoder learns, what is frozen stays frozen."""
+"""Training the tiny codec: codes stay in use, the decoder learns, frozen parts do not change."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_code_that_nothing_uses_is_moved_to_where_the_data_is(
 
 
 @torch.no_grad()
-def test_a_code_in_use_is_left_where_it_is(quantizer: ResidualQuantizer) -> None:
+def test_a_code_in_use_is_not_moved(quantizer: ResidualQuantizer) -> None:
     usage = CodeUsage(quantizer)
     every_code = [torch.arange(TINY_CODEC.codebook_size)[None] for _ in TINY_CODEC.vq_strides]
     for _ in range(50):
@@ -98,7 +98,7 @@ def test_a_code_in_use_is_left_where_it_is(quantizer: ResidualQuantizer) -> None
 
 
 @pytest.mark.slow
-def test_training_tokens_lowers_the_mel_error_and_is_settled_by_the_seed(speech: Clips) -> None:
+def test_training_tokens_lowers_the_mel_error_and_follows_the_seed(speech: Clips) -> None:
     settings = TokenSettings(num_steps=8, clip_frames=16)
     first, short_error = train_tokens(speech, settings)
     again, _ = train_tokens(speech, settings)
@@ -108,7 +108,7 @@ def test_training_tokens_lowers_the_mel_error_and_is_settled_by_the_seed(speech:
         assert torch.equal(again.state_dict()[name], tensor), name
 
 
-def test_the_tape_leaves_out_the_sentences_held_out(speech: Clips, tokeniser: Tokeniser) -> None:
+def test_the_tape_leaves_out_held_out_sentences(speech: Clips, tokeniser: Tokeniser) -> None:
     tape = training_tape(speech, tokeniser, UnitVoice({}), SHORT, "cpu")
     num_kept = len(speech) - len(range(0, len(speech), HOLD_OUT_EVERY))
     assert len(tape.codes) == num_kept * 5
@@ -144,7 +144,7 @@ def test_training_the_decoder_lowers_its_loss_and_leaves_the_codes_alone(
         assert torch.equal(trained.quantizer.state_dict()[name], tensor), name
 
 
-def test_the_spectral_loss_is_nought_for_the_same_sound_and_finite_for_silence() -> None:
+def test_the_spectral_loss_is_0_for_equal_sounds_and_finite_for_silence() -> None:
     loss = SpectralLoss(TINY_CODEC)
     sound = torch.randn(1, 4 * FRAME) / 10
     assert all(value < 1e-6 for value in loss(sound, sound))

@@ -32,7 +32,7 @@ needs_synthesisers = pytest.mark.skipif(
 
 @pytest.fixture
 def silent_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The whole plan with a synthesiser that gives every clip its text's length."""
+    """The whole plan, with a synthesiser whose clips are as long as their texts."""
 
     def pretend(text: str, voice: Voice, *, rate_hz: int) -> Pcm:
         return np.full(len(text), rate_hz // 1000, np.int16)
@@ -44,7 +44,7 @@ def silent_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "corpus"
 
 
-def test_the_sets_keep_apart_what_they_claim_to(silent_corpus: Path) -> None:
+def test_the_sets_share_no_voice_or_wording(silent_corpus: Path) -> None:
     corpus = load_corpus(silent_corpus)
     held_out = {question.text for question in questions() if question.is_held_out}
     train = [corpus.utterances[i] for i in corpus.select(Split.TRAIN, is_test=False)]
@@ -71,7 +71,7 @@ def test_every_word_that_is_asked_has_its_phones(silent_corpus: Path) -> None:
     assert asked == corpus.phones.keys()
 
 
-def test_clips_stand_in_the_order_of_the_plan(silent_corpus: Path) -> None:
+def test_clips_are_in_the_order_of_the_plan(silent_corpus: Path) -> None:
     corpus = load_corpus(silent_corpus)
     for index in (0, 100, len(corpus.utterances) - 1):
         assert len(corpus.questions[index]) == len(corpus.utterances[index].question)
@@ -79,7 +79,7 @@ def test_clips_stand_in_the_order_of_the_plan(silent_corpus: Path) -> None:
         assert len(corpus.answers[index]) == len(text)
 
 
-def test_a_seed_settles_every_voice(silent_corpus: Path, tmp_path: Path) -> None:
+def test_a_seed_determines_every_voice(silent_corpus: Path, tmp_path: Path) -> None:
     first = load_corpus(silent_corpus)
     again = synthesise(tmp_path / "again", seed=0, workers=1)
     other = synthesise(tmp_path / "other", seed=1, workers=1)
@@ -143,7 +143,7 @@ def test_phones_are_those_of_the_american_dictionary() -> None:
 
 
 @needs_synthesisers
-def test_flite_speaks_at_the_pitch_it_is_told() -> None:
+def test_flite_speaks_at_the_requested_pitch() -> None:
     def pitch_hz(f0_hz: int) -> float:
         voice = Voice(program="flite", name="kal", f0_hz=f0_hz)
         speech = speak("one", voice, rate_hz=16000)[3000:6000].astype(np.float64)
@@ -154,6 +154,6 @@ def test_flite_speaks_at_the_pitch_it_is_told() -> None:
 
 
 @needs_synthesisers
-def test_a_voice_that_says_nothing_is_an_error() -> None:
+def test_a_voice_without_sound_is_an_error() -> None:
     with pytest.raises(AudioError, match="says nothing"):
         speak(" ", ANSWER_VOICE, rate_hz=16000)

@@ -1,4 +1,4 @@
-"""The kiosk's questions: every one has an answer, and what is held out stays out."""
+"""The kiosk's questions: every one has an answer, and held-out ones are never in training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from deeptalk_edge.training.tiny.domain import (
 )
 
 
-def test_the_domain_is_as_large_as_the_model_card_says() -> None:
+def test_the_domain_has_the_size_in_the_model_card() -> None:
     assert (len(questions()), len(answers()), len(vocabulary())) == (1612, 1223, 169)
 
 
@@ -102,7 +102,7 @@ def test_random_words_come_from_the_list_alone() -> None:
 
 
 def _as_expression(pattern: tuple[str | tuple[str, ...], ...]) -> str:
-    """The pattern as a regular expression in which every part brings the space before it."""
+    """The pattern as a regular expression; every part includes the space before it."""
     parts = [(part,) if isinstance(part, str) else part for part in pattern]
     spaced = ["|".join(f" {filling}" if filling else "" for filling in part) for part in parts]
     return "".join(f"({part})" for part in spaced)

@@ -1,4 +1,4 @@
-"""What an evaluation says of its own certainty."""
+"""Confidence intervals of an evaluation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from deeptalk_edge.training.evaluate import Scores, wilson
 
 
-def test_an_interval_is_wilsons() -> None:
+def test_an_interval_is_that_of_wilson() -> None:
     """By hand: 9 of 10 is 0.596 to 0.982."""
     rate = wilson(9, 10)
     assert (rate.low, rate.high) == pytest.approx((0.5958, 0.9821), abs=1e-4)
@@ -17,7 +17,7 @@ def test_an_interval_is_wilsons() -> None:
     assert wilson(0, 10).low == pytest.approx(0.0)
 
 
-def test_nothing_asked_is_no_rate() -> None:
+def test_no_questions_give_no_rate() -> None:
     assert math.isnan(wilson(0, 0).share)
 
 

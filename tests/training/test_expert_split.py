@@ -1,4 +1,4 @@
-"""Which experts become audio experts."""
+"""The choice of audio experts."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def test_a_modality_that_was_never_seen_is_an_error() -> None:
         loads.shares()
 
 
-def test_an_expert_that_text_needs_stays_a_text_expert() -> None:
-    """Expert 0 hears most, but text uses it more still."""
+def test_an_expert_that_text_uses_more_stays_a_text_expert() -> None:
+    """Audio uses expert 0 most, but text uses it even more."""
     audio = torch.tensor([[0.4, 0.3, 0.2, 0.1]])
     text = torch.tensor([[0.9, 0.0, 0.0, 0.1]])
     assert split_experts(audio, text, [2], top_k=2) == [[1, 2]]
@@ -68,7 +68,7 @@ def test_layers_may_have_different_counts() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_both_kinds_keep_enough_experts_to_route_to(count: int) -> None:
+def test_both_modalities_keep_at_least_top_k_experts(count: int) -> None:
     with pytest.raises(ValueError, match="top_k"):
         split_experts(torch.zeros(1, 4), torch.zeros(1, 4), [count], top_k=2)
 
@@ -99,14 +99,14 @@ def test_the_adaptive_count_is_what_audio_uses_more_than_text() -> None:
     assert adaptive_counts(audio, text, top_k=2) == [3, 2]
 
 
-def test_a_random_split_is_the_seeds_alone() -> None:
+def test_a_random_split_depends_only_on_the_seed() -> None:
     split = random_split(3, 8, 4, seed=5)
     assert split == random_split(3, 8, 4, seed=5) != random_split(3, 8, 4, seed=6)
     assert all(len(set(layer)) == 4 for layer in split)
 
 
 @pytest.mark.parametrize("content", ["{}", "[1]", "[[-1]]", "[[true]]", '[["0"]]'])
-def test_a_file_that_is_no_split_is_refused(content: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_split_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "split.json").write_text(content)
     with pytest.raises(SettingsError, match="list of lists"):
         load_split(tmp_path / "split.json")

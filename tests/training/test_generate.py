@@ -29,7 +29,7 @@ def _prompts(num_questions: int, length: int = 5) -> Ids:
 
 @torch.inference_mode()
 def _literal(model: DeepTalk, prompt: Ids, mode: Mode) -> tuple[list[int], list[Ids]]:
-    """The same answer without a cache: all rows anew at every step, greedy."""
+    """The same greedy answer without a cache: all rows run again at every step."""
     items = [speak_as(VOCABULARY, prompt, "ANS_A"), prompt]
     answer, text, frames = AnswerRows(VOCABULARY), [], []
     silent = codec_columns(VOCABULARY, VOCABULARY.pad_audio)
@@ -50,7 +50,7 @@ def _literal(model: DeepTalk, prompt: Ids, mode: Mode) -> tuple[list[int], list[
 
 
 @pytest.mark.parametrize("mode", ["batch-parallel", "single"])
-def test_cached_decoding_says_what_decoding_from_scratch_says(model: DeepTalk, mode: Mode) -> None:
+def test_cached_decoding_equals_decoding_from_scratch(model: DeepTalk, mode: Mode) -> None:
     prompt = _prompts(1)
     text, frames = _literal(model, prompt[0], mode)
     answer = generate(model, prompt, speaker="ANS_A", mode=mode, max_rows=MAX_ROWS)[0]
@@ -59,7 +59,7 @@ def test_cached_decoding_says_what_decoding_from_scratch_says(model: DeepTalk, m
 
 
 def test_the_modes_differ(model: DeepTalk) -> None:
-    """Else the test above would not notice if one mode were the other."""
+    """Otherwise the test above could not tell the modes apart."""
     parallel, single = (
         generate(model, _prompts(1), speaker="ANS_A", mode=mode, max_rows=MAX_ROWS)[0].text_ids
         for mode in ("batch-parallel", "single")
@@ -67,7 +67,7 @@ def test_the_modes_differ(model: DeepTalk) -> None:
     assert parallel != single
 
 
-def test_questions_answered_together_are_answered_as_alone(model: DeepTalk) -> None:
+def test_questions_answered_together_get_the_answers_they_get_alone(model: DeepTalk) -> None:
     prompts = _prompts(3)
     together = generate(model, prompts, speaker="ANS_A", max_rows=MAX_ROWS)
     for prompt, answer in zip(prompts, together, strict=True):
@@ -76,7 +76,7 @@ def test_questions_answered_together_are_answered_as_alone(model: DeepTalk) -> N
         np.testing.assert_array_equal(answer.frames, alone.frames)
 
 
-def test_a_cut_answer_says_that_it_is_not_complete(model: DeepTalk) -> None:
+def test_a_cut_answer_is_marked_as_incomplete(model: DeepTalk) -> None:
     answer: Answer = generate(model, _prompts(1), speaker="ANS_A", max_rows=3)[0]
     assert not answer.is_complete
     assert answer.frames.shape == (0, VOCABULARY.num_codebooks)
@@ -95,7 +95,7 @@ def test_sampling_is_repeatable_and_the_seed_matters(model: DeepTalk) -> None:
 
 
 def test_the_speaker_changes_the_speech_and_not_the_text(model: DeepTalk) -> None:
-    """In batch-parallel mode text comes from the item that knows of no speaker."""
+    """In batch-parallel mode text comes from the item without a speaker."""
     ours, theirs = (
         generate(model, _prompts(1), speaker=name, max_rows=MAX_ROWS)[0]
         for name in ("ANS_A", "M29")

@@ -1,4 +1,4 @@
-"""What a run says of itself."""
+"""The journal of a training run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _loads() -> ExpertLoads:
     return loads
 
 
-def test_the_routers_facts_are_of_each_modality() -> None:
+def test_router_figures_are_given_for_each_modality() -> None:
     text, audio = router_facts(_loads())
     assert (audio["load"], audio["dead"]) == ([0.5, 0.5, 0, 0], [2, 3])
     assert audio["entropy"] == pytest.approx(0.5)
@@ -67,19 +67,17 @@ def test_a_line_runs_from_the_left_edge_to_the_right_and_from_the_greatest_to_0(
     assert "nothing yet" in line_chart({"loss": [(1, None)]}).html
 
 
-def test_a_resumed_run_drops_the_lines_of_steps_that_are_done_again(tmp_path: Path) -> None:
+def test_a_resumed_run_drops_the_lines_of_repeated_steps(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     for step in (1, 2, 3):
         journal.add("step", step, losses={})
     with (tmp_path / "journal.jsonl").open("a") as file:
-        file.write('{"kind": "step", "st')  # where the kill came
+        file.write('{"kind": "step", "st')  # the line that the kill cut
     Journal(tmp_path).resume(2)
     assert [entry["step"] for entry in read_journal(tmp_path / "journal.jsonl")] == [1, 2]
 
 
-def test_tensorboard_is_named_where_it_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_tensorboard_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
     with pytest.raises(SettingsError, match="pip install"):
         Journal(tmp_path, tensorboard=True)

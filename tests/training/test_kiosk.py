@@ -36,9 +36,7 @@ def test_words_are_folded_and_an_empty_answer_asks_the_checkpoint(tmp_path: Path
         ("question,answer_wav\na,gone.wav\n", ":2: .*gone.wav does not exist"),
     ],
 )
-def test_a_table_that_is_none_is_refused_with_its_line(
-    text: str, said: str, tmp_path: Path
-) -> None:
+def test_an_invalid_table_is_refused_with_its_line(text: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=said):
         read_table(_table(tmp_path, text))
 

@@ -1,4 +1,4 @@
-"""The hearing stage: its start, its course, and what its two heads teach."""
+"""The hearing stage: its start, its course, and the layers that its two heads train."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_labels_are_the_words_and_the_phones_of_what_is_said() -> None:
     assert {" ".join(line) for line in words} <= {"gate eight", "exit", "eight eight"}
 
 
-def test_windows_are_short_until_they_are_whole() -> None:
+def test_windows_are_short_at_first_and_whole_later() -> None:
     batches = _batches()
     early, late = batches(4, ALL), batches(5, ALL)
     assert early.log_mel.shape[2] < late.log_mel.shape[2] == 2 * ENCODER.max_frames
@@ -99,7 +99,7 @@ def test_short_windows_come_in_few_lengths_and_hold_every_utterance() -> None:
         assert 2 * int(batch.num_frames.max()) <= mel_frames
 
 
-def test_whole_windows_are_shared_by_two_without_loss_or_double() -> None:
+def test_two_processes_share_whole_windows_without_gaps_or_repeats() -> None:
     batches = _batches()
     assert len(batches.parts(4)) == 1
     parts = [batches(*part) for part in batches.parts(5)]
@@ -109,7 +109,7 @@ def test_whole_windows_are_shared_by_two_without_loss_or_double() -> None:
     assert torch.equal(together, batches(5, ALL).words.ids.sort().values)
 
 
-def test_a_part_counts_by_its_share() -> None:
+def test_a_part_of_a_batch_counts_by_its_share() -> None:
     batches = _batches()
     listener, batch = _listener(batches), batches(0, ALL)
     whole = listener.losses(batch, bfloat16=False)
@@ -118,14 +118,14 @@ def test_a_part_counts_by_its_share() -> None:
         assert third[name].item() == pytest.approx(loss.item() / 3)
 
 
-def test_a_step_draws_the_same_batch_each_time() -> None:
+def test_a_step_always_draws_the_same_batch() -> None:
     first, again, other = _batches()(3, ALL), _batches()(3, ALL), _batches()(4, ALL)
     assert torch.equal(first.log_mel, again.log_mel)
     assert torch.equal(first.words.ids, again.words.ids)
     assert first.log_mel.shape != other.log_mel.shape
 
 
-def test_phones_teach_the_layers_under_their_head_and_no_others() -> None:
+def test_phones_train_only_the_layers_below_their_head() -> None:
     batches = _batches()
     listener = _listener(batches)
     loss = listener.losses(batches(0, ALL), bfloat16=False)["phones"]
@@ -136,7 +136,7 @@ def test_phones_teach_the_layers_under_their_head_and_no_others() -> None:
     assert pull[1] is None
 
 
-def test_words_teach_the_projector_too() -> None:
+def test_words_also_train_the_projector() -> None:
     batches = _batches()
     listener = _listener(batches)
     losses = listener.losses(batches(0, ALL), bfloat16=False)
@@ -146,7 +146,7 @@ def test_words_teach_the_projector_too() -> None:
     assert all(loss.isfinite() and loss > 0 for loss in losses.values())
 
 
-def test_the_phones_count_as_much_as_the_plan_says() -> None:
+def test_the_phones_have_the_weight_of_the_plan() -> None:
     batches = _batches()
     batch = batches(0, ALL)
     half, whole = (
@@ -157,13 +157,13 @@ def test_the_phones_count_as_much_as_the_plan_says() -> None:
     torch.testing.assert_close(half["words"], whole["words"])
 
 
-def test_a_whole_window_is_encoded_as_the_model_does_it() -> None:
+def test_a_whole_window_is_encoded_as_by_the_model() -> None:
     model, mel = DeepTalk(SPEC), torch.randn(2, 80, 2 * ENCODER.max_frames)
     start_ear(model)
     torch.testing.assert_close(encode_window(model, mel, 1)[1], model.encode(mel))
 
 
-def test_a_new_ear_looks_a_fixed_way_to_each_side() -> None:
+def test_a_new_encoder_attends_at_fixed_offsets() -> None:
     """On positions alone, every head of the first layer attends most to its own offset."""
     torch.manual_seed(0)
     model = DeepTalk(SPEC)

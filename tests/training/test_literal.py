@@ -19,7 +19,7 @@ TOLERANCE = 1e-4  # float32 against float64, on logits of some units
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
-def test_the_model_is_the_equations(spec: ModelSpec) -> None:
+def test_the_model_equals_the_equations(spec: ModelSpec) -> None:
     """A sentence, an utterance of 5 frames, a sentence; then all eight heads of every row."""
     model = random_model(spec, seed=3)
     heard, heard_mask = audio_rows(spec.vocabulary, audio_id=7, num_frames=5)

@@ -98,7 +98,7 @@ def test_a_state_that_would_run_code_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "made").exists()
 
 
-def test_a_state_is_never_half_written(tmp_path: Path) -> None:
+def test_a_state_is_written_atomically(tmp_path: Path) -> None:
     _run(_model(), SETTINGS, tmp_path / "state")
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
 
@@ -109,7 +109,7 @@ def test_the_rate_warms_up_then_falls_along_a_cosine() -> None:
     assert rates == pytest.approx([0.5, 1.0, 1.0, 0.55, 0.1])
 
 
-def test_what_needs_no_gradient_stands_still() -> None:
+def test_tensors_without_a_gradient_do_not_change() -> None:
     frozen, free = _model(), nn.Linear(1, 1)
     frozen.requires_grad_(False)
     model = nn.Sequential(frozen, free)
@@ -139,7 +139,7 @@ def test_evaluation_comes_every_so_many_steps() -> None:
     assert seen == [3, 6]
 
 
-def test_batches_of_one_step_weigh_as_if_they_were_one_after_the_other() -> None:
+def test_batches_of_one_step_add_up_to_one_larger_batch() -> None:
     together, summed = _model(), _model()
 
     def square(model: nn.Module, batch: Tensor) -> Tensor:

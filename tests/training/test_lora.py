@@ -1,4 +1,4 @@
-"""Adapters: nothing at first, their product when merged, and files that fit or are refused."""
+"""Adapters: zero at first, their product when merged, and files that fit or are refused."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_new_adapter_changes_nothing_and_keeps_the_official_names() -> None:
     }
 
 
-def test_merged_is_the_sum() -> None:
+def test_a_merged_weight_is_the_sum_of_weight_and_adapter() -> None:
     model = _with_adapters()
     rows = random_rows(SPEC, 2, 5)
     expected = model(rows)

@@ -49,7 +49,7 @@ def test_a_batch_with_speech_is_divided_by_eight() -> None:
 
 def test_each_stream_is_a_mean_over_its_own_labels() -> None:
     text_logits, code_logits = _logits(4)
-    text_logits[0, 1] = 50.0  # row 0 is certain and right, the only one of which text is asked
+    text_logits[0, 1] = 50.0  # row 0 is certain and right, and the only one with a text label
     targets = _targets(4)
     targets[0, -1] = 1
     targets[2, 0] = 3
@@ -57,7 +57,7 @@ def test_each_stream_is_a_mean_over_its_own_labels() -> None:
     assert loss.item() == pytest.approx((0.0 + math.log(V_CODE)) / 3, abs=1e-6)
 
 
-def test_what_is_ignored_has_no_gradient() -> None:
+def test_ignored_positions_have_no_gradient() -> None:
     text_logits, code_logits = (logits.requires_grad_() for logits in _logits(2))
     targets = _targets(2)
     targets[0] = 1
@@ -107,7 +107,7 @@ def test_the_balance_is_kept_within_each_sequence() -> None:
     assert balance_loss([both], LIVE[:, :1].expand(2, 1), 1.0).item() == pytest.approx(2.0)
 
 
-def test_padding_has_no_part_in_the_balance() -> None:
+def test_padding_does_not_count_in_the_balance() -> None:
     """By hand: rows 0 and 1 are live, the third would change every number below.
 
     Picks 0, 1, 0, 2 of E = 4, top_k = 2, S = 2: shares (2, 1, 1, 0) * 4 / 4; mass is the mean of

@@ -36,7 +36,7 @@ every_spec = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
     # transformers 5 never reads `norm_topk_prob`: DeepSeek's own gate is in test_router.py.
     [pytest.param(s, id=name) for name, s in SPECS.items() if not s.decoder.normalise_top_k],
 )
-def test_the_decoder_is_transformers_deepseek_v2(spec: ModelSpec, tmp_path: Path) -> None:
+def test_the_decoder_equals_transformers_deepseek_v2(spec: ModelSpec, tmp_path: Path) -> None:
     model = random_model(spec)
     save_checkpoint(tmp_path / "checkpoint", model, config_of(spec))
     theirs = _transformers_decoder(spec.decoder, spec, tmp_path / "checkpoint")
@@ -67,7 +67,7 @@ def _transformers_decoder(decoder: DecoderSpec, spec: ModelSpec, checkpoint: Pat
 
 
 @every_spec
-def test_the_encoder_is_transformers_whisper(spec: ModelSpec) -> None:
+def test_the_encoder_equals_transformers_whisper(spec: ModelSpec) -> None:
     model = random_model(spec)
     config = WhisperConfig(**encoder_config_of(spec.encoder))
     theirs: Any = WhisperEncoder(config)
@@ -93,7 +93,7 @@ def test_a_window_of_another_size_is_refused() -> None:
 
 
 @every_spec
-def test_cached_decoding_is_the_full_forward(spec: ModelSpec) -> None:
+def test_cached_decoding_equals_the_full_forward(spec: ModelSpec) -> None:
     model = random_model(spec)
     rows = random_rows(spec, 3, 11)
     cache = Cache()
@@ -113,7 +113,7 @@ def test_padding_on_the_right_changes_nothing_before_it() -> None:
 
 @every_spec
 @pytest.mark.parametrize("num_rows", [1, 4, 9])
-def test_absorbed_attention_is_expanded_attention(spec: ModelSpec, num_rows: int) -> None:
+def test_absorbed_attention_equals_expanded_attention(spec: ModelSpec, num_rows: int) -> None:
     decoder = spec.decoder
     attention = random_model(spec).model.layers[0].self_attn
     assert isinstance(attention, LatentAttention)
@@ -129,7 +129,9 @@ def test_absorbed_attention_is_expanded_attention(spec: ModelSpec, num_rows: int
 
 @pytest.mark.parametrize(("num_rows", "num_keys"), [(7, 7), (3, 7), (1, 7)])
 @pytest.mark.parametrize("is_causal", [True, False])
-def test_attention_spelt_out_is_torchs_own(num_rows: int, num_keys: int, is_causal: bool) -> None:
+def test_explicit_attention_equals_torchs_fused_attention(
+    num_rows: int, num_keys: int, is_causal: bool
+) -> None:
     query, key = torch.randn(2, 3, num_rows, 12), torch.randn(2, 3, num_keys, 12)
     value = torch.randn(2, 3, num_keys, 5)
     seen = torch.ones(num_rows, num_keys, dtype=torch.bool)
@@ -140,8 +142,8 @@ def test_attention_spelt_out_is_torchs_own(num_rows: int, num_keys: int, is_caus
     torch.testing.assert_close(found, expected)
 
 
-def test_an_expert_runs_over_few_lengths() -> None:
-    """Or training compiles products for most of its time."""
+def test_an_expert_runs_on_few_distinct_lengths() -> None:
+    """Otherwise training spends most of its time compiling products."""
     spec = PLAIN.decoder
     mixture = MixtureOfExperts(spec)
     lengths: list[int] = []
@@ -171,7 +173,7 @@ def _picks(kind: str, num_experts: int, top_k: int) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", ["random", "one expert idle", "one expert for all"])
-def test_sorted_experts_are_a_plain_loop_over_tokens(kind: str) -> None:
+def test_sorted_experts_equal_a_loop_over_tokens(kind: str) -> None:
     mixture = random_model(PLAIN).model.layers[-1].mlp
     assert isinstance(mixture, MixtureOfExperts)
     tokens = torch.randn(12, PLAIN.decoder.width)
@@ -235,7 +237,7 @@ def test_a_stage_trains_all_experts_but_the_frozen_ones() -> None:
         assert mixture.gate.weight.grad is not None
 
 
-def test_released_experts_are_as_before_the_stage() -> None:
+def test_releasing_barred_experts_restores_the_logits() -> None:
     model = random_model(PLAIN)
     rows = random_rows(PLAIN, 1, 8)
     before = model(rows)

@@ -1,4 +1,4 @@
-"""Experts that are added beside those of a model."""
+"""Experts that are added to those of a model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_added_experts_are_copies_and_the_others_stay() -> None:
         assert torch.equal(old.gate.weight[source], new.gate.weight[place])
 
 
-def test_without_its_added_experts_it_is_the_model_it_was() -> None:
+def test_a_model_without_its_added_experts_equals_the_original() -> None:
     model = random_model(PLAIN)
     extended = with_audio_experts(model, 2).eval()
     added = added_experts(extended.spec.decoder, 2)

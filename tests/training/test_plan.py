@@ -1,4 +1,4 @@
-"""What a recipe needs, counted from the official sizes."""
+"""The memory of a recipe, computed from the official sizes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_the_official_size_has_the_published_parameters() -> None:
     assert counts.active / 1e9 == pytest.approx(2.511, abs=0.001)
 
 
-def test_all_of_it_fits_on_eight_big_cards_and_adapters_not_on_one_small_one() -> None:
+def test_full_training_fits_eight_large_cards_and_adapters_do_not_fit_one_small_card() -> None:
     whole = [f"checkpoint={OFFICIAL}"]
     full = plan_recipe(read_recipe("joint", whole), EIGHT_80_GB, num_rows=600, num_samples=1000)
     assert full.fits

@@ -1,4 +1,4 @@
-"""DPO: its losses by hand, its two forms, and how pairs are picked."""
+"""DPO: its losses by hand, its two forms, and the choice of pairs."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def _run(target: object, place: Path) -> list[int | None]:
     return [process.exitcode for process in processes]
 
 
-def test_joined_processes_end_where_one_alone_does(tmp_path: Path) -> None:
+def test_joined_processes_end_with_the_weights_of_one_process(tmp_path: Path) -> None:
     alone = _trained().state_dict()
     assert _run(_train_joined, tmp_path) == [0, 0]
     first, other = (torch.load(tmp_path / f"{i}.weights", weights_only=True) for i in range(RANKS))
@@ -68,19 +68,19 @@ def test_joined_processes_end_where_one_alone_does(tmp_path: Path) -> None:
     assert not (tmp_path / "1.state").exists()  # only the first one saves
 
 
-def test_a_partner_that_leaves_is_an_error_and_no_endless_wait(tmp_path: Path) -> None:
+def test_a_process_that_leaves_is_an_error_and_not_an_endless_wait(tmp_path: Path) -> None:
     waiting, _ = _run(_leave_early, tmp_path)
     assert waiting == 1
 
 
-def test_one_process_alone_does_all_the_work_and_joins_nobody(tmp_path: Path) -> None:
+def test_a_single_process_does_all_the_work_without_a_group(tmp_path: Path) -> None:
     with joined(0, 1, tmp_path / "meeting"):
         assert not torch.distributed.is_initialized()
         assert is_first()
         assert share([1, 2, 3], *num_ranks()) == [1, 2, 3]
 
 
-def test_the_others_have_nothing_of_a_single_batch(tmp_path: Path) -> None:
+def test_only_the_first_process_gets_a_single_batch(tmp_path: Path) -> None:
     assert _run(_write_shares, tmp_path) == [0, 0]
     assert [(tmp_path / f"{i}.txt").read_text() for i in range(RANKS)] == ["[7] [1, 3]", "[] [2]"]
 

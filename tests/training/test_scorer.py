@@ -1,4 +1,4 @@
-"""The scorer hears what was said, and hears nothing where nothing was: it does not flatter."""
+"""The scorer recognises what was said, and nothing in sound without speech."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ ANSWERS = (
         ("21", "twenty one"),
     ],
 )
-def test_a_transcript_is_spelt_as_the_kiosk_speaks(heard: str, spelt: str) -> None:
+def test_a_transcript_has_the_kiosks_spelling(heard: str, spelt: str) -> None:
     assert normalise(heard) == spelt
 
 
@@ -57,7 +57,7 @@ def test_an_answer_is_exact_only_if_every_word_was_heard() -> None:
     assert (result.num_answers, result.exact_rate, result.word_error_rate) == (2, 0.5, 0.25)
 
 
-def test_hearing_nothing_scores_nothing() -> None:
+def test_an_empty_transcript_scores_zero() -> None:
     result = score(["gate one", "gate two"], ["", ""])
     assert (result.exact_rate, result.word_error_rate) == (0.0, 1.0)
 
@@ -90,7 +90,7 @@ def test_the_grammar_recogniser_tells_answers_apart(recordings: list[Samples]) -
     assert score(ANSWERS, swapped).exact_rate == 0.0
 
 
-def test_an_untrained_decoder_scores_nothing() -> None:
+def test_an_untrained_decoder_scores_zero() -> None:
     pytest.importorskip("pocketsphinx")
     torch.manual_seed(0)
     codec, hear = Snac(TINY_CODEC, with_encoder=False).eval(), GrammarRecogniser()
@@ -100,7 +100,7 @@ def test_an_untrained_decoder_scores_nothing() -> None:
     assert score(ANSWERS, [hear(sound) for sound in loud]).exact_rate == 0.0
 
 
-def test_speech_whose_frames_are_shuffled_scores_nothing(recordings: list[Samples]) -> None:
+def test_speech_with_shuffled_frames_scores_zero(recordings: list[Samples]) -> None:
     hear, rng = GrammarRecogniser(), np.random.default_rng(0)
     shuffled = []
     for samples in recordings:

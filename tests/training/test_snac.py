@@ -55,7 +55,7 @@ def _pair(**changes: Any) -> tuple[Any, Snac]:
         attn_window_size=None, **{name: getattr(spec, name) for name in FIELDS}
     ).eval()
     for name, parameter in theirs.named_parameters():
-        if name.endswith("alpha"):  # all ones in a new model: would hide a wrong axis
+        if name.endswith("alpha"):  # all ones in a new model would hide a wrong axis
             torch.nn.init.uniform_(parameter, 0.5, 2.0)
     ours = Snac(spec).eval()
     ours.load_state_dict(theirs.state_dict())
@@ -141,7 +141,7 @@ def test_encode_gives_the_packages_codes_in_our_column_order() -> None:
     assert torch.equal(rows[..., 3:7].flatten(1), fine)
 
 
-def test_rows_and_scales_are_each_others_opposite(small_spec: CodecSpec) -> None:
+def test_rows_and_scales_convert_into_each_other(small_spec: CodecSpec) -> None:
     rows = torch.arange(2 * 5 * 7).view(2, 5, 7)
     scales = scales_from_rows(rows, small_spec)
     assert [scale.shape[1] for scale in scales] == [5, 10, 20]

@@ -1,4 +1,4 @@
-"""The tiny model's batches: they obey the grid, and nothing held out ever gets in."""
+"""The tiny model's batches follow the grid and never have held-out items."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from deeptalk_edge.training.tiny.units import Unit, UnitVoice, unit_names
 from deeptalk_edge.training.tiny.voices import held_out_voice, training_voice
 
 NUM_STEPS = 24
-FRAMES = 90  # of every utterance
+FRAMES = 90  # frames of every utterance
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def corpus() -> Corpus:
 
 @pytest.fixture(scope="module")
 def units() -> UnitVoice:
-    """Units of random codes, two frames a word."""
+    """Units of random codes, two frames per word."""
     rng = np.random.default_rng(0)
     return UnitVoice(
         {
@@ -133,7 +133,7 @@ def test_every_word_is_one_token_with_and_without_a_space(tokenizer: Tokenizer) 
     assert decode(tokenizer, encode(tokenizer, "Grüß Gott!")) == "Grüß Gott!"
 
 
-def test_no_held_out_utterance_is_ever_heard(
+def test_no_held_out_utterance_is_in_a_batch(
     corpus: Corpus, units: UnitVoice, tokenizer: Tokenizer
 ) -> None:
     heard = set()
@@ -143,7 +143,7 @@ def test_no_held_out_utterance_is_ever_heard(
     assert {corpus.utterances[i].split for i in heard} == {Split.TRAIN}
 
 
-def test_an_utterance_is_heard_without_gaps_and_some_silence_is_cut(
+def test_an_utterance_has_no_gaps_and_some_silence_is_cut(
     corpus: Corpus, units: UnitVoice, tokenizer: Tokenizer
 ) -> None:
     lengths = set()
@@ -157,7 +157,7 @@ def test_an_utterance_is_heard_without_gaps_and_some_silence_is_cut(
     assert len(lengths) > 20
 
 
-def test_no_held_out_question_or_answer_is_ever_read_or_said(
+def test_no_held_out_question_or_answer_is_in_a_batch(
     corpus: Corpus, units: UnitVoice, tokenizer: Tokenizer
 ) -> None:
     held_out = {q.text for q in questions() if q.is_held_out}
@@ -174,10 +174,11 @@ def test_no_held_out_question_or_answer_is_ever_read_or_said(
     assert num_answers > 500
 
 
-def test_random_sentences_would_hit_held_out_answers_if_nobody_looked(
+def test_random_sentences_would_contain_held_out_answers_without_the_filter(
     corpus: Corpus, units: UnitVoice, tokenizer: Tokenizer
 ) -> None:
-    """The tests above are sharp: of 20,000 sentences none is held out, though many are answers."""
+    """Shows that the tests above can fail: the filter removes held-out answers from 20,000
+    sentences."""
     batches, draw = _batches(corpus, units, tokenizer), random.Random(0)
     said = {batches.random_sentence(draw) for _ in range(20_000)}
     assert len(said & set(answers())) > 100
@@ -204,10 +205,10 @@ def test_a_heard_question_answered_with_another_sentence_trains_no_text(
     assert text.any(dim=1).tolist() == [learns_text, True, True, True] * 2
 
 
-def test_targets_are_the_next_row_wherever_something_is_asked(
+def test_targets_are_the_next_row_at_every_labelled_position(
     corpus: Corpus, units: UnitVoice, tokenizer: Tokenizer
 ) -> None:
-    """Text exactly; codes but for those that were corrupted in the rows, never in the targets."""
+    """Text exactly; codes except those that are corrupted in the rows, which targets never are."""
     spec, same = _spec(tokenizer).vocabulary, []
     for batch in _some(_batches(corpus, units, tokenizer), corpus):
         asked = batch.targets[:, :-1] != IGNORE
@@ -237,7 +238,7 @@ def test_a_spoken_item_gives_its_codes_back_to_the_runtime(
     assert rows.is_done
 
 
-def test_the_speaker_stands_in_the_last_prompt_row_of_spoken_items_only(
+def test_the_speaker_is_in_the_last_prompt_row_of_spoken_items_only(
     units: UnitVoice, tokenizer: Tokenizer
 ) -> None:
     writer, vocab = _writer(tokenizer, units), _spec(tokenizer).vocabulary
@@ -252,7 +253,7 @@ def test_the_speaker_stands_in_the_last_prompt_row_of_spoken_items_only(
     assert (written.targets[:, :-1] == IGNORE).all()
 
 
-def test_speech_alone_asks_for_no_text_and_not_for_the_code_before_it(
+def test_speech_only_items_have_no_text_targets_and_no_target_for_the_first_code(
     units: UnitVoice, tokenizer: Tokenizer
 ) -> None:
     writer = _writer(tokenizer, units)
@@ -260,12 +261,12 @@ def test_speech_alone_asks_for_no_text_and_not_for_the_code_before_it(
     last = len(prompt.rows) - 1
     item = writer.spoken(prompt, "gate two", np.zeros(0, np.int64), train_text=False)
     assert (item.targets[:, -1] == IGNORE).all()
-    # The row of BOS, last + 1, is the first from which a code is asked; no word stands there yet.
+    # The row of BOS, last + 1, is the first from which a code is asked; it has no word yet.
     assert item.targets[last + 1, 0] == IGNORE
     assert item.targets[last + 2, 0] != IGNORE
 
 
-def test_each_word_stands_in_the_row_in_which_its_sound_begins(
+def test_each_word_is_in_the_row_in_which_its_sound_begins(
     units: UnitVoice, tokenizer: Tokenizer
 ) -> None:
     """Two frames a word: sound begins in frames 0, 2 and 4; row 0 is BOS, so the first word
@@ -283,10 +284,10 @@ def test_text_that_runs_ahead_has_no_padding(units: UnitVoice, tokenizer: Tokeni
     assert _spec(tokenizer).vocabulary.pad_text not in ids
 
 
-def test_an_earlier_answer_stands_in_text_only_and_ends_in_eos(
+def test_an_earlier_answer_is_in_the_text_only_and_ends_with_eos(
     units: UnitVoice, tokenizer: Tokenizer
 ) -> None:
-    """Exactly the rows that the second item of batch-parallel decoding leaves behind."""
+    """Exactly the rows that remain in the second item of batch-parallel decoding."""
     writer, vocab = _writer(tokenizer, units), _spec(tokenizer).vocabulary
     first = writer.prompt([], Typed(text="hello"))
     prompt = writer.prompt([(Typed(text="hello"), "you are welcome")], Typed(text="help"))
@@ -297,7 +298,7 @@ def test_an_earlier_answer_stands_in_text_only_and_ends_in_eos(
     assert prompt.rows[len(first.rows) + len(ids), -1] == vocab.bos
 
 
-def test_a_step_is_the_same_whenever_it_is_drawn(
+def test_a_step_has_the_same_items_in_every_draw(
     corpus: Corpus, units: UnitVoice, tokenizer: Tokenizer
 ) -> None:
     one, other = (_batches(corpus, units, tokenizer) for _ in range(2))
@@ -309,7 +310,7 @@ def test_a_step_is_the_same_whenever_it_is_drawn(
     )
 
 
-def test_two_halves_are_the_whole_step(
+def test_two_halves_make_up_the_whole_step(
     corpus: Corpus, units: UnitVoice, tokenizer: Tokenizer
 ) -> None:
     batches = _batches(corpus, units, tokenizer)
@@ -322,7 +323,7 @@ def test_two_halves_are_the_whole_step(
                 assert torch.equal(parts, getattr(batch, name))
 
 
-def test_batches_come_in_few_lengths_and_nothing_is_asked_of_their_padding(
+def test_batches_have_few_lengths_and_their_padding_has_no_targets(
     corpus: Corpus, units: UnitVoice, tokenizer: Tokenizer
 ) -> None:
     pad_text = _spec(tokenizer).vocabulary.pad_text

@@ -1,4 +1,4 @@
-"""The report on the kiosk: each answer is asked for once, and both recognisers read that one."""
+"""The kiosk's report: each question is asked once, and both recognisers read that answer."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def codec() -> Snac:
 
 
 class Kiosk:
-    """Knows every answer, and says the number of its utterance as a level."""
+    """Knows every answer; its sound is a level made from the question's number."""
 
     def __init__(self, corpus: Corpus) -> None:
         self._corpus = corpus
@@ -79,7 +79,7 @@ class Kiosk:
         return self._corpus.utterances[int(samples[0])].answer
 
     def hear_freely(self, samples: Samples) -> str:
-        """Misses the first word of what is said, and all of true codes."""
+        """Misses the first word of answers, and every word of true codes."""
         if len(samples) != 3:
             self.num_truths += 1
             return ""
@@ -94,7 +94,7 @@ def kiosk(corpus: Corpus) -> Kiosk:
 
 @pytest.fixture
 def scores(kiosk: Kiosk, corpus: Corpus, units: UnitVoice, codec: Snac) -> list[SetScore]:
-    """Of the test halves: a kiosk that is right, and an open recogniser that is not."""
+    """The report of a kiosk that is right, with an open recogniser that makes errors."""
     return evaluate(
         kiosk.answer,
         corpus,
@@ -119,7 +119,7 @@ def test_the_open_recogniser_reads_one_answer_in_so_many(
     assert [s.opened.num_answers for s in scores] == [3, 3, 3]
 
 
-def test_each_recogniser_scores_for_itself(scores: list[SetScore]) -> None:
+def test_each_recogniser_scores_independently(scores: list[SetScore]) -> None:
     for s in scores:
         assert (s.text_exact, s.spoken.exact_rate, s.agreed) == (1, 1, 1)
         assert s.opened.word_error_rate == pytest.approx(1 / 3)
@@ -132,7 +132,7 @@ def test_the_ceiling_reads_the_true_codes_of_an_answer_once(
     assert kiosk.num_truths == 3
 
 
-def test_one_question_in_so_many_is_asked(
+def test_only_every_nth_question_is_asked(
     kiosk: Kiosk, corpus: Corpus, units: UnitVoice, codec: Snac
 ) -> None:
     hear = kiosk.hear
@@ -144,7 +144,7 @@ def test_a_right_text_said_wrong_is_not_spoken_exactly(
     kiosk: Kiosk, corpus: Corpus, units: UnitVoice, codec: Snac
 ) -> None:
     def answer(question: Samples) -> tuple[str, Samples]:
-        """Says the next room's number."""
+        """Speaks the next room's number."""
         text, samples = kiosk.answer(question)
         return text, (samples + 1) % NUM_QUESTIONS
 

@@ -1,4 +1,4 @@
-"""The parts of `make tiny`: their order, and that none is made twice."""
+"""The parts of `make tiny` are made in order, and none twice."""
 
 from __future__ import annotations
 
@@ -16,27 +16,31 @@ from deeptalk_edge.training.tiny.train import TrainSettings
 
 
 class Parts:
-    """Stands for the parts, which take an hour: each notes its name and leaves its file."""
+    """Replaces the parts, which take an hour: each records its name and writes its file."""
 
     def __init__(self, plan: MakePlan, monkeypatch: pytest.MonkeyPatch) -> None:
         self.made: list[str] = []
         work = plan.work
         monkeypatch.setattr(MakePlan, "workshop", lambda plan: self)
-        monkeypatch.setattr(make, "load_corpus", lambda place: self)
-        monkeypatch.setattr(make, "UnitVoice", self)
-        monkeypatch.setattr(make, "Tokeniser", self)
-        monkeypatch.setattr(make, "synthesise", self.part(plan.corpus / "corpus.json"))
-        monkeypatch.setattr(make, "train_tokens", lambda *args, **more: (self, []))
-        monkeypatch.setattr(make, "build_units", lambda *args: self)
-        monkeypatch.setattr(make, "train_decoder", lambda *args, **more: (self, []))
-        monkeypatch.setattr(make, "save_snac", lambda codec, place: self.save(place))
-        monkeypatch.setattr(make, "learn_to_hear", self.part(work / "ear"))
-        monkeypatch.setattr(make, "learn_to_speak", self.part(work / "speaking"))
-        monkeypatch.setattr(make, "remember_questions", self.part(work / "heard"))
-        monkeypatch.setattr(make, "learn_to_answer", self.part(work / "answering"))
-        monkeypatch.setattr(make, "read_split", lambda work: [])
-        monkeypatch.setattr(make, "publish", self.part(work / "published"))
-        monkeypatch.setattr(make, "_run_side_by_side", self._run_in_turn)
+        stand_ins: dict[str, Any] = {
+            "load_corpus": lambda place: self,
+            "UnitVoice": self,
+            "Tokeniser": self,
+            "synthesise": self.part(plan.corpus / "corpus.json"),
+            "train_tokens": lambda *args, **more: (self, []),
+            "build_units": lambda *args: self,
+            "train_decoder": lambda *args, **more: (self, []),
+            "save_snac": lambda codec, place: self.save(place),
+            "learn_to_hear": self.part(work / "ear"),
+            "learn_to_speak": self.part(work / "speaking"),
+            "remember_questions": self.part(work / "heard"),
+            "learn_to_answer": self.part(work / "answering"),
+            "read_split": lambda work: [],
+            "publish": self.part(work / "published"),
+            "_run_side_by_side": self._run_in_turn,
+        }
+        for name, part in stand_ins.items():
+            monkeypatch.setattr(make, name, part)
         self.answers = self.tokenizer = None
 
     def part(self, place: Path) -> Callable[..., None]:
@@ -79,7 +83,7 @@ def test_parts_are_made_in_the_order_of_their_needs(
     ]  # fmt: skip
 
 
-def test_a_part_that_is_there_is_not_made_again(
+def test_an_existing_part_is_not_made_again(
     plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = Parts(plan, monkeypatch)

@@ -1,4 +1,4 @@
-"""A published checkpoint is the model that was trained, and what stands beside it stays."""
+"""A published checkpoint is the trained model, and other files in its folder stay."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def published(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "config.json", "generation_config.json", "audio_experts.json"]
 )
-def test_publishing_what_was_published_changes_nothing(published: Path, name: str) -> None:
+def test_publishing_again_changes_nothing(published: Path, name: str) -> None:
     assert sha256_of(published / name) == sha256_of(SHIPPED / name)
 
 

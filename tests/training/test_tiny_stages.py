@@ -1,4 +1,4 @@
-"""What training hears, and what each stage of the tiny model moves."""
+"""Features in training, and the tensors that each stage of the tiny model trains."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def _ear() -> Ear:
     return Ear(_clips(), ENCODER, HearingSettings(), "cpu")
 
 
-def test_without_variation_training_hears_what_a_device_computes() -> None:
+def test_without_variation_training_features_equal_the_devices() -> None:
     ear, rng = _ear(), np.random.default_rng(0)
     takes = ear.plan(np.arange(3), rng, strength=0.0)
     heard = ear.hear(takes, WINDOW, rng)
     for clip, mel in zip(_clips(), heard.numpy(), strict=True):
-        whole = mel[:, : len(clip) // 160 - 2]  # the last frames reach into the silence behind
+        whole = mel[:, : len(clip) // 160 - 2]  # the last frames reach into the silence after it
         expected = log_mel(clip, ENCODER)[:, : whole.shape[1]]
         np.testing.assert_allclose(whole, expected, atol=2e-3)  # kept in float16
 
@@ -61,7 +61,7 @@ def test_variation_changes_the_sound_and_not_its_range() -> None:
 
 
 def test_a_bend_moves_formants_and_a_blur_takes_the_pitch_away() -> None:
-    """A tone stands for a harmonic: bent, it lies in another bin; blurred, it is less sharp."""
+    """A tone represents a harmonic: bending moves it to another bin, blurring widens it."""
     tone = np.sin(2 * np.pi * 1000 / 16000 * np.arange(16000), dtype=np.float32)
     still = {
         "stretch": (1.0, 1.0),
@@ -85,7 +85,7 @@ def test_a_bend_moves_formants_and_a_blur_takes_the_pitch_away() -> None:
     assert soft_edge < 0.98 * edge
 
 
-def test_full_margins_leave_all_the_silence_there_can_be() -> None:
+def test_full_margins_keep_the_most_silence() -> None:
     settings, rng = (
         HearingSettings(max_lead_frames=10, max_trail_frames=20),
         np.random.default_rng(0),
@@ -96,7 +96,7 @@ def test_full_margins_leave_all_the_silence_there_can_be() -> None:
     assert (takes.mel_frames - ear.lengths).tolist() == [30] * 3
 
 
-def test_what_is_remembered_is_what_the_whole_window_encodes_to() -> None:
+def test_remembered_features_equal_those_of_the_whole_window() -> None:
     torch.manual_seed(0)
     model, ear = DeepTalk(SPEC), _ear()
     memory = remember(
@@ -111,7 +111,7 @@ def test_what_is_remembered_is_what_the_whole_window_encodes_to() -> None:
     assert len(memory.features) == sum(span[1] for span in memory.spans.values())
 
 
-def test_what_is_remembered_survives_a_file(tmp_path: Path) -> None:
+def test_remembered_features_survive_saving_and_loading(tmp_path: Path) -> None:
     memory = HeardMemory(torch.randn(5, 3).half(), {7: (0, 2), 4: (2, 3)})
     memory.save(tmp_path / "heard.safetensors")
     read = HeardMemory.load(tmp_path / "heard.safetensors", "cpu")
@@ -136,7 +136,7 @@ def test_frames_are_counted_as_on_a_device() -> None:
         (Stage.JOINT, True, True, True),
     ],
 )
-def test_a_stage_moves_what_the_table_of_the_official_trainer_says(
+def test_a_stage_trains_the_tensors_of_the_official_trainers_table(
     stage: Stage, attention: bool, audio_expert: bool, text_expert: bool
 ) -> None:
     model = DeepTalk(PLAIN)

@@ -1,4 +1,4 @@
-"""The course of the tiny checkpoint in a few steps each: what each part leaves for the next."""
+"""The tiny checkpoint's course in a few steps per part: the files for the next part."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def work(shop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return work
 
 
-def test_the_ear_and_the_rest_are_learnt_apart(shop: Workshop, work: Path) -> None:
+def test_the_encoder_and_the_rest_are_trained_separately(shop: Workshop, work: Path) -> None:
     ear, rest = load_file(work / "ear.safetensors"), load_file(work / "speaking.safetensors")
     fresh = dict(shop.new_model().named_parameters())
     assert {*ear, *rest} == set(fresh)
@@ -101,7 +101,7 @@ def test_every_training_question_is_remembered(shop: Workshop, work: Path) -> No
     assert sorted(heard.spans) == sorted(shop.pool.members)
 
 
-def test_a_part_that_is_there_is_kept(shop: Workshop, work: Path) -> None:
+def test_an_existing_part_is_kept(shop: Workshop, work: Path) -> None:
     places = [work / f"{name}.safetensors" for name in ("ear", "speaking", "heard")]
     stamps = [place.stat().st_mtime_ns for place in places]
     again = [course.learn_to_hear, course.learn_to_speak, course.remember_questions]
@@ -109,7 +109,7 @@ def test_a_part_that_is_there_is_kept(shop: Workshop, work: Path) -> None:
     assert [place.stat().st_mtime_ns for place in places] == stamps
 
 
-def test_the_last_part_splits_the_experts_and_keeps_the_ear(
+def test_the_last_part_splits_the_experts_and_keeps_the_encoder(
     shop: Workshop, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(course, "SPLIT_BATCHES", 1)

@@ -1,4 +1,4 @@
-"""The prompt voice: any answer is its units end to end, word for word."""
+"""The prompt voice: any answer is the concatenation of its words' units."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_every_word_alone_is_a_unit_too() -> None:
         ([1, 1, 6], 4, (0, 1, 2)),  # by their phones the first two words would share a frame
     ],
 )
-def test_words_share_the_frames_by_their_phones_and_never_a_frame(
+def test_words_divide_the_frames_by_their_phones_and_share_none(
     num_phones: list[int], num_frames: int, starts: tuple[int, ...]
 ) -> None:
     assert share_frames(num_phones, num_frames) == starts
@@ -128,7 +128,7 @@ def test_a_missing_synthesiser_is_named_with_its_debian_package(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("flite"), reason="flite is not installed")
-def test_every_answer_can_be_spoken_with_each_word_in_a_frame_of_its_own() -> None:
+def test_every_answer_can_be_spoken_with_each_word_in_another_frame() -> None:
     voice = build_units(Tokeniser().eval())
     for answer in answers():
         codes, word_frames = voice.answer_codes(answer)

@@ -1,4 +1,4 @@
-"""What is made of a synthesiser's sound; the synthesisers themselves speak in test_corpus.py."""
+"""Processing of a synthesiser's sound; test_corpus.py runs the synthesisers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RATE_HZ = 16000
 
 
 def synthesise(monkeypatch: pytest.MonkeyPatch, samples: np.ndarray) -> None:
-    """A program in flite's place that says `samples`."""
+    """A program that replaces flite and speaks `samples`."""
 
     def call(command: list[str], text: str) -> str:
         with wave.open(str(Path(command[command.index("-o") + 1])), "wb") as recording:

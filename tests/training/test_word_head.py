@@ -14,7 +14,7 @@ SILENCE, *CODES = np.random.default_rng(5).normal(size=(len(WORDS) + 1, WIDTH))
 
 
 def utterance(text: str, values: np.random.Generator) -> np.ndarray:
-    """Four frames a word that show its code, between two of silence, all with some noise."""
+    """Four frames per word with its code, between two of silence, all with some noise."""
     codes = [SILENCE] * 2
     for word in text.split():
         codes += [CODES[WORDS.index(word)]] * 4 + [SILENCE] * 3
@@ -22,7 +22,7 @@ def utterance(text: str, values: np.random.Generator) -> np.ndarray:
     return np.asarray(np.array(codes) + noise, np.float32)
 
 
-def test_unheard_sequences_of_known_words_are_read() -> None:
+def test_new_sequences_of_known_words_are_recognised() -> None:
     values = np.random.default_rng(0)
     texts = [" ".join(values.permutation(WORDS)[: values.integers(1, 5)]) for _ in range(128)]
     head = fit_word_head([utterance(text, values) for text in texts], texts, epochs=250)
@@ -31,7 +31,7 @@ def test_unheard_sequences_of_known_words_are_read() -> None:
     assert [head.spot(head.log_p(utterance(text, values))).text for text in new] == new
 
 
-def test_a_seed_gives_one_head() -> None:
+def test_equal_seeds_give_equal_heads() -> None:
     values = np.random.default_rng(0)
     features = [utterance("gate nine", values) for _ in range(8)]
     first, second = (fit_word_head(features, ["gate nine"] * 8, epochs=2) for _ in range(2))

@@ -1,4 +1,4 @@
-"""Our own kernels run decoder and codec, ONNX Runtime the encoder."""
+"""The CPU backend: our own kernels run the decoder and the codec, ONNX Runtime the encoder."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from deeptalk_edge.runtime.lm.codec_stream import Codec
 log = logging.getLogger(__name__)
 
 DECODER_TOLERANCE = 0.1
-"""Beside a reference of the weights as the kernels hold them: they round every product's
-activations to int8. 0.01 to 0.02 was measured on the tiny checkpoint, 0.05 on random weights of the
-official size; a wrong scale or order gives 0.5 and more.
+"""Tolerance against a reference that has the kernels' weights. The kernels round the activations of
+every product to int8. Measured errors: 0.01 to 0.02 on the tiny checkpoint, 0.05 on random weights
+of the official size; a wrong scale or order gives 0.5 or more.
 """
 
 
@@ -48,7 +48,7 @@ def open_backend(bundle: Bundle, settings: BackendSettings) -> Backend:
         opened.callback(encoder.close)
         codec = open_codec(bundle, threads=settings.threads, library=library)
         opened.callback(codec.close)
-        experts: list[PagedExperts] = []  # one, once the engine has opened it, last of all
+        experts: list[PagedExperts] = []  # at most one; the engine opens it last
 
         def open_experts() -> PagedExperts:
             experts.append(paged_experts(bundle, settings.paging))
@@ -85,7 +85,7 @@ def open_backend(bundle: Bundle, settings: BackendSettings) -> Backend:
 
 
 def open_codec(bundle: Bundle, *, threads: int, library: CpuLibrary) -> Codec:
-    """The codec on the kernels; on ONNX Runtime where a bundle, an early one, lacks its weights."""
+    """Open the codec on the kernels, or on ONNX Runtime for an early bundle without its weights."""
     manifest = bundle.manifest
     if NATIVE_CODEC not in manifest.files:
         return OrtCodec(bundle.file(manifest.ort_graphs.codec), threads=threads)

@@ -1,8 +1,8 @@
-"""The native backend's latent cache: two conversations that may share their first rows.
+"""The CPU backend's latent cache: two items that may share their first rows.
 
 layout   (L, S, row) bytes, `main` for one item and item 0 of two, `side` for item 1
-fork     copies nothing: item 1 reads the rows so far from `main` and writes its own to `side`
-recall   brings the rows that only `side` holds back to `main`
+fork     copies nothing: item 1 reads the rows so far from `main` and writes new rows to `side`
+recall   copies the rows that only `side` holds to `main`
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class CpuCache:
         self._caches = [huge_array(size).reshape(shape) for _ in range(2)]
         self._spans = [span(cache) for cache in self._caches]
         self._items = [_MAIN]
-        self._num_shared = 0  # leading rows of the item in `side` that lie in `main`
+        self._num_shared = 0  # leading rows that the item in `side` shares with `main`
         self._dropped_rows: int | None = None  # rows of the item that `keep` dropped
 
     @property
@@ -33,7 +33,7 @@ class CpuCache:
         return len(self._items)
 
     def next_rows(self, num_rows: int) -> Pass:
-        """Where a pass of the decoder reads and writes.
+        """Return where a pass of the decoder reads and writes.
 
         Raises DoesNotFit if the cache is full.
         """
@@ -79,7 +79,7 @@ class CpuCache:
         if not 0 <= position <= self.num_rows:
             raise ValueError(f"trim({position}): there are {self.num_rows} rows")
         if self._dropped_rows is not None and self._items == [_MAIN]:
-            # The waiting item still needs the rows that will be written over.
+            # The dropped item still needs the rows that will be overwritten.
             self._copy(_MAIN, _SIDE, position, self._num_shared)
         self._num_shared = min(self._num_shared, position)
         self.num_rows = position

@@ -1,6 +1,6 @@
-"""The codec on the CPU's own kernels: `codec.onnx` computed by native/cpu/codec.cpp.
+"""The codec on our own CPU kernels: native/cpu/codec.cpp computes `codec.onnx`.
 
-A state is only understood by the codec that gave it.
+Only the codec that returned a state can continue from it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from deeptalk_edge.runtime.backends.cpu.library import (
 
 Array = NDArray[np.float32]
 
-_MOST = 8  # scales or blocks: DT_CODEC_MOST
+_MOST = 8  # most scales or blocks: DT_CODEC_MOST
 
 
 class CodecSizes(Structure):
@@ -72,10 +72,10 @@ class CpuCodec:
     ) -> None:
         """Read `native_codec.bin`.
 
-        `path` picks one of the library's kernel paths, the processor's best one if left out.
+        `path` names one of the library's kernel paths; the default is the processor's best one.
 
-        Raises ArtifactError if the file is not what the entry says, BackendError if the library
-        does not load, DoesNotFit if there is not enough memory.
+        Raises ArtifactError if the file does not match the entry, BackendError if the library does
+        not load, DoesNotFit if there is not enough memory.
         """
         self._entry = entry
         self._weights = huge_array(weights.stat().st_size if weights.is_file() else 0)
@@ -100,12 +100,12 @@ class CpuCodec:
             )
 
     def close(self) -> None:
-        """Give everything back; doing it twice is doing it once."""
+        """Give everything back; idempotent."""
         self._context.close()
 
     @property
     def kernel_path(self) -> str:
-        """The instruction set at work, as the library names it."""
+        """Instruction set in use, by the library's name."""
         return self._context.path
 
     def decode(
@@ -113,8 +113,8 @@ class CpuCodec:
     ) -> tuple[Array, Array]:
         """See `Codec`.
 
-        Raises ValueError for shapes that the graph does not have, BackendError for codes that the
-        codebooks do not have, UsageError if the codec is closed, busy, or another process's.
+        Raises ValueError for shapes that the graph does not take, BackendError for codes outside
+        the codebooks, UsageError if the codec is closed, busy, or belongs to another process.
         """
         spec, rates = self._entry.spec, self._entry.noise_rates
         num_frames = len(codes)
@@ -143,7 +143,7 @@ class CpuCodec:
 
 
 def _sizes(entry: CodecEntry, weights: Span) -> CodecSizes:
-    """Raises ValueError for what the library's fields do not hold."""
+    """Raises ValueError for a size that the library's fields do not hold."""
     spec = entry.spec
     return CodecSizes(
         num_scales=len(spec.vq_strides),

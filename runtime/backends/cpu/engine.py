@@ -1,10 +1,10 @@
-"""The native CPU backend: the whole decoder in our own kernels, int8 or int4 weights.
+"""The engine of the CPU backend: the whole decoder in our own kernels, int8 or int4 weights.
 
-step       with every expert resident one call runs all layers; else each call ends at a router,
-           and the next one begins when the chosen experts are there
+step       if every expert is resident, one call runs all layers; otherwise each call ends at a
+           router, and the next one begins when the chosen experts are loaded
 exactness  a row's logits do not depend on how rows were fed, on the number of threads, or on which
-           experts were resident: sums have one order
-precision  activations are rounded to int8 for every product, 128 at a time; the cache holds
+           experts were resident, because every sum has one order
+precision  activations are rounded to int8 for every product, in blocks of 128; the cache holds
            bfloat16 or int8
 """
 
@@ -41,40 +41,40 @@ Array = NDArray[np.float32]
 Tables = NDArray[np.uint64]
 
 PREFILL_ROWS = 256
-"""Rows of one pass; bounds the memory of what lies between the layers."""
+"""Rows of one pass; bounds the memory of activations between layers."""
 
 
 class ExpertTables(Protocol):
-    """Where experts come from."""
+    """Source of an engine's experts."""
 
     @property
     def slot_bytes(self) -> int:
-        """What can be read from each address on."""
+        """Readable bytes at each address."""
 
     def begin_prefill(self, audio_mask: NDArray[np.bool_]) -> None:
-        """Rows (T,) of a prompt are fed; the mask marks the heard ones."""
+        """Rows of a prompt are fed; the mask (T,) marks rows of speech."""
 
     def begin_step(self, num_items: int) -> None:
-        """A row of the answer is fed to each item."""
+        """One row of the answer is fed to each item."""
 
     def all_resident(self) -> AbstractContextManager[bool]:
-        """Whether `addresses` of all layers hold every expert for the block."""
+        """Context of True if `addresses` of all layers hold every expert until it ends."""
 
     def addresses(self, layer: int) -> Tables:
-        """(E,) where each expert of a layer lies: a live view, always at the same place."""
+        """Addresses (E,) of a layer's experts: a live view, always at the same place."""
 
     def tables(
         self, layer: int, ids: Ids, weights: Array, normed: Array
     ) -> Generator[Tables, None, None]:
-        """Addresses (E,) of the experts of ids (N, k) in ascending groups, 0 for all others; each
-        is valid until the next one is asked for."""
+        """Yield addresses (E,) of the experts of ids (N, k) in ascending groups, 0 for all others;
+        each table is valid until the next one."""
 
     def close(self) -> None:
-        """Give back what is held."""
+        """Release all memory."""
 
 
 class CpuEngine(CachedEngine[CpuCache]):
-    """The language model on the CPU's own kernels. See `Engine`."""
+    """The language model on our own CPU kernels. See `Engine`."""
 
     def __init__(
         self,
@@ -87,10 +87,10 @@ class CpuEngine(CachedEngine[CpuCache]):
         path: str | None = None,
         library: CpuLibrary | None = None,
     ) -> None:
-        """Load the weights and reserve the cache; the experts are opened last, and are the
-        engine's from then on.
+        """Load the weights and reserve the cache. The experts are opened last; the engine owns
+        them.
 
-        `path` picks one of the library's kernel paths, the processor's best one if left out.
+        `path` names one of the library's kernel paths; the default is the processor's best one.
 
         Raises ArtifactError if the bundle is not for this backend, is damaged, or holds a model
         that the kernels do not take, BackendError if the library does not load, DoesNotFit if
@@ -150,8 +150,8 @@ class CpuEngine(CachedEngine[CpuCache]):
             raise
 
     def _note_tables(self) -> None:
-        """Tables for stages whose experts were served in waves or that have none, and those of a
-        pass with every expert resident."""
+        """Prepare the tables of stages without experts or with experts in waves, and the tables of
+        a pass with every expert resident."""
         decoder = self._spec.decoder
         self._no_experts = np.zeros(decoder.num_experts, np.uint64)
         no_table = self._table(self._no_experts)
@@ -166,13 +166,13 @@ class CpuEngine(CachedEngine[CpuCache]):
 
     @property
     def kernel_path(self) -> str:
-        """The instruction set at work, as the library names it."""
+        """Instruction set in use, by the library's name."""
         return self._context.path
 
     @while_open
     def prefill(self, rows: Ids, features: Array, audio_mask: NDArray[np.bool_]) -> None:
         self._check_prompt(features, audio_mask)
-        self._cache.next_rows(len(rows))  # refuse all of it rather than the end of it
+        self._cache.next_rows(len(rows))  # refuse the whole prompt, not its end
         width = self._spec.decoder.width
         if features.shape != (len(features), width):
             raise ValueError(f"features of {features.shape}: expected {width} values each")
@@ -217,7 +217,7 @@ class CpuEngine(CachedEngine[CpuCache]):
             ) from error
 
     def _open_routed(self) -> tuple[Ids, Array, Array]:
-        """The library's own ids and weights (N, k) and normed rows (N, C), for the most tokens."""
+        """View the library's ids and weights (N, k) and normed rows (N, C), N the most tokens."""
         decoder = self._spec.decoder
         self._context.call(self._fetch_routed)
         ids, weights, normed = self._routed_at
@@ -267,7 +267,7 @@ class CpuEngine(CachedEngine[CpuCache]):
             routed = ids[:num_tokens], weights[:num_tokens], normed[:num_tokens]
             with closing(self.experts.tables(layer, *routed)) as tables:
                 for table in tables:
-                    is_live = table is self._live[layer]  # nearly every step's
+                    is_live = table is self._live[layer]  # in nearly every step
                     where = self._whole_tables[layer] if is_live else self._table(table)
                     wave = self._calls.dt_wave, self._decoder, layer, byref(where)
                     self._context.run(f"experts of layer {layer}", *wave)
@@ -279,7 +279,7 @@ class CpuEngine(CachedEngine[CpuCache]):
 
 
 def _array_at(place: Span, shape: tuple[int, ...], dtype: type) -> NDArray[Any]:
-    """A view of the library's memory; what it holds is valid until the next call."""
+    """View the library's memory; the values are valid until the next call."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     assert place.data is not None
     assert place.bytes >= size

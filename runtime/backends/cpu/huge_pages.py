@@ -1,4 +1,4 @@
-"""Memory for what is streamed: anonymous and on huge pages, where a core reads twice as fast."""
+"""Memory for streamed weights: anonymous, on huge pages, from which a core reads twice as fast."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _HUGE_PAGE_BYTES = 2 << 20
 
 
 def huge_array(num_bytes: int) -> NDArray[np.uint8]:
-    """Zeros, (num_bytes,), writable; pages are taken when they are first touched.
+    """Return writable zeros, (num_bytes,); the system gives each page when it is first touched.
 
     Raises DoesNotFit if the system refuses.
     """
-    # Room to begin at a huge page, wherever the kernel puts us.
+    # One huge page more, to align the start wherever the kernel maps it.
     size = num_bytes + _HUGE_PAGE_BYTES
     try:
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

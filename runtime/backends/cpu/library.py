@@ -1,11 +1,11 @@
-"""The native CPU library, bound by ctypes: native/cpu/deeptalk_cpu.h has every call's contract.
+"""The CPU library, bound by ctypes: native/cpu/deeptalk_cpu.h has every call's contract.
 
 `pip install` builds it where there is a C++ compiler. Calls release the interpreter's lock. Every
-call goes through its context, which knows what is still open.
+call goes through a context, which keeps the list of open objects.
 
-`span` is the only way from an array to an address: its length goes with it, and the library checks
-sizes against lengths. ctypes cuts an integer to 32 bits in silence; here none passes that does not
-fit.
+Only `span` turns an array into an address. It passes the array's length, and the library checks
+sizes against lengths. ctypes silently cuts integers to 32 bits; this module refuses integers that
+do not fit.
 """
 
 from __future__ import annotations
@@ -44,9 +44,10 @@ _FAULTS = {
 
 
 class Structure(ctypes.Structure):
-    """What files describe. Raises ValueError for an integer that its field cannot hold.
+    """A structure whose values come from files. Raises ValueError for an integer that its field
+    cannot hold.
 
-    Those of a step, Span, Table and Pass, hold what arrays measure and need no such check.
+    Span, Table and Pass hold sizes of arrays in memory and need no such check.
     """
 
     def __init__(self, *values: Any, **named: Any) -> None:
@@ -59,7 +60,7 @@ class Structure(ctypes.Structure):
 
 
 class Int32(c_int32):
-    """An argument of a call. Raises ValueError if 32 bits do not hold it."""
+    """An integer argument of a call. Raises ValueError if 32 bits do not hold it."""
 
     @classmethod
     def from_param(cls, value: int) -> c_int32:
@@ -69,13 +70,13 @@ class Int32(c_int32):
 
 
 class Span(ctypes.Structure):
-    """`dt_span`, and `dt_room`, which a call writes. It does not keep its array."""
+    """`dt_span`, and `dt_room`, which a call writes. It does not keep its array alive."""
 
     _fields_ = (("data", c_void_p), ("bytes", c_int64))
 
 
 class Matrix(Structure):
-    """`dt_matrix`: weights and scales, and what they are."""
+    """`dt_matrix`: weights and scales, their types and sizes."""
 
     _fields_ = (
         ("weights", Span),
@@ -87,7 +88,7 @@ class Matrix(Structure):
 
 
 class Record(Structure):
-    """`dt_record`: where the sections of a packed expert lie."""
+    """`dt_record`: offsets of the sections of a packed expert."""
 
     _fields_ = (
         *((name, c_int32) for name in ("width", "ffn_width", "group")),
@@ -96,7 +97,7 @@ class Record(Structure):
 
 
 class Table(ctypes.Structure):
-    """`dt_table`: addresses of experts' records, 0 where one is absent, and the bytes at each."""
+    """`dt_table`: addresses of experts' records, 0 for absent ones, and the bytes at each."""
 
     _fields_ = (("addresses", Span), ("record_bytes", c_int64))
 
@@ -164,7 +165,7 @@ _CALLS: dict[str, tuple[Any, ...]] = {
     "dt_decoder_open": (c_void_p, c_void_p, POINTER(DecoderSizes)),
     "dt_decoder_close": (None, c_void_p),
     "dt_begin": (c_int32, c_void_p, POINTER(Pass), Span, Span, Span),
-    "dt_run": (c_int32, c_void_p, c_int32, c_int32, Span),  # of layers, which were counted at load
+    "dt_run": (c_int32, c_void_p, c_int32, c_int32, Span),  # layers, a number checked at load
     "dt_wave": (c_int32, c_void_p, c_int32, POINTER(Table)),
     "dt_routed": (c_int32, c_void_p, *(POINTER(Span),) * 3),
     "dt_head": (c_int32, c_void_p, Span),
@@ -173,16 +174,16 @@ _CALLS: dict[str, tuple[Any, ...]] = {
     "dt_codec_state_size": (c_int64, c_void_p),
     "dt_codec_run": (c_int32, c_void_p, c_void_p),
 }
-"""What each call returns and takes."""
+"""Result and argument types of each call."""
 
 
 class CpuLibrary:
-    """The loaded library: its paths, and contexts to call it in."""
+    """The loaded library: its kernel paths and the contexts of calls."""
 
     def __init__(self, path: Path | None = None) -> None:
-        """Without a path the one that was installed with us.
+        """Load the library at `path`; the default is the installed one.
 
-        Raises BackendError if it is not there or does not load.
+        Raises BackendError if it is missing or does not load.
         """
         path = path or LIBRARY
         try:
@@ -199,7 +200,7 @@ class CpuLibrary:
 
     @property
     def path_names(self) -> list[str]:
-        """The kernel paths that this processor runs, the best one first."""
+        """Names of the kernel paths that this processor runs, the best one first."""
         names: list[str] = []
         while (name := self.calls.dt_path_name(len(names))) is not None:
             names.append(name.decode())
@@ -207,11 +208,11 @@ class CpuLibrary:
 
 
 class CpuContext:
-    """A kernel path, its threads, and what is opened on them. One owner: a call while another one
-    is under way is refused, and what is closed under a call goes when that returns."""
+    """A kernel path, its threads, and the objects opened on them. One owner: a second concurrent
+    call is refused. A close during a call takes effect when the call returns."""
 
     def __init__(self, library: CpuLibrary, *, path: str | None = None, threads: int = 1) -> None:
-        """Raises BackendError if this processor does not run `path`; none means the best one."""
+        """Open `path`, by default the best one. Raises BackendError if this processor lacks it."""
         names = library.path_names
         if path is not None and path not in names:
             raise BackendError(f"kernel path {path}: this processor runs {', '.join(names)}")
@@ -229,13 +230,13 @@ class CpuContext:
             _say_fewer_threads(threads, found)
 
     def close(self) -> None:
-        """Give everything back; calls are refused from now on. Doing it twice is doing it once."""
+        """Give everything back; calls are refused from now on. Idempotent."""
         self._lifetime.close()
 
     def open(self, opening: Callable[..., int | None], closing: Any, *args: Any) -> int:
-        """A decoder or a codec, which is closed with the context.
+        """Open a decoder or a codec, which is closed with the context.
 
-        Raises ValueError with the library's words if it refuses, UsageError as `call` does.
+        Raises ValueError with the library's message if it refuses, UsageError as `call` does.
         """
         with self._lifetime:
             opened = opening(self.handle, *args)
@@ -247,15 +248,15 @@ class CpuContext:
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call the library.
 
-        Raises UsageError if the context is closed, busy, or another process's.
+        Raises UsageError if the context is closed, busy, or belongs to another process.
         """
         with self._lifetime:
             return function(*args)
 
     def run(self, call: str, function: Callable[..., int], *args: Any) -> None:
-        """Call what returns a status.
+        """Make a call that returns a status.
 
-        Raises what that means: ValueError for sizes, BackendError for values. UsageError as `call`.
+        Raises by that status: ValueError for sizes, BackendError for values. UsageError as `call`.
         """
         with self._lifetime:
             status = function(*args)
@@ -269,7 +270,7 @@ class CpuContext:
         return message.decode()
 
     def linear(self, matrix: Matrix, x: NDArray[np.float32], *, heads: int = 1) -> Any:
-        """x (N, heads x columns) through `heads` matrices of their own rows: (N, rows)."""
+        """Multiply x (N, heads x columns) by a matrix per head: (N, rows)."""
         y = np.empty((len(x), max(matrix.rows, 0)), np.float32)
         rows = dense(x, np.float32, (len(x), heads * matrix.columns))
         call = self.calls.dt_linear
@@ -287,7 +288,7 @@ class CpuContext:
         *,
         num_own: int = 0,
     ) -> None:
-        """y (N, C) += the experts ids (N, k), and each of the table's last `num_own` ones."""
+        """y (N, C) += the experts of ids (N, k) and the table's last `num_own` experts."""
         num_tokens, top_k = ids.shape
         self.run(
             "experts",
@@ -305,7 +306,7 @@ class CpuContext:
         )
 
     def cache_row_bytes(self, latent: int, rope: int, kind: str) -> int:
-        """Raises ValueError if the kernels do not take such rows."""
+        """Bytes of a cache row. Raises ValueError if the kernels do not take such rows."""
         with self._lifetime:
             found = self.calls.dt_cache_row_bytes(self.handle, latent, rope, CACHE_KINDS[kind])
             if found < 0:
@@ -327,14 +328,14 @@ class CpuContext:
         return y
 
     def read(self, array: NDArray[np.uint8]) -> None:
-        """Read every byte once: the roofline of everything else."""
+        """Read every byte once: the memory roofline for the other calls."""
         self.call(self.calls.dt_read, self.handle, span(array))
 
 
 def int32s(name: str, values: Sequence[int], most: int) -> Any:
-    """An array of the library's with room for so many.
+    """Return a C array of `most` integers with these values.
 
-    Raises ValueError if there are more, or 32 bits do not hold one.
+    Raises ValueError if there are more, or if 32 bits do not hold one.
     """
     if len(values) > most:
         raise ValueError(f"{name} has {len(values)} entries, the kernels take {most}")
@@ -343,12 +344,12 @@ def int32s(name: str, values: Sequence[int], most: int) -> Any:
 
 @cache
 def _say_fewer_threads(asked: int, found: int) -> None:
-    """Once, however many contexts are opened."""
+    """Log once per process, not per context."""
     log.warning("the system refuses threads: %d of %d compute; %s", found, asked, host.MORE_THREADS)
 
 
 def span(array: NDArray[Any] | None) -> Span:
-    """All of an array, or none; the caller keeps the array as long as the library reads it.
+    """The span of a whole array, empty for None. The caller keeps the array alive.
 
     Raises ValueError if it has gaps.
     """
@@ -360,14 +361,14 @@ def span(array: NDArray[Any] | None) -> Span:
 
 
 def span_of(structures: Any) -> Span:
-    """All of an array of structures; the caller keeps it as long as the library reads it."""
+    """The span of an array of structures. The caller keeps the array alive."""
     return Span(ctypes.addressof(structures), ctypes.sizeof(structures))
 
 
 def dense(array: NDArray[Any], dtype: type, shape: tuple[int, ...], name: str = "array") -> Span:
-    """The span of an array that must be of this kind.
+    """The span of an array that must have this type and shape.
 
-    Raises ValueError with its name if it is not.
+    Raises ValueError with its name if it does not.
     """
     if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
         raise ValueError(

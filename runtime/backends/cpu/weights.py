@@ -1,7 +1,7 @@
-"""The weights of a bundle for the native backend, in memory and described to its kernels.
+"""The weights of a bundle for the CPU backend, in memory and described to its kernels.
 
-bundle/native_index.py says where each array lies; what goes to the kernels are arrays of exactly
-that size, cut out of the file's bytes, and they check their shapes against the model.
+bundle/native_index.py gives the place of each array. The kernels get arrays of exactly that size,
+cut out of the file's bytes, and check their shapes against the model.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def decoder_sizes(
     head: Matrix,
     layers: Any,
 ) -> DecoderSizes:
-    """A decoder as the library takes it; `layers` is an array of `Layer`. The caller keeps what the
-    spans name.
+    """Return a decoder's sizes for the library; `layers` is an array of `Layer`. The caller keeps
+    the spans' arrays alive.
 
     Raises ValueError for a size that the library's fields do not hold.
     """
@@ -77,7 +77,7 @@ def decoder_sizes(
 
 
 class CpuWeights:
-    """native.bin in huge pages. What it hands out points into it: keep it as long."""
+    """native.bin in huge pages. Its results point into it, so keep it as long as them."""
 
     def __init__(
         self,
@@ -86,11 +86,11 @@ class CpuWeights:
         spec: ModelSpec,
         record_of_layer: Callable[[int], RecordFormat] | None = None,
     ) -> None:
-        """Read all of it. `records` is the form of routed experts where `record_of_layer` names no
-        other.
+        """Read the whole file. `records` is the form of routed experts of layers that
+        `record_of_layer` does not name.
 
-        Raises ArtifactError if it is missing, damaged, of another format, or made for another model
-        or other expert records.
+        Raises ArtifactError if the file is missing, damaged, of another format, or made for another
+        model or other expert records.
         """
         path = directory / NATIVE_WEIGHTS
         if not path.is_file():
@@ -104,12 +104,12 @@ class CpuWeights:
         self._bytes = huge_array(file_bytes)
         read_into(path, 0, self._bytes)
         self._frequencies = np.array(spec.decoder.rope_frequencies(), np.float32)
-        self._own_mlps: list[Any] = []  # what layers point to
+        self._own_mlps: list[Any] = []  # keeps alive what the layers point to
         num_layers = spec.decoder.num_layers
         self._layers = (Layer * num_layers)(*map(self._layer, range(num_layers)))
 
     def sizes(self, *, cache_kind: str, cache_rows: int, max_tokens: int) -> DecoderSizes:
-        """The decoder as the library takes it."""
+        """The decoder's sizes for the library."""
         return decoder_sizes(
             self._spec,
             cache_kind=cache_kind,
@@ -159,7 +159,7 @@ class CpuWeights:
 
 
 def record_of(form: RecordFormat) -> Record:
-    """A record's places as the library takes them."""
+    """The offsets of a record's sections for the library."""
     sections = form.sections
     names = ("gate_up", "down", "gate_up_scales", "down_scales")
     offsets = (sections[name].offset for name in names)

@@ -1,4 +1,4 @@
-"""ONNX Runtime runs all of a bundle."""
+"""The ONNX Runtime backend: it runs every graph of a bundle."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from deeptalk_edge.runtime.lm.encoder import Encoder
 Array = NDArray[np.float32]
 
 TOLERANCE = 1e-3
-"""Float32 kernels of other CPUs differ by about 1e-5; a wrong weight, a wrong order of ids or a
-lost cache row by 0.1 and more.
+"""Tolerance in float32. Kernels of other CPUs differ by about 1e-5; a wrong weight, a wrong order
+of ids or a lost cache row by 0.1 or more.
 """
 
 INT8_TOLERANCE = 0.05
-"""For an encoder in int8: a rounding of an activation that falls the other way is a step of 1/255.
+"""Tolerance of an int8 encoder: an activation that is rounded the other way changes by 1/255.
 """
 
 
 def open_backend(bundle: Bundle, settings: BackendSettings) -> Backend:
     """Raises ArtifactError if the bundle lacks what it needs, BackendError if a graph does not
-    load, DoesNotFit if the memory does not suffice.
+    load, DoesNotFit if there is not enough memory.
     """
     graphs = bundle.manifest.ort_graphs
     with ExitStack() as opened:
@@ -72,7 +72,7 @@ def open_encoder(bundle: Bundle, settings: BackendSettings) -> Encoder:
 
 
 def encoder_tolerance(bundle: Bundle) -> float:
-    """The least that an encoder of the bundle's precision must agree with the exporter's."""
+    """Tolerance of the encoder at the bundle's precision."""
     return INT8_TOLERANCE if bundle.manifest.precision["encoder"] == "int8" else TOLERANCE
 
 

@@ -1,10 +1,9 @@
 """The ONNX Runtime backend: portable, exact, one engine per conversation.
 
-bindings   every buffer of a decode step is bound once; only the cache's views move from step to
-           step
-cache      past rows are bound as a prefix view, new rows are written in place behind them
-experts    run one by one, each on the rows that chose it, its weights bound in the slot where the
-           pager put them, and added up in ascending id in float32: no grouping changes a bit
+bindings   every buffer of a decode step is bound once; only the cache's views change between steps
+cache      past rows are bound as a prefix view, new rows are written in place after them
+experts    run one by one on the rows that chose them, with weights bound in the pager's slot.
+           Results are added in ascending id in float32, so no grouping changes a bit
 tail       the last router's experts, the final norm and the head run on the last row only
 """
 
@@ -29,7 +28,7 @@ from deeptalk_edge.runtime.lm.kv_cache import KvCache
 Array = NDArray[np.float32]
 
 PREFILL_ROWS = 512
-"""Rows of one prefill run; bounds the memory of its attention scores."""
+"""Rows of one prefill run; bounds the memory of the attention scores."""
 
 
 class OrtEngine(CachedEngine[KvCache]):
@@ -43,10 +42,10 @@ class OrtEngine(CachedEngine[KvCache]):
         open_experts: Callable[[], PagedExperts],
         threads: int = 1,
     ) -> None:
-        """Load the graphs and allocate the cache; the experts are opened last, and are the engine's
-        from then on.
+        """Load the graphs and allocate the cache. The experts are opened last; the engine owns
+        them.
 
-        Raises ArtifactError if the bundle is for another backend or a file of it is altered,
+        Raises ArtifactError if the bundle is for another backend or one of its files was changed,
         BackendError if a graph does not load.
         """
         manifest = bundle.manifest
@@ -90,14 +89,13 @@ class OrtEngine(CachedEngine[KvCache]):
 
     @while_open
     def latents(self, layer: int) -> Array:
-        """What a layer caches of the rows so far, (P, B, latent + rope): a view, valid until the
-        next call."""
+        """A layer's cached rows (P, B, latent + rope): a view, valid until the next call."""
         return self._cache.past(layer)[1:]
 
     @while_open
     def prefill(self, rows: Ids, features: Array, audio_mask: NDArray[np.bool_]) -> None:
         self._check_prompt(features, audio_mask)
-        self._cache.ahead(0, len(rows))  # refuse all of it rather than the end of it
+        self._cache.ahead(0, len(rows))  # refuse the whole prompt, not its end
         placed = np.zeros((len(rows), self._spec.width), np.float32)
         placed[audio_mask] = features
         for start in range(0, len(rows), PREFILL_ROWS):
@@ -129,7 +127,7 @@ class OrtEngine(CachedEngine[KvCache]):
     def _run_layers(
         self, step: _Pass, rows: Ids, features: Array, audio_mask: NDArray[np.bool_]
     ) -> None:
-        """Run (B, T) rows to the last router, leave the last row to the tail, and count them."""
+        """Run (B, T) rows to the last router, pass the last row to the tail, and count the rows."""
         num_items, num_rows = rows.shape[:2]
         cache = self._cache
         for layers, segment in zip(self._layers, step.segments, strict=False):
@@ -163,7 +161,7 @@ class OrtEngine(CachedEngine[KvCache]):
 
 
 class _Cut:
-    """What a segment hands over at its router, for B items of T rows."""
+    """A segment's outputs at its router, for B items of T rows."""
 
     def __init__(self, spec: DecoderSpec, num_items: int, num_rows: int) -> None:
         shape = (num_items, num_rows)
@@ -173,7 +171,7 @@ class _Cut:
         self.expert_weights = np.empty((*shape, spec.top_k), np.float32)
 
     def take_last(self, other: _Cut) -> None:
-        """Copy the other's last row; this one has a single row."""
+        """Copy the last row of `other`; this object has a single row."""
         self.residual[:, 0] = other.residual[:, -1]
         self.normed[:, 0] = other.normed[:, -1]
         self.expert_ids[:, 0] = other.expert_ids[:, -1]
@@ -187,7 +185,7 @@ class _Cut:
 
 
 class _Pass:
-    """Buffers and bindings to run (B, T) rows from their ids to the last router."""
+    """Buffers and bindings that run (B, T) rows from their ids to the last router."""
 
     def __init__(
         self,
@@ -203,13 +201,13 @@ class _Pass:
         self.audio_mask = np.empty(num_rows, np.bool_)
         self.cut = _Cut(spec, num_items, num_rows)
         self.routed = np.empty((num_items, num_rows, spec.width), np.float32)
-        # A graph must not write what it still reads: the residual alternates between two buffers.
+        # A graph must not write its own input, so the residual alternates between two buffers.
         self._residuals = (np.empty_like(self.routed), self.cut.residual)
         self.embed = embed.binding()
         self.embed.feed("rows", self.rows)
         self.embed.feed("features", self.features)
         self.embed.feed("audio_mask", self.audio_mask)
-        self.embed.fetch("x", self.routed)  # the first segment's input, before anything is routed
+        self.embed.fetch("x", self.routed)  # input of the first segment, which follows no router
         self.segments = [segment.binding() for segment in segments]
         last = len(segments) - 1
         for index, segment in enumerate(self.segments):
@@ -219,7 +217,7 @@ class _Pass:
             else:
                 segment.feed("carried", self._residuals[(last - index) % 2])
                 segment.feed("routed", self.routed)
-            # The last segment writes where the tail looks for it.
+            # The last segment writes to the tail's input.
             segment.fetch("residual", self._residuals[(last - index + 1) % 2])
 
 
@@ -257,5 +255,5 @@ class _Tail:
 
 
 def _cached_layers(segment: OrtGraph) -> list[int]:
-    """The layers of a segment, read from the names of its outputs."""
+    """Layers of a segment, read from the names of its outputs."""
     return [int(name[4:]) for name in segment.outputs if name.startswith("new_")]

@@ -1,4 +1,4 @@
-"""One graph in a session of ONNX Runtime, and buffers bound to it."""
+"""One graph in an ONNX Runtime session, and buffers bound to it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from deeptalk_edge.lifetime import Lifetime, leave_to_parent
 from deeptalk_edge.runtime.backends.ort.mapped_files import own_mapped_files
 
 _POLL_S = 0.1
-_STUCK_S = 3.0  # some threads of a session and not the others; they start within microseconds
+_STUCK_S = 3.0  # time with only some of a session's threads; all start within microseconds
 
 
 class OrtGraph:
-    """One graph in a session of its own; what ONNX Runtime throws becomes a BackendError."""
+    """One graph in one session. Errors of ONNX Runtime become BackendError."""
 
     def __init__(self, path: Path, *, threads: int) -> None:
         """Raises BackendError if ONNX Runtime refuses the graph or does not start its threads."""
@@ -31,8 +31,9 @@ class OrtGraph:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        options.enable_mem_pattern = False  # a plan per shape, and the cache grows every row
-        # Sessions take turns: an idle one that spins steals the core of the one at work.
+        options.enable_mem_pattern = False  # a plan per shape, and every row changes it
+        # Sessions run one after the other: an idle session that spins takes a core from the active
+        # one.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         keep_int8_exact(options)
         self.name = path.name
@@ -45,7 +46,8 @@ class OrtGraph:
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Run on arrays; returns the outputs in the graph's order.
 
-        Raises BackendError if that fails, UsageError if the graph is closed or another process's.
+        Raises BackendError if that fails, UsageError if the graph is closed or belongs to another
+        process.
         """
         self._lifetime.check()
         try:
@@ -55,21 +57,21 @@ class OrtGraph:
         return outputs
 
     def binding(self) -> OrtBinding:
-        """Raises UsageError if the graph is closed or another process's."""
+        """Raises UsageError if the graph is closed or belongs to another process."""
         self._lifetime.check()
         return OrtBinding(self.name, self._session)
 
     def close(self) -> None:
-        """Let go of the session; bindings keep it alive. Doing it twice is doing it once."""
+        """Release the session; bindings keep it alive. Idempotent."""
         self._lifetime.close()
         self._session = None
 
 
 def _open_session(path: Path, options: onnxruntime.SessionOptions, threads: int) -> Any:
-    """Open a session, in a thread of its own if it has threads: where the system gives ONNX Runtime
-    some of them and refuses the others, it waits for ever.
+    """Open a session, from a new thread if it has threads: if the system gives ONNX Runtime only
+    some of them, its constructor waits forever.
 
-    Raises BackendError then, and for whatever ONNX Runtime raises.
+    Raises BackendError in that case and for every error of ONNX Runtime.
     """
     session: concurrent.futures.Future[Any] = concurrent.futures.Future()
 
@@ -89,7 +91,7 @@ def _open_session(path: Path, options: onnxruntime.SessionOptions, threads: int)
             raise _too_many_threads(path, threads)
     try:
         return session.result()
-    except Exception as error:  # the binding's errors share no base but this one
+    except Exception as error:  # the binding's errors have no closer common base
         if "pthread_create" in str(error):
             raise _too_many_threads(path, threads) from error
         raise BackendError(
@@ -98,12 +100,12 @@ def _open_session(path: Path, options: onnxruntime.SessionOptions, threads: int)
 
 
 def _is_done(session: concurrent.futures.Future[Any], before: set[str], threads: int) -> bool:
-    """Wait for a session; False once it has had some of its threads, and not all, for too long."""
+    """Wait for a session; False if it has had only some of its threads for `_STUCK_S`."""
     num_stuck = 0
     while num_stuck * _POLL_S < _STUCK_S:
         if concurrent.futures.wait([session], timeout=_POLL_S).done:
             return True
-        num_new = len(set(os.listdir("/proc/self/task")) - before) - 1  # but for the opening one
+        num_new = len(set(os.listdir("/proc/self/task")) - before) - 1  # less the opening thread
         num_stuck = num_stuck + 1 if 0 < num_new < threads - 1 else 0
     return False
 
@@ -117,19 +119,19 @@ def _too_many_threads(path: Path, threads: int) -> BackendError:
 
 @cache
 def int8_saturates(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether ONNX Runtime's quick int8 products may overflow here: on x86-64 without VNNI."""
+    """Whether ONNX Runtime's fast int8 products may overflow: on x86-64 without VNNI."""
     flags = cpuinfo.read_text(encoding="utf-8") if cpuinfo.is_file() else ""
     return "avx512_vnni" not in flags and "avx_vnni" not in flags
 
 
 def keep_int8_exact(options: onnxruntime.SessionOptions) -> None:
-    """Have int8 sums exact on this machine, in the quick form where that is."""
-    if int8_saturates():  # the other form takes half as long again, or twice
+    """Choose exact int8 products for this machine, the fast form if it is exact."""
+    if int8_saturates():  # the exact form takes 1.5 to 2 times as long
         options.add_session_config_entry("session.x64quantprecision", "1")
 
 
 class OrtBinding:
-    """Buffers bound to a graph's names. The caller keeps the buffers alive."""
+    """Buffers bound to a graph's inputs and outputs. The caller keeps the buffers alive."""
 
     def __init__(self, name: str, session: Any) -> None:
         self._name = name

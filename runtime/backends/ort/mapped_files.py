@@ -1,12 +1,12 @@
-"""Makes the weights that ONNX Runtime leaves mapped memory of our own.
+"""Copies the weights that ONNX Runtime leaves file-mapped into anonymous memory.
 
-A mapped file that somebody cuts short ends the process with SIGBUS at the next read; neither a
-private mapping nor an open descriptor protects from that. ONNX Runtime maps external data and
-packs most matrices into memory of its own; what is left mapped afterwards (21 MB of 1,346 MB for
-the official encoder, ONNX Runtime 1.23 and 1.32) is read here, and put at the same addresses.
+If another process truncates a mapped file, the next read ends this process with SIGBUS; neither a
+private mapping nor an open descriptor protects from that. ONNX Runtime maps external data and packs
+most matrices into its own memory. This module reads the rest (21 MB of 1,346 MB for the official
+encoder, ONNX Runtime 1.23 and 1.32) and puts it at the same addresses.
 
-Left mapped: a piece of more than `MOST_BYTES`, which at the official size is the table of
-embeddings in float32 alone (1.08 GB, a fifth of what the graphs then hold).
+Pieces of more than `MOST_BYTES` stay mapped. At the official size that is only the table of
+embeddings in float32 (1.08 GB, a fifth of the graphs' memory).
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class _Mapping(NamedTuple):
 
 
 def own_mapped_files(directory: Path) -> int:
-    """Replace what this process maps of a directory's files; returns how many bytes.
+    """Replace this process's mappings of a directory's files; returns the number of bytes.
 
-    Where the system does not let us, the files stay mapped, with a line in the log. Raises
-    ArtifactError if a file is shorter than what is mapped of it.
+    If the system does not allow it, the files stay mapped, with a line in the log. Raises
+    ArtifactError if a file is shorter than its mapping.
     """
     replaced = 0
     for mapping in list(_mappings({str(path.resolve()) for path in directory.iterdir()})):
@@ -57,7 +57,7 @@ def own_mapped_files(directory: Path) -> int:
 
 
 def _mappings(files: set[str]) -> Iterator[_Mapping]:
-    """Those of some files, from /proc. Source: proc_pid_maps(5)."""
+    """Return the mappings of some files, from /proc. Source: proc_pid_maps(5)."""
     try:
         lines = Path("/proc/self/maps").read_bytes().splitlines()
     except OSError as error:
@@ -71,8 +71,8 @@ def _mappings(files: set[str]) -> Iterator[_Mapping]:
 
 
 def _replace(mapping: _Mapping) -> None:
-    """Read the bytes afresh, for reading the mapping may already end the process, and move them
-    over it in one step: whoever reads there sees the same before and after."""
+    """Read the bytes from the file, because reading the mapping may end the process, and move them
+    over the mapping in one step, so that concurrent readers always see the same bytes."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = libc.mremap.restype = ctypes.c_void_p
     size, writable = ctypes.c_size_t(mapping.num_bytes), mmap.PROT_READ | mmap.PROT_WRITE
@@ -98,7 +98,7 @@ def _checked(address: int | None) -> int:
 
 
 def _fill(memory: memoryview, mapping: _Mapping) -> None:
-    """The file's bytes, and zeros behind its end to a whole page, as in a mapping."""
+    """Fill with the file's bytes and with zeros after its end, as in a mapping."""
     fd = os.open(mapping.file, os.O_RDONLY | os.O_CLOEXEC)
     try:
         done = 0

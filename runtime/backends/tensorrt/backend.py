@@ -1,7 +1,7 @@
-"""Engines run all of a bundle on one GPU, by full TensorRT or by TensorRT-RTX.
+"""The TensorRT backends: engines run all of a bundle on one GPU, by full TensorRT or TensorRT-RTX.
 
-streams   encoder and language model share one, and one scratch buffer; the codec has an urgent one
-          of its own, so its few kernels do not wait for a step of hundreds
+streams   encoder and language model share one stream and one scratch buffer; the codec has its own
+          stream of high priority, so its few kernels do not wait for the hundreds of a step
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from deeptalk_edge.runtime.backends.tensorrt.experts import ResidentExperts
 from deeptalk_edge.runtime.lm.encoder import Encoder
 
 TOLERANCE = {"float32": 1e-3, "float16": 2e-2}
-"""By the precision of a part. Float32 differs by the order of sums, 1e-5; float16 by its roundings,
-4e-3 where torch computed the same graphs. A wrong weight, expert or row gives 0.1 and more."""
+"""Tolerance by the precision of a part. Float32 differs by the order of sums, 1e-5; float16 by
+rounding, 4e-3 against the same graphs in torch. A wrong weight, expert or row gives 0.1 or more."""
 
 
 def open_backend(bundle: Bundle, settings: BackendSettings) -> Backend:
@@ -28,7 +28,7 @@ def open_backend(bundle: Bundle, settings: BackendSettings) -> Backend:
 
     Raises BackendError if CUDA, TensorRT or the plugin cannot be used, ArtifactError if the bundle
     is not for this machine, DoesNotFit if the device has not enough memory, SettingsError if the
-    engines were built for less than what is asked for.
+    settings exceed what the engines were built for.
     """
     _check_settings(bundle, settings)
     manifest, device = bundle.manifest, open_device(bundle)
@@ -65,7 +65,7 @@ def open_backend(bundle: Bundle, settings: BackendSettings) -> Backend:
 
 
 def _check_settings(bundle: Bundle, settings: BackendSettings) -> None:
-    """Raises SettingsError for what engines do not do."""
+    """Raises SettingsError for settings that engines do not support."""
     if settings.encoder_window != "whole":
         raise SettingsError(
             f"{bundle.path}: its encoder is an engine for the whole window; leave out "

@@ -1,15 +1,15 @@
 """The latent cache on the device: two lanes, twice.
 
 layout    (L, B, S, W) for the latents and for the rotary keys, in two sizes: all rows, and the
-          quarter that the first decoding profile sees; S is fixed in a profile, and a lane dense.
-          Rows are written to both sizes as long as they fit, so no size is ever copied to another
-lanes     outside of a fork all lanes hold the same rows: fed the same row they choose the same
+          quarter that the first decoding profile sees. A profile fixes S, and a lane is dense. Rows
+          are written to both sizes as long as they fit, so no size is ever copied to another
+lanes     outside of a fork all lanes hold the same rows: given the same row they choose the same
           experts, whose bytes are read once
-trim      is a number; what lies behind stays there, is finite, and does not count
-keep      sets the dropped lane aside in a lane of its own, at the rows' own places, and repeats the
-          kept one; `recall` writes what was set aside to every lane
+trim      changes only the number of rows; later rows stay in memory, are finite, and do not count
+keep      copies the dropped lane to a spare lane, at the same rows, and repeats the kept lane;
+          `recall` copies the spare rows to every lane
 
-All of it is ordered by the one stream that the steps run on: nothing here waits.
+Every copy runs on the stream of the steps, which orders them: nothing here waits.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ class CacheShape:
 
     num_layers: int
     num_lanes: int
-    """B of the step's engine."""
+    """B, the lanes of the step's engine."""
     sizes: tuple[int, ...]
-    """S of each of the engine's profiles."""
+    """S, the rows, of each profile of the engine."""
     row_bytes: tuple[int, int]
-    """Of one row of each kind, in one layer of one lane."""
+    """Bytes of one row of each kind, in one layer of one lane."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """One kind in one size."""
+    """The rows of one kind in one size."""
 
     pointer: int
     size: int
@@ -55,11 +55,11 @@ class _Block:
 
     @property
     def is_dense(self) -> bool:
-        """Nothing lies between two layers."""
+        """Whether layers follow each other without gaps."""
         return self.layer_bytes == self.num_lanes * self.lane_bytes
 
     def place(self, lane: int, row: int) -> int:
-        """Of a row in the first layer."""
+        """Address of a row in the first layer."""
         return self.pointer + lane * self.lane_bytes + row * self.row_bytes
 
 
@@ -72,7 +72,7 @@ class DeviceCache:
         self.num_rows = 0
         self.num_items = 1
         self.is_lost = False
-        """Whether the device failed: rows are counted, and nothing is copied any more."""
+        """Whether the device failed: then rows are counted and nothing is copied."""
         self._cuda: Cudart = device.cuda
         self._shape, self._stream = shape, stream
         self._blocks = {
@@ -87,22 +87,22 @@ class DeviceCache:
         }
         self._num_shared = 0  # leading rows that all lanes have in common
         self._dropped_rows: int | None = None  # rows of the lane that `keep` dropped
-        self._aside_from = 0  # its rows from here on are set aside, those before are in the lanes
+        self._aside_from = 0  # first of its rows in the spare lane; earlier rows are in the lanes
         self.clear()
 
     def clear(self) -> None:
-        """Zero all rows: those that do not count must be finite, for a share of 0 is a factor."""
+        """Zero all rows. Rows that do not count must be finite: attention multiplies them by 0."""
         for block in [*self._blocks.values(), *self._aside.values()]:
             num_bytes = self._shape.num_layers * block.layer_bytes
             self._cuda.begin_memset(block.pointer, 0, num_bytes, self._stream)
 
     def address(self, kind: str, size: int, layer: int) -> int:
-        """Of a layer's lanes (B, S, W), for a profile of `size` rows."""
+        """Address of a layer's lanes (B, S, W), for a profile of `size` rows."""
         block = self._blocks[kind, size]
         return block.pointer + layer * block.layer_bytes
 
     def check_room(self, num_rows: int) -> None:
-        """Raises DoesNotFit if so many more rows do not fit."""
+        """Raises DoesNotFit if `num_rows` more rows do not fit."""
         end = self.num_rows + num_rows
         if end > self.capacity:
             raise DoesNotFit(
@@ -111,8 +111,8 @@ class DeviceCache:
             )
 
     def append(self, new: dict[str, int], *, num_lanes: int, num_rows: int) -> None:
-        """Add rows that a pass gave out, (L, B, T, W) of each kind, to every size that they fit; of
-        one lane alone, to every lane."""
+        """Add a pass's new rows, (L, B, T, W) of each kind, to every size that they fit. Rows of a
+        single lane are added to every lane."""
         for (kind, size), block in self._blocks.items():
             fitting = min(num_rows, size - self.num_rows)
             if fitting > 0:
@@ -164,7 +164,7 @@ class DeviceCache:
         if not 0 <= position <= self.num_rows:
             raise ValueError(f"trim({position}): there are {self.num_rows} rows")
         if self._dropped_rows is not None and position < self._aside_from:
-            # The waiting item still needs the rows that will be written over.
+            # The dropped item still needs the rows that will be overwritten.
             self._set_aside(0, position, self._aside_from)
             self._aside_from = position
         self._num_shared = min(self._num_shared, position)
@@ -186,7 +186,7 @@ class DeviceCache:
     def _copy_rows(
         self, source: _Block, source_lane: int, to: _Block, to_lane: int, start: int, end: int
     ) -> None:
-        """Rows [start, end) of one lane to the same rows of another, as far as both reach."""
+        """Copy rows [start, end) of one lane to another, as far as both sizes have them."""
         count = min(end, to.size, source.size) - start
         if count > 0:
             self._copy(

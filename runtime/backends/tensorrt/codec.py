@@ -1,7 +1,7 @@
-"""`Codec` on TensorRT, on a stream that the GPU serves first.
+"""`Codec` on TensorRT, on a stream of high priority.
 
 A chunk is decoded while the next step of the language model runs. The engine takes at most 16
-frames at a time; more go through it in parts, the state handed on.
+frames at a time; longer chunks run in parts, which pass the state on.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class TensorrtCodec:
     def __init__(
         self, device: GpuDevice, engine: LoadedEngine, entry: CodecEntry, *, stream: int
     ) -> None:
-        """Raises ArtifactError if the engine is not this codec's."""
+        """Raises ArtifactError if the engine is for another codec."""
         self._cuda, self._engine, self._stream = device.cuda, engine, stream
         self._entry = entry
         if engine.shape("state") != (entry.state_size,):
@@ -50,7 +50,7 @@ class TensorrtCodec:
     def decode(
         self, codes: Ids, *, position: int, length: int, state: Array, noise: Sequence[Array]
     ) -> tuple[Array, Array]:
-        """Samples (A * frame_samples,) of codes (A, K) and the next state. See `Codec`."""
+        """Return samples (A * frame_samples,) of codes (A, K) and the next state. See `Codec`."""
         sounds = []
         for first in range(0, len(codes), self._most_frames):
             part = codes[first : first + self._most_frames]
@@ -85,11 +85,11 @@ class TensorrtCodec:
         return pcm, state
 
     def close(self) -> None:
-        """Give back its share of the device; doing it twice is doing it once."""
+        """Release its share of the device; idempotent."""
         self._lifetime.close()
 
     def _buffer(self, device: GpuDevice, name: str) -> tuple[Pinned, int]:
-        """Of an input at its greatest."""
+        """Allocate an input's largest shape."""
         shape = self._engine.most(name, 0)
         return self._made(device, name, int(np.prod(shape)) * self._engine.dtype(name).itemsize)
 

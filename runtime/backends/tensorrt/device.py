@@ -1,10 +1,10 @@
-"""One GPU with TensorRT on it: memory, streams and loaded engines, all given back by `close`.
+"""One GPU with TensorRT: memory, streams and loaded engines, all released by `close`.
 
-order     CUDA's device, its compute capability, TensorRT's module and version, the bundle's target,
-          the plugin; only then does native code parse an engine: without a driver,
-          `deserialize_cuda_engine` ends the process
-memory    allocated while loading, never in a step; files go through two pinned buffers, or on a
-          Jetson, whose GPU shares the CPU's memory, straight to where they are read
+order     the checks are: CUDA's device, its compute capability, TensorRT's module and version, the
+          bundle's target, the plugin. Native code parses an engine only after them, because without
+          a driver `deserialize_cuda_engine` ends the process
+memory    is allocated while loading, never in a step. Files are copied through two pinned buffers;
+          on a Jetson, whose GPU shares the CPU's memory, they are read to their final place
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from deeptalk_edge.runtime.cuda import Cudart
 log = logging.getLogger(__name__)
 
 STAGING_BYTES = 64 << 20
-"""Of each of the two pinned buffers that files go through."""
+"""Size of each of the two pinned buffers for files."""
 
 ALIGNMENT = 256
-"""Of every address that TensorRT is given."""
+"""Alignment of every address that TensorRT gets."""
 
 Value = TypeVar("Value", bound=np.generic)
 
 CheckPart: TypeAlias = Callable[[int, memoryview], None]
-"""Is given every part of a file that was read, with its offset; raises if it is damaged."""
+"""Called with every part of a file and its offset; raises if the part is damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +56,10 @@ class Pinned:
 
 
 class GpuDevice:
-    """What a bundle's engines run on. One owner; not thread-safe."""
+    """The GPU that a bundle's engines run on. One owner; not thread-safe."""
 
     def __init__(self, cuda: Cudart, flavour: Flavour, trt: Any, machine: Machine) -> None:
-        """`open_device` makes one."""
+        """Use `open_device` to construct one."""
         self.cuda, self.flavour, self.trt, self.machine = cuda, flavour, trt, machine
         self.log = make_log(trt)
         self._held = ExitStack()
@@ -68,7 +68,8 @@ class GpuDevice:
         self.stages = GpuStages()
         self.runtime: Any = trt.Runtime(self.log)
         self.runtime_cache: Any = None
-        """Compiled kernels, shared by all contexts; made with the first one that wants it."""
+        """Cache of compiled kernels, shared by all contexts; made for the first one that uses
+        it."""
 
     @property
     def version(self) -> str:
@@ -81,29 +82,29 @@ class GpuDevice:
         return stream
 
     def malloc(self, num_bytes: int) -> int:
-        """Device memory until `close`.
+        """Allocate device memory, which `close` frees.
 
-        Raises DoesNotFit if the device has not so much left.
+        Raises DoesNotFit if the device has less free.
         """
         pointer = self.cuda.malloc(max(num_bytes, ALIGNMENT))
         self._held.callback(self.cuda.free, pointer)
         return pointer
 
     def pinned(self, num_bytes: int) -> Pinned:
-        """Host memory that copies reach without a detour, until `close`."""
+        """Allocate pinned host memory, which `close` frees."""
         pointer = self.cuda.host_malloc(max(num_bytes, ALIGNMENT))
         self._held.callback(self.cuda.host_free, pointer)
         return Pinned(np.frombuffer(_memory(pointer, num_bytes), np.uint8), pointer)
 
     def stopwatch(self, stage: Stage, stream: int) -> Stopwatch:
-        """Times a stage of a stream by two events."""
+        """Return a stopwatch of two events for a stage on a stream."""
         events = [self.cuda.make_event(is_timed=True) for _ in range(2)]
         for event in events:
             self._held.callback(self.cuda.destroy_event, event)
         return Stopwatch(self, stage, stream, events[0], events[1])
 
     def hold(self, give_back: Callable[[], None]) -> None:
-        """Have something given back by `close`, before everything that was made earlier."""
+        """Let `close` call `give_back`, in reverse order of these calls."""
         self._held.callback(give_back)
 
     def load_file(
@@ -113,7 +114,7 @@ class GpuDevice:
         num_bytes: int,
         check: CheckPart | None = None,
     ) -> int:
-        """The address of a file's first bytes in device memory.
+        """Load a file's first bytes into device memory; returns their address.
 
         Raises ArtifactError if the file is shorter, DoesNotFit if the device has not enough memory.
         """
@@ -137,7 +138,7 @@ class GpuDevice:
         num_bytes: int,
         check: CheckPart | None,
     ) -> None:
-        """While one buffer is copied the other is read into."""
+        """Copy a file through two buffers: one is copied while the other is filled."""
         cuda = self.cuda
         with ExitStack() as held:
             stream = cuda.make_stream()
@@ -154,14 +155,15 @@ class GpuDevice:
             held.callback(cuda.synchronize, stream)
             for part, offset in enumerate(range(0, num_bytes, size)):
                 address, event = buffers[part % 2]
-                cuda.wait(event)  # the copy before last has left this buffer
+                cuda.wait(event)  # the last copy from this buffer is done
                 count = min(size, num_bytes - offset)
                 _read(path, offset, _memory(address, count), check)
                 cuda.copy_to_device(pointer + offset, address, count, stream)
                 cuda.record(event, stream)
 
     def share(self) -> Callable[[], None]:
-        """What a user of the device calls once, when it is done; the last one closes it."""
+        """Return a function for a user of the device to call once, when done; the last call closes
+        it."""
         self._num_users += 1
         return self._end_share
 
@@ -171,13 +173,13 @@ class GpuDevice:
             self.close()
 
     def close(self) -> None:
-        """Give everything back; the object cannot be used again.
+        """Release everything; the object cannot be used again.
 
-        A device that failed gives nothing back before the process ends: that is a line in the log.
+        A failed device keeps its memory until the process ends; a line in the log says so.
         """
         try:
             with self._held:
-                for stream in self._streams:  # nothing may be freed under a pass
+                for stream in self._streams:  # no memory may be freed during a pass
                     self.cuda.synchronize(stream)
         except EdgeError as error:
             log.warning("the GPU's memory is given back when the process ends: %s", error)
@@ -201,16 +203,16 @@ class Stopwatch:
         self.device.cuda.record(self.last, self.stream)
 
     def read(self) -> None:
-        """Add the time, once the stream was waited for."""
+        """Add the time; call it after a wait for the stream."""
         elapsed_ms = self.device.cuda.elapsed_ms(self.first, self.last)
         self.device.stages.add(self.stage, elapsed_ms)
 
 
 def open_device(bundle: Bundle) -> GpuDevice:
-    """The GPU of this machine with the TensorRT that a bundle wants.
+    """Open this machine's GPU with the TensorRT that a bundle needs.
 
     Raises BackendError if CUDA, a device, TensorRT or the plugin is missing, ArtifactError if the
-    bundle is not for them; each says what was found and what to do.
+    bundle is not for them.
     """
     target = bundle.manifest.target
     flavour = FLAVOURS.get(target.backend)
@@ -233,7 +235,7 @@ def open_device(bundle: Bundle) -> GpuDevice:
             if trt.get_plugin_registry().load_library(str(bundle.file(target.plugin))) is None:
                 raise BackendError(
                     f"{bundle.file(target.plugin)}: {device.version} does not load this plugin "
-                    f"({device.log.last_words()}); build it again with `make plugin`"
+                    f"({device.log.take_errors()}); build it again with `make plugin`"
                 )
     except BaseException:
         device.close()
@@ -242,9 +244,9 @@ def open_device(bundle: Bundle) -> GpuDevice:
 
 
 def check_records(bundle: Bundle) -> CheckPart:
-    """A check of experts.bin as it goes by: every record's CRC-32.
+    """Return a check of experts.bin while it is read: the CRC-32 of every record.
 
-    It raises ExpertUnavailable naming the expert.
+    The check raises ExpertUnavailable naming the expert.
     """
     records = sorted(bundle.manifest.experts.records, key=lambda record: record.offset)
     path = bundle.file(bundle.manifest.experts.file)
@@ -291,12 +293,13 @@ def _read(
 
 
 def _memory(address: int, num_bytes: int) -> memoryview:
-    """Host memory as bytes."""
+    """View host memory as bytes."""
     return memoryview((ctypes.c_char * num_bytes).from_address(address)).cast("B")
 
 
 def make_log(trt: Any) -> Any:
-    """TensorRT's messages in our log; the last errors are kept for what is raised then."""
+    """Make a logger that writes TensorRT's messages to our log and keeps the last errors for
+    exceptions."""
 
     class Log(trt.ILogger):  # type: ignore[misc, name-defined, unused-ignore]
         def __init__(self) -> None:
@@ -311,8 +314,8 @@ def make_log(trt: Any) -> Any:
             elif severity == levels.WARNING:
                 log.debug("TensorRT: %s", text)
 
-        def last_words(self) -> str:
-            """What TensorRT said of the failure at hand."""
+        def take_errors(self) -> str:
+            """Return TensorRT's messages since the last call."""
             said, self.errors = "; ".join(self.errors), []
             return said or "TensorRT gives no reason"
 
@@ -320,12 +323,12 @@ def make_log(trt: Any) -> Any:
 
 
 def aligned(num_bytes: int) -> int:
-    """Rounded up to what TensorRT wants of an address."""
+    """Round up to TensorRT's alignment."""
     return -(-num_bytes // ALIGNMENT) * ALIGNMENT
 
 
 def offsets_of(sizes: Iterable[int]) -> list[int]:
-    """Where arrays of so many bytes begin in one block, and at last the block's size."""
+    """Offsets of arrays of these sizes in one block, and the block's size as the last value."""
     offsets = [0]
     for size in sizes:
         offsets.append(offsets[-1] + aligned(size))

@@ -1,4 +1,4 @@
-"""`EncoderGraph` on TensorRT: the model's whole window in, all of its features out."""
+"""`EncoderGraph` on TensorRT: it always takes the model's whole window."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class TensorrtEncoder:
 
     @while_open
     def encode(self, log_mel: Array, num_frames: int) -> Array:
-        """The first features (num_frames, C) of a log-mel spectrogram (1, M, 2 F) of the whole
-        window.
+        """Return the first features (num_frames, C) of a log-mel spectrogram (1, M, 2 F) of the
+        whole window.
 
         Raises BackendError if the device fails, UsageError if the encoder is closed.
         """
@@ -60,5 +60,5 @@ class TensorrtEncoder:
         return self._features[:num_frames].astype(np.float32, copy=True)
 
     def close(self) -> None:
-        """Give back its share of the device; doing it twice is doing it once."""
+        """Release its share of the device; idempotent."""
         self._lifetime.close()

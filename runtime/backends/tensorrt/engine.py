@@ -1,14 +1,14 @@
 """The language model on TensorRT: embed, step and head, one CUDA graph a step. See `Engine`.
 
-step      rows and positions leave pinned memory, embed, step and head run, logits and the count of
-          missing experts come back to pinned memory: one launch, and nothing in it depends on the
-          row. Behind it the new rows are copied to where they belong in the cache; one wait
-feed      launches and returns; `logits` waits. Everything on the one stream is in order, so a cache
-          may be trimmed or forked before the step is over
-prefill   256 rows at a time where the engine has a profile for it, else row by row through the
+step      one launch copies rows and positions from pinned memory, runs embed, step and head, and
+          copies logits and the count of missing experts to pinned memory; nothing in it depends on
+          the row. Then the new rows are copied to their places in the cache. There is one wait
+feed      launches and returns; `logits` waits. The one stream keeps everything in order, so a cache
+          may be trimmed or forked before the step is done
+prefill   256 rows at a time if the engine has a profile for that, else row by row through the
           graphs without a head
-failure   after an error of CUDA or TensorRT, or logits that are no numbers, nothing runs any more
-          until `reset`: rows are still counted, so a conversation can be closed as it was heard
+failure   after an error of CUDA or TensorRT, or NaN or infinite logits, nothing runs until `reset`;
+          rows are still counted, so that a conversation can be finished as it was heard
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 
 class TensorrtEngine(CachedEngine[DeviceCache]):
-    """One conversation on one GPU, which is closed with the last of its users."""
+    """One conversation on one GPU. The device closes with its last user."""
 
     def __init__(
         self,
@@ -57,11 +57,12 @@ class TensorrtEngine(CachedEngine[DeviceCache]):
     ) -> None:
         """Load weights and experts, allocate the cache, and capture the graphs.
 
-        `engines` are attached to `stream`; `num_items` is what a conversation wants at once.
+        `engines` are attached to `stream`; `num_items` is the most items that a conversation
+        decodes at once.
 
-        Raises ArtifactError if the engines are not what the manifest says, BackendError if
-        TensorRT refuses one, DoesNotFit if the device has not enough memory, SettingsError if
-        they were built for fewer rows or items than asked for.
+        Raises ArtifactError if the engines do not match the manifest, BackendError if TensorRT
+        refuses one, DoesNotFit if the device has not enough memory, SettingsError if they were
+        built for fewer rows or items.
         """
         self._device, self._cuda, self._stream = device, device.cuda, stream
         self._spec = bundle.manifest.model
@@ -81,7 +82,7 @@ class TensorrtEngine(CachedEngine[DeviceCache]):
         self._graphs: dict[tuple[int, bool], int] = {}
         self._failure: str | None = None
         self._in_flight: Stopwatch | None = None
-        """Of the pass under way."""
+        """Stopwatch of the pass under way."""
         self._step_watch = device.stopwatch("step", stream)
         self._prompt_watch = device.stopwatch("prefill", stream)
         super().__init__(self._open_cache(context_rows), device.share())
@@ -93,7 +94,7 @@ class TensorrtEngine(CachedEngine[DeviceCache]):
     def prefill(self, rows: Ids, features: Array, audio_mask: NDArray[np.bool_]) -> None:
         self._check_prompt(features, audio_mask)
         self._check_alive()
-        self._cache.check_room(len(rows))  # refuse all of it rather than the end of it
+        self._cache.check_room(len(rows))  # refuse the whole prompt, not its end
         placed = np.zeros((len(rows), self._spec.decoder.width), np.float32)
         placed[audio_mask] = features
         size = self._plan.prefill_rows
@@ -154,9 +155,9 @@ class TensorrtEngine(CachedEngine[DeviceCache]):
             self._wait()
         logits = self._outputs.logits()
         if not (np.isfinite(logits.text.max()) and np.isfinite(logits.codes.max())):
-            self._fail("the logits are no numbers")
+            self._fail("the logits are not finite")
             raise BackendError(
-                f"{self._head.path}: the logits are no numbers (NaN or infinite); check the bundle "
+                f"{self._head.path}: the logits are not finite; check the bundle "
                 "with `deeptalk-edge bundle verify`, or export it with decoder=float32"
             )
         return logits
@@ -164,7 +165,7 @@ class TensorrtEngine(CachedEngine[DeviceCache]):
     # One pass -------------------------------------------------------------------------------------
 
     def _run_row(self, *, with_head: bool) -> None:
-        """Launch a step for the row in the inputs, and append what it gives out."""
+        """Launch a step for the row in the inputs, and append its new cache rows."""
         watch = self._step_watch if with_head else self._prompt_watch
         watch.start()
         profile = self._plan.decode_profile(self._cache.num_rows)
@@ -176,7 +177,7 @@ class TensorrtEngine(CachedEngine[DeviceCache]):
         self._append(self._plan.num_lanes, 1, watch)
 
     def _enqueue_row(self, profile: int, *, with_head: bool) -> None:
-        """All of a step that does not depend on the row: what a graph holds."""
+        """Enqueue the part of a step that does not depend on the row: a CUDA graph's content."""
         outputs, lanes = self._outputs, self._plan.num_lanes
         self._bind_embed(0, self._row_inputs, 1)
         self._row_inputs.upload(self._stream)
@@ -190,7 +191,7 @@ class TensorrtEngine(CachedEngine[DeviceCache]):
         outputs.fetch_missing(self._stream)
 
     def _run_prompt(self, rows: Ids, features: Array, mask: NDArray[np.bool_]) -> None:
-        """Many rows at once, through the profile that takes them."""
+        """Run many rows at once, in the profile that takes them."""
         profile, lanes, count = self._plan.prefill, self._plan.prefill_lanes, len(rows)
         assert profile is not None
         inputs = self._prompt_inputs
@@ -208,7 +209,7 @@ class TensorrtEngine(CachedEngine[DeviceCache]):
         self._last_row = count - 1
 
     def _append(self, num_lanes: int, num_rows: int, watch: Stopwatch) -> None:
-        """Put the new rows in place: the end of a pass."""
+        """Copy the new rows to the cache: the end of a pass."""
         self._has_logits = False
         self._last_row = 0
         self._cache.append(self._outputs.new, num_lanes=num_lanes, num_rows=num_rows)
@@ -216,7 +217,7 @@ class TensorrtEngine(CachedEngine[DeviceCache]):
         self._in_flight = watch
 
     def _head_of_prompt(self) -> None:
-        """The logits of the last row of lane 0, which every lane holds."""
+        """Compute the logits of the last row of lane 0; every lane holds the same row."""
         outputs, lanes, watch = self._outputs, self._plan.num_lanes, self._prompt_watch
         self._wait()
         watch.start()
@@ -231,7 +232,7 @@ class TensorrtEngine(CachedEngine[DeviceCache]):
         self._in_flight, self._has_logits = watch, True
 
     def _wait(self) -> None:
-        """Wait for the pass under way, and check that it had every expert."""
+        """Wait for the pass under way, and check that no expert was missing."""
         if self._in_flight is None:
             return
         self._cuda.synchronize(self._stream)
@@ -279,7 +280,7 @@ class TensorrtEngine(CachedEngine[DeviceCache]):
         self._last_row = 0
 
     def _bind(self, bundle: Bundle) -> None:
-        """Everything whose address never changes."""
+        """Bind all buffers whose addresses never change."""
         device, step, outputs = self._device, self._step, self._outputs
         bind_tables(device, bundle, self._embed, self._head)
         bind_weights(device, bundle, step)
@@ -311,9 +312,9 @@ class TensorrtEngine(CachedEngine[DeviceCache]):
         self._head.bind("hidden", hidden, (self._plan.num_lanes, self._spec.decoder.width))
 
     def _capture_all(self) -> None:
-        """Run every step once, for TensorRT allocates in its first run, and then take it down.
+        """Run every step once, because TensorRT allocates in its first run, and then capture it.
 
-        Prompt passes are no graphs: their shapes differ.
+        Prompt passes are not captured, because their shapes differ.
         """
         variants = [(profile, True) for profile in self._plan.decode]
         if self._plan.prefill is None:
@@ -339,7 +340,7 @@ class TensorrtEngine(CachedEngine[DeviceCache]):
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
-        """Whatever fails on the device leaves an engine that only counts rows."""
+        """After any failure on the device, the engine only counts rows."""
         try:
             yield
         except EdgeError as error:
@@ -356,17 +357,17 @@ class TensorrtEngine(CachedEngine[DeviceCache]):
             )
 
     def _recover(self) -> None:
-        """Begin anew with a cache of zeros; a device that is lost says so."""
+        """Start again with a cache of zeros; raises if the device is lost."""
         self._cuda.synchronize(self._stream)
         self._cache.clear()
         self._failure, self._cache.is_lost = None, False
 
 
 class _Profiles:
-    """What the profiles of a step are for, read off their shapes."""
+    """The purposes of a step's profiles, derived from their shapes."""
 
     def __init__(self, step: LoadedEngine) -> None:
-        """Raises ArtifactError if none of them is for decoding."""
+        """Raises ArtifactError if no profile is for decoding."""
         x = [step.most("x", profile) for profile in range(step.num_profiles)]
         self.sizes = tuple(step.most("latent_0", p)[1] for p in range(step.num_profiles))
         self.lanes = tuple(shape[0] for shape in x)
@@ -381,7 +382,7 @@ class _Profiles:
         self.prefill_lanes = self.lanes[prompts[0]] if prompts else self.num_lanes
 
     def decode_profile(self, num_rows: int) -> int:
-        """The smallest that sees all the rows so far."""
+        """Return the smallest profile that sees all rows so far."""
         return min(
             (profile for profile in self.decode if num_rows <= self.sizes[profile]),
             key=lambda profile: self.sizes[profile],

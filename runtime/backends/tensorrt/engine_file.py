@@ -1,7 +1,8 @@
-"""An engine file, loaded: its tensors, and one execution context a profile over shared scratch.
+"""A loaded engine file: its tensors, and one execution context per profile over shared scratch
+memory.
 
-bind      an address and, for an input, a shape; said to TensorRT only when it changes, for each
-          call costs some microseconds and a step has a hundred tensors
+bind      sets an address and, for an input, a shape. TensorRT is called only if they changed: a
+          call costs some microseconds, and a step has a hundred tensors
 scratch   one buffer for all profiles of all engines of a stream, which run one after the other
 """
 
@@ -32,7 +33,7 @@ class LoadedEngine:
         if self._engine is None:
             raise BackendError(
                 f"{self.path}: {device.version} on {device.machine.compute_capability} does not "
-                f"load it ({device.log.last_words()}); build it again on this machine"
+                f"load it ({device.log.take_errors()}); build it again on this machine"
             )
         engine, trt = self._engine, device.trt
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
@@ -46,7 +47,7 @@ class LoadedEngine:
         return int(self._engine.device_memory_size_v2)
 
     def attach(self, stream: int, scratch: int) -> None:
-        """Make the contexts, which run on `stream` and share device memory at `scratch`.
+        """Make the contexts. They run on `stream` and share the device memory at `scratch`.
 
         Raises BackendError if TensorRT does not make one.
         """
@@ -56,7 +57,7 @@ class LoadedEngine:
         ]
 
     def dtype(self, name: str) -> np.dtype[Any]:
-        """Raises ArtifactError if there is no such tensor."""
+        """Type of a tensor. Raises ArtifactError if there is no such tensor."""
         if name not in self.inputs and name not in self.outputs:
             raise ArtifactError(
                 f"{self.path}: has no tensor {name}; export the bundle again with this version"
@@ -66,19 +67,19 @@ class LoadedEngine:
         return dtype
 
     def shape(self, name: str) -> Shape:
-        """-1 for a free dimension."""
+        """Shape of a tensor, -1 for a free dimension."""
         self.dtype(name)
         return tuple(self._engine.get_tensor_shape(name))
 
     def most(self, name: str, profile: int) -> Shape:
-        """The greatest shape of an input in a profile."""
+        """Largest shape of an input in a profile."""
         shape = self.shape(name)
         if -1 not in shape:
             return shape
         return tuple(self._engine.get_tensor_profile_shape(name, profile)[2])
 
     def num_bytes(self, name: str) -> int:
-        """Of a tensor without a free dimension."""
+        """Size of a tensor without a free dimension."""
         shape = self.shape(name)
         if -1 in shape:
             raise ArtifactError(f"{self.path}: {name} is {shape}, expected fixed sizes")
@@ -87,7 +88,7 @@ class LoadedEngine:
     def bind(
         self, name: str, address: int, shape: Shape | None = None, *, profile: int | None = None
     ) -> None:
-        """Let a tensor lie at an address, in one profile or in all.
+        """Set a tensor's address, in one profile or in all.
 
         Raises BackendError if TensorRT refuses the shape or the address.
         """
@@ -103,11 +104,11 @@ class LoadedEngine:
         self._contexts[profile].enqueue()
 
     def check_capturable(self, profile: int) -> None:
-        """Raises BackendError if the context says that no CUDA graph can hold its run."""
+        """Raises BackendError if the context reports that a CUDA graph cannot capture its run."""
         self._contexts[profile].check_capturable()
 
     def release(self) -> None:
-        """Destroy contexts and engine, which must be gone before the runtime is."""
+        """Destroy contexts and engine; TensorRT wants this before its runtime is destroyed."""
         self._contexts, self._engine = [], None
 
 
@@ -161,12 +162,12 @@ class _Context:
     def _refused(self, what: str) -> BackendError:
         return BackendError(
             f"{self._path}: {self._device.version} refuses {what} in profile {self._profile} "
-            f"({self._device.log.last_words()})"
+            f"({self._device.log.take_errors()})"
         )
 
 
 def _make_context(device: GpuDevice, engine: Any) -> Any:
-    """A context whose scratch memory is ours."""
+    """Make a context that uses our scratch memory."""
     trt, strategy = device.trt, device.trt.ExecutionContextAllocationStrategy.USER_MANAGED
     if not device.flavour.context_choices:
         return engine.create_execution_context(strategy)
@@ -181,7 +182,7 @@ def _make_context(device: GpuDevice, engine: Any) -> Any:
 
 
 def attach_all(device: GpuDevice, stream: int, engines: list[LoadedEngine]) -> None:
-    """Attach engines that run on one stream, over one scratch buffer."""
+    """Attach engines to one stream and one scratch buffer."""
     scratch = device.malloc(max(engine.scratch_bytes for engine in engines))
     for engine in engines:
         engine.attach(stream, scratch)
@@ -189,9 +190,9 @@ def attach_all(device: GpuDevice, stream: int, engines: list[LoadedEngine]) -> N
 
 
 def bundle_file(bundle: Bundle, name: str | None) -> Path:
-    """A file that the manifest names.
+    """Return a file that the manifest names.
 
-    Raises ArtifactError if it does not.
+    Raises ArtifactError if the manifest does not name it.
     """
     if name is None or name not in bundle.manifest.files:
         raise ArtifactError(f"{bundle.path}: names no {name}; export the bundle again")

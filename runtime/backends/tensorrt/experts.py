@@ -1,4 +1,4 @@
-"""Routed experts that are all on the device: a conversation has nothing to tell them."""
+"""Routed experts of engines: all of them stay in device memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from deeptalk_edge.runtime.experts.routes import RouteRecorder
 
 
 class ResidentExperts:
-    """See `Experts`. Nothing is read after loading, so nothing is counted."""
+    """See `Experts`. No expert is read after loading, so there is nothing to count."""
 
     @property
     def recorder(self) -> RouteRecorder | None:
@@ -24,13 +24,13 @@ class ResidentExperts:
             )
 
     def user_started_speaking(self) -> None:
-        """All of them are there."""
+        """Nothing to do: all experts are resident."""
 
     def idle(self) -> None:
-        """All of them are there."""
+        """Nothing to do: all experts are resident."""
 
     def end_turn(self) -> dict[str, Any]:
-        """Every pass had all of them."""
+        """No pass missed an expert, so all counters are 0."""
         nothing: dict[str, int] = {}
         return {
             "all_resident_passes": 0,

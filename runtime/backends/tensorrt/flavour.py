@@ -1,8 +1,8 @@
-"""The two TensorRTs and what differs between them, as a table: no code asks which one it runs on.
+"""The differences between the two TensorRT products, as a table, so that no code tests for one.
 
 full          TensorRT 10.3 to 11: builds on the device, for it alone
-TensorRT-RTX  1.7: builds anywhere, and compiles its kernels when a context is made; they are
-              compiled eagerly, shared through one cache, and its own CUDA graphs are off, for ours
+TensorRT-RTX  1.7: builds anywhere, and compiles its kernels when a context is made. We compile them
+              eagerly, share them through one cache, and turn its own CUDA graphs off, because ours
               span several engines
 """
 
@@ -19,30 +19,30 @@ from deeptalk_edge.errors import BackendError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flavour:
-    """One TensorRT: its Python module and how contexts are made."""
+    """One TensorRT product: its Python module, and how contexts are made."""
 
     product: str
     module: str
     series: tuple[str, ...]
-    """What its versions begin with, of those whose Python API the contract tests have compared."""
+    """Prefixes of the versions whose Python API the contract tests have compared."""
     way_out: str
-    """How it is installed."""
+    """How to install it, for messages."""
     context_choices: Mapping[str, tuple[str, str]] = field(default_factory=dict)
-    """Fields of `IRuntimeConfig`: the enumeration and its member; empty where contexts are made
-    without one."""
+    """Fields of `IRuntimeConfig`: the enumeration and its member; empty if contexts are made
+    without a config."""
     says_capturable: bool = False
-    """Whether a context tells if its work can be captured in a CUDA graph."""
+    """Whether a context reports if a CUDA graph can capture its work."""
 
     def load(self) -> Any:
         """Import the module.
 
-        Raises BackendError if it is not here, does not load, or is of another series.
+        Raises BackendError if it is not installed, does not load, or is of another series.
         """
         if importlib.util.find_spec(self.module) is None:
             raise BackendError(f"{self.product} is not installed here: {self.way_out}")
         try:
             trt = importlib.import_module(self.module)
-        except Exception as error:  # a missing library is an ImportError, an old driver may differ
+        except Exception as error:  # an old driver may raise other types
             raise BackendError(
                 f"{self.product}: its Python module {self.module} does not load ({error}); "
                 f"install it again: {self.way_out}"
@@ -78,4 +78,4 @@ FLAVOURS = {
         says_capturable=True,
     ),
 }
-"""By the backend that a bundle is made for."""
+"""Product by the backend that a bundle is made for."""

@@ -1,7 +1,7 @@
-"""What goes into a pass and comes out of it: pinned memory and its twin on the device.
+"""Inputs and outputs of a pass: pinned memory and its copy on the device.
 
 Addresses are fixed when the engine is opened, so a CUDA graph may keep them. The inputs of a pass
-lie in one block each side: one copy brings all of them.
+are one block on each side, so one copy transfers all of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ Array = NDArray[np.float32]
 
 
 class PassInputs:
-    """Rows (B, T, K + 1), their positions (T), heard features (T, C) and which rows have them."""
+    """Rows (B, T, K + 1), positions (T), audio features (T, C), and the mask of rows with
+    features."""
 
     def __init__(
         self, device: GpuDevice, num_items: int, num_rows: int, num_columns: int, width: int
@@ -37,7 +38,7 @@ class PassInputs:
 
     @property
     def positions_at(self) -> int:
-        """On the device."""
+        """Address of the positions on the device."""
         return self._device + self._offsets[1]
 
     def fill(
@@ -47,9 +48,9 @@ class PassInputs:
         features: Array | None = None,
         audio_mask: NDArray[np.bool_] | None = None,
     ) -> None:
-        """Write rows (B, T, K + 1), or (T, K + 1) for all items, which begin at position `first`.
+        """Write rows (B, T, K + 1), or (T, K + 1) for all items, beginning at position `first`.
 
-        The pass before must have read its own.
+        Call it after the last pass has read its inputs.
         """
         count = rows.shape[-2]
         view, offsets = self._host.view, self._offsets
@@ -60,11 +61,11 @@ class PassInputs:
         view(np.bool_, (count,), offsets[3])[...] = False if audio_mask is None else audio_mask
 
     def upload(self, stream: int) -> None:
-        """Bring all of it to the device."""
+        """Copy all inputs to the device."""
         self._cuda.copy_to_device(self._device, self._host.address, self._num_bytes, stream)
 
     def of_embed(self, num_rows: int) -> dict[str, tuple[int, Shape]]:
-        """Address and shape of what embed reads."""
+        """Address and shape of each input of embed."""
         at = [self._device + offset for offset in self._offsets]
         return {
             "rows": (at[0], (self._num_items, num_rows, self._columns)),
@@ -74,7 +75,7 @@ class PassInputs:
 
 
 class PassOutputs:
-    """What embed, step and head give out, for at most so many rows."""
+    """The outputs of embed, step and head, for at most `most_rows` rows."""
 
     def __init__(
         self,
@@ -93,7 +94,7 @@ class PassOutputs:
         self.x = device.malloc(most_rows * decoder.width * step.dtype("x").itemsize)
         self.hidden = device.malloc(most_rows * width)
         self.last = device.malloc(num_lanes * width)
-        """Of a prompt's last row, once for each lane."""
+        """Hidden state of a prompt's last row, repeated for each lane."""
         self.new = {
             kind: device.malloc(
                 decoder.num_layers * most_rows * dim * step.dtype(f"new_{kind}s").itemsize
@@ -118,16 +119,17 @@ class PassOutputs:
         self.of_head = {"text_logits": self._text.address, "code_logits": self._codes.address}
 
     def fetch_logits(self, num_lanes: int, stream: int) -> None:
-        """Bring the last lane's text and the first lane's codes: item 0 speaks, the last writes."""
+        """Copy the text logits of the last lane and the code logits of the first to the host: item
+        0 speaks, the last item writes."""
         self._text.fetch(self._cuda, num_lanes - 1, stream)
         self._codes.fetch(self._cuda, 0, stream)
 
     def fetch_missing(self, stream: int) -> None:
-        """Bring the uses of experts without a slot, of each layer."""
+        """Copy each layer's count of experts without a slot to the host."""
         self._cuda.copy_to_host(self._missing_host, self._missing, self.missing.nbytes, stream)
 
     def logits(self) -> Logits:
-        """What was brought, once it has been waited for."""
+        """The logits that were copied; wait for the stream first."""
         return Logits(self._text.values(), self._codes.values())
 
 

@@ -1,12 +1,13 @@
-"""Is a bundle's plugin for this machine? Asked of the library itself, before TensorRT loads it.
+"""Checks that a bundle's plugin fits this machine, before TensorRT loads it.
 
-`dt_moe_build` is a function of libdt_moe_plugin.so that needs neither TensorRT nor a GPU:
+The function `dt_moe_build` of libdt_moe_plugin.so needs neither TensorRT nor a GPU and returns:
 
     {"abi": 1, "sm": "80 86 87 89 90 100 110 120", "ptx": "120"}
 
-abi    of the node's attributes and the records' layout; another one reads experts wrongly
-sm     compute capabilities that it holds machine code for
-ptx    code that the driver compiles for this one and later ones
+abi    version of the node's attributes and the records' layout; with another one, experts would be
+       read wrongly
+sm     compute capabilities with machine code in the library
+ptx    compute capability of the PTX code, which the driver compiles for it and later ones
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from pathlib import Path
 from deeptalk_edge.errors import BackendError
 
 PLUGIN_ABI = 1
-"""Of this runtime: `DT_MOE_ABI` of native/tensorrt_plugin/moe_launch.h."""
+"""ABI of this runtime: `DT_MOE_ABI` of native/tensorrt_plugin/moe_launch.h."""
 
 _AGAIN = "build it again with `make plugin` and export the bundle with it"
 
 
 def check_plugin(path: Path, compute_capability: str) -> None:
-    """Raises BackendError if the library is missing, not ours, of another build, or without code
-    for this GPU."""
+    """Raises BackendError if the library is missing, is not our plugin, has another ABI, or has no
+    code for this GPU."""
     if not path.is_file():
         raise BackendError(f"{path}: the plugin is missing; copy the bundle again")
     try:
@@ -50,5 +51,6 @@ def check_plugin(path: Path, compute_capability: str) -> None:
 
 
 def _runs(sm: int, capability: int) -> bool:
-    """Machine code serves the minor versions from its own on, within one major version."""
+    """Whether machine code for `sm` runs: it serves its own and later minor versions of one major
+    version."""
     return sm // 10 == capability // 10 and sm <= capability

@@ -1,7 +1,7 @@
-"""What engines read besides the rows: tables of embeddings, weights that are inputs, experts.
+"""Data that engines read besides the rows: embedding tables, weights that are inputs, experts.
 
-experts   all of them resident, in ascending layer and expert as experts.bin has them; each layer is
-          bound to its own stretch of the one arena, so every slot table is 0, 1, 2 ...
+experts   all are resident, in ascending layer and expert, the order of experts.bin. Each layer is
+          bound to its part of the one arena, so every slot table is 0, 1, 2 ...
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ EMBEDDING, HEAD = "embedding.bin", "head.bin"
 
 
 def bind_tables(device: GpuDevice, bundle: Bundle, embed: LoadedEngine, head: LoadedEngine) -> None:
-    """Bind the table (V, C) of the embeddings and the head's, one buffer if the head is tied.
+    """Bind the embedding table (V, C) and the head's, as one buffer if the head is tied.
 
-    Raises ArtifactError if a file does not hold what its engine reads.
+    Raises ArtifactError if a file does not match its engine's input.
     """
     tables: dict[str, int] = {}
     of_head = EMBEDDING if bundle.manifest.model.tied_head else HEAD
     for engine, name in ((embed, EMBEDDING), (head, of_head)):
-        if "table" not in engine.inputs:  # its weights are constants
+        if "table" not in engine.inputs:  # the engine holds its weights as constants
             continue
         if name not in tables:
             path = bundle_file(bundle, name)
@@ -38,16 +38,16 @@ def bind_tables(device: GpuDevice, bundle: Bundle, embed: LoadedEngine, head: Lo
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a weight lies in its file."""
+    """The place of a weight in its file."""
 
     offset: int
     shape: tuple[int, ...]
 
 
 def bind_weights(device: GpuDevice, bundle: Bundle, step: LoadedEngine) -> None:
-    """Bind the dense weights that are inputs of the step, where it has such.
+    """Bind the dense weights that are inputs of the step, if there are any.
 
-    Raises ArtifactError if the file does not hold what the engine reads.
+    Raises ArtifactError if the file does not match the engine's inputs.
     """
     entry = bundle.manifest.engines["step"]
     if entry.weights is None:
@@ -79,9 +79,9 @@ def _read_places(path: Path) -> dict[str, _Place]:
 
 
 def bind_experts(device: GpuDevice, bundle: Bundle, step: LoadedEngine, stream: int) -> None:
-    """Load every expert and bind tables and arenas to them.
+    """Load every expert, and bind the slot tables and arenas.
 
-    Raises DoesNotFit if the device has no room for all, ExpertUnavailable naming a damaged one.
+    Raises DoesNotFit if the device has no memory for all, ExpertUnavailable naming a damaged one.
     """
     manifest = bundle.manifest
     decoder, record_bytes = manifest.model.decoder, manifest.record_format.record_bytes
@@ -93,7 +93,7 @@ def bind_experts(device: GpuDevice, bundle: Bundle, step: LoadedEngine, stream: 
     arena = device.load_file(path, num_bytes=num_bytes, check=check_records(bundle))
     table = device.pinned(4 * decoder.num_experts)
     for layer in decoder.moe_layers:
-        # A layer's records stand together: its arena begins with its first one.
+        # The records of a layer are contiguous: its arena begins with the first.
         base = min(slots[layer, expert] for expert in range(decoder.num_experts))
         places = [slots[layer, expert] - base for expert in range(decoder.num_experts)]
         num_slots = max(places) + 1

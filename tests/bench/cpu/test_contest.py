@@ -1,4 +1,4 @@
-"""Contenders in processes of their own. Here they are objects of the standard library."""
+"""Contenders run in separate processes; here they are objects of the standard library."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def test_the_first_round_counts_without_a_warm_up_only(
         work = Work(contender=slow_once, timed=("__call__", 0.5))
         timing = take_turns({"only": work}, 1, warm_up=warm_up)["only"]
     assert (timing.wall_s > 0.2) is counts
-    assert timing.cpu_s < 0.1  # waiting is not work
+    assert timing.cpu_s < 0.1  # sleeping uses no processor time
 
 
-def test_a_failure_over_there_is_told_here_with_its_traceback(tmp_path: Path) -> None:
+def test_a_failure_in_the_process_is_raised_here_with_its_traceback(tmp_path: Path) -> None:
     with (
         closing(Contender("empty", deque, tmp_path / "log")) as empty,
         pytest.raises(BackendError, match=r"(?s)empty failed.*IndexError: pop from an empty"),
@@ -54,7 +54,7 @@ def test_a_failure_over_there_is_told_here_with_its_traceback(tmp_path: Path) ->
         empty.call(("pop",))
 
 
-def test_a_process_that_dies_is_named_and_what_it_printed_is_kept(tmp_path: Path) -> None:
+def test_a_process_that_dies_is_named_and_its_output_is_kept(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with pytest.raises(BackendError, match=rf"mayfly: its process ended with -15 .*{log}"):
         Contender("mayfly", partial(os.system, "echo last words; kill $PPID"), log)

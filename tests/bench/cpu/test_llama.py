@@ -1,4 +1,4 @@
-"""The llama.cpp family is told what we mean, or says so."""
+"""Settings for the llama.cpp family are applied or refused."""
 
 from __future__ import annotations
 

@@ -23,9 +23,7 @@ def test_a_model_that_is_not_layers_and_experts_is_refused(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not LIBRARY.is_file(), reason="the native library is not built: `make native`")
-def test_every_figure_of_a_small_model_is_there(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_small_model_has_every_figure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--like", str(TINY), "--model", "3x8", "--group", "32", "--work", str(tmp_path)]
     assert main([*flags, "--context", "16", "32", "--prefill", "4", "--repeat", "1"]) == 0
     out = capsys.readouterr().out

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from deeptalk_edge.bench.cpu.native import CpuDecoder, CpuForm
-from deeptalk_edge.runtime.backends.cpu import library as native_library
 from tests.native.cpu import built
 from tests.specs import PLAIN
 
@@ -28,7 +27,7 @@ DECODER = replace(
 def test_a_latent_of_any_width_leaves_the_logits_finite(
     latent_dim: int, group: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native_library, "LIBRARY", built.library_place())
+    built.install(monkeypatch)
     spec = replace(PLAIN, decoder=replace(DECODER, latent_dim=latent_dim))
     decoder = CpuDecoder(spec, CpuForm(group=group), [1], cache_rows=8)
     decoder.feed(4)

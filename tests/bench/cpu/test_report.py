@@ -1,4 +1,4 @@
-"""The table and the verdicts."""
+"""The report's table and goals."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FRAME = Frame(
 
 
 def verdict(goal: str, *rows: Row, frames: tuple[Frame, ...] = ()) -> str:
-    """The cells of the one goal whose text begins so."""
+    """The cells of the goal whose text begins with `goal`."""
     (found,) = (text for text in goal_table(rows, frames) if text.startswith(f"| {goal}"))
     return found.partition(" | ")[2]
 
@@ -52,13 +52,13 @@ def test_a_frame_is_the_sum_of_its_parts() -> None:
 
 
 @pytest.mark.parametrize(("times", "says"), [(1.5, "1.50 | met |"), (1.49, "1.49 | missed |")])
-def test_a_goal_is_judged_by_its_worst_place(times: float, says: str) -> None:
+def test_a_goal_is_judged_by_its_worst_context(times: float, says: str) -> None:
     better = replace(STEP, by="llama.cpp", decoder="5x64", times_native=1.9)
     worst = replace(better, decoder="27x16", times_native=times)
     assert verdict("step after 256, times llama.cpp", better, worst) == says
 
 
-def test_other_contexts_threads_and_peers_are_no_part_of_a_goal() -> None:
+def test_other_contexts_threads_and_peers_do_not_count_for_a_goal() -> None:
     rows = [
         replace(STEP, by="llama.cpp", num_rows=1024, times_native=1.1),
         replace(STEP, by="llama.cpp", threads=2, times_native=1.1),
@@ -67,7 +67,7 @@ def test_other_contexts_threads_and_peers_are_no_part_of_a_goal() -> None:
     assert verdict("step after 256, times llama.cpp", *rows) == "| not measured |"
 
 
-def test_long_contexts_have_a_goal_of_their_own() -> None:
+def test_long_contexts_have_a_separate_goal() -> None:
     rows = [
         replace(STEP, by="llama.cpp", num_rows=num_rows, times_native=times)
         for num_rows, times in ((1024, 1.7), (2048, 2.1), (4096, 2.5))
@@ -75,7 +75,7 @@ def test_long_contexts_have_a_goal_of_their_own() -> None:
     assert verdict("step after 2048", *rows) == "2.10 | met |"
 
 
-def test_two_threads_are_compared_with_one_at_the_same_place_by_wall_time() -> None:
+def test_two_threads_are_compared_with_one_by_wall_time_in_the_same_context() -> None:
     rows = [
         STEP,
         replace(STEP, threads=2, wall_ms=28.0, cpu_ms=56.0),

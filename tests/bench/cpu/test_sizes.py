@@ -1,4 +1,4 @@
-"""What a step reads is counted right, or every share of the roofline is wrong."""
+"""The bytes of a step are counted correctly; every share of the roofline depends on them."""
 
 from __future__ import annotations
 
@@ -41,6 +41,6 @@ def test_head_matrices_may_be_stored_wider_than_the_others() -> None:
     )
 
 
-def test_the_official_decoder_goes_through_2_2_billion_mlp_weights_less_attention() -> None:
+def test_the_official_decoder_uses_2_2_billion_weights_besides_attention() -> None:
     experts = 26 * 8 * 3 * 2048 * 1408
     assert mlp_weights(OFFICIAL.decoder) == experts + 3 * 2048 * 10944

@@ -1,4 +1,4 @@
-"""The contender out of stock operators does a decoder's work, or its time would mean nothing."""
+"""The graph of stock operators computes a decoder, so its time can be compared."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SPEC = replace(
 )
 
 
-def test_rows_behind_a_cache_are_worth_what_they_are_in_one_pass(tmp_path: Path) -> None:
+def test_rows_after_a_cache_have_the_logits_of_one_pass(tmp_path: Path) -> None:
     place = tmp_path / "stock.onnx"
     write_stock_graph(place, SPEC, cache_rows=8)
     graph = OrtGraph(place, threads=1)
@@ -39,9 +39,9 @@ def test_rows_behind_a_cache_are_worth_what_they_are_in_one_pass(tmp_path: Path)
     empty = [np.zeros((0, SPEC.decoder.cache_width), np.float32) for _ in layers]
     whole, *rows = run(0, 6, empty)
     _, *old_rows = run(0, 4, empty)
-    behind, *new_rows = run(4, 6, old_rows)
+    after, *new_rows = run(4, 6, old_rows)
     assert whole.shape == (1, SPEC.vocabulary.size)
     assert 0.01 < whole.std() < 100
-    np.testing.assert_allclose(behind, whole, rtol=0, atol=2e-4 * np.abs(whole).max())
+    np.testing.assert_allclose(after, whole, rtol=0, atol=2e-4 * np.abs(whole).max())
     for new, row in zip(new_rows, rows, strict=True):
         np.testing.assert_allclose(new, row[4:], rtol=0, atol=1e-4 * np.abs(row).max())

@@ -1,4 +1,4 @@
-"""Engines by torch, as tier 2 of the GPU check computes them, beside ONNX Runtime on the CPU."""
+"""Engines by torch, as in tier 2 of the GPU check, compared with ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 

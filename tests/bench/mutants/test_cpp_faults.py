@@ -1,4 +1,4 @@
-"""The faults that a C++ source offers are one line each and spare what is not compiled here."""
+"""C++ faults change one line each and only code that is compiled here."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_an_operator_changes_one_place(operator: str, before: str, after: str) -
         "#ifdef __aarch64__\na = b + 1;\n#endif",
     ],
 )
-def test_what_no_test_here_can_notice_is_left_out(text: str) -> None:
+def test_code_that_no_test_here_can_run_has_no_faults(text: str) -> None:
     assert cpp_faults("x.cpp", text, machine="x86_64") == []
 
 

@@ -1,4 +1,4 @@
-"""Without a recording, the tests nearest to a source by imports are asked."""
+"""Without a recording, the tests nearest to a source by imports are chosen."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILES = {
 }
 
 
-def test_a_source_is_asked_of_the_nearest_tests_and_those_one_import_farther(
+def test_a_source_gets_the_nearest_tests_and_those_one_import_farther(
     tmp_path: Path,
 ) -> None:
     for path, text in FILES.items():

@@ -1,4 +1,4 @@
-"""The faults of a Python source are one line each, compile, and spare what no test sees."""
+"""Python faults change one line each, compile, and skip code that tests need not notice."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_an_operator_changes_one_place(operator: str, before: str, after: str) -
     assert lines_after(before, operator) == [after]
 
 
-def test_a_guard_loses_its_return_and_its_condition_its_sense() -> None:
+def test_a_guard_loses_its_return_and_its_condition_is_inverted() -> None:
     text = "def f(a):\n    if a:\n        return 1\n    return 2\n"
     assert lines_after(text, "dropped return") == ["pass"]
     assert lines_after(text, "negated condition") == ["if not (a):"]
@@ -50,7 +50,7 @@ def test_a_guard_loses_its_return_and_its_condition_its_sense() -> None:
 
 def test_a_procedure_returns_before_its_end() -> None:
     text = "def f() -> None:\n    a.b()\n    c.d()\n"
-    assert lines_after(text, "early return") == ["return"]  # not at the last statement: it is whole
+    assert lines_after(text, "early return") == ["return"]  # not at the last statement
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_a_procedure_returns_before_its_end() -> None:
         "import a\nfrom b import c",
     ],
 )
-def test_what_no_test_should_notice_is_left_out(text: str) -> None:
+def test_code_that_tests_need_not_notice_has_no_faults(text: str) -> None:
     assert python_faults("x.py", text) == []
 
 

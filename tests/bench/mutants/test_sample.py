@@ -1,4 +1,4 @@
-"""A seed draws the same faults again, and every room gets its share."""
+"""Equal seeds draw equal faults, and every room gets its share."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""In a toy project a planted fault is caught, an equivalent one survives, and the checkout is as it
-was."""
+"""In a toy project a planted fault is caught, an equivalent one survives, and the checkout is
+unchanged."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def project(tmp_path: Path) -> Path:
     (root / "sources").mkdir(parents=True)
     (root / "tests").mkdir()
     (root / "bundles").mkdir()
-    (root / "toy").symlink_to("sources")  # as our own rooms are
+    (root / "toy").symlink_to("sources")  # like our own rooms
     (root / "sources" / "sums.py").write_text(SOURCE)
     (root / "tests" / "test_sums.py").write_text(TESTS)
     (root / "bundles" / "large").write_text("only read")
@@ -128,10 +128,10 @@ def test_a_recording_says_which_test_executes_which_line(
     assert [(test.path, test.failure) for test in recorded] == [("tests/test_sums.py", "")]
     assert {2, 3, 4, 5, 11} <= recorded[0].lines["sources/sums.py"]
     (project / "tests" / "test_sums.py").unlink()
-    assert record(tree, python, tmp_path / "map") == recorded  # kept: nothing runs again
+    assert record(tree, python, tmp_path / "map") == recorded  # nothing runs again
 
 
-def test_a_fault_is_planted_in_the_copy_and_taken_back(project: Path, tree: TreeCopy) -> None:
+def test_a_fault_is_planted_in_the_copy_and_removed_again(project: Path, tree: TreeCopy) -> None:
     place = tree.root / "sources" / "sums.py"
     stamp = place.stat().st_mtime_ns
     with tree.planted("sources/sums.py", "broken"):
@@ -140,7 +140,7 @@ def test_a_fault_is_planted_in_the_copy_and_taken_back(project: Path, tree: Tree
     assert (place.read_text(), place.stat().st_mtime_ns) == (SOURCE, stamp)
 
 
-def test_a_planted_file_is_no_link_to_the_checkouts(project: Path, tree: TreeCopy) -> None:
+def test_a_planted_file_is_not_a_link_to_the_checkout(project: Path, tree: TreeCopy) -> None:
     assert os.path.samefile(project / "bundles" / "large", tree.root / "bundles" / "large")
     with tree.planted("bundles/large", "broken"):
         assert (project / "bundles" / "large").read_text() == "only read"
@@ -166,7 +166,7 @@ def test_a_source_is_compiled_once(tree: TreeCopy, tmp_path: Path) -> None:
     assert second.read_bytes() == b"kept"
 
 
-def test_the_mirror_of_a_source_is_asked_first_and_importers_last(tmp_path: Path) -> None:
+def test_the_test_file_of_a_source_runs_first_and_importers_last(tmp_path: Path) -> None:
     def test(path: str, seconds: float, *lines: int) -> TestFile:
         return TestFile(
             path=path, seconds=seconds, failure="", lines={"a/b.py": frozenset(lines)}, hashes={}
@@ -175,7 +175,7 @@ def test_the_mirror_of_a_source_is_asked_first_and_importers_last(tmp_path: Path
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "b.py").write_text("")
     tests = [
-        test("tests/test_cli.py", 1.0, 1, 2),  # what the import runs
+        test("tests/test_cli.py", 1.0, 1, 2),  # executed at import
         test("tests/a/test_other.py", 1.0, 1, 2, 5, 6),
         test("tests/a/test_b.py", 9.0, 1, 2, 5),
     ]

@@ -1,4 +1,4 @@
-"""What is fitted: the distance, the scores, the thresholds."""
+"""Fits of the distance, the scores and the thresholds."""
 
 from __future__ import annotations
 

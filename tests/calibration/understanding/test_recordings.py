@@ -1,4 +1,4 @@
-"""Recordings are cut as the loop cuts them, and parts are parts."""
+"""Recordings are cut as the loop cuts them, and their parts are never whole."""
 
 from __future__ import annotations
 

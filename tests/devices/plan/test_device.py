@@ -53,7 +53,7 @@ def test_each_device_has_its_verdict_and_a_reason(
     assert (plan.why_no_times is None) is (plan.expected is not None)
 
 
-def test_who_refuses_is_told_the_nearest_option_that_works(official: Model) -> None:
+def test_a_refused_plan_names_the_nearest_option_that_works(official: Model) -> None:
     plan = plan_device(official, load_profile("orin-nano-8gb"), QUESTION)
     assert plan.nearest
     assert plan.nearest.startswith("one item (--items 1): pages")
@@ -99,7 +99,7 @@ def test_a_power_mode_that_slows_the_memory_slows_the_step(official: Model) -> N
         plan_device(official, profile, QUESTION, power_mode="7W")
 
 
-def test_every_figure_that_rests_on_an_unconfirmed_fact_is_marked(official: Model) -> None:
+def test_every_figure_from_an_unconfirmed_fact_is_marked(official: Model) -> None:
     profile = load_profile("rtx-3060")  # its memory's rate is confirmed, its products' is not
     plan = plan_device(official, profile, QUESTION)
     assert plan.unconfirmed == {
@@ -118,7 +118,7 @@ def test_every_figure_that_rests_on_an_unconfirmed_fact_is_marked(official: Mode
     assert plan_device(official, profile, QUESTION).unconfirmed == {}
 
 
-def test_what_a_refusing_device_would_page_is_marked_too(official: Model) -> None:
+def test_the_paging_of_a_refused_plan_is_marked_too(official: Model) -> None:
     plan = plan_device(official, load_profile("orin-nano-8gb"), QUESTION)
     assert plan.verdict == "refuses"
     assert plan.unconfirmed["paging"] == ("disk_read_gb_per_s", "usable_memory_bytes")

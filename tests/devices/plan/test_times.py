@@ -1,4 +1,4 @@
-"""A roofline's arithmetic on a model small enough to reckon by hand."""
+"""A roofline's arithmetic on a model small enough to calculate by hand."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ RATES = Rates(memory_gb_per_s=100, product_tops=10, link_gb_per_s=5)
 ASKED = Question(seconds=1.0, num_items=1)
 
 
-def test_a_step_takes_its_bytes_over_what_is_reached_of_the_memorys_rate() -> None:
+def test_a_step_takes_its_bytes_divided_by_the_reached_memory_rate() -> None:
     found = times(WORK, RATES, ASKED, 1.0, Assumptions(step_efficiency=0.5))
     # 1.5 GB and 10 layers of 10 experts of 5 MB: 2 GB at 50 GB/s
     assert found.step_ms[1] == pytest.approx(40)

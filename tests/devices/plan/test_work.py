@@ -1,4 +1,4 @@
-"""What the official size moves and computes, against figures that were reckoned by hand."""
+"""Bytes and operations of the official size, against figures calculated by hand."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def work() -> ModelWork:
     return ModelWork.of(model, codec, profile.precision, record_format(model, profile))
 
 
-def test_the_official_size_is_what_it_is_said_to_be(work: ModelWork) -> None:
+def test_the_official_size_has_the_published_figures(work: ModelWork) -> None:
     assert work.dense_bytes == pytest.approx(1.79e9, rel=0.005)
     assert work.head_bytes == 131_584 * 2048 * 2
     assert work.expert_bytes == 3 * 2048 * 1408 * (4 + 16 / 128) / 8
     assert work.row_operations == pytest.approx(2 * 2.24e9, rel=0.005)  # 2.24 B active weights
     assert work.prefill_operations(280) == pytest.approx(1.26e12, rel=0.005)
     assert work.encoder_operations(1500) == pytest.approx(1.14e12, rel=0.005)
-    assert 1024 * work.cache_row_bytes == pytest.approx(0.03e9, rel=0.07)  # said in one digit
+    assert 1024 * work.cache_row_bytes == pytest.approx(0.03e9, rel=0.07)  # one digit
 
 
-def test_a_frame_of_the_codec_is_what_the_package_counts_without_its_noise(
+def test_a_codec_frame_has_the_packages_operations_without_noise(
     work: ModelWork,
 ) -> None:
     # 0.83 GFLOP by torch's counter on the package; its noise, which bundles leave out, is a matrix
@@ -45,7 +45,7 @@ def test_a_frame_of_the_codec_is_what_the_package_counts_without_its_noise(
 
 
 @pytest.mark.parametrize(("items", "alike", "experts"), [(1, True, 6), (2, True, 11.4375)])
-def test_items_that_route_apart_share_a_few_experts(
+def test_items_with_different_routes_share_a_few_experts(
     work: ModelWork, items: int, alike: bool, experts: float
 ) -> None:
     assert work.experts_of(items, alike=alike) == pytest.approx(experts)

@@ -120,7 +120,7 @@ def test_a_slower_link_makes_slower_steps_and_the_clock_loses_no_time(routes: Ro
     assert slow_times.link_busy_ms < slow_times.total_ms
 
 
-def test_speech_takes_its_time_whatever_is_fed_before_it(routes: Routes) -> None:
+def test_speech_takes_its_time_whatever_rows_are_fed_before(routes: Routes) -> None:
     (question,) = (each for each in routes.passes if each.turn == 1 and each.num_heard)
     calls = [call._replace(modality=np.zeros_like(call.modality)) for call in question.calls]
     passes = list(routes.passes)
@@ -149,7 +149,7 @@ def test_looking_ahead_hides_waiting(routes: Routes) -> None:
     assert means[1] < means[0]
 
 
-def test_the_link_carries_what_was_loaded_and_no_more(routes: Routes) -> None:
+def test_the_link_moves_exactly_the_loaded_bytes(routes: Routes) -> None:
     settings = ReplaySettings(num_slots=13)
     residency, timing = simulate(routes, maker("phased"), settings, DEVICE)
     num_loads = sum(residency.num_loads.values())
@@ -159,7 +159,7 @@ def test_the_link_carries_what_was_loaded_and_no_more(routes: Routes) -> None:
 
 @pytest.mark.parametrize("num_slots", [3, 4, 5, 6])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_guesses_give_way_in_the_least_of_pools(
+def test_demands_displace_guesses_in_the_smallest_pool(
     routes: Routes, policy: str, num_slots: int
 ) -> None:
     residency, timing = simulate(routes, maker(policy), ReplaySettings(num_slots=num_slots), DEVICE)
@@ -168,7 +168,7 @@ def test_guesses_give_way_in_the_least_of_pools(
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_they_agree_on_what_the_tiny_checkpoint_asked_for(tmp_path: Path, policy: str) -> None:
+def test_they_agree_on_the_routes_of_the_tiny_checkpoint(tmp_path: Path, policy: str) -> None:
     recorded = Routes.load(ROOT / "tests/runtime/experts/tiny_routes.npz")
     recorded = replace(recorded, passes=recorded.passes[:120])
     report = run_pager(tmp_path / "experts.bin", recorded, policy, 10, look_ahead=True)

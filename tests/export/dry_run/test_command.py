@@ -37,7 +37,7 @@ def test_a_plan_that_does_not_fit_says_by_how_much(
     assert f"fit: NO, {(needed - 3e9) / 1e6:.1f} MB short" in page
 
 
-def test_a_plan_in_json_carries_all_that_the_page_shows(
+def test_a_plan_in_json_has_everything_that_the_page_shows(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     plan = json.loads(_plan(capsys, "--device", "rtx-4060", "--json"))
@@ -48,13 +48,13 @@ def test_a_plan_in_json_carries_all_that_the_page_shows(
     assert plan["build_minutes"]["basis"]
 
 
-def test_minutes_that_nobody_measured_are_not_invented(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_time_that_was_not_measured_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
     plan = json.loads(_plan(capsys, "--device", "thor", "--json"))
     assert plan["build_minutes"]["value"] is None
     assert "minutes not known" in _plan(capsys, "--device", "thor")
 
 
-def test_a_backend_and_a_precision_stand_over_the_devices(
+def test_a_chosen_backend_and_precision_replace_those_of_the_device(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     as_ort = json.loads(_plan(capsys, "--device", "thor", "--backend", "ort", "--json"))

@@ -1,4 +1,4 @@
-"""The plan of an export: sizes are those that the exporter writes, the verdict arithmetic."""
+"""The plan of an export: its sizes equal the written files', and its verdict follows from them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ TINY = ROOT / "checkpoints" / "tiny"
 OFFICIAL = ROOT / "checkpoints" / "official-size"
 
 
-# Wide enough that every weight has pages of its own, and none as many as its neighbour.
+# Wide enough that every weight has its own pages, with another number than its neighbour.
 WIDE = replace(
     PLAIN,
     decoder=replace(
@@ -89,7 +89,7 @@ def test_a_plan_names_every_file_of_the_bundle_and_its_size(device: str, tmp_pat
     name, *precision = device.split()
     profile = load_profile(name).with_precision(precision)
     if profile.has_engines:
-        profile = profile.with_precision(["experts=int8"])  # the tiny experts are no whole groups
+        profile = profile.with_precision(["experts=int8"])  # the tiny experts are not whole groups
     plan = plan_export(
         read_model_spec(TINY),
         read_codec_spec(TINY / "snac"),
@@ -109,10 +109,10 @@ def test_a_plan_names_every_file_of_the_bundle_and_its_size(device: str, tmp_pat
     # Float weights of a step whose experts run in the plugin are inputs.
     assert ("step.weights.json" in written) is (device == "agx-orin-64gb")
     if not profile.has_engines:
-        assert plan.total_bytes < 1.01 * sum(written.values())  # what rounding adds
+        assert plan.total_bytes < 1.01 * sum(written.values())  # for rounding
 
 
-@pytest.mark.parametrize("spec", [WIDE, WIDE_UNTIED], ids=["tied", "a head of its own"])
+@pytest.mark.parametrize("spec", [WIDE, WIDE_UNTIED], ids=["tied", "an untied head"])
 def test_the_shapes_are_those_of_the_graphs(spec: ModelSpec, tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "checkpoint", spec).place)
     export_encoder(checkpoint, tmp_path)
@@ -140,7 +140,7 @@ def test_the_shapes_are_those_of_the_codec(
 
 
 @pytest.mark.parametrize("precision", ["float16", "int8", "int4:64"])
-def test_experts_take_what_their_records_take(precision: str, tmp_path: Path) -> None:
+def test_the_size_of_experts_is_that_of_their_records(precision: str, tmp_path: Path) -> None:
     spec = replace(PLAIN, decoder=replace(PLAIN.decoder, width=64, expert_ffn_width=128))
     checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "checkpoint", spec).place)
     profile = load_profile("thor").with_precision([f"experts={precision}"])
@@ -162,7 +162,7 @@ def test_the_official_size_is_planned_from_its_config_files_alone() -> None:
     assert by_name["experts.bin"].is_exact
     half = plan_export(model, codec, load_profile("thor")).memory.parts  # float16 but for experts
     dense = half["decoder"] + half["head"]
-    assert dense == pytest.approx(2 * (15.557e9 - 1664 * weights), rel=0.02)  # value_up has zeros
+    assert dense == pytest.approx(2 * (15.557e9 - 1664 * weights), rel=0.02)  # value_up is padded
     assert plan.memory.fits
     assert plan.memory.slots is not None
     assert 64 < plan.memory.slots < 1664
@@ -170,7 +170,7 @@ def test_the_official_size_is_planned_from_its_config_files_alone() -> None:
 
 @pytest.mark.parametrize(("spare_bytes", "fits"), [(0, True), (-1, False)])
 @pytest.mark.parametrize("device", ["orin-nano-8gb", "agx-orin-64gb"])
-def test_what_is_needed_is_just_enough(device: str, spare_bytes: int, fits: bool) -> None:
+def test_the_needed_memory_is_just_enough(device: str, spare_bytes: int, fits: bool) -> None:
     model, codec = read_model_spec(OFFICIAL), read_codec_spec(OFFICIAL / "snac")
     profile = load_profile(device)
     needed = plan_export(model, codec, profile).memory.needed_bytes
@@ -179,7 +179,7 @@ def test_what_is_needed_is_just_enough(device: str, spare_bytes: int, fits: bool
     assert plan.memory.min_slots == (64 if profile.expert_residency == "paged" else 1664)
 
 
-def test_memory_to_spare_holds_more_experts_but_never_more_than_there_are() -> None:
+def test_more_memory_holds_more_experts_up_to_all_of_them() -> None:
     model, codec = read_model_spec(OFFICIAL), read_codec_spec(OFFICIAL / "snac")
     profile = load_profile("rtx-4060")
     needed = plan_export(model, codec, profile).memory
@@ -242,7 +242,7 @@ def _with_memory(profile: DeviceProfile, usable_bytes: int) -> DeviceProfile:
     ("device", "changes", "group"),
     [("orin-nano-8gb", [], 32), ("cpu-int8", ["experts=int4:64"], 32), ("cpu-int8", [], None)],
 )
-def test_the_int4_group_divides_the_widths_and_a_change_is_said(
+def test_the_int4_group_divides_the_widths_and_a_change_is_reported(
     device: str, changes: list[str], group: int | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     profile = fitted_profile(load_profile(device).with_precision(changes), read_model_spec(TINY))
@@ -264,8 +264,8 @@ def test_widths_that_no_group_divides_are_refused() -> None:
         plan_export(odd, CODEC, load_profile("orin-nano-8gb"))
 
 
-def test_an_exporter_holds_the_greater_of_embedding_and_encoder() -> None:
-    """Either of them twice as large raises the need where it is the greater one, and only there."""
+def test_an_exporter_needs_memory_for_the_larger_of_embedding_and_encoder() -> None:
+    """Doubling one of them raises the need only if it is the larger one."""
 
     def need(**changes: object) -> float:
         model = replace(read_model_spec(OFFICIAL), **changes)  # type: ignore[arg-type]

@@ -24,10 +24,10 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def full_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A module `tensorrt` of version 10.16.2.1, with TensorRT-RTX behind it.
+    """A module `tensorrt` of version 10.16.2.1 that wraps TensorRT-RTX.
 
-    Full TensorRT comes with a Jetson alone. The builder's program is the same for both, so this
-    runs all of it but full TensorRT itself.
+    Full TensorRT comes only with a Jetson. The builder's code is the same for both, so this tests
+    all of it except full TensorRT itself.
     """
     module = tmp_path / "modules" / "tensorrt"
     module.mkdir(parents=True)

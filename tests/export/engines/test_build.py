@@ -1,4 +1,4 @@
-"""The builder in its child process: engines, refusals, and what is said when it dies."""
+"""The builder in its child process: engines, refusals, and its error if it dies."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_without_targets_an_engine_serves_every_card_from_sm_80_on(tmp_path: Pat
 
 
 def test_float32_is_not_rounded_to_tf32_on_the_way(tmp_path: Path) -> None:
-    """The plan says how its kernels are compiled."""
+    """The plan records how its kernels are compiled."""
     engine = tmp_path / "a.engine"
     build_engine(write_graph(tmp_path / "a.onnx"), engine, PROFILES, RTX)
     assert set(re.findall(rb"\stf32=(\d)", engine.read_bytes())) == {b"0"}
@@ -66,7 +66,7 @@ def test_a_graph_that_tensorrt_cannot_take_is_named_with_the_node(tmp_path: Path
     assert unsupported_nodes(write_graph(tmp_path / "a.onnx"), RTX) == []
 
 
-def test_a_build_without_shapes_says_what_the_builder_said_last(tmp_path: Path) -> None:
+def test_a_build_without_shapes_quotes_the_builders_last_error(tmp_path: Path) -> None:
     graph = write_graph(tmp_path / "a.onnx")
     with pytest.raises(BackendError, match=r"gave no engine; its last lines:\n(.*\n)*.*profile"):
         build_engine(graph, tmp_path / "a.engine", [], RTX)
@@ -93,7 +93,7 @@ def test_a_builder_that_dies_leaves_an_error_and_no_engine(
     assert not list(tmp_path.glob("*.engine*"))
 
 
-def test_a_plugin_that_is_none_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_plugin_is_named(tmp_path: Path) -> None:
     library = tmp_path / "libother.so"
     library.write_bytes(b"no library")
     settings = replace(RTX, plugins=(library,))
@@ -106,7 +106,7 @@ def test_a_target_that_rtx_does_not_know_is_refused_at_once() -> None:
         EngineSettings(backend="tensorrt_rtx", targets=("sm_87",))
 
 
-def test_where_tensorrt_is_not_installed_the_way_out_is_said(tmp_path: Path) -> None:
+def test_without_tensorrt_the_error_says_how_to_install_it(tmp_path: Path) -> None:
     graph = write_graph(tmp_path / "a.onnx")
     with pytest.raises(BackendError, match="tensorrt is not installed here; it comes with JetPack"):
         build_engine(graph, tmp_path / "a.engine", PROFILES, EngineSettings(backend="tensorrt"))

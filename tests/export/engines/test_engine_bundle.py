@@ -54,7 +54,7 @@ def with_plugin(tmp_path_factory: pytest.TempPathFactory, plugin: Path) -> Bundl
 
 @pytest.fixture(scope="module")
 def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """For a Jetson, exported where TensorRT is not."""
+    """For a Jetson, exported on a machine without TensorRT."""
     place = tmp_path_factory.mktemp("jetson") / "bundle"
     export_bundle(CHECKPOINT, place, ExportSettings(profile=jetson()))
     return Bundle.open(place)
@@ -90,7 +90,7 @@ def test_every_engine_is_for_every_target_and_copies_no_expert_weight_or_cache(
             if {spec.expert_ffn_width, 2 * spec.expert_ffn_width}.intersection(tensor.dims)
         ]
         assert of_experts == []
-    # As before B was free in a prompt; signals between streams would come on top.
+    # As before B was free in a prompt; signals between streams would add more.
     most = [112, 112] if form == "native" else [105, 105, 113]
     assert all(len(g.operations) <= n for g, n in zip(graphs["step"], most, strict=True))
     moes = [len(graph.plugins) for graph in graphs["step"]]
@@ -98,7 +98,7 @@ def test_every_engine_is_for_every_target_and_copies_no_expert_weight_or_cache(
 
 
 @pytest.mark.parametrize("moe", ["plugin", "operators"])
-def test_tensorrt_lacks_the_nodes_of_the_plugin_and_no_other(
+def test_of_our_nodes_tensorrt_lacks_only_those_of_the_plugin(
     moe: MoeForm, plugin: Path, tmp_path: Path
 ) -> None:
     """In the bundle for a Jetson, which carries its graphs."""
@@ -114,7 +114,7 @@ def test_tensorrt_lacks_the_nodes_of_the_plugin_and_no_other(
     assert missing == {name: expected if name == "step" else [] for name in manifest.engines}
 
 
-def test_a_bundle_with_engines_is_whole_and_says_what_it_is_for(with_plugin: Bundle) -> None:
+def test_a_bundle_with_engines_is_complete_and_names_its_target(with_plugin: Bundle) -> None:
     manifest = with_plugin.manifest
     assert with_plugin.verify() == sum(entry.bytes for entry in manifest.files.values())
     described: dict[str, Any] = json.loads(json.dumps(with_plugin.describe()))
@@ -135,7 +135,7 @@ def test_a_bundle_with_engines_is_whole_and_says_what_it_is_for(with_plugin: Bun
     assert {"step.bin", "step.weights.json"} <= manifest.files.keys()
 
 
-def test_golden_outputs_are_those_of_rounded_weights(native: Bundle, tmp_path: Path) -> None:
+def test_golden_outputs_are_computed_with_rounded_weights(native: Bundle, tmp_path: Path) -> None:
     export_bundle(CHECKPOINT, tmp_path / "exact", ExportSettings())
     found, exact = (np.load(p / "golden.npz") for p in (native.path, tmp_path / "exact"))
     for name, least in (("features", 1e-6), ("text_logits", 1e-4), ("sound", 1e-6)):
@@ -234,7 +234,7 @@ def test_only_a_bundle_for_tensorrt_is_finished_later(native: Bundle, tmp_path: 
 
 
 @pytest.mark.parametrize("plugin", [None, Path("absent.so")])
-def test_an_rtx_profile_with_the_plugin_asks_for_the_library(
+def test_an_rtx_profile_with_the_plugin_needs_the_library(
     plugin: Path | None, tmp_path: Path
 ) -> None:
     settings = ExportSettings(profile=rtx("plugin"), plugin=plugin)
@@ -242,7 +242,7 @@ def test_an_rtx_profile_with_the_plugin_asks_for_the_library(
         export_bundle(CHECKPOINT, tmp_path / "bundle", settings)
 
 
-def test_the_device_asks_for_the_plugin_that_the_graphs_want(
+def test_the_device_needs_the_plugin_of_the_graphs(
     tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     orin = load_profile("agx-orin-64gb")
@@ -268,7 +268,7 @@ def test_a_precision_that_the_graphs_do_not_have_is_refused(
         export_bundle(CHECKPOINT, tmp_path / "bundle", ExportSettings(profile=profile))
 
 
-def test_a_killed_export_goes_on_with_its_next_engine(tmp_path: Path) -> None:
+def test_a_killed_export_continues_with_the_next_engine(tmp_path: Path) -> None:
     place = tmp_path / "bundle"
     program = (
         "import os, signal, sys\n"

@@ -1,6 +1,6 @@
 """Graphs of the official size, with random weights, as engines for two generations of cards.
 
-Building is the proof: that TensorRT-RTX takes them, fuses attention, and copies no expert, weight
+Building shows that TensorRT-RTX accepts the graphs, fuses attention, and copies no expert, weight
 or cache. Nothing runs here.
 """
 
@@ -30,7 +30,7 @@ RTX = EngineSettings(backend="tensorrt_rtx", targets=TARGETS)
 
 @pytest.mark.parametrize("experts", ["int8", "int4"])
 @pytest.mark.parametrize("moe", ["operators", "plugin"])
-def test_a_decoder_layer_reads_its_experts_where_they_lie(
+def test_a_decoder_layer_reads_its_experts_in_place(
     moe: str, experts: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     plugin: Path | None = request.getfixturevalue("plugin") if moe == "plugin" else None
@@ -39,7 +39,7 @@ def test_a_decoder_layer_reads_its_experts_where_they_lie(
     assert [form["plugins"] for form in forms] == ([1, 1, 1] if plugin else [0, 0])
     for form in forms:
         assert (form["expert_sized_temporaries"], form["copies"]) == ([], [])
-    # What decoding scratches; the six experts of a row are 26 MB and more.
+    # Scratch memory of decoding; the six experts of a row are 26 MB and more.
     assert [form["scratch_mb"] < 20 for form in forms[:2]] == [True, True]
     assert figures["engine_mb"] < 200  # no expert in the plan
 
@@ -53,7 +53,7 @@ def test_the_encoder_builds_with_fused_attention(tmp_path: Path) -> None:
     (plan,) = read_plan(tmp_path / "encoder.engine")
     assert plan.targets == TARGETS
     assert len(plan.fused_attentions) == SPEC.encoder.num_layers
-    # Attention of 1500 frames spelt out would hold 16 x 1500 x 1500 scores.
+    # Attention of 1500 frames without fusion would hold 16 x 1500 x 1500 scores.
     assert plan.temporaries_of(16 * 1500 * 1500) == []
 
 

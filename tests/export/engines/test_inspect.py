@@ -1,4 +1,4 @@
-"""The plan reader, on text as TensorRT-RTX 1.7 writes it; real plans are read beside this."""
+"""The plan reader, on text as TensorRT-RTX 1.7 writes it; other tests read real plans."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_copied_weight_and_a_large_temporary_are_found(tmp_path: Path) -> None
     assert [tensor.name for tensor in graph.temporaries_of(192 * 500)] == ["gathered"]
 
 
-def test_each_profile_is_a_graph_and_what_runs_inside_a_kernel_is_none(tmp_path: Path) -> None:
+def test_each_profile_is_a_graph_and_operations_within_a_kernel_are_not(tmp_path: Path) -> None:
     whole = HEADER + DESCRIPTORS + MAIN
     inner = whole.replace("sm86 sm120 ", "* ")
     assert len(read(tmp_path, whole, inner, whole)) == 2
@@ -78,7 +78,7 @@ def test_each_profile_is_a_graph_and_what_runs_inside_a_kernel_is_none(tmp_path:
         (HEADER.replace("accelerators", "targets") + DESCRIPTORS + MAIN, "1.7 can be read"),
     ],
 )
-def test_a_plan_that_is_none_or_of_another_version_is_refused(
+def test_a_file_that_is_not_a_plan_or_of_another_version_is_refused(
     text: str, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ArtifactError, match=message):

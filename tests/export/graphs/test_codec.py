@@ -1,4 +1,4 @@
-"""codec.onnx: the stream is the whole decode, however it is cut."""
+"""codec.onnx: the stream equals the whole decode, however it is cut."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ chunkings = st.lists(st.integers(1, 5), min_size=1, max_size=6)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stream:
-    """A codec graph, the codec that it was made from, and the noise that both hear."""
+    """A codec graph, the codec that it was made from, and the noise for both."""
 
     codec: Snac
     graph: CodecGraph
@@ -54,7 +54,8 @@ class Stream:
         return self.run(feeds)
 
     def decode(self, codes: Codes, chunks: list[int]) -> Array:
-        """All samples of an utterance, the chunk sizes repeating; behind its end lies rubbish."""
+        """All samples of an utterance, with repeating chunk sizes; after its end the codes are
+        random."""
         frame_samples = self.codec.spec.frame_samples
         wanted = len(codes) * frame_samples + self.graph.delay_samples
         rubbish = np.full((wanted // frame_samples + max(chunks) + 1, codes.shape[1]), 10**9)
@@ -71,7 +72,7 @@ class Stream:
         return np.concatenate(sound)[self.graph.delay_samples : wanted]
 
     def expected(self, codes: Codes) -> Array:
-        """The whole decode in torch."""
+        """Torch's decode of all frames at once."""
         noise = None
         if self.graph.noise_rates:
             tape = noise_tape(self.codec.spec, SEED, len(codes))
@@ -93,7 +94,9 @@ def stream(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @settings(max_examples=15, deadline=None)
 @given(chunks=chunkings, seed=st.integers(0, 99))
-def test_every_chunking_is_the_whole_decode(stream: Stream, chunks: list[int], seed: int) -> None:
+def test_every_chunking_gives_the_whole_decode(
+    stream: Stream, chunks: list[int], seed: int
+) -> None:
     codes = _codes(stream.codec.spec, NUM_FRAMES, seed)
     expected = stream.expected(codes)
     assert np.abs(expected).max() > 0.1
@@ -101,7 +104,7 @@ def test_every_chunking_is_the_whole_decode(stream: Stream, chunks: list[int], s
 
 
 @pytest.mark.parametrize("num_frames", [1, 2])
-def test_an_utterance_shorter_than_the_delay_is_the_whole_decode(
+def test_an_utterance_shorter_than_the_delay_gives_the_whole_decode(
     stream: Stream, num_frames: int
 ) -> None:
     codes = _codes(stream.codec.spec, num_frames, 0)
@@ -109,7 +112,7 @@ def test_an_utterance_shorter_than_the_delay_is_the_whole_decode(
     np.testing.assert_allclose(found, stream.expected(codes), atol=TOLERANCE, rtol=0)
 
 
-def test_a_length_not_yet_known_may_be_the_greatest_integer(stream: Stream) -> None:
+def test_the_largest_integer_is_accepted_as_an_unknown_length(stream: Stream) -> None:
     codes = _codes(stream.codec.spec, NUM_FRAMES, 0)
     state = np.zeros(stream.graph.state_size, np.float32)
     near = stream.push(codes, 0, 10**6, state)
@@ -117,7 +120,7 @@ def test_a_length_not_yet_known_may_be_the_greatest_integer(stream: Stream) -> N
     np.testing.assert_array_equal(near["pcm"], far["pcm"])
 
 
-def test_the_graph_is_sound_onnx(stream: Stream, tmp_path: Path) -> None:
+def test_the_graph_is_valid_onnx(stream: Stream, tmp_path: Path) -> None:
     export_codec(CodecTensors(stream.codec), "off", tmp_path)
     assert check_graphs(tmp_path) == 1
 
@@ -131,7 +134,7 @@ def test_the_delay_of_snac_24_khz_is_4757_samples(tmp_path: Path) -> None:
     assert _export(CODEC, "off", tmp_path).graph.delay_samples == delay == 4757
 
 
-def test_the_stream_is_the_published_packages_decode(tmp_path: Path) -> None:
+def test_the_stream_equals_the_published_packages_decode(tmp_path: Path) -> None:
     snac = pytest.importorskip("snac")
     fields = {
         name: list(value) if isinstance(value, tuple) else value

@@ -81,7 +81,7 @@ def test_the_logits_of_all_eight_streams_are_the_models(
 
 @pytest.mark.parametrize("num_items", [1, 2])
 @pytest.mark.parametrize("cuts", [[NUM_ROWS], [1] * NUM_ROWS, [4, 1, 4], [1, 8]], ids=str)
-def test_cached_decoding_is_the_full_forward(
+def test_cached_decoding_equals_the_full_forward(
     exported: Exported, num_items: int, cuts: list[int]
 ) -> None:
     rows, features, mask = _prompt(exported.model.spec, num_items, PROMPTS["mixed"])
@@ -110,7 +110,7 @@ def test_the_router_picks_the_models_experts(exported: Exported) -> None:
         np.testing.assert_array_equal(np.sort(found), expected.expert_ids.sort().values.numpy())
 
 
-def test_an_expert_is_the_models_mlp(exported: Exported) -> None:
+def test_an_expert_equals_the_models_mlp(exported: Exported) -> None:
     spec = exported.model.spec.decoder
     mlp = SwiGlu(spec.width, spec.expert_ffn_width)
     x = torch.randn(5, spec.width)
@@ -121,7 +121,7 @@ def test_an_expert_is_the_models_mlp(exported: Exported) -> None:
     _assert_close(found, mlp(x))
 
 
-def test_every_graph_is_sound_onnx(exported: Exported) -> None:
+def test_every_graph_is_valid_onnx(exported: Exported) -> None:
     assert check_graphs(exported.place) == len(exported.model.spec.decoder.moe_layers) + 6
 
 
@@ -142,7 +142,7 @@ def test_embed_and_a_tied_head_share_one_table(exported: Exported) -> None:
     assert (exported.place / "head.bin").is_file() is not spec.tied_head
 
 
-def test_a_segment_reads_the_cache_where_it_lies(exported: Exported, tmp_path: Path) -> None:
+def test_a_segment_reads_the_cache_in_place(exported: Exported, tmp_path: Path) -> None:
     """ONNX Runtime folds every transpose of the cache into the product that reads it."""
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")

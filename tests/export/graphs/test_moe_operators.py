@@ -1,4 +1,4 @@
-"""A DtMoE node and the plain operators that stand for it, against the experts' definition."""
+"""A DtMoE node and the plain operators that replace it, against the experts' definition."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ every_format = pytest.mark.parametrize("records", FORMATS.values(), ids=FORMATS.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """Experts, what a layer hands them, and what they make of it by definition."""
+    """Experts, their inputs, and their outputs by definition."""
 
     records: RecordFormat
     experts: list[tuple[Array, Array]]
@@ -92,7 +92,8 @@ class Case:
         return routed
 
     def run(self, place: Path, arena: Arena, precision: Precision = "float32") -> dict[str, Array]:
-        """The node's no-plugin form through ONNX Runtime, or onnx's evaluator for bfloat16."""
+        """Run the node's form without the plugin in ONNX Runtime, or in onnx's evaluator for
+        bfloat16."""
         write_node(place, self.records, self.x.shape[1], precision)
         rewrite_as_operators(place / "moe.onnx", place / "native.onnx")
         feeds = {
@@ -133,7 +134,7 @@ def write_node(
 
 @every_format
 @pytest.mark.parametrize("num_tokens", [1, 2, 5])
-def test_the_no_plugin_form_is_the_experts_sum(
+def test_the_form_without_the_plugin_computes_the_experts_sum(
     records: RecordFormat, num_tokens: int, tmp_path: Path
 ) -> None:
     case = Case.random(records, num_tokens)
@@ -145,7 +146,7 @@ def test_the_no_plugin_form_is_the_experts_sum(
 
 
 @pytest.mark.parametrize("name", ["float16", "int8", "int4-64"])
-def test_in_float16_it_is_the_sum_within_its_steps(name: str, tmp_path: Path) -> None:
+def test_the_form_in_float16_computes_the_sum_within_rounding(name: str, tmp_path: Path) -> None:
     case = Case.random(FORMATS[name], 2)
     found = case.run(tmp_path, filled_arena(case.experts, case.records, 0), "float16")
     assert found["y"].dtype == np.float16
@@ -173,7 +174,7 @@ def test_an_expert_without_a_slot_adds_nothing_and_is_counted(
     for expert in gone:
         arena.records[arena.slot_table[expert]] = 0xFF
         arena.slot_table[expert] = -1
-    arena.records[0] = 0xFF  # what -1 is clamped to holds nothing sound either
+    arena.records[0] = 0xFF  # -1 is clamped to a poisoned slot
     if (in_0 := np.flatnonzero(arena.slot_table == 0)).size:
         gone.add(int(in_0[0]))
         arena.slot_table[in_0] = -1
@@ -183,7 +184,7 @@ def test_an_expert_without_a_slot_adds_nothing_and_is_counted(
     assert found["missing"] == np.isin(case.ids, list(gone)).sum() > 0
 
 
-def test_the_node_is_the_plugins(tmp_path: Path) -> None:
+def test_the_node_matches_the_plugin(tmp_path: Path) -> None:
     """Names, order and types of native/tensorrt_plugin/README.md."""
     write_node(tmp_path, FORMATS["int4-64"], 2, "float16")
     model = onnx.load(str(tmp_path / "moe.onnx"))
@@ -214,7 +215,7 @@ def test_both_forms_read_the_same_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["random", "an expert without tokens", "all tokens on the same"])
-def test_training_evaluation_and_export_give_one_sum(kind: str, tmp_path: Path) -> None:
+def test_training_evaluation_and_export_compute_the_same_sum(kind: str, tmp_path: Path) -> None:
     records, num_tokens = FORMATS["float32"], 9
     case = Case.random(records, num_tokens)
     if kind == "an expert without tokens":  # expert 4's tokens go to one that the token lacks

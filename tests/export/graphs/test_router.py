@@ -1,11 +1,11 @@
-"""How the experts of a token are weighted, by hand from DeepSeek-V2's `MoEGate`.
+"""The weights of a token's experts, calculated by hand from DeepSeek-V2's `MoEGate`.
 
     shares = softmax(logits), the greatest k of them
     k > 1 and norm_topk_prob    divided by their sum; routed_scaling_factor is not used
     else                        times routed_scaling_factor
 
-The reference, the graphs and the kernels could share a mistake, so these figures are none of
-theirs. That all of them agree is shown where the specs of tests/specs.py are run through each.
+The reference, the graphs and the kernels could share a mistake, so these figures are independent of
+them. Other tests run the specs of tests/specs.py through each and show that all agree.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""step.onnx in its no-plugin form against the torch reference, prefill and decoding."""
+"""step.onnx without the plugin against the torch reference, in prefill and decoding."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Written:
     arenas: dict[int, Arena]
 
     def run(self, **settings: Any) -> StepRunner:
-        """A runner of the step with these settings, in its no-plugin form."""
+        """A runner of the step with these settings, without the plugin."""
         step = StepSettings(records=RECORDS, context_rows=64, **settings)
         name = "_".join(map(str, settings.values()))
         export_step(Checkpoint.open(self.place), self.place, step, name=name)
@@ -79,7 +79,7 @@ def written(
 
 
 @pytest.mark.parametrize("num_items", [1, 2])
-def test_decoding_row_by_row_is_the_full_forward(written: Written, num_items: int) -> None:
+def test_decoding_row_by_row_equals_the_full_forward(written: Written, num_items: int) -> None:
     x, expected = _rows(written.model, num_items)
     runner = written.run(precision="float32", num_items=num_items)
     found = runner.run(x.numpy())
@@ -89,7 +89,7 @@ def test_decoding_row_by_row_is_the_full_forward(written: Written, num_items: in
 
 @pytest.mark.parametrize("cuts", [[NUM_ROWS], [4, 1, 4], [1, 8]], ids=str)
 @pytest.mark.parametrize("num_items", [1, 2])
-def test_a_prefill_in_pieces_is_the_full_forward(
+def test_a_prefill_in_pieces_equals_the_full_forward(
     written: Written, num_items: int, cuts: list[int]
 ) -> None:
     x, expected = _rows(written.model, num_items)
@@ -100,7 +100,7 @@ def test_a_prefill_in_pieces_is_the_full_forward(
     )
 
 
-def test_rows_behind_those_that_count_are_never_seen(written: Written) -> None:
+def test_rows_after_the_counted_ones_change_nothing(written: Written) -> None:
     x, expected = _rows(written.model, 1)
     runner = written.run(precision="float32")
     runner.run(x.numpy() + 1)
@@ -109,13 +109,13 @@ def test_rows_behind_those_that_count_are_never_seen(written: Written) -> None:
     np.testing.assert_allclose(found, expected.numpy(), atol=TOLERANCE, rtol=0)
 
 
-def test_in_float16_the_hidden_states_are_the_models_within_its_steps(written: Written) -> None:
+def test_float16_hidden_states_equal_the_models_within_rounding(written: Written) -> None:
     x, expected = _rows(written.model, 2)
     found = written.run(precision="float16", num_items=2).run(x.numpy())["hidden"]
     np.testing.assert_allclose(found, expected.numpy(), atol=HALF_TOLERANCE, rtol=0)
 
 
-def test_the_step_gives_out_what_the_router_chose(written: Written) -> None:
+def test_the_step_returns_the_routers_choice(written: Written) -> None:
     x, _ = _rows(written.model, 2)
     routing: list[Routing] = []
     written.model.decode(x, routing=routing)
@@ -133,7 +133,7 @@ def _rows(model: DeepTalk, num_items: int) -> tuple[torch.Tensor, torch.Tensor]:
     return x, expected
 
 
-def test_weights_as_inputs_are_found_in_their_file_and_in_no_graph(written: Written) -> None:
+def test_weights_that_are_inputs_are_in_their_file_and_in_no_graph(written: Written) -> None:
     x, expected = _rows(written.model, 2)
     runner = written.run(precision="float32", num_items=2, dense="given")
     found = runner.run(x.numpy())["hidden"]
@@ -173,7 +173,7 @@ def test_a_full_cache_is_refused(written: Written) -> None:
         runner.run(x.numpy())
 
 
-def test_rows_that_are_no_whole_int4_groups_are_refused(tmp_path: Path) -> None:
+def test_rows_that_are_not_whole_int4_groups_are_refused(tmp_path: Path) -> None:
     place = write_checkpoint(tmp_path / "checkpoint", SPECS_OF_ENGINES["plain"]).place
     settings = StepSettings(records=RECORDS, dense="int4")
     with pytest.raises(ArtifactError, match="rows of 40 weights, int4 takes multiples of 64"):

@@ -29,7 +29,7 @@ SPEC = PLAIN.decoder
 FLOAT32 = RecordFormat(dtype="float32", width=SPEC.width, ffn_width=SPEC.expert_ffn_width)
 
 
-def test_a_record_is_the_experts_matrices_with_their_checksum(tmp_path: Path) -> None:
+def test_a_record_holds_the_experts_matrices_and_their_checksum(tmp_path: Path) -> None:
     written = write_checkpoint(tmp_path / "checkpoint")
     records = _write(written.place, tmp_path)
     content = (tmp_path / "experts.bin").read_bytes()
@@ -59,7 +59,7 @@ def test_records_lie_on_pages_layer_by_layer_audio_experts_first(tmp_path: Path)
     assert layers_done == {1: records[:5], 2: records[5:]}
 
 
-def test_the_runtime_reads_them_as_they_lie(tmp_path: Path) -> None:
+def test_the_runtime_reads_records_in_place(tmp_path: Path) -> None:
     written = write_checkpoint(tmp_path / "checkpoint")
     records = _write(written.place, tmp_path)
     record = next(r for r in records if (r.layer, r.expert) == (2, 4))
@@ -69,7 +69,9 @@ def test_the_runtime_reads_them_as_they_lie(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
-def test_records_are_the_kernels_own_in_every_precision(tmp_path: Path, dtype: ExpertDtype) -> None:
+def test_records_have_the_kernels_layout_in_every_precision(
+    tmp_path: Path, dtype: ExpertDtype
+) -> None:
     spec = replace(PLAIN, decoder=replace(SPEC, width=32, expert_ffn_width=16))
     written = write_checkpoint(tmp_path / "checkpoint", spec)
     records = RecordFormat(dtype=dtype, width=32, ffn_width=16)
@@ -105,7 +107,7 @@ def test_the_audio_experts_file_is_found_beside_the_config(named: str, tmp_path:
 
 
 @pytest.mark.parametrize("named", [None, "gone.json"])
-def test_without_the_file_no_expert_comes_first(named: str | None, tmp_path: Path) -> None:
+def test_without_the_file_experts_keep_their_order(named: str | None, tmp_path: Path) -> None:
     place = write_checkpoint(tmp_path / "checkpoint", audio_experts_file=named).place
     assert read_audio_experts(place, SPEC) == [[], []]
 

@@ -1,4 +1,4 @@
-"""The reference for the kernels holds the very weights that native.bin does."""
+"""The reference for the kernels has exactly the weights of native.bin."""
 
 from __future__ import annotations
 
@@ -51,11 +51,13 @@ def held(tmp_path_factory: pytest.TempPathFactory) -> Held:
     ("tensor", "array"),
     [(EMBEDDING, "table"), ("model.layers.1.self_attn.o_proj.weight", "layers.1.out")],
 )
-def test_a_matrix_is_rounded_as_it_is_held(held: Held, tensor: str, array: str) -> None:
+def test_a_matrix_is_rounded_as_the_kernels_hold_it(held: Held, tensor: str, array: str) -> None:
     np.testing.assert_array_equal(held.reference._tensor(tensor), held.matrix(array))
 
 
-def test_both_parts_of_the_latents_projection_are_rounded_as_they_are_held(held: Held) -> None:
+def test_both_parts_of_the_latent_projection_are_rounded_as_the_kernels_hold_them(
+    held: Held,
+) -> None:
     both = held.reference._tensor("model.layers.1.self_attn.kv_b_proj.weight")
     heads = both.reshape(DECODER.num_heads, -1, DECODER.latent_dim)
     key_up = heads[:, : DECODER.nope_dim].transpose(0, 2, 1).reshape(-1, DECODER.nope_dim)
@@ -64,7 +66,7 @@ def test_both_parts_of_the_latents_projection_are_rounded_as_they_are_held(held:
     np.testing.assert_array_equal(value_up, held.matrix("layers.1.value_up"))
 
 
-def test_the_ear_and_the_router_stay_as_they_are(held: Held) -> None:
+def test_the_encoder_and_the_router_are_not_rounded(held: Held) -> None:
     for name in (
         "model.audio_encoder.layers.0.self_attn.q_proj.weight",
         "model.layers.1.mlp.gate.weight",

@@ -1,4 +1,4 @@
-"""The parity report: it passes what is equal, and names what is not."""
+"""The parity report passes equal outputs and names different ones."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ Reference = dict[str, Array]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Small:
-    """What the torch-free report is made from."""
+    """Inputs of the report without torch."""
 
     place: Path
     checkpoint: Checkpoint
@@ -57,7 +57,7 @@ class Small:
         return golden_outputs(bundle.path, bundle.manifest, inputs)
 
     def report(self, outputs: Reference, **precision: str) -> ParityReport:
-        """Of a bundle whose manifest names these precisions."""
+        """Report on a bundle whose manifest names these precisions."""
         manifest = Bundle.open(self.place / "bundle").manifest
         manifest = replace(manifest, precision={**manifest.precision, **precision})
         return parity_report(outputs, self.checkpoint, self.checkpoint.codec, manifest)
@@ -70,8 +70,8 @@ class Small:
         experts: ExpertDtype,
         spoil: Callable[[ExpertWeights], ExpertWeights] | None = None,
     ) -> ParityReport:
-        """Write the graphs of engines in these precisions, spoil what their experts hold, and
-        compare them."""
+        """Write the graphs of engines in these precisions, damage their experts, and compare
+        them."""
         checkpoint, spec = self.checkpoint, self.checkpoint.spec.decoder
         group = 64 if experts == "int4" else None
         records = RecordFormat(
@@ -147,7 +147,7 @@ def test_a_bundle_that_differs_is_named(
     [lambda x: x[:-1], lambda x: np.full_like(x, np.nan), lambda x: x + np.inf],
     ids=["shape", "NaN", "infinite"],
 )
-def test_what_cannot_be_compared_differs_infinitely(spoil: Callable[[Array], Array]) -> None:
+def test_outputs_that_cannot_be_compared_differ_infinitely(spoil: Callable[[Array], Array]) -> None:
     found = difference("x", spoil(np.zeros(3, np.float32)), np.zeros(3, np.float32), 1.0)
     assert found.greatest == np.inf
     assert not found.is_within
@@ -187,7 +187,7 @@ LOGITS = ("text_logits", "code_logits")
         ({"decoder": "float16"}, (MEDIAN_ROW,), 0.01),
     ],
 )
-def test_an_error_a_few_times_what_was_measured_is_refused_by_name(
+def test_an_error_a_few_times_the_measured_one_is_refused_by_name(
     small: Small, precision: dict[str, str], names: tuple[str, ...], share: float
 ) -> None:
     outputs = small.ort_outputs()
@@ -208,7 +208,7 @@ def test_other_tokens_fail_the_report(small: Small, decoder: str, enough: int) -
         replace(report, equal_tokens=enough - 1).check()
 
 
-def test_rows_at_a_near_tie_are_allowed_what_the_others_are_not(small: Small) -> None:
+def test_rows_at_a_near_tie_are_allowed_larger_errors(small: Small) -> None:
     outputs = small.ort_outputs()
     error = np.zeros_like(outputs["hidden"])
     error[3] = 0.1 * np.abs(outputs["hidden"]).max()
@@ -278,7 +278,7 @@ def test_the_graphs_of_engines_pass_in_every_precision(
 ) -> None:
     report = small.engine_report(tmp_path, precision, dense, experts)
     report.check()
-    # Halves were computed in, not only named in the manifest.
+    # The graphs compute in halves; the manifest does not only name them.
     is_exact = precision == "float32"
     assert all((one.relative < 1e-5) is is_exact for one in report.differences)
     assert (report.unrounded_tokens == report.tokens) is (dense in ("float", "given"))

@@ -1,4 +1,4 @@
-"""The numpy reference against torch: the exporter's yardstick must be straight."""
+"""The numpy reference, which the exporter compares with, against torch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NUM_ROWS = 9
 
 
 @pytest.mark.parametrize("spec", SPECS_OF_ENGINES.values(), ids=SPECS_OF_ENGINES.keys())
-def test_it_is_the_model(spec: ModelSpec, tmp_path: Path) -> None:
+def test_the_reference_equals_the_model(spec: ModelSpec, tmp_path: Path) -> None:
     model = write_checkpoint(tmp_path / "checkpoint", spec).model
     records = RecordFormat(dtype="float32", width=64, ffn_width=64)
     checkpoint = Checkpoint.open(tmp_path / "checkpoint")
@@ -53,7 +53,7 @@ def test_it_is_the_model(spec: ModelSpec, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spec", [CODEC, ODD_CODEC], ids=["24 kHz", "odd rates, dense"])
-def test_it_is_the_codec(spec: CodecSpec) -> None:
+def test_the_reference_equals_the_codec(spec: CodecSpec) -> None:
     codec = random_codec(spec)
     codes = np.random.default_rng(0).integers(0, spec.codebook_size, (5, spec.frame_codes))
     with torch.inference_mode():

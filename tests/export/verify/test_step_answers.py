@@ -35,7 +35,7 @@ MAX_ROWS = 60
 
 
 class GraphModel:
-    """The exported graphs in the form in which `generate` asks the torch model."""
+    """The exported graphs with the torch model's interface for `generate`."""
 
     def __init__(self, model: DeepTalk, place: Path, num_items: int) -> None:
         self.spec, self._parameters = model.spec, model.parameters
@@ -84,7 +84,7 @@ class GraphModel:
 
 
 @pytest.mark.parametrize("mode", ["batch-parallel", "single"])
-def test_in_float32_the_answer_is_the_references_id_by_id(mode: Mode, tmp_path: Path) -> None:
+def test_a_float32_answer_equals_the_references_id_by_id(mode: Mode, tmp_path: Path) -> None:
     model = load_model(TINY).eval()
     graphs = GraphModel(model, tmp_path, 2 if mode == "batch-parallel" else 1)
     wav = sorted((TINY / "questions").glob("*.wav"))[0]

@@ -1,4 +1,4 @@
-"""A step in pieces: the numbers of the whole, and no more than one layer in memory."""
+"""A step in pieces: it equals the whole step and holds at most one layer in memory."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def jetson(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return Bundle.open(place)
 
 
-def test_every_piece_holds_one_layer_that_routes_and_nothing_of_the_others(jetson: Bundle) -> None:
+def test_every_piece_holds_exactly_one_layer_with_a_router(jetson: Bundle) -> None:
     step = jetson.file("step_native.onnx")
     whole = onnx.load(str(step), load_external_data=False).graph
     spec = jetson.manifest.model.decoder
@@ -70,7 +70,7 @@ def test_every_piece_holds_one_layer_that_routes_and_nothing_of_the_others(jetso
     ],
 )
 @pytest.mark.parametrize("spec", ["plain", "yarn"])
-def test_pieces_give_what_the_whole_step_gives(
+def test_pieces_compute_what_the_whole_step_computes(
     spec: str, precision: Precision, dense: Dense, num_rows: int | None, tmp_path: Path
 ) -> None:
     written = write_checkpoint(tmp_path / "checkpoint", SPECS_OF_ENGINES[spec])
@@ -95,8 +95,8 @@ def test_pieces_give_what_the_whole_step_gives(
         np.testing.assert_array_equal(np.concatenate(parts), whole[name])
 
 
-def test_of_the_shipped_checkpoint_too(jetson: Bundle) -> None:
-    """In the precision of a Jetson: its pieces and its experts as they lie in the bundle."""
+def test_pieces_of_the_shipped_checkpoint_compute_its_step(jetson: Bundle) -> None:
+    """In the precision of a Jetson, with the experts of the bundle."""
     step, experts = jetson.file("step_native.onnx"), jetson.file("experts.bin")
     layers, width = jetson.manifest.model.decoder.moe_layers, jetson.manifest.model.decoder.width
     arenas = {layer: layer_arena(experts, jetson.manifest, layer) for layer in layers}
@@ -115,7 +115,7 @@ def test_one_graph_and_one_layers_experts_are_open_at_a_time(
     opened: list[str] = []
 
     def note(name: str, one: Any, beside: int) -> None:
-        """`one` has been opened, with no more than so many others still there."""
+        """Check that at most `most` others are open when `one` is opened."""
         assert sum(ref() is not None for ref in refs) <= beside, name
         refs.append(weakref.ref(one))
         opened.append(name)

@@ -1,4 +1,4 @@
-"""What the sources build, kept by their hash: every test run after the first finds it made."""
+"""Builds of the C++ sources, cached by their hash, so that later test runs reuse them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from deeptalk_edge.runtime.backends.cpu import library as library_module
 from deeptalk_edge.runtime.backends.cpu.library import CpuLibrary
 from native.cpu.build import SOURCES, build
 from tests.places import ROOT
@@ -17,13 +18,18 @@ _PLACE = ROOT / "build" / "native_tests"
 
 
 def library() -> CpuLibrary:
-    """The library for this processor; skips the test where there is no compiler."""
+    """The library for this processor; skips the test without a compiler."""
     return CpuLibrary(library_place())
 
 
+def install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the runtime load the library that the sources build; skips without a compiler."""
+    monkeypatch.setattr(library_module, "LIBRARY", library_place())
+
+
 def library_place(*flags: str) -> Path:
-    """Where it is, built with other flags than the usual if there are any; skips the test where
-    there is no compiler."""
+    """Path of the library, built with extra flags if there are any; skips the test without a
+    compiler."""
     compiler = shutil.which("c++")
     if compiler is None:
         pytest.skip("no C++ compiler on this machine: the native kernels were not checked")
@@ -32,7 +38,7 @@ def library_place(*flags: str) -> Path:
 
 
 def sanitizer_runtimes() -> str:
-    """What must be loaded before a program whose library is built with sanitizers."""
+    """Library to preload before a program with a sanitized library."""
     found = (
         subprocess.run(
             ["c++", f"-print-file-name={name}"], capture_output=True, text=True, check=True
@@ -43,7 +49,7 @@ def sanitizer_runtimes() -> str:
 
 
 def check_program(compiler: str, *flags: str) -> Path:
-    """native/cpu/check.cpp and all that it checks, as a program."""
+    """The check program, built from native/cpu/check.cpp and the kernels."""
     place = _PLACE / _version(compiler, *flags) / "check"
     return place if place.is_file() else build(place, compiler, flags, is_check=True)
 

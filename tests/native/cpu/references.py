@@ -1,4 +1,4 @@
-"""What the kernels compute, in float64: activations rounded to int8, everything else exact."""
+"""The kernels' computations in float64: activations rounded to int8, everything else exact."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from deeptalk_edge.runtime.backends.cpu.library import Matrix, Table, span
 
 Array = NDArray[Any]
 
-ACTIVATION_BLOCK = 128  # that share a scale
+ACTIVATION_BLOCK = 128  # activations per scale
 
 
 def rounded(x: Array) -> NDArray[np.float64]:
-    """Activations (..., K) as the kernels hold them."""
+    """Activations (..., K) after the kernels' rounding."""
     values = np.asarray(x, np.float32)
     out = np.zeros(values.shape)
     for start in range(0, values.shape[-1], ACTIVATION_BLOCK):
@@ -34,11 +34,11 @@ def rounded(x: Array) -> NDArray[np.float64]:
 
 @dataclass
 class StoredMatrix:
-    """A matrix as kernels read it, and what it stands for."""
+    """A matrix in the kernels' layout, and its values."""
 
     native: Matrix
     values: NDArray[np.float64]
-    arrays: tuple[Array, Array]  # what `native` points to
+    arrays: tuple[Array, Array]  # keeps the memory of `native` alive
 
 
 def stored(weights: Array, group: int) -> StoredMatrix:
@@ -63,20 +63,20 @@ def stored_as(packed: Array, scales: Array, values: Array, group: int) -> Stored
 def random_records(
     form: RecordFormat, count: int, rng: np.random.Generator
 ) -> tuple[list[Array], list[tuple[Array, Array]]]:
-    """Packed experts, and what their matrices stand for."""
+    """Packed experts, and the values of their matrices."""
     records, matrices = [], []
     for _ in range(count):
         gate_up = rng.standard_normal((2 * form.ffn_width, form.width)) * form.width**-0.5
         down = rng.standard_normal((form.width, form.ffn_width)) * form.ffn_width**-0.5
         weights = quantise_expert(form, gate_up.astype(np.float32), down.astype(np.float32))
-        # Nothing but the content: a kernel that reads behind it reads a stranger's memory.
+        # Exactly the content, so that a read beyond it is outside of the allocation.
         records.append(form.pack(weights)[: form.content_bytes].copy())
         matrices.append(form.dequantise(weights))
     return records, matrices
 
 
 def table_of(addresses: Array, form: RecordFormat) -> Table:
-    """Of records that `random_records` packed; the caller keeps the addresses."""
+    """The table of records from `random_records`; the caller keeps the addresses."""
     return Table(span(addresses), form.content_bytes)
 
 

@@ -26,17 +26,17 @@ from tests.native.cpu.references import attention
 Array = NDArray[Any]
 
 TOLERANCE = {"float": 3e-6, "bfloat16": 6e-3, "int8": 1e-4}
-"""Of the largest value. One path rounds queries and shares to bfloat16 too; shares of int8 rows may
-have 15 bits."""
+"""Tolerance, relative to the largest value. One path also rounds queries and shares to bfloat16;
+shares of int8 rows may have 15 bits."""
 
 
 def write_rows(context: CpuContext, rows: Array, latent: int, kind: str) -> tuple[Array, Array]:
-    """Rows (P, latent + rope) in a cache, and what the cache then stands for."""
+    """Write rows (P, latent + rope) to a cache; returns the cache and its values."""
     rope = rows.shape[1] - latent
     row_bytes = context.cache_row_bytes(latent, rope, kind)
     cache = np.full(
         (len(rows), row_bytes), 0xFF, np.uint8
-    )  # NaN, were it read before it is written
+    )  # NaN, if it were read before it is written
     for row, place in zip(rows, cache, strict=True):
         where = latent, rope, CACHE_KINDS[kind], span(row), span(place)
         context.run("cache", context.calls.dt_cache_write, context.handle, *where)
@@ -44,7 +44,7 @@ def write_rows(context: CpuContext, rows: Array, latent: int, kind: str) -> tupl
 
 
 def as_held(values: Array, latent: int, kind: str) -> Array:
-    """What rows (..., latent + rope) stand for in a cache; queries meet int8 rows as int8."""
+    """Values of rows (..., latent + rope) in a cache; queries of int8 rows are int8, too."""
     if kind == "bfloat16":
         return from_bfloat16(to_bfloat16(values))
     parts = []
@@ -56,7 +56,7 @@ def as_held(values: Array, latent: int, kind: str) -> Array:
 
 
 def expected_of(queries: Array, values: Array, latent: int, kind: str) -> Array:
-    """Queries (H, W) over what a cache stands for, (P, W)."""
+    """Attention of queries (H, W) to a cache's values (P, W)."""
     if kind == "int8":
         queries = as_held(queries, latent, kind)
     return attention(queries, values, latent)
@@ -149,7 +149,9 @@ def test_long_caches_are_gathered_in_parts(context: CpuContext, kind: str) -> No
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_neither_threads_nor_feeding_change_a_bit(library: CpuLibrary, threads: int) -> None:
+def test_neither_threads_nor_the_order_of_feeding_change_a_bit(
+    library: CpuLibrary, threads: int
+) -> None:
     rng = np.random.default_rng(1)
     rows = rng.standard_normal((600, 80)).astype(np.float32)
     queries = rng.standard_normal((1, 40, 5, 80)).astype(np.float32)
@@ -172,7 +174,7 @@ def test_a_forked_item_reads_what_it_shares(library: CpuLibrary, num_shared: int
     caches = [write_rows(context, item, 32, "bfloat16")[0] for item in rows]
     queries = rng.standard_normal((2, 1, 3, 48)).astype(np.float32)
     expected = attend(context, caches, queries, 32, "bfloat16", position=99)
-    caches[1][:num_shared] = 0xFF  # NaN: nobody may look
+    caches[1][:num_shared] = 0xFF  # NaN: must not be read
     found = attend(context, caches, queries, 32, "bfloat16", position=99, num_shared=num_shared)
     np.testing.assert_array_equal(found, expected)
 

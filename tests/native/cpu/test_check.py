@@ -1,6 +1,6 @@
 """The kernels' own test program: on Arm under qemu, and under sanitizers.
 
-A round of it runs with all other tests; the long runs are `make sanitize`.
+One round runs with all other tests; `make sanitize` makes the long runs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tests.native.cpu.built import check_program
 
 
 def checked(*command: str | Path) -> list[str]:
-    """The kernel paths that a run of the program says it has checked."""
+    """The kernel paths that a run of the program reports."""
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [line.partition(":")[0] for line in done.stdout.splitlines()]

@@ -1,4 +1,4 @@
-"""The library refuses sizes that cannot be and arrays that are too short, and names them."""
+"""The library refuses impossible sizes and arrays that are too short, and names them."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ WIDTH, HEADS, NOPE, ROPE, VALUE, LATENT, EXPERTS, VOCABULARY, ROWS = 32, 2, 16, 
 
 
 class Decoder:
-    """One routed layer of random weights, each array as long as it must be, and what a pass of it
-    takes. Tests change `sizes`, `layer` and the rest before they open and run it."""
+    """One routed layer of random weights and the arguments of a pass, with arrays of exactly the
+    needed lengths. Tests change `sizes`, `layer` and the rest before they open and run it."""
 
     def __init__(self, library: CpuLibrary) -> None:
         self._random, self._kept = np.random.default_rng(0), list[Any]()
@@ -87,7 +87,7 @@ class Decoder:
         self._kept += records
 
     def refusal(self) -> str:
-        """Open it and run a pass; what was refused first, or nothing."""
+        """Open the decoder and run a pass; returns the first refusal, or None."""
         calls, handle = self.context.calls, self.context.handle
         decoder = calls.dt_decoder_open(handle, byref(self.sizes))
         statuses = [] if decoder else [1]
@@ -171,7 +171,7 @@ def test_a_decoder_whose_arrays_are_just_long_enough_runs(decoder: Decoder) -> N
         ("routed_scale", -np.inf, "routed_scale is not a finite number"),
     ],
 )
-def test_a_decoder_of_sizes_that_cannot_be_is_refused_by_the_fields_name(
+def test_a_decoder_of_impossible_sizes_is_refused_by_the_fields_name(
     decoder: Decoder, field: str, value: float, message: str
 ) -> None:
     setattr(decoder.sizes, field, value)
@@ -217,7 +217,7 @@ def test_an_array_that_is_a_byte_too_short_is_refused_by_its_name(
 
 
 def change(**fields: Any) -> Change:
-    """Sets fields by their paths, `where__position` say."""
+    """Set fields by their paths, such as `where__position`."""
 
     def apply(decoder: Decoder) -> None:
         for path, value in fields.items():
@@ -262,7 +262,7 @@ def change(**fields: Any) -> Change:
         (change(features=Span()), "bytes of features = 0"),
     ],
 )
-def test_a_pass_or_a_layer_that_cannot_be_is_refused(
+def test_an_impossible_pass_or_layer_is_refused(
     decoder: Decoder, apply: Change, message: str
 ) -> None:
     apply(decoder)
@@ -297,7 +297,7 @@ def test_a_stage_before_any_pass_is_refused(decoder: Decoder) -> None:
 
 
 def codec_sizes() -> CodecSizes:
-    """A small codec that asks for 16,384 weights or fewer; they are not there yet."""
+    """Sizes of a small codec with at most 16,384 weights, without the weights."""
     return CodecSizes(
         **{"num_scales": 2, "vq_strides": int32s("", (2, 1), 8), "codebook_size": 5},
         **{"codebook_dim": 3, "latent_dim": 4, "width": 8, "num_blocks": 2},
@@ -313,7 +313,7 @@ def codec_sizes() -> CodecSizes:
         ("num_scales", 2**31 - 1, "num_scales = 2147483647"),
         ("num_blocks", 9, "num_blocks = 9"),
         ("num_blocks", -1, "num_blocks = -1"),
-        ("vq_strides", (3, 2), "a vq_stride = 2, expected a part of the first"),
+        ("vq_strides", (3, 2), "a vq_stride = 2, expected a divisor of the first"),
         ("vq_strides", (2, 0), "a vq_stride = 0"),
         ("vq_strides", (0, 1), r"vq_strides\[0\] = 0"),
         ("vq_strides", (10**9, 1), r"vq_strides\[0\] = 1000000000"),
@@ -324,13 +324,17 @@ def codec_sizes() -> CodecSizes:
         ("codebook_size", 0, "codebook_size = 0"),
         ("codebook_dim", -1, "codebook_dim = -1"),
         ("latent_dim", 1 << 30, "latent_dim = 1073741824"),
-        ("width", 6, "width = 6, expected halves for every block"),
+        ("width", 6, "width = 6, expected a multiple of 2 to the power num_blocks"),
         ("width", 0, "width = 0"),
         ("weights", 16, "bytes of weights = 64, expected more"),
-        ("weights", 1 << 15, "bytes of weights = 131072, expected those of the codec's sizes"),
+        (
+            "weights",
+            1 << 15,
+            "bytes of weights = 131072, expected exactly those of the codec's sizes",
+        ),
     ],
 )
-def test_a_codec_of_sizes_that_cannot_be_is_refused_by_the_fields_name(
+def test_a_codec_of_impossible_sizes_is_refused_by_the_fields_name(
     library: CpuLibrary, field: str, value: Any, message: str
 ) -> None:
     sizes, context = codec_sizes(), CpuContext(library)
@@ -391,7 +395,7 @@ def codec(library: CpuLibrary) -> tuple[CpuContext, int, CodecCall]:
         ({"length": -(1 << 63)}, "length = -9223372036854775808"),
     ],
 )
-def test_a_call_of_the_codec_that_cannot_be_is_refused(
+def test_an_impossible_call_of_the_codec_is_refused(
     codec: tuple[CpuContext, int, CodecCall], change: dict[str, int], message: str | None
 ) -> None:
     context, opened, call = codec
@@ -407,7 +411,8 @@ def test_a_call_of_the_codec_that_cannot_be_is_refused(
     context.calls.dt_codec_close(opened)
 
 
-# ---- what ctypes would let through -------------------------------------------------------------
+# ---- values that ctypes would cut or drop
+# -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [2**31, 2**32 + 5, -(2**31) - 1, 10**15])

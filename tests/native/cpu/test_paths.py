@@ -1,4 +1,4 @@
-"""Which kernels a processor gets."""
+"""The kernel paths of a processor."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ def test_the_paths_are_those_whose_instructions_linux_lists(library: CpuLibrary)
     found = set(next(line for line in lines if line.startswith("flags")).split())
     expected = [path for path, flags in FLAGS.items() if flags <= found]
     if any(line.split() == ["vendor_id", ":", "GenuineIntel"] for line in lines):
-        expected.sort(key="avx512-intel".__ne__)  # that one first
+        expected.sort(key="avx512-intel".__ne__)  # Intel's path first
     assert library.path_names == expected

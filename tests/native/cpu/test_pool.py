@@ -1,4 +1,4 @@
-"""The kernels' threads: fewer where the system refuses some, and no exception is lost in one."""
+"""The kernels' threads: fewer if the system refuses some, and their exceptions are rethrown."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from deeptalk_edge.runtime.backends.cpu import library as native_library
 from deeptalk_edge.runtime.backends.cpu.library import CpuContext, CpuLibrary
 from native.cpu.build import SOURCES
 
-# The program's own pthread_create stands before the system's.
+# The program's pthread_create replaces the system's.
 PROGRAM = r"""
 #include <dlfcn.h>
 #include <pthread.h>
@@ -56,7 +56,7 @@ int main() {
 """
 
 
-def test_a_pool_does_its_work_with_the_threads_that_it_gets_and_throws_what_a_chunk_throws(
+def test_a_pool_works_with_the_threads_that_it_gets_and_rethrows_a_chunks_exception(
     tmp_path: Path,
 ) -> None:
     compiler = shutil.which("c++")
@@ -70,7 +70,7 @@ def test_a_pool_does_its_work_with_the_threads_that_it_gets_and_throws_what_a_ch
     assert (done.returncode, done.stdout) == (0, "1 2 3 4 "), done.stderr
 
 
-def test_fewer_threads_are_told_of_once(
+def test_fewer_threads_give_one_warning(
     library: CpuLibrary, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     native_library._say_fewer_threads.cache_clear()

@@ -18,8 +18,8 @@ from tests.native.cpu.references import expert, random_records, rounded, stored,
 
 Array = NDArray[Any]
 
-EXACT = 2e-6  # of the sum of all magnitudes: float32 sums of exact products
-FLIPPED = 4e-3  # of the result's norm: a hidden value at a tie may round the other way
+EXACT = 2e-6  # relative to the sum of all magnitudes: float32 sums of exact products
+FLIPPED = 4e-3  # relative to the result's norm: a hidden value at a tie may round the other way
 
 FORMS: list[tuple[ExpertDtype, int | None, int, int]] = [
     ("int8", None, 208, 112),  # both end within a step of every instruction set
@@ -86,7 +86,7 @@ def test_activations_of_any_size_keep_their_precision(
 
 @pytest.mark.parametrize("group", [0, 32, 64, 128])
 @pytest.mark.parametrize("num_groups", [3, 35])  # fewer columns than 1024, and more
-def test_a_row_alone_gets_the_bits_it_gets_among_others(
+def test_a_row_has_the_same_bits_alone_and_among_others(
     context: CpuContext, group: int, num_groups: int
 ) -> None:
     rng = np.random.default_rng(2)
@@ -141,7 +141,7 @@ def test_an_activation_that_is_not_finite_is_refused(
         (16, 64, 48, "group = 48"),
         (16, 96, 64, "columns = 96, expected whole groups"),
         (16, 1 << 15, 0, "columns = 32768"),
-        (15, 64, 0, "rows = 15, expected as many for each head"),
+        (15, 64, 0, "rows = 15, expected a multiple of the number of heads"),
         (0, 64, 0, "rows = 0"),
     ],
 )

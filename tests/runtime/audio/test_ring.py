@@ -1,4 +1,4 @@
-"""The callbacks' ring: nothing is reordered, and what is lost is counted."""
+"""The callbacks' ring keeps the order of samples and counts lost ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Devices are meant by name, and opened as they can be."""
+"""Devices are chosen by name and opened in a format that they support."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_device_is_found_by_name_or_part_of_it(
     assert choose_device(ALL, name, direction) is found  # type: ignore[arg-type]
 
 
-def test_the_whole_name_goes_before_a_part() -> None:
+def test_a_whole_name_is_preferred_to_a_part() -> None:
     longer = replace(SPEAKER, index=1, name="USB Audio #2")
     assert choose_device([longer, SPEAKER], "USB Audio", "output") is SPEAKER
 
@@ -81,12 +81,12 @@ ARRAYS = [ARRAY, OTHER, replace(ARRAY, index=9)]
         ("USB array", "'USB Array #1', 'US"),
     ],
 )
-def test_of_three_that_fit_no_two_names_decide(name: str, fitting: str) -> None:
+def test_a_name_that_fits_three_devices_is_refused(name: str, fitting: str) -> None:
     with pytest.raises(DeviceLost, match=f"several fit: {fitting}"):
         choose_device(ARRAYS, name, "input")
 
 
-def test_devices_of_one_name_are_told_apart_by_their_number() -> None:
+def test_devices_with_equal_names_are_numbered() -> None:
     assert choose_device(ARRAYS, "usb array #2", "input") is ARRAYS[2]
     assert choose_device(ARRAYS, "array #1", "input") is ARRAYS[0]
     taken = [*ARRAYS, replace(ARRAY, index=11, name="USB Array #2")]
@@ -94,7 +94,7 @@ def test_devices_of_one_name_are_told_apart_by_their_number() -> None:
         choose_device(taken, "USB Array #2", "input")
 
 
-def test_an_absent_device_is_answered_with_those_that_there_are() -> None:
+def test_an_absent_device_is_refused_with_the_list_of_devices() -> None:
     with pytest.raises(DeviceLost, match=r"output device 'HDMI' is not there; there are: 'USB Au"):
         choose_device(ALL, "HDMI", "output")
     with pytest.raises(DeviceLost, match="the default input device is not there; there are: none"):
@@ -127,12 +127,12 @@ def test_a_device_that_takes_nothing_is_named() -> None:
 @pytest.mark.parametrize(
     "wrong", [{"input_rate_hz": 4000}, {"output_rate_hz": 24001}, {"queue_s": 0}]
 )
-def test_device_settings_that_mean_nothing_are_refused(wrong: dict[str, int]) -> None:
+def test_invalid_device_settings_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(SettingsError, match=next(iter(wrong))):
         DeviceSettings(**wrong)  # type: ignore[arg-type]
 
 
-def test_a_port_that_was_never_opened_says_so_and_closes_quietly() -> None:
+def test_a_port_that_was_never_opened_refuses_reads_and_closes_without_an_error() -> None:
     port = PyAudioPort()
     with pytest.raises(DeviceLost, match="not open"):
         port.read(0)
@@ -141,7 +141,7 @@ def test_a_port_that_was_never_opened_says_so_and_closes_quietly() -> None:
     port.close()
 
 
-def test_what_alsa_and_jack_complain_of_is_for_v_alone(tmp_path: Path) -> None:
+def test_messages_of_alsa_and_jack_are_shown_only_with_v(tmp_path: Path) -> None:
     pytest.importorskip("pyaudio")
     config = tmp_path / "asound.conf"
     config.write_text("pcm.absent { type absent }\n")
@@ -159,7 +159,7 @@ def test_what_alsa_and_jack_complain_of_is_for_v_alone(tmp_path: Path) -> None:
     assert "ALSA lib" in shown["-v",]
 
 
-def test_settings_of_alsa_that_are_not_there_are_refused(
+def test_missing_settings_of_alsa_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ALSA_CONFIG_PATH", str(tmp_path / "gone.conf"))

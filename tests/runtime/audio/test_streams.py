@@ -1,4 +1,4 @@
-"""The streams of a sound device without one: their callbacks, called on a clock of our own."""
+"""The streams of a sound device without hardware: callbacks run on a virtual clock."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ class Loudspeaker:
 
     @property
     def played(self) -> Array:
-        """All of it, from the first callback on, (N, channels)."""
+        """All sound since the first callback, (N, channels)."""
         return np.concatenate(self._played).astype(np.float32) / np.float32(32767)
 
 
 def delay_s(content: Array, played: Array, rate_hz: int) -> float:
-    """How late content at 24 kHz is in what a device played from its first callback on."""
+    """Delay of 24 kHz content in the sound that a device played since its first callback."""
     padded = np.concatenate([np.zeros(2400, np.float32), played[:, 0], np.zeros(2400, np.float32)])
     at_24_khz = soxr.resample(padded, rate_hz, PLAY_RATE_HZ)
     place, likeness, _ = find(content[2400:21600], at_24_khz)
-    assert likeness > 0.8  # a device of 8 kHz takes the highest part away
+    assert likeness > 0.8  # a device of 8 kHz removes the highest part
     return (place - 2400) / PLAY_RATE_HZ - 2400 / rate_hz
 
 
@@ -67,7 +67,7 @@ def test_the_heard_position_is_right_within_3_ms_at_every_rate(rate_hz: int) -> 
     positions = []
     for _ in range(50):
         device.call_back()
-        for _ in range(4):  # and between the callbacks
+        for _ in range(4):  # also between the callbacks
             device.now_s += 0.005
             positions.append((device.now_s - began_s, device.output.audible() / PLAY_RATE_HZ))
         device.now_s -= 0.02
@@ -88,7 +88,7 @@ def test_every_callback_takes_one_block(rate_hz: int) -> None:
 
 
 @pytest.mark.parametrize("rate_hz", [8000, 24000, 44100, 48000])
-def test_the_far_end_keeps_one_distance_to_what_is_played(rate_hz: int) -> None:
+def test_the_far_end_keeps_a_constant_distance_to_the_played_sound(rate_hz: int) -> None:
     content = warble(1.0, PLAY_RATE_HZ)
     device = Loudspeaker(rate_hz)
     device.queue.write(content)
@@ -122,7 +122,7 @@ def test_samples_beyond_full_scale_are_clipped_not_wrapped() -> None:
         np.testing.assert_array_equal(loud[:, 0], loud[:, 1])
 
 
-def test_a_device_whose_delay_is_behind_us_is_heard_at_once() -> None:
+def test_a_device_with_a_delay_in_the_past_counts_as_heard_at_once() -> None:
     device = Loudspeaker(PLAY_RATE_HZ, ahead_s=-7.0)
     device.queue.write(warble(0.1, PLAY_RATE_HZ))
     device.call_back()
@@ -131,7 +131,7 @@ def test_a_device_whose_delay_is_behind_us_is_heard_at_once() -> None:
     assert device.output.audible() == pytest.approx(240, abs=1)
 
 
-def test_a_device_whose_delay_is_absurd_is_heard_after_a_second() -> None:
+def test_a_device_with_an_absurd_delay_counts_as_heard_after_a_second() -> None:
     device = Loudspeaker(PLAY_RATE_HZ, ahead_s=1e9)
     device.queue.write(warble(0.1, PLAY_RATE_HZ))
     for _ in range(51):
@@ -151,7 +151,7 @@ def test_a_silent_device_plays_nothing_more() -> None:
 
 
 class Microphone:
-    """A device that brings 20 ms at a time."""
+    """A device that delivers 20 ms at a time."""
 
     def __init__(self, rate_hz: int, num_channels: int = 1) -> None:
         self.fmt = SoundFormat(rate_hz, num_channels)
@@ -164,7 +164,7 @@ class Microphone:
         self.input.callback(content, len(wide), {}, status)
 
     def listen(self) -> int:
-        """Read what there is; how many frames came."""
+        """Read all frames; returns their number."""
         num_before = len(self.heard)
         while (frame := self.input.frame(0.0)) is not None:
             self.heard.append(frame)
@@ -187,7 +187,7 @@ def test_each_block_of_the_microphone_is_one_frame_within_3_ms(rate_hz: int) -> 
     assert late_s == pytest.approx(0.0 if rate_hz == 16000 else 0.002, abs=1e-4)
 
 
-def test_a_device_may_take_two_seconds_to_its_first_callback() -> None:
+def test_the_first_callback_of_a_device_may_take_two_seconds() -> None:
     fmt, queue = SoundFormat(48000, 1), PlayQueue(seconds=1.0, block_samples=BLOCK_SAMPLES)
     for stream in (InputStream(fmt, lambda: 100.0), OutputStream(fmt, queue, lambda: 100.0)):
         assert stream.last_s == 102.0
@@ -203,7 +203,7 @@ def test_a_stereo_microphone_in_antiphase_is_heard() -> None:
     assert find(soxr.resample(said, 48000, 16000)[1600:4800], heard)[1] > 0.99
 
 
-def test_a_reader_that_comes_late_finds_the_newest_and_the_lost_are_counted_at_16_khz() -> None:
+def test_a_late_reader_gets_the_newest_samples_and_lost_ones_are_counted_at_16_khz() -> None:
     microphone = Microphone(48000, num_channels=2)
     for number in range(800):  # 16 s; the ring holds 15
         microphone.bring(np.full((960, 2), number / 1000, np.float32))
@@ -222,20 +222,20 @@ def test_an_overflow_that_the_device_reports_is_counted() -> None:
 
 
 class Stairs(Loudspeaker):
-    """Its block n is a constant that says so."""
+    """A device whose block n is a constant made from n."""
 
     def __init__(self) -> None:
         super().__init__(PLAY_RATE_HZ)
         self.queue.write(np.repeat(np.arange(150, dtype=np.float32) / 200, BLOCK_SAMPLES))
 
     def far_block(self) -> int:
-        """Which block the far end's next frame is of."""
+        """Number of the block in the far end's next frame."""
         return round(float(self.output.far_frame(num_waiting=0)[-1]) * 200)
 
 
 def test_the_far_end_starts_with_the_newest_block() -> None:
     device = Stairs()
-    assert device.far_block() == 0  # nothing was handed yet
+    assert device.far_block() == 0  # the loudspeaker has got nothing yet
     for _ in range(5):
         device.call_back()
     assert device.far_block() == 4
@@ -244,7 +244,7 @@ def test_the_far_end_starts_with_the_newest_block() -> None:
 
 
 @pytest.mark.parametrize("num_waiting", [0, 1, 3])
-def test_the_far_end_starts_beside_the_microphones_oldest_block(num_waiting: int) -> None:
+def test_the_far_end_starts_with_the_microphones_oldest_block(num_waiting: int) -> None:
     device = Stairs()
     for _ in range(5):
         device.call_back()
@@ -253,7 +253,7 @@ def test_the_far_end_starts_beside_the_microphones_oldest_block(num_waiting: int
 
 
 @pytest.mark.parametrize(("num_waiting", "waits"), [(0, True), (2, True), (3, False)])
-def test_a_reader_that_is_behind_does_not_wait_for_the_far_end(
+def test_a_lagging_reader_does_not_wait_for_the_far_end(
     num_waiting: int, waits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited: list[float] = []
@@ -263,12 +263,12 @@ def test_a_reader_that_is_behind_does_not_wait_for_the_far_end(
         device.call_back()
     for _ in range(2 + num_waiting):
         device.far_block()
-    waited.clear()  # of the far end's start
+    waited.clear()  # waits of the far end's start
     device.output.far_frame(num_waiting=num_waiting)
     assert bool(waited) is waits
 
 
-def test_a_far_end_that_runs_ahead_now_and_then_loses_no_block() -> None:
+def test_a_far_end_that_is_sometimes_ahead_loses_no_block() -> None:
     device = Stairs()
     device.call_back()
     assert device.far_block() == 0

@@ -1,4 +1,4 @@
-"""Ports without a device: a clock that only reading moves, and WAV files."""
+"""Ports without a device: a virtual clock that reads advance, and WAV files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_the_microphone_hears_the_recording_and_then_silence() -> None:
     np.testing.assert_array_equal(heard, np.pad(pcm, (0, 1280 - len(pcm))))
 
 
-def test_what_is_handed_is_heard_when_the_device_has_played_it() -> None:
+def test_sound_counts_as_heard_when_the_device_has_played_it() -> None:
     port = opened(VirtualPort(recording(silence(1)), device_ms=40))
     port.write(voice(0.03, 24000))
     port.finish()
@@ -41,7 +41,7 @@ def test_what_is_handed_is_heard_when_the_device_has_played_it() -> None:
     assert positions == [(240, 480, 0), (0, 720, 0), (0, 720, 480), (0, 720, 720)]
 
 
-def test_the_echo_comes_back_at_its_gain_and_in_its_time() -> None:
+def test_the_echo_has_its_gain_and_delay() -> None:
     port = opened(VirtualPort(recording(silence(1)), echo=EchoPath(gain=0.5, delay_ms=60)))
     port.write(voice(0.5, 24000))
     frames = [port.read(0) for _ in range(30)]
@@ -68,7 +68,7 @@ def test_a_lost_port_stays_lost_until_it_is_opened_again() -> None:
     frame = port.read(0)
     assert frame is not None
     assert frame.start == 0
-    np.testing.assert_array_equal(frame.pcm, voice(1)[6 * 320 : 7 * 320])  # the world went on
+    np.testing.assert_array_equal(frame.pcm, voice(1)[6 * 320 : 7 * 320])  # time went on
     assert (port.handed, port.queued, port.counters().restarts) == (0, 0, 1)
 
 
@@ -127,7 +127,7 @@ def test_every_block_of_a_stream_gives_a_block_at_once_and_2_ms_late(
 
 
 @pytest.mark.parametrize("to_hz", [16000, 44100])
-def test_a_stream_is_the_same_whatever_its_blocks(to_hz: int) -> None:
+def test_a_resampled_stream_does_not_depend_on_its_blocks(to_hz: int) -> None:
     sound = voice(1, 24000)
     whole = StreamResampler(24000, to_hz).push(sound)
     resampler, rng = StreamResampler(24000, to_hz), np.random.default_rng(0)
@@ -137,6 +137,6 @@ def test_a_stream_is_the_same_whatever_its_blocks(to_hz: int) -> None:
 
 
 @pytest.mark.parametrize(("from_hz", "hz"), [(24000, 9000), (48000, 11000), (96000, 40000)])
-def test_what_the_other_rate_cannot_hold_is_gone(from_hz: int, hz: int) -> None:
+def test_frequencies_beyond_the_other_rate_are_removed(from_hz: int, hz: int) -> None:
     tone = np.sin(2 * np.pi * hz * np.arange(from_hz) / from_hz).astype(np.float32)
     assert np.abs(StreamResampler(from_hz, 16000).push(tone)[320:]).max() < 10 ** (-65 / 20)

@@ -1,7 +1,7 @@
-"""Bundles for the native backend beside float32 ones that hold the very same weights.
+"""Bundles for the CPU backend, and float32 bundles with exactly the same weights.
 
-A checkpoint's matrices are rounded to what int8 or int4 can hold and written again in float32. What
-ONNX Runtime then computes is the native engine's reference: only activations and cache differ.
+A checkpoint's matrices are rounded to int8 or int4 and written again in float32. ONNX Runtime on
+them is the CPU engine's reference: only activations and cache differ.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Array = NDArray[np.float32]
 def write_bundles(
     checkpoint: Path, place: Path, *, dtype: ExpertDtype, group: int | None
 ) -> tuple[Bundle, Bundle]:
-    """A float32 bundle of the rounded checkpoint, and the native one of the same weights."""
+    """A float32 bundle of the rounded checkpoint, and the CPU bundle of the same weights."""
     rounded = place / "checkpoint"
     shutil.copytree(checkpoint, rounded)
     spec = Checkpoint.open(checkpoint).spec.decoder
@@ -66,7 +66,7 @@ def _rounded(name: str, tensor: Array, spec: DecoderSpec, group: int | None) -> 
     if "shared_experts.down_proj" in name:  # cut into records
         parts = np.split(tensor, spec.num_shared_experts, axis=1)
         return np.concatenate([_through(part, None) for part in parts], axis=1)
-    if ".mlp." in name and ".experts." not in name:  # every token takes it: always int8
+    if ".mlp." in name and ".experts." not in name:  # every token uses it: always int8
         group = None
     is_matrix = name in (EMBEDDING, HEAD) or ("_proj" in name and ".layers." in name)
     is_ours = "audio_encoder" not in name and "projector" not in name
@@ -74,7 +74,7 @@ def _rounded(name: str, tensor: Array, spec: DecoderSpec, group: int | None) -> 
 
 
 def _through(tensor: Array, group: int | None) -> Array:
-    """The values that the packed form of (..., K) stands for."""
+    """The values of the packed form of (..., K)."""
     rows = tensor.reshape(-1, tensor.shape[-1])
     columns = rows.shape[1]
     sizes = [g for g in (128, 64, 32) if group and g <= group and columns % g == 0]

@@ -1,4 +1,4 @@
-"""The codec on the kernels gives the samples of codec.onnx, whatever the sizes and the cuts."""
+"""The codec on the kernels gives the samples of codec.onnx, for any sizes and cuts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Array = NDArray[np.float32]
 
 TOLERANCE = 1e-5  # float32 on samples within -1..1; 9e-7 was measured
 NUM_FRAMES = 9
-LENGTH = 6  # of the utterance; what is pushed behind it is rubbish
+LENGTH = 6  # frames of the utterance; later frames are random
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +89,7 @@ def chunk(entry: CodecEntry, begin: int, end: int, state: Array) -> dict[str, An
 
 
 def stream(codec: Codec, entry: CodecEntry, cuts: list[int]) -> Array:
-    """All samples, delay and all, in pieces of these sizes; the last one takes the rest."""
+    """All samples, the delay included, in pieces of these sizes; the last piece has the rest."""
     state, sound = np.zeros(entry.state_size, np.float32), []
     edges = sorted({0, NUM_FRAMES, *(edge for edge in accumulate(cuts) if edge < NUM_FRAMES)})
     for begin, end in pairwise(edges):
@@ -125,7 +125,7 @@ def tape() -> Iterator[Exported]:
 
 @settings(max_examples=12, deadline=None)
 @given(spec=specs, noise=st.sampled_from(["off", "tape"]), cuts=pieces)
-def test_codecs_of_any_size_sound_as_their_graph_does(
+def test_codecs_of_any_size_give_the_samples_of_their_graph(
     library: CpuLibrary, spec: CodecSpec, noise: CodecNoise, cuts: list[int]
 ) -> None:
     with exported(spec, noise) as codec:
@@ -136,7 +136,7 @@ def test_codecs_of_any_size_sound_as_their_graph_does(
             np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
 
 
-def test_the_released_codecs_size_sounds_as_its_graph_does(library: CpuLibrary) -> None:
+def test_a_codec_of_the_released_size_gives_the_samples_of_its_graph(library: CpuLibrary) -> None:
     with exported(SNAC_24KHZ, "off") as codec:
         assert codec.weights.stat().st_size == native_codec_bytes(SNAC_24KHZ, "off")
         expected = stream(codec.graph(), codec.entry, [])
@@ -180,7 +180,7 @@ def test_an_input_of_another_shape_is_refused(
 
 
 @pytest.mark.parametrize("position", [-1, 2**41])
-def test_a_position_that_cannot_be_is_refused(
+def test_an_impossible_position_is_refused(
     library: CpuLibrary, tape: Exported, position: int
 ) -> None:
     call = chunk(tape.entry, 0, 1, np.zeros(tape.entry.state_size, np.float32))
@@ -199,9 +199,9 @@ def test_weights_of_another_codec_are_refused(
         CpuCodec(place, tape.entry, threads=1, library=library)
 
 
-def test_sizes_that_cannot_be_are_refused(library: CpuLibrary, tape: Exported) -> None:
+def test_impossible_sizes_are_refused(library: CpuLibrary, tape: Exported) -> None:
     odd_width = replace(tape.entry, spec=replace(CODEC, decoder_dim=24))
-    with pytest.raises(ArtifactError, match="halves for every block"):
+    with pytest.raises(ArtifactError, match="a multiple of 2 to the power num_blocks"):
         CpuCodec(tape.weights, odd_width, threads=1, library=library)
 
 

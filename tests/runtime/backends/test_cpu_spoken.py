@@ -1,7 +1,7 @@
-"""The tiny checkpoint's spoken answers from its exported native bundle, through both backends.
+"""The tiny checkpoint's spoken answers from its CPU bundle, through both backends.
 
-The contract: the same text on 22 of 24 questions at least. Experts are the same int8 records; the
-kernels round the dense weights and every activation to int8 as well, ONNX Runtime does not.
+The contract: equal text for at least 22 of 24 questions. Both use the same int8 experts; the
+kernels also round the dense weights and every activation to int8, ONNX Runtime does not.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def cpu_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library as the sources build it, as if it were installed."""
-    monkeypatch.setattr(native_library, "LIBRARY", built.library_place())
+    """Install the library that the sources build."""
+    built.install(monkeypatch)
 
 
 def chosen(bundle: Bundle, backend: BackendChoice) -> ConversationSettings:
@@ -105,7 +105,7 @@ def test_both_backends_say_the_same(cpu_bundle: Bundle, questions: list[Path], l
     ids=["8", "all"],
 )
 @pytest.mark.usefixtures("kernels")
-def test_a_long_conversation_does_not_decay(
+def test_answers_stay_right_in_a_long_conversation(
     cpu_bundle: Bundle, questions: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With all turns in sight 3 of 24 are right, with one earlier turn 14."""
@@ -117,7 +117,7 @@ def test_a_long_conversation_does_not_decay(
 
 
 @pytest.mark.usefixtures("kernels")
-def test_typed_as_people_type_the_shipped_questions_are_understood(cpu_bundle: Bundle) -> None:
+def test_questions_with_capitals_and_punctuation_are_understood(cpu_bundle: Bundle) -> None:
     num_right = 0
     with Conversation(cpu_bundle, ConversationSettings.of(cpu_bundle, mode="text")) as talk:
         for question in QUESTIONS[::3]:
@@ -128,7 +128,7 @@ def test_typed_as_people_type_the_shipped_questions_are_understood(cpu_bundle: B
 
 
 @pytest.mark.usefixtures("kernels")
-def test_a_conversation_says_which_backend_it_has(cpu_bundle: Bundle) -> None:
+def test_a_conversation_names_its_backend(cpu_bundle: Bundle) -> None:
     with Conversation(cpu_bundle, chosen(cpu_bundle, "cpu")) as talk:
         assert talk.setup.backend == "cpu"
         assert talk.setup.kernel_path
@@ -138,7 +138,9 @@ def test_a_conversation_says_which_backend_it_has(cpu_bundle: Bundle) -> None:
 
 @asked
 @pytest.mark.usefixtures("kernels")
-def test_experts_in_int4_answer_as_well(tmp_path: Path, questions: list[Path], least: int) -> None:
+def test_int4_experts_answer_as_well_as_int8(
+    tmp_path: Path, questions: list[Path], least: int
+) -> None:
     profile = load_profile("cpu-int8").with_precision(["experts=int4:32"])
     export_bundle(TINY, tmp_path / "bundle", ExportSettings(profile=profile))
     assert num_right(Bundle.open(tmp_path / "bundle"), questions) >= least
@@ -146,7 +148,7 @@ def test_experts_in_int4_answer_as_well(tmp_path: Path, questions: list[Path], l
 
 @asked
 @pytest.mark.usefixtures("kernels")
-def test_an_int8_cache_answers_as_well(
+def test_an_int8_cache_answers_as_well_as_bfloat16(
     cpu_bundle: Bundle, questions: list[Path], least: int
 ) -> None:
     assert num_right(with_cache(cpu_bundle, "int8"), questions) >= least
@@ -163,7 +165,7 @@ def int8_ear(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @asked
 @pytest.mark.usefixtures("kernels")
-def test_an_encoder_in_int8_hears_as_well(
+def test_an_int8_encoder_answers_as_well_as_float32(
     int8_ear: Bundle, cpu_bundle: Bundle, questions: list[Path], least: int
 ) -> None:
     sizes = [bundle.manifest.files["encoder.bin"].bytes for bundle in (int8_ear, cpu_bundle)]
@@ -172,7 +174,7 @@ def test_an_encoder_in_int8_hears_as_well(
 
 
 @pytest.mark.usefixtures("kernels")
-def test_an_int8_encoder_may_round_otherwise_and_not_differ(
+def test_an_int8_encoder_may_round_differently_and_passes_the_check(
     int8_ear: Bundle, tmp_path: Path
 ) -> None:
     place = Path(shutil.copytree(int8_ear.path, tmp_path / "bundle"))
@@ -215,11 +217,11 @@ def test_the_manifest_says_which_cache_the_kernels_keep(
 
 @pytest.mark.parametrize("backend", ["cpu", "native", "ort"])
 @pytest.mark.usefixtures("kernels")
-def test_no_pool_changes_an_answer(
+def test_the_size_of_the_pool_changes_no_answer(
     cpu_bundle: Bundle, backend: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answers = set()
-    for pool in ("100%", "42%", "8"):  # 8 is the least
+    for pool in ("100%", "42%", "8"):  # 8 is the smallest
         out = tmp_path / "answer.wav"
         argv = ["run", "--bundle", str(cpu_bundle.path), "--backend", backend, "--pool", pool]
         assert main([*argv, "--wav", str(QUESTIONS[0]), "--out", str(out), "--json"]) == 0
@@ -242,7 +244,7 @@ def test_a_native_bundle_without_the_codecs_weights_keeps_its_graph(cpu_bundle: 
     assert isinstance(opened(older, ConversationSettings.of(older)).codec, OrtCodec)
 
 
-def test_without_the_kernels_onnx_runtime_answers_and_the_way_out_is_named(
+def test_without_the_kernels_onnx_runtime_answers_and_the_warning_says_what_to_do(
     cpu_bundle: Bundle,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -259,7 +261,7 @@ def test_without_the_kernels_onnx_runtime_answers_and_the_way_out_is_named(
         opened(cpu_bundle, chosen(cpu_bundle, "cpu"))
 
 
-def test_a_bundle_without_native_weights_is_refused_where_the_kernels_are_asked_for(
+def test_a_bundle_without_native_weights_is_refused_if_the_kernels_are_required(
     bundle_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = ["run", "--bundle", str(bundle_path), "--text", "Why?", "--backend", "native"]
@@ -268,7 +270,7 @@ def test_a_bundle_without_native_weights_is_refused_where_the_kernels_are_asked_
 
 
 @pytest.mark.parametrize("name", [NATIVE_WEIGHTS, NATIVE_INDEX])
-def test_a_native_bundle_lacks_neither_of_its_files(
+def test_a_native_bundle_without_one_of_its_files_is_refused(
     cpu_bundle: Bundle, tmp_path: Path, name: str
 ) -> None:
     place = Path(shutil.copytree(cpu_bundle.path, tmp_path / "bundle"))
@@ -279,7 +281,7 @@ def test_a_native_bundle_lacks_neither_of_its_files(
 
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("name", ["segment_01.onnx", "segment_02.bin", "embedding.bin"])
-def test_what_the_kernels_do_not_read_is_checked_when_onnx_runtime_stands_in(
+def test_files_that_the_kernels_do_not_read_are_checked_when_onnx_runtime_runs(
     cpu_bundle: Bundle, tmp_path: Path, name: str
 ) -> None:
     place = Path(shutil.copytree(cpu_bundle.path, tmp_path / "bundle"))
@@ -305,6 +307,6 @@ def test_native_weights_of_another_model_fail_the_golden_check(
     first = table["scales_offset"] // 4
     weights[first : first + table["rows"]] *= 1.2
     weights.flush()
-    altered = Bundle(place, cpu_bundle.manifest)  # its hash would be missed first
+    altered = Bundle(place, cpu_bundle.manifest)  # otherwise its missing hash is reported first
     with pytest.raises(BackendError, match=r"^native\.bin: this device computes something else"):
         Conversation(altered, chosen(altered, "cpu"))

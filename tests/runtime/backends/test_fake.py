@@ -1,4 +1,4 @@
-"""The fake backend answers without weights, and the same question alike."""
+"""The fake backend answers without weights, and equal questions equally."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_other_questions_get_other_answers(talk: Conversation) -> None:
     assert len(answers) == 4
 
 
-def test_an_answer_is_a_tone_as_long_as_its_text(talk: Conversation) -> None:
+def test_an_answer_has_tones_in_proportion_to_its_text(talk: Conversation) -> None:
     text, sound = answer(talk, "Why?")
     pcm = np.frombuffer(sound, np.float32)
     num_ids = len(text.encode()) + 1  # the test's tokenizer gives bytes, and EOS

@@ -1,4 +1,4 @@
-"""A bundle's file that is cut short under a running process neither ends it nor changes it."""
+"""Truncating a bundle's file does not end a running process or change its results."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def run(place: Path, most_bytes: int) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("linked", [False, True])
-def test_weights_outlive_their_file(own_copy: Path, tmp_path: Path, linked: bool) -> None:
+def test_weights_survive_the_truncation_of_their_file(
+    own_copy: Path, tmp_path: Path, linked: bool
+) -> None:
     if linked:
         own_copy = own_copy.rename(tmp_path / "elsewhere")
         (tmp_path / "bundle").symlink_to(own_copy)
@@ -50,8 +52,8 @@ def test_weights_outlive_their_file(own_copy: Path, tmp_path: Path, linked: bool
     assert int(done.stdout) > 0
 
 
-def test_what_is_left_mapped_dies_with_its_file(own_copy: Path) -> None:
-    """What the module protects from, still there."""
+def test_weights_that_stay_mapped_end_the_process_with_their_file(own_copy: Path) -> None:
+    """Shows the crash that the module prevents."""
     assert run(own_copy, 0).returncode < 0
 
 

@@ -87,7 +87,7 @@ def test_decoding_row_by_row_equals_prefill(engine: OrtEngine) -> None:
     assert_close(decoded(engine, ROWS), written(engine, ROWS, WIDTH))
 
 
-def test_two_items_are_two_conversations(engine: OrtEngine) -> None:
+def test_two_items_do_not_affect_each_other(engine: OrtEngine) -> None:
     prompt, tails = ROWS[:8], (ROWS[8:12], ROWS[12:16])
     expected = [written(engine, np.concatenate([prompt, tail]), WIDTH) for tail in tails]
     written(engine, prompt, WIDTH)
@@ -96,7 +96,7 @@ def test_two_items_are_two_conversations(engine: OrtEngine) -> None:
 
 
 @pytest.mark.parametrize("kept", [0, 1])
-def test_a_kept_item_goes_on_and_a_recalled_one_too(engine: OrtEngine, kept: int) -> None:
+def test_a_kept_item_and_a_recalled_one_continue(engine: OrtEngine, kept: int) -> None:
     prompt, pairs, last = ROWS[:8], ROWS[8:14].reshape(3, 2, 8), ROWS[14:15]
     written(engine, prompt, WIDTH)
     engine.fork()
@@ -104,7 +104,7 @@ def test_a_kept_item_goes_on_and_a_recalled_one_too(engine: OrtEngine, kept: int
         engine.decode_step(pair)
     engine.keep(kept)
     alone = copied(engine.decode_step(last))
-    engine.decode_step(ROWS[15:16])  # what the kept item does more is not the other one's
+    engine.decode_step(ROWS[15:16])  # further rows of the kept item do not affect the other one
     engine.recall()
     recalled = copied(engine.decode_step(last))
     for logits, item in ((alone, kept), (recalled, 1 - kept)):
@@ -112,7 +112,7 @@ def test_a_kept_item_goes_on_and_a_recalled_one_too(engine: OrtEngine, kept: int
         assert_close(written(engine, rows, WIDTH), logits)
 
 
-def test_a_trimmed_engine_forgets(engine: OrtEngine) -> None:
+def test_a_trimmed_engine_equals_one_that_was_never_fed_the_rows(engine: OrtEngine) -> None:
     written(engine, ROWS[:5], WIDTH)
     expected = copied(engine.decode_step(ROWS[9:10]))
     engine.decode_step(ROWS[10:11])
@@ -121,7 +121,7 @@ def test_a_trimmed_engine_forgets(engine: OrtEngine) -> None:
     assert_close(engine.decode_step(ROWS[9:10]), expected)
 
 
-def test_threads_do_not_change_what_is_said(bundle: Bundle, engine: OrtEngine) -> None:
+def test_threads_do_not_change_the_logits(bundle: Bundle, engine: OrtEngine) -> None:
     wide = OrtEngine(bundle, context_rows=32, threads=2, open_experts=own_experts(bundle))
     assert_close(heard(wide, FEATURES), heard(engine, FEATURES))
     wide.close()

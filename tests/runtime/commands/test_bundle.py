@@ -28,7 +28,7 @@ def _verify(bundle: Path, *more: str) -> int:
     return main(["bundle", "verify", str(bundle), "--key", str(key), *more])
 
 
-def test_a_signed_bundle_is_verified_and_says_for_what_it_was_signed(
+def test_a_signed_bundle_is_verified_and_shows_its_signed_comment(
     signed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()
@@ -82,7 +82,7 @@ def _shown(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 
 
 @pytest.mark.parametrize("action", ["verify", "inspect"])
-def test_a_signature_is_said_to_be_unchecked_stale_unreadable_or_absent(
+def test_a_signature_is_shown_as_unchecked_stale_unreadable_or_absent(
     action: str, signed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = signed / f"{MANIFEST}.minisig"
@@ -107,7 +107,7 @@ def test_a_signature_is_said_to_be_unchecked_stale_unreadable_or_absent(
     assert "not signed" in text
 
 
-def test_a_checked_signature_is_said_to_be_valid(
+def test_a_checked_signature_is_shown_as_valid(
     signed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     capsys.readouterr()

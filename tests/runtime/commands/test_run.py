@@ -1,4 +1,4 @@
-"""The command line, from outside: what a person and a script see."""
+"""The command line from outside, as a person and a script use it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def question(tmp_path: Path) -> Path:
 
 
 def asked(times: int) -> NDArray[np.float32]:
-    """The beginning of a spoken question at 48 kHz, again and again, with silence around it."""
+    """The beginning of a spoken question at 48 kHz, repeated, with silence around it."""
     spoken = resample(Sound(read_wav(SPOKEN).pcm[:19200], 16000), 48000).pcm
     return np.concatenate([silence(0.6, 48000), *[spoken, silence(1.4, 48000)] * times])
 
@@ -95,7 +95,7 @@ def test_each_utterance_in_a_file_is_a_turn_with_its_own_answer(
     assert "is the same file as" in capsys.readouterr().err
 
 
-def test_speech_longer_than_the_window_is_cut_into_questions_with_a_word(
+def test_speech_longer_than_the_window_is_cut_into_questions_with_a_warning(
     bundle_path: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -114,7 +114,7 @@ def test_speech_longer_than_the_window_is_cut_into_questions_with_a_word(
 
 
 @pytest.mark.parametrize(("flags", "same"), [(["--forget"], True), ([], False)])
-def test_only_a_forgetful_run_begins_anew_with_each_question(
+def test_only_with_forget_each_question_begins_a_new_conversation(
     flags: list[str], same: bool, bundle_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = ["run", "--bundle", str(bundle_path), "--text", "Why?", "--text", "Why?", "--json"]
@@ -134,11 +134,11 @@ def test_the_model_sees_as_many_turns_as_the_bundle_or_the_user_says(
         lines = capsys.readouterr().out.splitlines()
         seen[" ".join(flags)] = [json.loads(line)["num_prompt_rows"] for line in lines]
     first = seen[""][0]
-    assert seen["--max-turns 1"] == [first] * 4  # each one by itself
+    assert seen["--max-turns 1"] == [first] * 4  # each one without history
     assert seen[""][2] == seen[""][3] < seen["--max-turns all"][1] < first
 
 
-def test_another_system_prompt_is_another_prompt(
+def test_another_system_prompt_changes_the_prompt_rows(
     bundle_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = ["run", "--bundle", str(bundle_path), "--text", "Why?", "--json"]
@@ -149,7 +149,7 @@ def test_another_system_prompt_is_another_prompt(
     assert given["num_prompt_rows"] == own["num_prompt_rows"] + len(" and polite")
 
 
-def test_recorded_routes_are_what_profile_reads(
+def test_recorded_routes_can_be_read_by_profile(
     bundle_path: Path, question: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     routes = tmp_path / "routes.npz"
@@ -232,7 +232,7 @@ def test_an_error_is_one_line_and_exit_code_1(
         (["--mic", "--turn-model", "{q}", "--trace", "{q}"], "{q}"),
     ],
 )
-def test_what_the_user_gave_is_never_written_over(
+def test_files_of_the_user_are_never_overwritten(
     flags: list[str],
     named: str,
     bundle_path: Path,
@@ -252,7 +252,7 @@ def test_what_the_user_gave_is_never_written_over(
 
 
 @pytest.mark.parametrize("name", ["loudspeaker.wav", "microphone-2.wav"])
-def test_no_output_takes_the_place_of_a_recording(
+def test_no_output_replaces_a_recording(
     name: str, question: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     argv = ["run", "--bundle", str(tmp_path), "--mic", "--input-device", str(question)]
@@ -286,7 +286,7 @@ def test_a_place_that_cannot_be_written_is_found_before_the_bundle_is_opened(
     assert error.count("\n") == 1
 
 
-def test_a_full_disk_ends_an_answer_clearly_and_keeps_what_was_written(
+def test_a_full_disk_ends_an_answer_with_an_error_and_keeps_what_was_written(
     bundle_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with small_disk(tmp_path / "disk", "32k") as disk:
@@ -339,7 +339,7 @@ def test_an_answer_can_go_to_a_device_and_to_stdout(
         ["--mic", "--trace", "-"],
     ],
 )
-def test_stdout_is_not_shared(
+def test_stdout_takes_only_one_output(
     flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["run", "--bundle", str(tmp_path), *flags]) == 1
@@ -384,7 +384,7 @@ def test_ctrl_c_keeps_what_was_said_and_is_exit_code_130(own_copy: Path, tmp_pat
     edit_manifest(own_copy, lambda m: m["generation"].update(max_rows=300))
     out = tmp_path / "answer.wav"
     argv = ["run", "-v", "--realtime", "--bundle", str(own_copy), "--text", "Why?"]
-    # A shell may start its children deaf to SIGINT.
+    # A shell may start its children with SIGINT ignored.
     code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     code += "from deeptalk_edge.cli import main; sys.exit(main(sys.argv[1:]))"
     child = subprocess.Popen(

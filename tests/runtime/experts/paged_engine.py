@@ -1,4 +1,4 @@
-"""The ONNX Runtime engine with its experts out of a pager."""
+"""The ONNX Runtime engine with experts from a pager."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file of experts for tests, and ways for it to misbehave."""
+"""A file of experts for tests, and faults of its reads."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from deeptalk_edge.runtime.experts.sizing import SHORT_S, MemoryReading
 FIRST_LAYER = 1
 NUM_LAYERS, NUM_EXPERTS = 4, 8
 NUM_RECORDS = NUM_LAYERS * NUM_EXPERTS
-RECORD_BYTES = 2 * PAGE_BYTES + 100  # three chunks of a page, the last one with padding behind it
+RECORD_BYTES = 2 * PAGE_BYTES + 100  # three chunks of a page; the last one ends with padding
 SLOT_BYTES = 3 * PAGE_BYTES
 LAYERS = range(FIRST_LAYER, FIRST_LAYER + NUM_LAYERS)
 
 
 def write_records(path: Path) -> list[ExpertRecord]:
-    """Every record repeats its own number."""
+    """Every record repeats its number."""
     records, content = [], bytearray()
     for number in range(NUM_RECORDS):
         body = content_of(number)
@@ -74,7 +74,8 @@ def open_pager(
 
 
 Fault = Callable[[int, memoryview], "int | None"]
-"""Of (offset, buffer): raises, damages, or limits a read; None lets it be."""
+"""A function of (offset, buffer) that raises, damages, or limits a read; None leaves it
+unchanged."""
 
 
 def harmless(offset: int, buffer: memoryview) -> None:
@@ -83,12 +84,12 @@ def harmless(offset: int, buffer: memoryview) -> None:
 
 @dataclass
 class FaultyFile:
-    """A real file underneath, and a fault at its surface."""
+    """A real file with a fault in its reads."""
 
     file: RecordFile
     fault: Fault
     damages: Callable[[int], bool] = lambda offset: False
-    """Whether the read at this offset brings a wrong bit."""
+    """Whether the read at this offset gets a wrong bit."""
     num_reads: int = field(default=0)
 
     @property
@@ -131,7 +132,7 @@ def leased_bytes(pager: ExpertPager, slot: int) -> bytes:
 
 
 def sleepy(seconds: float, seed: int = 0) -> Fault:
-    """Reads take a while, each another one: an order that no two runs share."""
+    """Reads take random times, so that every run has another order."""
     random = np.random.default_rng(seed)
 
     def fault(offset: int, buffer: memoryview) -> None:
@@ -146,14 +147,14 @@ def number_of(layer: int, expert: int) -> int:
 
 
 def assert_right(pager: ExpertPager, lease: Lease) -> None:
-    """The leased slots hold what the file holds, where the lease says they lie."""
+    """Check that the leased slots have the file's bytes at the lease's addresses."""
     for expert, slot in lease.slots.items():
         assert leased_bytes(pager, slot) == content_of(number_of(lease.layer, expert))
         assert lease.addresses[expert] == lease.address(expert) == pager.pool.address(slot)
 
 
 def walk(pager: ExpertPager, *, num_steps: int, seed: int, num_chosen: int = 2) -> None:
-    """Random routes, hints right and wrong, phases; every byte is looked at."""
+    """Random routes, right and wrong hints, and phases, with a check of every byte."""
     random = Random(seed)
     phases = (Phase.SPEAKING, Phase.SPEAKING, Phase.SPEAKING, Phase.THINKING, Phase.LISTENING)
     for _ in range(num_steps):

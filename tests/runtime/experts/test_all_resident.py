@@ -1,4 +1,4 @@
-"""With every expert there a pass asks for none, and none leaves under it."""
+"""With every expert resident, a pass makes no requests, and no expert is evicted during it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def filled(pager: ExpertPager) -> None:
     pager.drain()
 
 
-def test_all_addresses_hold_while_a_pass_is_whole(path: Path, records: list[ExpertRecord]) -> None:
+def test_all_addresses_hold_during_a_resident_pass(path: Path, records: list[ExpertRecord]) -> None:
     with open_pager(path, records, fills=True) as pager:
         filled(pager)
         with pager.all_resident() as is_all_resident:
@@ -34,7 +34,7 @@ def test_all_addresses_hold_while_a_pass_is_whole(path: Path, records: list[Expe
         assert pager.report()["all_resident_passes"] == 1
 
 
-def test_an_expert_that_is_missing_makes_no_pass_whole(
+def test_a_pass_with_a_missing_expert_is_not_resident(
     path: Path, records: list[ExpertRecord]
 ) -> None:
     with open_pager(path, records, num_slots=NUM_RECORDS - 1, fills=True) as pager:
@@ -44,7 +44,9 @@ def test_an_expert_that_is_missing_makes_no_pass_whole(
         assert pager.report()["all_resident_passes"] == 0
 
 
-def test_an_expert_on_its_way_makes_no_pass_whole(path: Path, records: list[ExpertRecord]) -> None:
+def test_a_pass_with_an_expert_still_loading_is_not_resident(
+    path: Path, records: list[ExpertRecord]
+) -> None:
     last = NUM_RECORDS - 1
     gate = Gate(last)
     with open_pager(path, records, fault=gate, fills=True) as pager:
@@ -59,7 +61,7 @@ def test_an_expert_on_its_way_makes_no_pass_whole(path: Path, records: list[Expe
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_memory_is_given_back_behind_a_whole_pass_and_not_under_it(
+def test_memory_is_given_back_after_a_resident_pass_and_not_during_it(
     path: Path, records: list[ExpertRecord], fails: bool
 ) -> None:
     with open_pager(path, records, fills=True, least_slots=NUM_EXPERTS) as pager:
@@ -76,7 +78,9 @@ def test_memory_is_given_back_behind_a_whole_pass_and_not_under_it(
             assert not is_all_resident
 
 
-def test_other_sessions_lease_as_ever(path: Path, records: list[ExpertRecord]) -> None:
+def test_other_sessions_can_lease_during_a_resident_pass(
+    path: Path, records: list[ExpertRecord]
+) -> None:
     with open_pager(path, records, fills=True) as pager:
         filled(pager)
         with pager.all_resident():
@@ -86,7 +90,7 @@ def test_other_sessions_lease_as_ever(path: Path, records: list[ExpertRecord]) -
         assert (pager.num_leased, pager.report()["hits"]) == (0, 2)
 
 
-def test_a_closed_pager_has_no_whole_pass(path: Path, records: list[ExpertRecord]) -> None:
+def test_a_closed_pager_refuses_a_resident_pass(path: Path, records: list[ExpertRecord]) -> None:
     pager = open_pager(path, records, fills=True)
     filled(pager)
     pager.close()

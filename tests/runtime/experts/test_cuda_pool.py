@@ -1,6 +1,6 @@
-"""The GPU pools keep the pager's promises on a CUDA that is as late as CUDA may be.
+"""The GPU pools keep the pager's guarantees on a CUDA that runs all work as late as possible.
 
-What a real GPU does is `make gpu-check`.
+`make gpu-check` tests a real GPU.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _OFFSET = 1 << 48  # mapped memory has another address on this device
 
 
 class LazyCuda:
-    """Copies when somebody waits for them and not before; knows what is not given back."""
+    """Copies only when they are waited for; knows what is not released."""
 
     def __init__(self) -> None:
         self.memory: dict[int, ctypes.Array[ctypes.c_char]] = {}
@@ -133,7 +133,7 @@ def open_pager(path: Path, pool: Pool) -> tuple[ExpertPager, FaultyFile]:
 
 
 @pytest.mark.parametrize("make", [mapped, staged, mirrored])
-def test_kernels_find_the_right_bytes_and_everything_is_given_back(
+def test_kernels_read_the_right_bytes_and_close_frees_everything(
     tmp_path: Path, make: Callable[[LazyCuda], Pool]
 ) -> None:
     cuda, random = LazyCuda(), Random(2)
@@ -147,7 +147,7 @@ def test_kernels_find_the_right_bytes_and_everything_is_given_back(
                     found = ctypes.string_at(lease.address(expert) - offset, RECORD_BYTES)
                     assert found == content_of((layer - 1) * NUM_EXPERTS + expert)
         assert pager.report()["misses"] > NUM_RECORDS
-        if make is mirrored:  # the disk is read once, the rest is copies
+        if make is mirrored:  # the disk is read once; later loads are copies
             assert file.num_reads <= NUM_RECORDS * 3
             assert cuda.num_copies == pager.report()["misses"]
         if make is staged:
@@ -193,7 +193,7 @@ def test_a_machine_without_cuda_says_so(monkeypatch: pytest.MonkeyPatch) -> None
         Cudart()
 
 
-def test_the_check_of_a_machine_without_cuda_says_that_nothing_ran(
+def test_the_gpu_check_without_cuda_says_that_nothing_ran(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cuda, "_NAMES", ("libcudart.so.none",))

@@ -1,4 +1,4 @@
-"""Accuracy is traded only where it was asked for, and every trade is counted."""
+"""Accuracy is traded only if the settings allow it, and every trade is counted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Mask = NDArray[np.bool_]
 
 
 def routed() -> tuple[Ids, Array]:
-    """What the router wants, in the order that it likes: not the best first."""
+    """The router's choice, in arbitrary order."""
     ids = np.sort(np.argsort(-LOGITS, axis=1)[:, :TOP_K], axis=1)
     gates = np.exp(LOGITS) / np.exp(LOGITS).sum(axis=1, keepdims=True)
     weights = SCALE * np.take_along_axis(gates, ids, axis=1)
@@ -35,7 +35,7 @@ def degraded(resident: Mask, **settings: float) -> tuple[Degrade, Ids, Array, Ma
     return degrade, ids, weights, runs
 
 
-def test_nothing_asked_for_is_nothing_traded() -> None:
+def test_the_defaults_trade_nothing() -> None:
     degrade, ids, weights, runs = degraded(np.zeros(NUM_EXPERTS, np.bool_))
     np.testing.assert_array_equal(ids, routed()[0])
     np.testing.assert_array_equal(weights, routed()[1])
@@ -55,7 +55,7 @@ def test_a_bonus_prefers_residents_and_never_replaces_the_best() -> None:
     replaced = int((ids != wanted).sum())
     assert degrade.num_substituted == replaced > 0
     assert degrade.num_uses == ids.size
-    # A newcomer has its own gate, on the model's scale.
+    # A replacement has its own gate, on the model's scale.
     gates = np.exp(LOGITS) / np.exp(LOGITS).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(weights, SCALE * np.take_along_axis(gates, ids, 1), rtol=1e-4)
     assert degrade.kept_share == pytest.approx(weights.sum() / routed()[1].sum())
@@ -75,12 +75,12 @@ def test_only_absent_and_small_experts_are_skipped() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"bonus": -0.1}, {"skip_below": 1.0}, {"protected": 0}])
-def test_settings_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
+def test_invalid_settings_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         DegradeSettings(**wrong)  # type: ignore[arg-type]
 
 
-def test_gates_far_apart_do_not_overflow() -> None:
+def test_gates_with_a_large_range_do_not_overflow() -> None:
     """e^89 is beyond float32."""
     logits = np.linspace(-400, 0, NUM_EXPERTS, dtype=np.float32)[None]
     gate, normed = logits.T, np.ones((1, 1), np.float32)

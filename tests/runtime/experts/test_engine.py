@@ -1,4 +1,4 @@
-"""What the model says never depends on where its experts were."""
+"""Answers never depend on which experts were resident."""
 
 from __future__ import annotations
 
@@ -108,7 +108,9 @@ def test_a_disk_that_stutters_changes_no_bit(bundle: Bundle, expected: NDArray[n
         assert pager.report()["retries"] > 0
 
 
-def test_damage_on_the_way_changes_no_bit(bundle: Bundle, expected: NDArray[np.float32]) -> None:
+def test_a_read_error_that_is_corrected_changes_no_bit(
+    bundle: Bundle, expected: NDArray[np.float32]
+) -> None:
     starts = {record.offset for record in bundle.manifest.experts.records}
     damaged: set[int] = set()
 
@@ -163,7 +165,7 @@ def step_on(engine: Engine) -> None:
         engine.decode_step(row[None])
 
 
-def test_two_sessions_of_one_pager_say_what_they_say_alone(
+def test_two_sessions_of_one_pager_answer_as_each_does_alone(
     bundle: Bundle, expected: NDArray[np.float32]
 ) -> None:
     with open_bundle_pager(bundle, 3, poison=True) as pager:
@@ -178,7 +180,7 @@ def interrupt(engine: Engine) -> None:
     engine.decode_step(PROMPT[engine.num_rows % 12][None])
 
 
-def test_a_recorder_sees_every_choice_and_changes_none(
+def test_a_recorder_gets_every_routing_and_changes_none(
     bundle: Bundle, expected: NDArray[np.float32]
 ) -> None:
     decoder = SPEC.decoder
@@ -191,7 +193,7 @@ def test_a_recorder_sees_every_choice_and_changes_none(
         assert phases == [Phase.LISTENING, Phase.THINKING] + [Phase.SPEAKING] * 12
         prefill, step = recorder.passes[1].calls, recorder.passes[-1].calls
         assert [call.layer for call in step] == list(decoder.moe_layers)
-        # The prompt's last router is left to the tail, which a prefill does not run.
+        # The prompt's last router belongs to the tail, which a prefill does not run.
         assert [call.layer for call in prefill] == list(decoder.moe_layers)[:-1]
         assert prefill[0].ids.shape == (12, decoder.top_k)
         assert (prefill[0].modality == Modality.HEARD).tolist() == MASK.tolist()

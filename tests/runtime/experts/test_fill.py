@@ -1,4 +1,4 @@
-"""Free slots are filled while nobody waits, and never at the cost of somebody who does."""
+"""Free slots are filled while the link is idle, and never delay a demand."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.runtime.experts.records import (
 ALL = np.arange(NUM_RECORDS)
 
 
-def test_a_pool_for_all_has_all_before_the_first_question(
+def test_a_pool_for_all_experts_is_filled_before_the_first_question(
     path: Path, records: list[ExpertRecord]
 ) -> None:
     with open_pager(path, records, fills=True) as pager:
@@ -42,7 +42,7 @@ def test_a_pool_for_all_has_all_before_the_first_question(
         assert report["moved_bytes"]["fill"] == sum(record.bytes for record in records)
 
 
-def test_without_being_told_a_pager_reads_nothing_that_nobody_asked_for(
+def test_without_fills_a_pager_reads_only_requested_experts(
     path: Path, records: list[ExpertRecord]
 ) -> None:
     with open_pager(path, records) as pager:
@@ -51,7 +51,7 @@ def test_without_being_told_a_pager_reads_nothing_that_nobody_asked_for(
         assert sum(pager.report()["loads"].values()) == 0
 
 
-def test_filling_evicts_nobody(path: Path, records: list[ExpertRecord]) -> None:
+def test_filling_evicts_no_expert(path: Path, records: list[ExpertRecord]) -> None:
     with open_pager(path, records, num_slots=5, fills=True) as pager:
         pager.acquire(4, [6, 7]).release()
         pager.idle()
@@ -75,10 +75,10 @@ def test_a_question_ends_the_filling(path: Path, records: list[ExpertRecord]) ->
         pager.enter(Phase.THINKING)
         go_on.set()
         pager.drain()
-        assert pager.report()["loads"]["fill"] == 1  # the one that was under way
+        assert pager.report()["loads"]["fill"] == 1  # the load under way
 
 
-def test_listening_goes_on_with_it(path: Path, records: list[ExpertRecord]) -> None:
+def test_listening_continues_the_filling(path: Path, records: list[ExpertRecord]) -> None:
     with open_pager(path, records, fills=True) as pager:
         pager.enter(Phase.LISTENING)
         pager.drain()
@@ -94,7 +94,7 @@ def test_a_turn_that_ends_fills_again(path: Path, records: list[ExpertRecord]) -
         assert pager.has_all
 
 
-def test_a_damaged_record_is_named_when_it_is_asked_for(
+def test_a_damaged_record_is_named_when_it_is_demanded(
     path: Path, records: list[ExpertRecord]
 ) -> None:
     damaged = NUM_EXPERTS + 3  # layer 2, expert 3
@@ -119,7 +119,7 @@ def test_closing_ends_the_filling(path: Path, records: list[ExpertRecord]) -> No
     assert set(threading.enumerate()) <= before
 
 
-def test_what_is_worth_most_comes_first_then_layer_order() -> None:
+def test_fills_have_the_highest_scores_first_then_layer_order() -> None:
     residency = Residency(
         num_layers=NUM_LAYERS,
         num_experts=NUM_EXPERTS,
@@ -130,7 +130,7 @@ def test_what_is_worth_most_comes_first_then_layer_order() -> None:
     assert load is not None
     assert (load.cause, load.evicted) == (Cause.FILL, None)
     assert residency.plan_fill(ALL) == [9, 20, 1]
-    assert residency.fill(0) is None  # it is there by now
+    assert residency.fill(0) is None  # it is loaded
     for key in (9, 20, 1):
         residency.fill(key)
-    assert residency.fill(2) is None  # there is no room
+    assert residency.fill(2) is None  # there is no free slot

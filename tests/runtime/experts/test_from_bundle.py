@@ -1,4 +1,4 @@
-"""A bundle's paging opens with the room there is, and says what it lacks."""
+"""A bundle's paging opens with the available memory, and names missing parts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_pool_holds_everything_if_it_fits(bundle: Bundle) -> None:
         assert pager.pool.num_slots == len(bundle.manifest.experts.records)
 
 
-def test_a_pool_takes_what_memory_is_left(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pool_uses_the_remaining_memory(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     free = [RESERVE_BYTES + 8 * 4096]
     monkeypatch.setattr(from_bundle, "read_memory", lambda: MemoryReading(free[0], None))
     with open_pager(bundle, PagingSettings()) as pager:
@@ -46,14 +46,14 @@ def test_a_pool_takes_what_memory_is_left(bundle: Bundle, monkeypatch: pytest.Mo
         open_pager(bundle, PagingSettings())
 
 
-def test_a_pool_may_be_named(bundle: Bundle) -> None:
+def test_the_size_of_the_pool_can_be_set(bundle: Bundle) -> None:
     with open_pager(bundle, PagingSettings(pool="50%")) as pager:
         assert pager.pool.num_slots == len(bundle.manifest.experts.records) // 2
     with pytest.raises(SettingsError, match="pool 'most'"):
         open_pager(bundle, PagingSettings(pool="most"))
 
 
-def test_reading_through_the_page_cache_is_said(
+def test_reading_through_the_page_cache_gives_a_warning(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(from_bundle, "RecordFile", lambda path: RecordFile(path, direct=False))
@@ -62,7 +62,7 @@ def test_reading_through_the_page_cache_is_said(
     assert "experts.bin: read through the page cache, as asked" in caplog.text
 
 
-def test_a_bundle_with_its_routers_looks_ahead_and_says_the_same(bundle: Bundle) -> None:
+def test_a_bundle_with_routers_looks_ahead_and_answers_the_same(bundle: Bundle) -> None:
     answers, hints = [], []
     for look_ahead in (False, True):
         settings = PagingSettings(pool="5", look_ahead=look_ahead)
@@ -78,7 +78,7 @@ def test_a_bundle_with_its_routers_looks_ahead_and_says_the_same(bundle: Bundle)
     assert hints[0] == 0 < hints[1]
 
 
-def test_where_all_is_resident_only_a_recording_asks_for_guesses(
+def test_with_all_experts_resident_only_a_recording_makes_predictions(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
@@ -104,7 +104,7 @@ def test_where_all_is_resident_only_a_recording_asks_for_guesses(
         assert len(recorder.passes[0].calls[0].predicted) == 2
 
 
-def test_a_degraded_answer_reads_less_and_the_turn_says_what_it_traded(bundle: Bundle) -> None:
+def test_a_degraded_answer_reads_less_and_its_turn_reports_the_trades(bundle: Bundle) -> None:
     moved, traded = [], []
     for degrade in (None, DegradeSettings(bonus=1.0, protected=1), DegradeSettings(skip_below=0.4)):
         settings = PagingSettings(pool="4", look_ahead=False, degrade=degrade)
@@ -125,7 +125,7 @@ def test_a_degraded_answer_reads_less_and_the_turn_says_what_it_traded(bundle: B
         assert 0 < each["kept_share"] < 1
 
 
-def test_a_pager_of_ones_own_is_closed_with_the_experts(bundle: Bundle) -> None:
+def test_a_pager_that_is_not_shared_is_closed_with_the_experts(bundle: Bundle) -> None:
     def readers() -> int:
         return sum(t.name.startswith("expert-reader") for t in threading.enumerate())
 

@@ -1,4 +1,4 @@
-"""Closing takes nothing from under a pass or a lease, and no wait outlives what it waits for."""
+"""Closing frees nothing that a pass or a lease uses, and ends every wait."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_closed_pager_refuses_every_call(
         USES[name](pager)
 
 
-def test_a_whole_pass_keeps_every_expert_until_it_ends(
+def test_a_resident_pass_keeps_every_expert_until_it_ends(
     path: Path, records: list[ExpertRecord]
 ) -> None:
     pager = open_pager(path, records, fills=True)
@@ -76,7 +76,7 @@ def test_a_whole_pass_keeps_every_expert_until_it_ends(
         pager.pool.address(0)
 
 
-def test_a_lease_keeps_its_bytes_until_it_ends_and_answers_no_more_questions(
+def test_after_close_a_lease_keeps_its_bytes_and_refuses_calls(
     path: Path, records: list[ExpertRecord]
 ) -> None:
     pager = open_pager(path, records, num_slots=4)
@@ -94,7 +94,7 @@ def test_a_lease_keeps_its_bytes_until_it_ends_and_answers_no_more_questions(
         pager.pool.address(slot)
 
 
-def test_a_fence_is_waited_for_before_the_memory_goes(
+def test_close_waits_for_fences_before_it_frees_memory(
     path: Path, records: list[ExpertRecord]
 ) -> None:
     pager = open_pager(path, records, num_slots=4)
@@ -137,9 +137,7 @@ def test_closing_ends_a_drain(path: Path, records: list[ExpertRecord]) -> None:
     assert len(caught) == 1
 
 
-def test_a_closed_file_and_a_closed_pool_touch_nothing(
-    path: Path, records: list[ExpertRecord]
-) -> None:
+def test_a_closed_file_or_pool_touches_no_memory(path: Path, records: list[ExpertRecord]) -> None:
     file, pool = RecordFile(path), CpuPool(num_slots=2, slot_bytes=SLOT_BYTES)
     landing = pool.landing(0, 0)
     for thing in (file, pool):
@@ -150,11 +148,11 @@ def test_a_closed_file_and_a_closed_pool_touch_nothing(
     for call in (pool.address, pool.poison, pool.discard):
         with pytest.raises(UsageError, match="the pool is closed"):
             call(0)
-    landing.buffer[0] = 1  # who still has a view has memory
+    landing.buffer[0] = 1  # a view keeps its memory
 
 
 def fails_without_hanging(pager: ExpertPager) -> EdgeError:
-    """What an acquire that has to wait raises."""
+    """Return the error of an acquire that has to wait."""
     caught: list[EdgeError] = []
 
     def acquire() -> None:
@@ -170,7 +168,7 @@ def fails_without_hanging(pager: ExpertPager) -> EdgeError:
     return caught[0]
 
 
-def test_a_checksum_that_is_no_number_reaches_whoever_waits(
+def test_an_error_in_the_check_of_a_record_is_raised_to_the_waiter(
     path: Path, records: list[ExpertRecord]
 ) -> None:
     records[9] = dataclasses.replace(records[9], crc32="x")  # type: ignore[arg-type]
@@ -178,10 +176,10 @@ def test_a_checksum_that_is_no_number_reaches_whoever_waits(
         error = fails_without_hanging(pager)
         assert "layer 2, expert 1" in str(error)
         assert isinstance(error.__cause__, ValueError)
-        pager.acquire(2, [0]).release()  # the others are read as ever
+        pager.acquire(2, [0]).release()  # the others can be read
 
 
-def test_what_ends_a_reader_reaches_whoever_waits_now_and_later(
+def test_an_error_that_ends_a_reader_is_raised_to_present_and_later_waiters(
     path: Path, records: list[ExpertRecord]
 ) -> None:
     def die(offset: int, buffer: memoryview) -> None:
@@ -197,7 +195,7 @@ def test_what_ends_a_reader_reaches_whoever_waits_now_and_later(
         assert pager.residency.table.num_held == 0
 
 
-def test_a_fault_in_what_is_planned_for_idle_times_reaches_whoever_waits(
+def test_an_error_in_background_loads_is_raised_to_the_waiter(
     path: Path, records: list[ExpertRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(self: IdleLink) -> list[object]:
@@ -211,7 +209,7 @@ def test_a_fault_in_what_is_planned_for_idle_times_reaches_whoever_waits(
 
 
 @pytest.mark.parametrize("num_given", [0, 1, 2])
-def test_refused_readers_are_done_without_or_named(
+def test_with_some_threads_refused_reading_works_and_with_all_it_is_an_error(
     path: Path,
     records: list[ExpertRecord],
     monkeypatch: pytest.MonkeyPatch,

@@ -1,4 +1,4 @@
-"""A look-ahead is the next layer's router, spoken through this layer's norm."""
+"""A look-ahead applies the next layer's router to this layer's normalised input."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ WIDTH, NUM_EXPERTS, TOP_K = 6, 5, 2
 random = np.random.default_rng(1)
 
 
-def test_it_predicts_what_the_next_router_would_say_of_the_same_stream() -> None:
+def test_the_prediction_is_the_next_routers_choice_for_the_same_stream() -> None:
     gates = {i: random.normal(size=(NUM_EXPERTS, WIDTH)).astype(np.float32) for i in (1, 2, 3)}
     norms = {i: random.uniform(0.5, 2, WIDTH).astype(np.float32) for i in (1, 2, 3)}
     look_ahead = LookAhead(folded_gates(gates, norms), TOP_K)

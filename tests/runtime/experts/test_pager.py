@@ -1,4 +1,4 @@
-"""A lease holds the right bytes or an error says why not, whatever order things happen in."""
+"""A lease has the right bytes or raises an error with the reason, in any order of events."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.runtime.experts.records import (
 )
 
 
-def test_a_table_of_addresses_holds_what_is_there_and_0_elsewhere(
+def test_the_table_of_addresses_is_0_for_absent_experts(
     path: Path, records: list[ExpertRecord]
 ) -> None:
     with open_pager(path, records, num_slots=2) as pager:
@@ -69,14 +69,14 @@ def test_no_order_of_arrival_changes_a_byte(
         assert pager.num_leased == 0
 
 
-def test_a_hint_whose_layer_has_passed_is_called_off(
+def test_a_hint_whose_layer_has_passed_is_cancelled(
     path: Path, records: list[ExpertRecord]
 ) -> None:
     gate = Gate(8)
     with open_pager(path, records, fault=gate, readers=1) as pager:
         pager.hint(2, [0])
         assert gate.held.wait(20)
-        pager.hint(2, [5, 6])  # behind it, not begun
+        pager.hint(2, [5, 6])  # after it, not begun
         threading.Timer(0.05, gate.opened.set).start()
         pager.acquire(2, [6]).release()
         pager.drain()
@@ -101,13 +101,11 @@ def test_a_demand_overtakes_hints(path: Path, records: list[ExpertRecord]) -> No
         threading.Timer(0.05, gate.opened.set).start()
         pager.acquire(4, [7]).release()
         pager.drain()
-    assert order[1:4] == [31, 31, 31]  # behind the chunk that was under way, before its next one
+    assert order[1:4] == [31, 31, 31]  # after the chunk under way, before its next one
     assert sorted(order[4:]) == [8, 8, 9, 9, 9, 10, 10, 10]
 
 
-def test_a_hint_that_is_demanded_overtakes_the_hints_before_it(
-    path: Path, records: list[ExpertRecord]
-) -> None:
+def test_a_demanded_hint_overtakes_earlier_hints(path: Path, records: list[ExpertRecord]) -> None:
     order: list[int] = []
     gate = Gate(8)
 
@@ -127,7 +125,7 @@ def test_a_hint_that_is_demanded_overtakes_the_hints_before_it(
     assert order == [8, 31, 31, 31, 8, 8, 9, 9, 9]
 
 
-def test_listening_sweeps_what_the_question_before_used(
+def test_listening_sweeps_the_experts_of_the_last_question(
     path: Path, records: list[ExpertRecord]
 ) -> None:
     with open_pager(path, records, num_slots=8, policy="phased") as pager:
@@ -148,7 +146,7 @@ def test_listening_sweeps_what_the_question_before_used(
         assert pager.report()["misses"] == misses
 
 
-def test_more_experts_than_slots_are_refused_but_by_waves(
+def test_more_experts_than_slots_are_refused_except_in_waves(
     path: Path, records: list[ExpertRecord]
 ) -> None:
     with open_pager(path, records, num_slots=3) as pager:
@@ -171,7 +169,7 @@ def test_waves_that_are_left_early_leave_no_lease(path: Path, records: list[Expe
         assert pager.num_leased == 0
 
 
-def test_a_poisoned_slot_gives_a_stale_reader_away(path: Path, records: list[ExpertRecord]) -> None:
+def test_poison_makes_a_stale_read_visible(path: Path, records: list[ExpertRecord]) -> None:
     gate = Gate(1)
     with open_pager(path, records, num_slots=1, poison=True, fault=gate) as pager:
         pool = pager.pool
@@ -187,7 +185,7 @@ def test_a_poisoned_slot_gives_a_stale_reader_away(path: Path, records: list[Exp
 
 
 class Kernel:
-    """A fence that is done when we say so."""
+    """A fence that the test completes."""
 
     def __init__(self) -> None:
         self.over = threading.Event()
@@ -212,7 +210,7 @@ def test_a_slot_is_not_reused_before_its_fence(path: Path, records: list[ExpertR
             assert after.slots[1] == slot
 
 
-def test_whoever_waits_for_a_slot_goes_on_when_one_is_released(
+def test_a_wait_for_a_slot_ends_when_one_is_released(
     path: Path, records: list[ExpertRecord]
 ) -> None:
     with open_pager(path, records, num_slots=2) as pager:
@@ -246,7 +244,7 @@ def test_two_sessions_never_mix_their_leases(path: Path, records: list[ExpertRec
         assert pager.num_leased == 0
 
 
-def test_an_expert_that_two_sessions_hold_stays_until_both_have_done(
+def test_an_expert_with_two_holders_stays_until_both_release_it(
     path: Path, records: list[ExpertRecord]
 ) -> None:
     with open_pager(path, records, num_slots=1) as pager:
@@ -259,7 +257,7 @@ def test_an_expert_that_two_sessions_hold_stays_until_both_have_done(
         assert pager.num_leased == 0
 
 
-def test_closing_in_mid_read_ends_every_wait_and_thread(
+def test_closing_during_a_read_ends_every_wait_and_thread(
     path: Path, records: list[ExpertRecord]
 ) -> None:
     gate, before = Gate(0), set(threading.enumerate())
@@ -313,7 +311,7 @@ def test_a_turn_reports_its_own_counts(path: Path, records: list[ExpertRecord]) 
         json.dumps(second)
 
 
-def test_a_pool_shrinks_under_lasting_pressure_and_comes_back_behind_it(
+def test_a_pool_shrinks_under_lasting_pressure_and_grows_again_after_it(
     path: Path, records: list[ExpertRecord], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -345,12 +343,12 @@ def test_a_pool_whose_memory_cannot_go_back_keeps_its_slots(
 @pytest.mark.parametrize(
     "wrong", [{"readers": 0}, {"wave_experts": 0}, {"sweep_share": 1.5}, {"chunk_bytes": 5000}]
 )
-def test_settings_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
+def test_invalid_settings_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         PagerSettings(**wrong)  # type: ignore[arg-type]
 
 
-def test_guesses_give_way_to_a_demand_that_finds_no_slot(
+def test_a_demand_without_a_free_slot_displaces_guesses(
     path: Path, records: list[ExpertRecord]
 ) -> None:
     gate = Gate(8)
@@ -383,6 +381,6 @@ def test_an_interrupted_wait_leaves_no_lease(
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_the_least_and_the_greatest_settings_are_taken(share: float) -> None:
+def test_the_smallest_and_the_largest_settings_are_accepted(share: float) -> None:
     settings = PagerSettings(readers=1, wave_experts=1, sweep_share=share)
     assert (settings.readers, settings.wave_experts) == (1, 1)

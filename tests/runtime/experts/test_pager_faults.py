@@ -1,5 +1,4 @@
-"""Disks that fail, bytes that are not what they were: a fresh read cures them, or an error names
-them."""
+"""Failing disks and damaged bytes: a second read corrects them, or an error names them."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ from tests.runtime.experts.records import (
 
 
 def failing(times: int, at: int, error: Exception | None) -> Callable[[int, memoryview], None]:
-    """Reads of one record fail so many times, with an error or with a wrong byte."""
+    """Reads of one record fail `times` times, with an error or a wrong byte."""
     left = [times]
 
     def fault(offset: int, buffer: memoryview) -> None:
@@ -34,7 +33,7 @@ def failing(times: int, at: int, error: Exception | None) -> Callable[[int, memo
     return fault
 
 
-def test_short_reads_are_read_on(path: Path, records: list[ExpertRecord]) -> None:
+def test_short_reads_are_continued(path: Path, records: list[ExpertRecord]) -> None:
     random = Random(5)
 
     def short(offset: int, buffer: memoryview) -> int:
@@ -64,7 +63,7 @@ def test_an_error_that_stays_names_file_and_record(path: Path, records: list[Exp
             assert_right(pager, lease)
 
 
-def test_whatever_a_read_raises_reaches_the_one_who_waits(
+def test_any_error_of_a_read_is_raised_to_its_waiter(
     path: Path, records: list[ExpertRecord]
 ) -> None:
     fault = failing(2, 9, RuntimeError("the driver is gone"))
@@ -88,7 +87,7 @@ def test_damage_is_found_at_the_first_load_and_named(
         assert pager.num_leased == 0
 
 
-def test_damage_on_the_way_is_cured_by_a_fresh_read(
+def test_damage_in_a_read_is_corrected_by_reading_again(
     path: Path, records: list[ExpertRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checks = []
@@ -121,7 +120,7 @@ def test_only_a_paranoid_pager_checks_every_load(
             pager.acquire(2, [1]).release()
 
 
-def test_a_file_that_shrank_is_an_error_and_no_crash(
+def test_a_file_that_shrank_is_an_error_and_not_a_crash(
     path: Path, records: list[ExpertRecord]
 ) -> None:
     with open_pager(path, records) as pager:
@@ -133,7 +132,7 @@ def test_a_file_that_shrank_is_an_error_and_no_crash(
             pager.acquire(2, [1])
 
 
-def test_a_failed_hint_hurts_nobody(path: Path, records: list[ExpertRecord]) -> None:
+def test_a_failed_hint_does_not_affect_demands(path: Path, records: list[ExpertRecord]) -> None:
     with open_pager(path, records, num_slots=4, fault=failing(2, 9, None)) as pager:
         pager.hint(2, [1])
         pager.drain()
@@ -146,7 +145,7 @@ def test_a_failed_hint_hurts_nobody(path: Path, records: list[ExpertRecord]) -> 
 @pytest.mark.parametrize(
     "change", [{"bytes": SLOT_BYTES + 1}, {"offset": NUM_RECORDS * SLOT_BYTES}, {"offset": 512}]
 )
-def test_a_record_that_fits_no_slot_or_file_is_refused_at_once(
+def test_a_record_outside_the_file_or_larger_than_a_slot_is_refused_at_once(
     path: Path, records: list[ExpertRecord], change: dict[str, int]
 ) -> None:
     fields = {name: getattr(records[9], name) for name in records[9].__slots__} | change

@@ -1,4 +1,4 @@
-"""A policy says what to keep; it decides speed and never an answer."""
+"""A policy chooses the experts to keep; it affects speed and never answers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def least(policy: Policy, keys: list[int]) -> int:
     return keys[int(policy.score(np.array(keys)).argmin())]
 
 
-def test_lru_lets_go_of_what_was_used_longest_ago() -> None:
+def test_lru_evicts_the_least_recently_used() -> None:
     policy = Lru(NUM_KEYS)
     policy.use([1, 2])
     policy.use([3])
@@ -46,7 +46,7 @@ def passes(policy: Policy, *chosen: Sequence[int]) -> None:
         policy.use(keys)
 
 
-def test_a_use_fades_and_between_equals_the_older_goes() -> None:
+def test_a_use_decays_and_of_equal_experts_the_older_is_evicted() -> None:
     policy = Decayed(NUM_KEYS, NUM_EXPERTS)
     passes(policy, *[[1]] * 3, *[[0]] * 60, [2])
     assert least(policy, [1, 2]) == 1
@@ -54,7 +54,7 @@ def test_a_use_fades_and_between_equals_the_older_goes() -> None:
     assert least(policy, [2, 3]) == 2
 
 
-def test_what_every_pass_uses_now_soon_outweighs_what_it_always_used() -> None:
+def test_recent_uses_soon_outweigh_older_frequent_uses() -> None:
     policy = Decayed(NUM_KEYS, NUM_EXPERTS)
     passes(policy, *[[1]] * 1000, [2], [2])
     assert least(policy, [1, 2]) == 1
@@ -70,7 +70,7 @@ def test_a_use_does_not_age_before_its_layer_comes() -> None:
     assert scores(policy)[4] == scores(policy)[1]
 
 
-def test_waves_of_one_layer_are_of_one_age() -> None:
+def test_waves_of_one_layer_have_the_same_age() -> None:
     policy = Decayed(NUM_KEYS, NUM_EXPERTS)
     policy.begin(Phase.SPEAKING)
     policy.use([0])
@@ -99,7 +99,7 @@ def test_a_question_learns_its_experts_and_the_next_one_sweeps_them() -> None:
     assert policy.sweep(1) == [1]
 
 
-def test_what_is_fed_before_anybody_speaks_is_no_question() -> None:
+def test_rows_before_the_user_speaks_do_not_count_as_a_question() -> None:
     policy = Phased(NUM_KEYS, NUM_EXPERTS)
     policy.begin(Phase.THINKING)
     policy.use([3])
@@ -112,7 +112,7 @@ def test_what_is_fed_before_anybody_speaks_is_no_question() -> None:
     assert policy.sweep(NUM_KEYS) == [8]
 
 
-def test_the_questions_experts_are_worth_more_until_their_layer_has_passed() -> None:
+def test_the_questions_experts_score_higher_until_their_layer_has_passed() -> None:
     listen, speak = np.zeros((NUM_LAYERS, NUM_EXPERTS)), np.zeros((NUM_LAYERS, NUM_EXPERTS))
     listen[1, 0] = 1.0  # key 4
     speak[1, 1] = 0.1  # key 5
@@ -128,7 +128,7 @@ def test_the_questions_experts_are_worth_more_until_their_layer_has_passed() -> 
     assert least(policy, [4, 5]) == 4
 
 
-def test_what_is_pinned_is_worth_more_than_anything() -> None:
+def test_pinned_experts_score_highest() -> None:
     policy = Pinned(Lru(NUM_KEYS), [2])
     policy.use([2])
     policy.use([1])
@@ -137,7 +137,7 @@ def test_what_is_pinned_is_worth_more_than_anything() -> None:
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_an_expected_expert_is_worth_more_than_one_used_once(name: str) -> None:
+def test_an_expected_expert_scores_higher_than_one_used_once(name: str) -> None:
     policy = POLICIES[name](NUM_KEYS, NUM_EXPERTS, None)
     policy.begin(Phase.SPEAKING)
     policy.use([1])
@@ -145,8 +145,8 @@ def test_an_expected_expert_is_worth_more_than_one_used_once(name: str) -> None:
 
 
 @pytest.mark.parametrize("row", range(NUM_LAYERS))
-def test_of_experts_used_alike_those_of_the_layer_just_passed_are_worth_least(row: int) -> None:
-    """The stack goes round: the next layer is one step ahead, the one just passed a whole round."""
+def test_of_equally_used_experts_those_of_the_last_layer_score_lowest(row: int) -> None:
+    """Layers repeat: the next layer runs soonest, the one that just ran last."""
     policy = Phased(NUM_KEYS, NUM_EXPERTS)
     policy.begin(Phase.THINKING)  # counts no use
     policy.use([row * NUM_EXPERTS])

@@ -1,4 +1,4 @@
-"""Records are read past the page cache, or the reason is told."""
+"""Records are read without the page cache, or the reason is reported."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read(file: RecordFile, offset: int, num_bytes: int) -> bytes:
 
 
 @pytest.mark.parametrize("direct", [True, False])
-def test_bytes_are_the_files(path: Path, direct: bool) -> None:
+def test_a_read_returns_the_files_bytes(path: Path, direct: bool) -> None:
     file = RecordFile(path, direct=direct)
     content = path.read_bytes()
     assert file.size_bytes == len(content)
@@ -37,7 +37,7 @@ def test_bytes_are_the_files(path: Path, direct: bool) -> None:
     file.close()
 
 
-def test_a_file_system_that_refuses_direct_reads_is_read_all_the_same_and_named(
+def test_a_file_system_that_refuses_direct_reads_is_read_buffered_with_a_reason(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real_open = os.open
@@ -73,7 +73,7 @@ def test_a_direct_read_that_fails_at_the_first_try_is_not_tried_again(
     file.close()
 
 
-def test_a_file_system_that_caches_direct_reads_is_named(
+def test_a_file_system_that_caches_direct_reads_is_reported(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cached = iter([False, True])  # before the probe, and after it
@@ -84,7 +84,7 @@ def test_a_file_system_that_caches_direct_reads_is_named(
     file.close()
 
 
-def test_every_buffered_read_is_taken_out_of_the_page_cache(
+def test_every_buffered_read_is_dropped_from_the_page_cache(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     advice: list[tuple[int, int, int]] = []

@@ -1,4 +1,4 @@
-"""Who gets a slot, who leaves, and what is counted."""
+"""Residency decides which expert gets a slot and which is evicted, and counts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def settle(residency: Residency, loads: list[Load] | None) -> list[Load]:
 
 
 def ask(residency: Residency, *keys: int) -> list[int]:
-    """Demand, wait and release; returns what was missing."""
+    """Demand, wait and release; returns the missing experts."""
     loads = settle(residency, residency.demand(keys))
     for key in keys:
         slot = residency.table.slot_of[key]
@@ -36,7 +36,7 @@ def ask(residency: Residency, *keys: int) -> list[int]:
     return [load.key for load in loads]
 
 
-def test_a_miss_takes_the_slot_that_is_worth_least() -> None:
+def test_a_miss_takes_the_slot_with_the_lowest_score() -> None:
     residency = pool_of(2)
     assert ask(residency, 0) == [0]
     assert ask(residency, 1) == [1]
@@ -47,7 +47,7 @@ def test_a_miss_takes_the_slot_that_is_worth_least() -> None:
     assert residency.misses.tolist() == [3, 0]
 
 
-def test_a_demand_that_finds_no_room_changes_nothing() -> None:
+def test_a_demand_without_enough_slots_changes_nothing() -> None:
     residency = pool_of(2)
     settle(residency, residency.demand([0, 1]))
     before = dict(residency.table.slot_of)
@@ -56,7 +56,7 @@ def test_a_demand_that_finds_no_room_changes_nothing() -> None:
     assert residency.misses.sum() == 2
 
 
-def test_a_hint_leaves_what_is_warmer_alone() -> None:
+def test_a_hint_does_not_evict_experts_with_higher_scores() -> None:
     residency = pool_of(2, Decayed(8, NUM_EXPERTS))
     for _ in range(100):
         residency.begin(Phase.SPEAKING)
@@ -68,7 +68,7 @@ def test_a_hint_leaves_what_is_warmer_alone() -> None:
     assert [load.evicted for load in residency.hint([5])] == [1]
 
 
-def test_what_is_hinted_stays_until_its_layer_is_routed() -> None:
+def test_a_hinted_expert_stays_until_its_layer_is_routed() -> None:
     residency = pool_of(3)
     ask(residency, 0)
     settle(residency, residency.hint([4]))
@@ -84,9 +84,7 @@ def test_what_is_hinted_stays_until_its_layer_is_routed() -> None:
 
 
 @pytest.mark.parametrize(("phase", "stays"), [(Phase.THINKING, True), (Phase.SPEAKING, False)])
-def test_what_listening_expects_stays_for_the_question_and_no_longer(
-    phase: Phase, stays: bool
-) -> None:
+def test_swept_experts_stay_for_the_question_and_no_longer(phase: Phase, stays: bool) -> None:
     residency = pool_of(3)
     residency.begin(Phase.LISTENING)
     settle(residency, residency.hint([4]))
@@ -96,13 +94,13 @@ def test_what_listening_expects_stays_for_the_question_and_no_longer(
     assert (4 in residency.table.slot_of) is stays
 
 
-def test_a_demand_takes_even_what_is_hinted_if_nothing_else_is_left() -> None:
+def test_a_demand_evicts_hinted_experts_if_no_others_are_left() -> None:
     residency = pool_of(1)
     settle(residency, residency.hint([4]))
     assert ask(residency, 0) == [0]
 
 
-def test_a_hint_that_comes_true_is_a_hit() -> None:
+def test_a_demanded_hint_is_a_hit() -> None:
     residency = pool_of(4)
     settle(residency, residency.hint([4]))
     assert ask(residency, 4) == []
@@ -119,14 +117,14 @@ def test_a_later_wave_keeps_its_experts_while_an_earlier_one_loads() -> None:
     assert [load.evicted for load in loads] == [4]
 
 
-def test_pinned_experts_never_leave_for_others() -> None:
+def test_pinned_experts_are_never_evicted() -> None:
     residency = pool_of(2, Pinned(Lru(8), [0]))
     for key in (0, 1, 2, 3, 4):
         ask(residency, key)
     assert 0 in residency.table.slot_of
 
 
-def test_a_smaller_pool_loses_its_coldest_first() -> None:
+def test_a_shrinking_pool_drops_the_lowest_scores_first() -> None:
     residency = pool_of(3)
     for key in (0, 1, 2):
         ask(residency, key)

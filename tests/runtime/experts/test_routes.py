@@ -1,4 +1,4 @@
-"""A recording is read back as it was taken, or refused."""
+"""A recording is read back unchanged, or refused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_file_gives_back_what_was_saved(tmp_path: Path) -> None:
                 np.testing.assert_array_equal(getattr(call, field), getattr(same, field))
 
 
-def test_an_empty_recording_is_a_recording(tmp_path: Path) -> None:
+def test_an_empty_recording_is_valid(tmp_path: Path) -> None:
     empty = Routes(
         layers=(1,), num_experts=4, top_k=2, record_bytes=4096, passes=[], source="nobody"
     )
@@ -48,7 +48,7 @@ def test_an_empty_recording_is_a_recording(tmp_path: Path) -> None:
     assert locality(empty)["overlap_with_previous_row"]["spoken"] is None
 
 
-def test_a_recorder_gives_a_later_call_the_last_rows_of_its_pass() -> None:
+def test_a_call_with_fewer_rows_belongs_to_the_last_rows_of_its_pass() -> None:
     recorder = RouteRecorder()
     recorder.begin(Phase.LISTENING, np.empty(0, np.uint8))
     recorder.begin(Phase.THINKING, np.array([0, 1, 1], np.uint8))
@@ -71,7 +71,7 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no routes", b"PK\x03\x04broken"])
-def test_what_is_no_recording_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_recording_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "routes.npz"
     path.write_bytes(content)
     with pytest.raises(ArtifactError, match="not a recording of routes"):
@@ -94,7 +94,7 @@ def spoken(turn: int, *rows: tuple[int, ...], predicted: tuple[int, ...] | None 
     return Pass(Phase.SPEAKING, turn, 1, calls)
 
 
-def test_locality_counts_what_it_says() -> None:
+def test_locality_counts_repeated_experts() -> None:
     routes = Routes(
         layers=(1, 2),
         num_experts=4,
@@ -112,7 +112,7 @@ def test_locality_counts_what_it_says() -> None:
     assert found["overlap_with_previous_row"]["spoken"] == pytest.approx(0.75)
     assert found["look_ahead_recall_by_layer"] == {"2": pytest.approx(0.75)}
     assert found["decode_steps"] == 3
-    assert found["lru_hits"]["16%"] == 0  # two slots, four experts a step: none lasts a step
+    assert found["lru_hits"]["16%"] == 0  # two slots, four experts per step: none stays for a step
     assert found["lru_hits"]["42%"] == pytest.approx(2 / 12)
     assert found["same_experts_by_modality"]["heard and spoken"] is None
 

@@ -1,4 +1,4 @@
-"""A running pool follows lasting changes of the memory that is left."""
+"""A running pool follows lasting changes of the available memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SLOT_BYTES = 4_595_712
         (1_000_000_000, 80.0, False),
     ],
 )
-def test_memory_is_short_where_little_is_left_and_waiting_alone_is_not_enough(
+def test_memory_is_short_only_if_little_is_left_and_tasks_wait(
     available_bytes: int, stalled_percent: float | None, short: bool
 ) -> None:
     assert is_short(MemoryReading(available_bytes, stalled_percent)) is short
@@ -48,14 +48,14 @@ PLENTY = MemoryReading(RESERVE_BYTES + SEGMENT_SLOTS * SLOT_BYTES, 0.0)
         ([(0, ENOUGH), (1000, ENOUGH)], [0, 0]),
     ],
 )
-def test_a_running_pool_follows_what_lasts_and_nothing_else(
+def test_a_running_pool_follows_only_lasting_changes(
     readings: list[tuple[float, MemoryReading]], changes: list[int]
 ) -> None:
     watch = MemoryWatch(SLOT_BYTES)
     assert [watch.change(memory, 1000.0 + at_s) for at_s, memory in readings] == changes
 
 
-def test_what_is_taken_again_leaves_the_reserve() -> None:
+def test_growing_leaves_the_reserve_free() -> None:
     watch = MemoryWatch(SLOT_BYTES)
     less = MemoryReading(PLENTY.available_bytes - 1, 0.0)
     stalled = MemoryReading(PLENTY.available_bytes + 10**9, 6.0)

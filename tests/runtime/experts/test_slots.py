@@ -1,4 +1,4 @@
-"""A slot holds one expert, and whoever holds the slot keeps it."""
+"""A slot has one expert, and leases keep it there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NUM_SLOTS = 4
 
 
 class Slots(RuleBasedStateMachine):
-    """Random lives of slots, beside a plain model of who holds what."""
+    """Random operations on slots, compared with a simple model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Slots(RuleBasedStateMachine):
             assert bool(self.table.is_ready[slot]) is (expected is SlotState.READY)
 
     def is_live(self, slot: int, generation: int) -> bool:
-        """A slot that was given up took its leases with it."""
+        """Leases of a slot that was given up are void."""
         return slot in self.key_of and self.table.generations[slot] == generation
 
 
@@ -97,7 +97,7 @@ def test_a_free_slot_cannot_be_leased() -> None:
         SlotTable(1).lease([0])
 
 
-def test_a_slot_leased_while_it_loads_is_leased_when_it_is_there() -> None:
+def test_a_slot_leased_while_loading_is_leased_once_loaded() -> None:
     table = SlotTable(1)
     slot = table.take(7)
     table.lease([slot])

@@ -1,4 +1,4 @@
-"""A pager that runs for hours is as it was in its first minute."""
+"""A pager that runs for hours uses no more memory than in its first minute."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stream gives the samples of the whole decode, however it is cut."""
+"""The stream gives the samples of the whole decode for any cuts."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_any_chunking_equals_the_whole_decode(
     np.testing.assert_allclose(stream(used, cuts), whole(used, tape=tape), atol=1e-5)
 
 
-def test_noise_is_heard(bundle: Bundle, tape_bundle: Bundle) -> None:
+def test_noise_changes_the_samples(bundle: Bundle, tape_bundle: Bundle) -> None:
     assert np.abs(stream(bundle, []) - stream(tape_bundle, [])).max() > 1e-3
 
 

@@ -1,4 +1,4 @@
-"""The cache is a list of rows per item, whatever it does with its memory."""
+"""The cache behaves like a list of rows per item."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ids follow from seed, turn and logits, and from nothing else."""
+"""Ids depend only on seed, turn and logits."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_same_seed_gives_the_same_ids_whatever_streams_were_skipped(
             assert other.sample(text, None)[0] == both[0]
 
 
-def test_turns_draw_apart() -> None:
+def test_turns_draw_different_numbers() -> None:
     def ids(turn: int) -> list[int]:
         chooser = sampler(turn, text_top_k=20)
         return [chooser.sample(logits(row)[0], None)[0] for row in range(20)]
@@ -104,22 +104,22 @@ def say_twice(penalty: Penalty, values: dict[int, float], factor: float = 2.0) -
     return [chooser.sample(text, None)[0] for _ in range(5)]
 
 
-def test_a_repeated_id_is_struck_once_however_often_it_was_said() -> None:
-    # 8 falls to 4, never lower: 3 stays below it for ever.
+def test_a_repeated_id_is_penalised_once() -> None:
+    # 8 falls to 4 and not lower, so 3 stays below it.
     assert say_twice(Penalty.ONCE, {1: 8.0, 2: 3.0}) == [1, 1, 1, 1, 1]
 
 
-def test_as_released_an_id_is_struck_for_every_time_it_was_said() -> None:
+def test_as_released_an_id_is_penalised_once_per_occurrence() -> None:
     # 8, 4, 2: below 3, which falls to 1.5; then 2 again.
     assert say_twice(Penalty.AS_RELEASED, {1: 8.0, 2: 3.0}) == [1, 1, 2, 1, 2]
 
 
-def test_negative_logits_are_struck_downwards() -> None:
+def test_the_penalty_lowers_negative_logits() -> None:
     assert say_twice(Penalty.ONCE, {1: -1.0, 2: -1.5}) == [1, 2, 1, 1, 1]
 
 
 @pytest.mark.parametrize("name", ["PAD_T", "EOT"])
-def test_ids_that_structure_the_grid_are_never_struck(name: str) -> None:
+def test_ids_that_structure_the_grid_are_never_penalised(name: str) -> None:
     pad = VOCABULARY.text_specials[name]
     assert say_twice(Penalty.ONCE, {pad: 8.0, 2: 6.0}) == [pad] * 5
     assert say_twice(Penalty.AS_RELEASED, {pad: 8.0, 2: 6.0})[1] == 2
@@ -150,6 +150,6 @@ def test_logits_that_are_not_finite_name_their_stream(broken: float, top_k: int)
         {"repetition_penalty": 0.0},
     ],
 )
-def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any]) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(SettingsError):
         sampler(**settings)

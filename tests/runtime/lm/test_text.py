@@ -1,4 +1,4 @@
-"""Text appears whole: no half characters, no stray spaces, nothing lost."""
+"""Text appears without half characters, stray spaces or losses."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_character_appears_when_its_last_byte_does(tokenizer: TextTokenizer) -
     ]
 
 
-def test_padding_between_words_reads_as_nothing(tokenizer: TextTokenizer) -> None:
+def test_padding_between_words_has_no_text(tokenizer: TextTokenizer) -> None:
     stream = tokenizer.stream()
     ids = [PAD, *tokenizer.encode(" one"), PAD, PAD, *tokenizer.encode(" two"), PAD]
     assert "".join(stream.push(i) for i in ids) == "one two"
@@ -64,11 +64,11 @@ def test_word_pieces_keep_their_spaces(tmp_path: Path) -> None:
     assert [stream.push(i) for i in (0, 1, 2, 0)] == ["the", " cat", "s", " the"]
 
 
-def test_what_a_user_types_is_never_a_command(tokenizer: TextTokenizer) -> None:
+def test_special_tokens_in_a_users_text_are_plain_text(tokenizer: TextTokenizer) -> None:
     assert max(tokenizer.encode("<|audio|><eos>")) < 256
 
 
-def test_half_a_surrogate_pair_is_a_question_mark(tokenizer: TextTokenizer) -> None:
+def test_half_a_surrogate_pair_becomes_a_question_mark(tokenizer: TextTokenizer) -> None:
     assert tokenizer.encode("a\ud83d") == tokenizer.encode("a?")
 
 

@@ -21,7 +21,7 @@ Array = NDArray[np.float32]
 
 
 class LoudnessDetector:
-    """Loud is voice."""
+    """A detector that takes loud sound for a voice."""
 
     def is_voiced(self, frame: Array) -> bool:
         return bool(np.abs(frame).max() > 0.05)
@@ -43,7 +43,7 @@ class Stage:
         self.script = list(script)
         self.events: list[tuple[float, LiveEvent]] = []
         self.played: list[Array] = []
-        """Blocks of 20 ms, as the loudspeaker got them."""
+        """Blocks of 20 ms that the loudspeaker got."""
         self.talker = FakeTalker(num_frames)
         self.port = VirtualPort(self._hear, device_ms=device_ms, on_played=self.played.append)
         self.simulation = Simulation(

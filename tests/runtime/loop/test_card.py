@@ -1,4 +1,4 @@
-"""The whole loop on a real sound system: PyAudio, a virtual card, people who speak into its air."""
+"""The whole loop on a real sound system: PyAudio, and a virtual card with recorded speakers."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ __all__ = ["_card_place", "_come_first", "_watchdog", "card", "port", "stopped_c
 
 Array = NDArray[np.float32]
 
-NUM_FRAMES = 60  # of a fake answer: 5.1 s
-QUARTER = 6000  # samples of a quarter of a second
+NUM_FRAMES = 60  # length of a fake answer: 5.1 s
+QUARTER = 6000  # samples in a quarter of a second
 LOUD_TURN = 200  # sounds at a fifth of full scale
 
 
@@ -80,7 +80,7 @@ class Visit:
                 return event
 
     def ask(self, card: Card, pcm: Array, kind: type[Any] = AudioChunk) -> Any:
-        """Speak, and wait for what comes; who meets a card that a busy machine lost asks again."""
+        """Speak and wait for an event; asks again if a busy machine lost the card."""
         for _ in range(3):
             self.seen.clear()
             card.say(pcm)
@@ -117,7 +117,7 @@ def monitor(card: Card) -> Iterator[Callable[[str], Monitor]]:
 
 @pytest.fixture
 def visit(card: Card, port: PyAudioPort) -> Iterator[Visit]:
-    """A fake talker that was asked and has begun to answer."""
+    """A fake talker that has begun an answer."""
     hearing = Hearing(
         detector=LoudnessDetector(), canceller=NoCanceller(), end_of_turn=FixedHangover(500)
     )
@@ -166,7 +166,7 @@ def french() -> Array:
     [lambda: make_noise("cough", 5, 5.0), lambda: make_noise("music", 1, 3.0), french],
     ids=["a cough", "music", "French"],
 )
-def test_what_is_no_question_gets_the_spoken_line_and_is_no_turn(
+def test_other_sounds_get_the_spoken_line_and_add_no_turn(
     card: Card, port: PyAudioPort, tiny: Bundle, make: Callable[[], Array]
 ) -> None:
     line = read_wav(tiny.file(LINE)).pcm
@@ -186,7 +186,7 @@ def test_what_is_no_question_gets_the_spoken_line_and_is_no_turn(
 
 
 @pytest.mark.parametrize("offset_s", [0.3, 1.0, 2.2])
-def test_a_barge_in_is_silence_within_450_ms_and_the_heard_position_is_exact(
+def test_a_barge_in_silences_within_450_ms_and_the_heard_position_is_exact(
     card: Card, visit: Visit, monitor: Callable[[str], Monitor], offset_s: float
 ) -> None:
     air, speaker, recorded = monitor("vair.monitor"), monitor("vspk.monitor"), card.listen()
@@ -237,7 +237,7 @@ class Lecturer(FakeTalker):
 
 
 @pytest.mark.parametrize("mode", ["software", "none"])
-def test_an_answer_does_not_interrupt_itself_where_echo_is_cancelled(
+def test_an_answer_does_not_interrupt_itself_if_echo_is_cancelled(
     stopped_card: Card, port: PyAudioPort, mode: Any
 ) -> None:
     stopped_card.start(echo_ms=40)
@@ -250,7 +250,7 @@ def test_an_answer_does_not_interrupt_itself_where_echo_is_cancelled(
     assert isinstance(event, TurnDone if mode == "software" else Interrupted)
 
 
-def test_a_killed_sound_daemon_is_survived(card: Card, visit: Visit) -> None:
+def test_the_loop_recovers_from_a_killed_sound_daemon(card: Card, visit: Visit) -> None:
     time.sleep(0.3)
     visit.ask(card, voice(0.8))
     time.sleep(0.5)

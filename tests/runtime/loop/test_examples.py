@@ -1,4 +1,4 @@
-"""The examples for integrators run as they stand, here on a recording."""
+"""The examples for integrators run unchanged, here on a recording."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SPOKEN = sorted((ROOT / "checkpoints" / "tiny" / "questions").glob("*.wav"))[0]
 
 
 class Visit(WavPort):
-    """A recording; when it has been over for a while, the operator presses Ctrl-C."""
+    """A recording; some time after its end, Ctrl-C is sent."""
 
     def read(self, timeout_s: float) -> MicFrame | None:
         frame = super().read(timeout_s)
@@ -74,13 +74,13 @@ def test_an_example_without_pyaudio_is_one_line(name: str, bundle_path: Path) ->
     assert done.stderr.count("\n") == 1
 
 
-def test_an_example_ends_on_ctrl_c_without_a_word(bundle_path: Path, tmp_path: Path) -> None:
+def test_an_example_ends_on_ctrl_c_without_a_message(bundle_path: Path, tmp_path: Path) -> None:
     ending = "import os, signal, threading\n"
     ending += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     ending += "from deeptalk_edge.runtime.conversation import Conversation\n"
     ending += "Conversation.ask = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
     with WavWriter(tmp_path / "question.wav", 16000) as writer:
-        writer.write(read_wav(SPOKEN).pcm[:19200])  # what the test bundle's window holds
+        writer.write(read_wav(SPOKEN).pcm[:19200])  # the test bundle's window
     done = _run(
         "ask", bundle_path, tmp_path / "question.wav", tmp_path / "answer.wav", ending=ending
     )

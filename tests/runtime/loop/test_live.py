@@ -1,4 +1,4 @@
-"""The loop in its threads, in real time: short, as real time is slow."""
+"""The loop in its threads, in real time, in short tests."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_spoken_question_gets_a_spoken_answer_in_real_time(
 
 
 def _spoken(tmp_path: Path) -> Path:
-    """So much of a question as this encoder hears at a time."""
+    """As much of a question as this encoder's window holds."""
     with WavWriter(tmp_path / "spoken.wav", 16000) as writer:
         writer.write(read_wav(SPOKEN).pcm[: int(1.3 * 16000)])
     return tmp_path / "spoken.wav"
@@ -158,7 +158,7 @@ def test_side_outputs_on_a_full_disk_stop_no_conversation(
     assert read_wav(tmp_path / "out.wav").seconds > 2
 
 
-def test_a_wrong_flag_behind_the_loudspeakers_leaves_no_file(
+def test_a_wrong_flag_after_output_device_leaves_no_file(
     bundle_path: Path, question: Path, tmp_path: Path
 ) -> None:
     flags = ["--output-device", str(tmp_path / "out.wav"), "--turn-model", "absent.onnx"]
@@ -167,7 +167,7 @@ def test_a_wrong_flag_behind_the_loudspeakers_leaves_no_file(
     assert [path.name for path in tmp_path.iterdir()] == ["question.wav"]
 
 
-def test_sigterm_closes_every_file_whole(bundle_path: Path, tmp_path: Path) -> None:
+def test_sigterm_completes_every_file(bundle_path: Path, tmp_path: Path) -> None:
     with WavWriter(tmp_path / "long.wav", 16000) as writer:
         writer.write(silence(60))
     place = tmp_path / "made"
@@ -191,7 +191,7 @@ def test_sigterm_closes_every_file_whole(bundle_path: Path, tmp_path: Path) -> N
 
 
 def _wait_until(is_so: Callable[[], bool]) -> None:
-    while not is_so():  # the watchdog bounds it
+    while not is_so():  # the watchdog ends an endless wait
         time.sleep(0.05)
 
 
@@ -209,14 +209,14 @@ def _wait_until(is_so: Callable[[], bool]) -> None:
         (["--mic", "--turn-model", "absent.onnx"], "absent.onnx"),
     ],
 )
-def test_a_wrong_wish_is_refused(
+def test_invalid_flags_are_refused(
     bundle_path: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["run", "--bundle", str(bundle_path), *flags]) == 1
     assert message in capsys.readouterr().err
 
 
-def test_a_device_that_cannot_be_opened_is_told_at_once() -> None:
+def test_a_device_that_cannot_be_opened_is_an_error_at_once() -> None:
     port = VirtualPort(recording(silence(1)))
     port.lose("no such device: 'Anna'")
     live = LiveConversation(FakeTalker(), port, hearing=HEARING)
@@ -224,7 +224,7 @@ def test_a_device_that_cannot_be_opened_is_told_at_once() -> None:
         list(live)
 
 
-def test_the_model_is_told_that_somebody_speaks_before_there_is_a_question(question: Path) -> None:
+def test_the_model_learns_that_the_user_speaks_before_the_question_ends(question: Path) -> None:
     told: list[str] = []
 
     class Told(FakeTalker):
@@ -242,7 +242,7 @@ def test_the_model_is_told_that_somebody_speaks_before_there_is_a_question(quest
     assert told == ["expect", "begin"]
 
 
-def test_a_bug_in_a_thread_ends_the_conversation_and_is_told(question: Path) -> None:
+def test_a_bug_in_a_thread_ends_the_conversation_and_is_raised(question: Path) -> None:
     class Broken(FakeTalker):
         def begin(self, question: object) -> object:  # type: ignore[override]
             raise ZeroDivisionError("a bug")
@@ -255,7 +255,7 @@ def test_a_bug_in_a_thread_ends_the_conversation_and_is_told(question: Path) -> 
     assert threading.active_count() == before
 
 
-def test_a_slow_listener_loses_the_oldest_events_and_is_told_how_many() -> None:
+def test_a_slow_caller_loses_the_oldest_events_and_gets_their_number() -> None:
     live = LiveConversation(FakeTalker(), VirtualPort(recording(silence(1))), hearing=HEARING)
     with live:
         for number in range(5000):

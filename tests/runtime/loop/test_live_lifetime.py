@@ -1,4 +1,4 @@
-"""A live conversation is used while it is entered, and tells whoever waits what ended a thread."""
+"""A live conversation works only while entered, and raises a thread's error to its caller."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_it_is_entered_once_and_may_be_stopped_at_any_time() -> None:
         live.set_policy(ReplyPolicy())
 
 
-def test_an_iterator_that_is_kept_ends_behind_what_is_left() -> None:
+def test_a_kept_iterator_ends_after_the_remaining_events() -> None:
     live = live_on()
     with live:
         events = iter(live)
@@ -82,28 +82,28 @@ def test_an_iterator_that_is_kept_ends_behind_what_is_left() -> None:
 
 
 class BrokenAtTheEnd(VirtualPort):
-    """Does not close."""
+    """A port whose `close` fails."""
 
     def close(self) -> None:
         raise ZeroDivisionError("in close")
 
 
 class BrokenInTheMiddle(VirtualPort):
-    """Breaks while it is read."""
+    """A port whose `read` fails."""
 
     def read(self, timeout_s: float) -> MicFrame | None:
         raise ZeroDivisionError("in read")
 
 
 class BrokenFromTheStart(VirtualPort):
-    """Does not even open."""
+    """A port whose `open` fails."""
 
     def open(self) -> None:
         raise ZeroDivisionError("in open")
 
 
 @pytest.mark.parametrize("port", [BrokenAtTheEnd, BrokenInTheMiddle, BrokenFromTheStart])
-def test_a_port_that_breaks_ends_the_conversation_and_is_told(port: type[VirtualPort]) -> None:
+def test_an_error_of_the_port_ends_the_conversation_and_is_raised(port: type[VirtualPort]) -> None:
     before = threading.active_count()
     live = live_on(port(recording(silence(1))))
     live.stop()
@@ -116,25 +116,25 @@ def test_a_port_that_breaks_ends_the_conversation_and_is_told(port: type[Virtual
     assert threading.active_count() == before
 
 
-def test_who_only_leaves_is_told_too() -> None:
+def test_an_error_is_raised_on_exit_without_iterating() -> None:
     live = live_on(BrokenInTheMiddle(recording(silence(1)))).__enter__()
     with pytest.raises(EdgeError, match="ZeroDivisionError: in read"):
         live.__exit__(None, None, None)
 
 
-def test_an_error_of_the_callers_own_is_not_replaced() -> None:
+def test_an_error_of_the_caller_is_not_replaced() -> None:
     with pytest.raises(KeyError), live_on(BrokenInTheMiddle(recording(silence(1)))):
         raise KeyError("mine")
 
 
-def test_a_lost_device_is_told_once() -> None:
+def test_a_lost_device_is_raised_once() -> None:
     port = VirtualPort(recording(silence(1)))
     port.lose("no such device: 'Anna'")
     with live_on(port) as live, pytest.raises(DeviceLost, match="Anna"):
         list(live)
 
 
-def test_a_recorder_that_breaks_ends_the_conversation_and_is_told(tmp_path: Path) -> None:
+def test_an_error_of_the_recorder_ends_the_conversation_and_is_raised(tmp_path: Path) -> None:
     class Broken(Recorder):
         def push(self, frame: MicFrame) -> None:
             raise OSError("the disk is gone")
@@ -146,7 +146,7 @@ def test_a_recorder_that_breaks_ends_the_conversation_and_is_told(tmp_path: Path
             list(live)
 
 
-def test_a_conversation_that_is_closed_under_it_ends_it() -> None:
+def test_closing_the_conversation_ends_the_live_one() -> None:
     class Closed(FakeTalker):
         def user_started_speaking(self) -> None:
             raise UsageError("the conversation is closed")
@@ -158,7 +158,7 @@ def test_a_conversation_that_is_closed_under_it_ends_it() -> None:
         list(live)
 
 
-def test_a_spotter_that_breaks_ends_the_conversation_and_is_told() -> None:
+def test_an_error_of_the_spotter_ends_the_conversation_and_is_raised() -> None:
     class Broken:
         def begin(self) -> None:
             raise ZeroDivisionError("in the spotter")
@@ -178,7 +178,7 @@ def test_a_spotter_that_breaks_ends_the_conversation_and_is_told() -> None:
             list(live)
 
 
-def test_what_breaks_beside_it_ends_the_conversation_and_is_told() -> None:
+def test_an_error_in_run_beside_ends_the_conversation_and_is_raised() -> None:
     def work() -> None:
         raise ZeroDivisionError("beside")
 
@@ -188,7 +188,7 @@ def test_what_breaks_beside_it_ends_the_conversation_and_is_told() -> None:
             list(live)
 
 
-def test_a_keyboard_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_push_to_talk_without_a_keyboard_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", None)
     with live_on() as live:
         live.run_beside("keys", lambda: live_command._press_with_enter(live))
@@ -197,7 +197,7 @@ def test_a_keyboard_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("num_given", [0, 1])
-def test_a_refused_thread_leaves_none_behind(
+def test_a_refused_thread_leaves_no_other_running(
     monkeypatch: pytest.MonkeyPatch, num_given: int
 ) -> None:
     before, start, given = threading.active_count(), host.start_thread, list[threading.Thread]()

@@ -1,4 +1,4 @@
-"""What stands before the first question is read while nobody waits, and changes no answer."""
+"""The rows before the first question are fed while idle, and that changes no answer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from deeptalk_edge.runtime.events import Interrupted, TurnDone
 from deeptalk_edge.runtime.loop.settings import LoopSettings
 from tests.runtime.loop.scenes import Stage
 from tests.runtime.sounds import voice
-from tests.runtime.test_conversation import take, talk
+from tests.runtime.test_conversation import opening, take, talk
 
 Answers = list[tuple[str, NDArray[np.float32]]]
 
@@ -42,26 +42,25 @@ def fed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def opening_rows(conversation: Conversation) -> int:
-    template = conversation._tokenizer.template
-    return int(template.opening("Be brief.", Heard(num_frames=1)).audio_mask.argmax())
+    return int(opening(conversation, Heard(num_frames=1)).audio_mask.argmax())
 
 
 @pytest.mark.parametrize("is_idle", [True, False], ids=["while idle", "with the question"])
-def test_the_first_spoken_question_feeds_itself_alone_if_there_was_time_before(
+def test_with_time_before_the_first_spoken_question_only_its_rows_are_fed(
     bundle: Bundle, fed: list[int], is_idle: bool
 ) -> None:
     with talk(bundle, **ROWS) as conversation:
-        fed.clear()  # of the golden check
-        opening = opening_rows(conversation)
-        assert opening > len("Be brief.")  # the test's tokenizer gives bytes
+        fed.clear()  # rows of the golden check
+        num_opening = opening_rows(conversation)
+        assert num_opening > len("Be brief.")  # the test's tokenizer gives bytes
         if is_idle:
             conversation.idle()
-            assert fed == [opening]
+            assert fed == [num_opening]
             fed.clear()
-        whole = len(conversation._history.segment(Heard(num_frames=31)).rows)
+        whole = len(conversation.history.segment(Heard(num_frames=31)).rows)
         metrics = take(conversation.ask(voice(0.6)))[2].metrics
-        question = whole - opening
-        assert fed == ([] if is_idle else [opening]) + [question - 1]
+        question = whole - num_opening
+        assert fed == ([] if is_idle else [num_opening]) + [question - 1]
         assert metrics.num_prompt_rows == (question if is_idle else whole)
 
 
@@ -104,12 +103,12 @@ def test_an_opening_that_failed_is_fed_again(
         with pytest.raises(BackendError):
             conversation.idle()
         monkeypatch.undo()
-        assert conversation._engine.num_rows == 0
+        assert conversation.engine.num_rows == 0
         conversation.idle()
-        assert conversation._engine.num_rows == opening_rows(conversation)
+        assert conversation.engine.num_rows == opening_rows(conversation)
 
 
-def test_the_loop_reads_the_opening_at_the_start_and_behind_a_customer_who_has_left() -> None:
+def test_the_loop_feeds_the_opening_at_the_start_and_after_a_reset() -> None:
     stage = Stage((1.0, 2.0), settings=LoopSettings(forget_ms=3000))
     done: list[tuple[str, int]] = []
 
@@ -122,8 +121,8 @@ def test_the_loop_reads_the_opening_at_the_start_and_behind_a_customer_who_has_l
     assert done == [("opening", 0), ("opening", 5), ("reset", 8), ("opening", 8)]
 
 
-def test_old_turns_go_as_soon_as_a_turn_is_history_even_if_the_user_speaks_already() -> None:
-    stage = Stage((1.0, 2.0), (4.0, 6.0))  # the second one over the answer
+def test_old_turns_are_dropped_when_a_turn_ends_even_if_the_user_speaks_already() -> None:
+    stage = Stage((1.0, 2.0), (4.0, 6.0))  # the second question overlaps the answer
     done: list[str] = []
 
     def note(name: str, act: Callable[..., Any]) -> Callable[..., Any]:
@@ -141,7 +140,7 @@ def test_old_turns_go_as_soon_as_a_turn_is_history_even_if_the_user_speaks_alrea
     assert done == ["begin", "trim", "begin", "trim"]
 
 
-def test_an_opening_that_fails_while_nobody_waits_ends_no_conversation(
+def test_an_opening_that_fails_while_idle_does_not_end_the_conversation(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     stage = Stage((1.0, 2.0))

@@ -1,4 +1,4 @@
-"""A machine that is too slow: late frames change no decision, and what is given up is said."""
+"""On a slow machine, late frames change no decision, and given-up questions have an event."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TICK_S = 0.02
 
 
 class WaitingPort(VirtualPort):
-    """Its frames come when they are due, and wait until they are read."""
+    """A port whose frames come when they are due and wait until they are read."""
 
     def __init__(self, script: Spans) -> None:
         super().__init__(self._hear)
@@ -65,8 +65,7 @@ class WaitingPort(VirtualPort):
 
 
 class LateStage:
-    """A loop whose thread stands still now and then, while microphone, loudspeaker and model go
-    on."""
+    """A loop whose thread sometimes stalls, while microphone, loudspeaker and model go on."""
 
     def __init__(self, script: Spans) -> None:
         self.talker = FakeTalker(lambda turn: 60)  # 5.1 s
@@ -89,11 +88,11 @@ class LateStage:
         )
         self.port.open()
         self.seen: list[tuple[str, int, int]] = []
-        """Event, and where the voice at hand began and ended."""
+        """Event, with start and end of the present voice."""
         self.given_up: list[Overloaded] = []
 
     def run(self, seconds: float, stalls: Spans = [], lost: Spans = []) -> None:  # noqa: B006
-        """`stalls` are spans in which nobody reads; frames that come in `lost` are dropped."""
+        """`stalls` are spans without reads; frames that come in `lost` are dropped."""
         busy_until_s = 0.0
         for tick in range(round(seconds / TICK_S)):
             now_s = tick * TICK_S
@@ -134,20 +133,20 @@ def test_frames_that_come_late_in_bursts_change_no_decision(seed: int) -> None:
     assert late.loop.num_overloaded == 0
 
 
-def test_who_spoke_before_the_sound_began_is_no_echo_of_it() -> None:
+def test_a_voice_from_before_the_sound_began_is_not_its_echo() -> None:
     stage = LateStage([(1.0, 2.0), (2.55, 3.15)])
     stage.run(6, [(2.4, 3.2)])  # the answer begins at 3.2; the second voice is read with it
     assert [name for name, *_ in stage.seen].count("Interrupted") == 1
     assert stage.talker.num_turns + (stage.loop.loop.state is State.SPEAKING) == 2
 
 
-def test_the_cancellers_half_second_begins_with_the_sound_however_late_frames_are_read() -> None:
+def test_the_cancellers_half_second_begins_with_the_sound_even_if_frames_are_read_late() -> None:
     stage = LateStage([(1.0, 2.0), (3.4, 3.76)])
-    stage.run(6, [(2.3, 3.3)])  # sounds from 3.3 on
+    stage.run(6, [(2.3, 3.3)])  # the answer sounds from 3.3 s on
     assert "Interrupted" not in [name for name, *_ in stage.seen]
 
 
-def test_a_question_with_a_hole_is_given_up_and_the_next_is_answered() -> None:
+def test_a_question_with_lost_samples_is_given_up_and_the_next_is_answered() -> None:
     stage = LateStage([(1.0, 2.0), (5.0, 6.0)])
     stage.run(14, lost=[(1.4, 1.8)])
     (given,) = stage.given_up
@@ -160,14 +159,14 @@ def test_a_question_with_a_hole_is_given_up_and_the_next_is_answered() -> None:
     assert stage.talker.num_discarded == 0
 
 
-def test_sound_that_is_lost_between_questions_spoils_none() -> None:
+def test_sound_lost_between_questions_affects_no_question() -> None:
     stage = LateStage([(1.0, 2.0), (9.0, 10.0)])
     stage.run(17, lost=[(0.2, 0.6), (8.0, 8.6)])
     assert stage.talker.num_turns == 2
     assert not stage.given_up
 
 
-def test_the_far_later_question_is_asked_alone_and_the_one_before_is_given_up() -> None:
+def test_a_much_later_question_is_asked_alone_and_the_earlier_one_is_given_up() -> None:
     slow = Stage((1.0, 2.0), (4.0, 5.0), step_ms=lambda: 200.0)
     slow.run_until(8.5)
     (given,) = slow.of(Overloaded)
@@ -177,14 +176,14 @@ def test_the_far_later_question_is_asked_alone_and_the_one_before_is_given_up() 
     assert slow.talker.num_discarded == 1
 
 
-def test_who_goes_on_soon_asks_one_longer_question_however_slow_the_model_is() -> None:
+def test_a_user_who_soon_continues_asks_one_longer_question_even_with_a_slow_model() -> None:
     slow = Stage((1.0, 2.0), (3.4, 4.0), step_ms=lambda: 200.0)
     slow.run_until(8.5)
     assert not slow.of(Overloaded)
     assert slow.of(SpeechEnded)[-1].seconds == pytest.approx(3.0)
 
 
-def test_an_answer_that_never_comes_is_given_up_aloud() -> None:
+def test_an_answer_that_never_comes_is_given_up_with_an_event() -> None:
     settings = LoopSettings(thinking_ms=2000)
     stuck = Stage((1.0, 2.0), settings=settings, step_ms=lambda: 900.0)
     stuck.run_until(6)

@@ -1,4 +1,4 @@
-"""The loop's parts, one by one."""
+"""Unit tests of the loop's parts."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_an_utterance_is_cut_to_the_sample_and_dropped_sound_is_silence() -> Non
     )
 
 
-def test_an_ear_without_an_utterance_keeps_three_seconds() -> None:
+def test_a_mic_buffer_without_an_utterance_keeps_three_seconds() -> None:
     mic_buffer = MicBuffer()
     for number in range(1000):
         mic_buffer.push(number * 320, frame(0))
@@ -61,7 +61,7 @@ def test_an_ear_without_an_utterance_keeps_three_seconds() -> None:
     assert len(mic_buffer.utterance(2000 * 320, longest=10**9)) == 1150 * 320
 
 
-def test_the_wall_clock_goes_by_the_earliest_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wall_clock_follows_the_earliest_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 0.0
     monkeypatch.setattr("time.perf_counter", lambda: now_s)
     clock = WallClock()
@@ -106,14 +106,14 @@ def test_no_trace_collects_nothing() -> None:
     assert not NO_TRACE._events
 
 
-def test_a_recording_that_cannot_be_kept_is_refused(tmp_path: Path) -> None:
+def test_a_recording_in_an_unwritable_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     with pytest.raises(AudioError, match="cannot be written"):
         Recorder(tmp_path / "taken")
 
 
 @pytest.mark.parametrize("budget", [2049, 4000, 4096])
-def test_a_mind_stops_when_its_budget_is_spent_and_ignores_orders_for_the_void(
+def test_a_worker_stops_when_its_budget_is_spent_and_ignores_orders_for_other_epochs(
     budget: int,
 ) -> None:
     talker, made = FakeTalker(), list[Delivery]()
@@ -137,7 +137,7 @@ def test_a_mind_stops_when_its_budget_is_spent_and_ignores_orders_for_the_void(
     assert [type(delivery) for delivery in made[:-1]] == [Made, Made]
 
 
-def test_a_reply_is_silent_until_it_is_committed_and_goes_on_where_it_was_held() -> None:
+def test_playback_is_silent_until_committed_and_resumes_where_it_was_paused() -> None:
     port = VirtualPort(recording(np.zeros(16000, np.float32)), device_ms=0)
     port.open()
     playback = Playback(0, port)
@@ -145,7 +145,7 @@ def test_a_reply_is_silent_until_it_is_committed_and_goes_on_where_it_was_held()
     playback.add(AudioChunk(np.linspace(1 / 48000, 1, 48000, dtype=np.float32)))
     assert playback.send() == []
     playback.is_committed = playback.is_written = True
-    assert sum(chunk.pcm.size for chunk in playback.send()) == 24000  # a second waits at most
+    assert sum(chunk.pcm.size for chunk in playback.send()) == 24000  # at most a second is queued
     for _ in range(10):
         port.read(0.0)
     assert playback.heard == 4800
@@ -163,13 +163,13 @@ def test_a_reply_is_silent_until_it_is_committed_and_goes_on_where_it_was_held()
 
 
 @pytest.mark.parametrize("num_blocks", [1, 7, 40])
-def test_a_reply_of_many_small_chunks_goes_on_where_it_was_heard(num_blocks: int) -> None:
+def test_playback_of_many_small_chunks_resumes_where_it_was_heard(num_blocks: int) -> None:
     played: list[np.ndarray[tuple[int], np.dtype[np.float32]]] = []
     port = VirtualPort(recording(QUESTION), device_ms=0, on_played=played.append)
     port.open()
     playback = Playback(0, port)
     sound = np.linspace(1 / 48000, 1, 48000, dtype=np.float32)
-    for chunk in np.split(sound, 240):  # most of those that were sent are not heard yet
+    for chunk in np.split(sound, 240):  # most of the sent chunks are not heard yet
         playback.add(AudioChunk(chunk))
     playback.is_committed = playback.is_written = True
     for _ in range(num_blocks):
@@ -183,14 +183,14 @@ def test_a_reply_of_many_small_chunks_goes_on_where_it_was_heard(num_blocks: int
         playback.send()
         port.read(0.0)
     heard = np.concatenate(played)
-    silent = 480 - 120  # between the fade's end and the block that goes on
+    silent = 480 - 120  # between the end of the fade and the resumed block
     np.testing.assert_array_equal(
         np.delete(heard, slice(paused_at, paused_at + silent))[paused_at + 120 : 48000],
         sound[paused_at + 120 :],
     )
 
 
-def test_a_reply_counts_its_own_samples_alone() -> None:
+def test_playback_counts_only_its_own_samples() -> None:
     port = VirtualPort(recording(QUESTION), device_ms=0)
     port.open()
     for epoch in range(3):
@@ -205,7 +205,7 @@ def test_a_reply_counts_its_own_samples_alone() -> None:
 
 
 @pytest.mark.parametrize("device_ms", [0, 80])
-def test_a_reply_is_heard_when_the_device_has_played_it_not_when_it_took_it(
+def test_playback_counts_as_heard_when_the_device_has_played_it(
     device_ms: int,
 ) -> None:
     port = VirtualPort(recording(QUESTION), device_ms=device_ms)

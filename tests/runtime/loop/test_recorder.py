@@ -1,4 +1,4 @@
-"""A recording is whole at every moment, replaces nothing, and never ends a session."""
+"""A recording is valid at every moment, replaces no file, and never ends a session."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def test_a_second_session_gets_the_next_number(tmp_path: Path) -> None:
             assert len(sound.pcm) == num_frames * FRAME_SAMPLES
 
 
-def test_one_file_of_a_pair_keeps_its_number_from_both(tmp_path: Path) -> None:
+def test_an_existing_file_of_a_pair_reserves_its_number(tmp_path: Path) -> None:
     (tmp_path / "loudspeaker.wav").write_bytes(b"mine")
     _record(tmp_path, 1)
     assert _names(tmp_path) == ["loudspeaker-2.wav", "loudspeaker.wav", "microphone-2.wav"]
     assert (tmp_path / "loudspeaker.wav").read_bytes() == b"mine"
 
 
-def test_a_full_file_goes_on_in_the_next_and_no_frame_is_lost(tmp_path: Path) -> None:
+def test_a_full_file_continues_in_the_next_without_losing_a_frame(tmp_path: Path) -> None:
     _record(tmp_path, 7, max_bytes=3 * 2 * FRAME_SAMPLES + 1)
     parts = [read_wav(tmp_path / f"microphone{end}.wav").pcm for end in ("", "-2", "-3")]
     assert [len(part) // FRAME_SAMPLES for part in parts] == [3, 3, 1]
@@ -58,12 +58,12 @@ def test_a_full_file_goes_on_in_the_next_and_no_frame_is_lost(tmp_path: Path) ->
     np.testing.assert_allclose(np.concatenate(parts), expected, atol=1e-4)
 
 
-def test_a_session_of_more_than_4_gib_goes_on_in_the_next_pair(
+def test_a_session_of_more_than_4_gib_continues_in_the_next_pair(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Recorder(tmp_path) as recorder:
         recorder.push(_frame(0))
-        for writer in recorder._pair:  # a hole in the file stands for 37 hours
+        for writer in recorder._pair:  # a hole in the file replaces 37 hours
             writer.num_samples = MAX_BYTES // 2 - FRAME_SAMPLES
         for number in (1, 2):
             recorder.push(_frame(number))
@@ -112,7 +112,7 @@ def test_a_killed_session_leaves_valid_recordings(tmp_path: Path) -> None:
             lengths.append(file.getnframes())
             assert len(file.readframes(file.getnframes())) == 2 * lengths[-1]
     assert min(lengths) >= 50 * FRAME_SAMPLES
-    assert max(lengths) - min(lengths) <= FRAME_SAMPLES  # killed between the two
+    assert max(lengths) - min(lengths) <= FRAME_SAMPLES  # killed between the two writes
 
 
 def test_a_full_disk_is_one_warning_and_keeps_what_both_files_have(

@@ -1,4 +1,4 @@
-"""The voice loop waits as long as its page says."""
+"""The voice loop's timeouts are those of docs/runtime.md."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OWN = LoopSettings()
 
 
 def states_of_the_page() -> dict[str, str]:
-    """What leads out of each state, from the table of docs/runtime.md."""
+    """The exits of each state, from the table in docs/runtime.md."""
     page = (ROOT / "docs" / "runtime.md").read_text("utf-8")
     table = page.partition("| state | what ends it |")[2].partition("\n\n")[0]
     return dict(re.findall(r"^\| ([\w ,]+) \| (.*) \|$", table, re.MULTILINE))
@@ -45,7 +45,7 @@ def states_of_the_page() -> dict[str, str]:
         ),
     ],
 )
-def test_the_page_names_the_wait(state: str, words: str) -> None:
+def test_the_docs_page_has_every_timeout(state: str, words: str) -> None:
     assert words in states_of_the_page()[state]
 
 
@@ -54,7 +54,7 @@ def test_a_duck_is_12_db() -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in LoopSettings.__slots__ if n.endswith("_ms")])
-def test_a_wait_is_a_frame_at_least(name: str) -> None:
+def test_a_timeout_is_at_least_a_frame(name: str) -> None:
     if name == "pre_roll_ms":
         assert LoopSettings(pre_roll_ms=0).pre_roll_ms == 0
         return

@@ -1,4 +1,4 @@
-"""The state machine: total, bounded, and never speaking for an attempt that is void."""
+"""The state machine takes every event, leaves states in bounded time, and plays no void attempt."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SETTINGS = LoopSettings(
 )
 
 _epochs = st.integers(0, 4)
-_BY_WHO_SPEAKS = -1  # a stop word of the voice at hand
+_BY_WHO_SPEAKS = -1  # a stop word of the present voice
 _events = st.one_of(
     st.booleans().map(Frame),
     st.booleans().map(Frame),
@@ -43,7 +43,7 @@ _events = st.one_of(
     _epochs.map(AnswerFailed),
     st.sampled_from([c for c in Command if c is not Command.STOP]),
 )
-# Long runs of one kind of frame lead where single ones never get.
+# Long runs of one kind of frame reach states that single frames never reach.
 _script = st.lists(st.tuples(_events, st.integers(1, 40)), max_size=60)
 
 
@@ -54,7 +54,7 @@ def as_of(loop: Loop, event: signals.Event) -> signals.Event:
 
 
 class Attempts:
-    """Follows the actions, and complains about any that makes no sense."""
+    """Checks that the actions are consistent."""
 
     def __init__(self) -> None:
         self.begun: set[int] = set()
@@ -169,7 +169,7 @@ def test_every_state_takes_every_event(state: State, is_answering: bool) -> None
     cap_ms=st.integers(20, 1500),
     behind_ms=st.integers(5, 60).map(lambda frames: frames * 20),
 )
-def test_a_cap_ends_the_wait_at_the_shorter_of_both_but_not_before_it_came(
+def test_a_confident_answer_shortens_the_hangover_from_then_on(
     chosen_ms: int, cap_ms: int, behind_ms: int
 ) -> None:
     loop, now = Loop(state=State.USER_SPEAKING), 0
@@ -186,12 +186,12 @@ def test_a_cap_ends_the_wait_at_the_shorter_of_both_but_not_before_it_came(
 
 @pytest.mark.parametrize("event", [SoundBegan(2), AnswerHeard(2), AnswerFailed(2), SoundBegan(4)])
 @pytest.mark.parametrize("state", list(State))
-def test_news_of_another_epoch_changes_nothing(state: State, event: signals.Event) -> None:
+def test_events_of_another_epoch_change_nothing(state: State, event: signals.Event) -> None:
     loop = Loop(state=state, epoch=3, is_answering=True)
     assert step(loop, event, FRAME, SETTINGS) == (loop, ())
 
 
-def test_who_speaks_when_the_answer_ends_is_heard_from_the_voices_beginning() -> None:
+def test_a_voice_at_the_answers_end_is_kept_from_its_beginning() -> None:
     loop = Loop(state=State.OVERLAP, epoch=3, is_answering=True, opened=10 * FRAME)
     after, actions = step(loop, AnswerHeard(3), 14 * FRAME, SETTINGS)
     assert after.state is State.USER_SPEAKING
@@ -204,7 +204,7 @@ def test_a_stop_word_of_another_voice_changes_nothing(state: State) -> None:
     assert step(loop, StopWordHeard(4 * FRAME), 6 * FRAME, SETTINGS) == (loop, ())
 
 
-def test_a_silent_room_forgets_once_after_its_wait() -> None:
+def test_a_silent_room_resets_the_conversation_once() -> None:
     settings = replace(SETTINGS, forget_ms=1000)
     loop, now = Loop(is_fresh=False), 16 * 1000
     assert step(loop, Frame(False), now - FRAME, settings)[1] == ()
@@ -227,6 +227,6 @@ def test_a_silent_room_forgets_once_after_its_wait() -> None:
         {"pre_roll_ms": 3000},
     ],
 )
-def test_settings_that_mean_nothing_are_refused(wrong: dict[str, float]) -> None:
+def test_invalid_settings_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(SettingsError, match=next(iter(wrong))):
         LoopSettings(**wrong)  # type: ignore[arg-type]

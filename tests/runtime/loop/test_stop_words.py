@@ -42,7 +42,7 @@ FRAME = 320  # samples
 
 
 class LoudnessSpotter:
-    """Takes so much loud sound behind `begin` for the word."""
+    """Finds the word after this much loud sound since `begin`."""
 
     def __init__(self, word_s: float) -> None:
         self._word_samples = word_s * RATE_HZ
@@ -76,7 +76,7 @@ def test_a_stop_word_ends_the_answer_before_voice_alone_would() -> None:
     assert cut.voice.stop_ms == pytest.approx(140 + 20 + 40)
     assert scene.state() is State.LISTENING
     assert not scene.of(AnswerResumed)
-    assert len(scene.of(SpeechEnded)) == 1  # the word is no question
+    assert len(scene.of(SpeechEnded)) == 1  # the word is not a question
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_stop_word_counts_however_long_it_is(voice_s: float, word_s: float, st
     assert scene.state() is State.LISTENING
 
 
-def test_who_goes_on_behind_a_stop_word_is_answered() -> None:
+def test_a_user_who_continues_after_a_stop_word_is_answered() -> None:
     scene, _ = stage((3.5, 3.7), (3.8, 4.8))
     scene.run_until(9)
     cut, second = scene.of(TurnDone)
@@ -118,14 +118,14 @@ def test_a_stop_word_that_is_recognised_late_does_not_end_the_next_answer() -> N
     assert [done.text for done in scene.of(TurnDone)][1:] == ["1.0 1.1 1.2 1.3 1.4 1.5"]
 
 
-def test_words_over_an_answer_that_are_no_stop_words_change_nothing() -> None:
+def test_other_words_over_an_answer_have_no_effect_of_stop_words() -> None:
     (scene, _), plain = stage((3.5, 3.7), word_s=9), Stage((1.0, 2.0), (3.5, 3.7))
     scene.run_until(7)
     plain.run_until(7)
     np.testing.assert_array_equal(np.concatenate(scene.played), np.concatenate(plain.played))
 
 
-def test_a_spotter_listens_to_the_first_second_of_an_overlap_and_to_nothing_else() -> None:
+def test_a_spotter_gets_only_the_first_second_of_an_overlap() -> None:
     scene, spotter = stage((3.5, 3.62), (5.5, 7.0), word_s=9)
     scene.run_until(3.5)
     assert spotter.num_begun == 0
@@ -168,14 +168,14 @@ def sphinx() -> SphinxSpotter:
 
 
 @pytest.mark.parametrize("word", ["stop", "cancel", "please stop it"])
-def test_pocketsphinx_hears_a_stop_word(sphinx: SphinxSpotter, word: str, tmp_path: Path) -> None:
+def test_pocketsphinx_finds_a_stop_word(sphinx: SphinxSpotter, word: str, tmp_path: Path) -> None:
     assert is_heard(sphinx, spoken(word, tmp_path))
 
 
 @pytest.mark.parametrize(
     "word", ["mhm", "yes", "okay", "right", "which way to platform eleven please"]
 )
-def test_pocketsphinx_takes_no_other_word_for_it(
+def test_pocketsphinx_finds_no_stop_word_in_other_words(
     sphinx: SphinxSpotter, word: str, tmp_path: Path
 ) -> None:
     assert not is_heard(sphinx, spoken(word, tmp_path))

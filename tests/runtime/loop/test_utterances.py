@@ -1,4 +1,4 @@
-"""A recording is cut where the live loop cuts it: by the same machine, and proved on the loop."""
+"""A recording is cut where the live loop cuts it; the tests compare with the loop."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WINDOW = 10 * 16000 - 1
 
 
 def speech(*spans_s: tuple[float, float], length_s: float) -> Array:
-    """Loud from .. to, quiet else."""
+    """Loud in the spans, quiet elsewhere."""
     pcm = np.full(int(length_s * 16000), 0.001, np.float32)
     for first_s, last_s in spans_s:
         pcm[round(first_s * 16000) : round(last_s * 16000)] = 0.1
@@ -45,7 +45,7 @@ def cut(pcm: Array, hangover_ms: int = 500) -> list[tuple[int, int]]:
 
 
 class Listener(FakeTalker):
-    """Keeps what it is asked; answers at once, and shortly."""
+    """Records its questions; answers at once and briefly."""
 
     def __init__(self) -> None:
         super().__init__(lambda turn: 1)
@@ -61,7 +61,7 @@ class Listener(FakeTalker):
 def asked_live(
     pcm: Array, detector: VoiceDetector | None = None, end_of_turn: EndOfTurn | None = None
 ) -> list[Array]:
-    """What the live loop asks when it hears the recording and two seconds of silence."""
+    """The live loop's questions for the recording and two seconds of silence."""
     talker = Listener()
     simulation = Simulation(
         talker,
@@ -123,7 +123,7 @@ def test_an_utterance_keeps_its_margins_as_far_as_the_recording_goes() -> None:
     assert cut(speech((0, 2), length_s=2.013)) == [(0, int(2.013 * 16000))]
 
 
-def test_speech_longer_than_the_window_is_cut_alike_in_a_file_and_live(
+def test_speech_longer_than_the_window_is_cut_equally_in_a_file_and_live(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     pcm = speech((1, 24), length_s=26)
@@ -131,11 +131,11 @@ def test_speech_longer_than_the_window_is_cut_alike_in_a_file_and_live(
     assert [end - start <= WINDOW for start, end in spans] == [True] * 3
     np.testing.assert_array_equal(asked_live(pcm)[0], pcm[slice(*spans[0])])
     assert spans[0] == (int(0.7 * 16000), int(10.6 * 16000))
-    assert [start for start, _ in spans[1:]] == [end for _, end in spans[:-1]]  # nothing twice
+    assert [start for start, _ in spans[1:]] == [end for _, end in spans[:-1]]  # no overlaps
     assert caplog.text.count("speech without a pause for 9.6 s, the longest question") >= 3
 
 
-def test_a_button_held_beyond_the_window_is_cut_with_a_word(
+def test_a_button_held_beyond_the_window_ends_the_question_with_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     stage = Stage((1, 40), settings=LoopSettings(push_to_talk=True))
@@ -146,7 +146,7 @@ def test_a_button_held_beyond_the_window_is_cut_with_a_word(
     assert "speech without a pause for 29.6 s, the longest question" in caplog.text
 
 
-def test_a_click_is_no_utterance() -> None:
+def test_a_click_is_not_an_utterance() -> None:
     assert cut(speech((1, 1.04), length_s=3)) == []
 
 

@@ -1,4 +1,4 @@
-"""A conversation by voice on a virtual clock: who speaks when, and what stays of it."""
+"""Conversations by voice on a virtual clock: events, sound and history."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_question_is_answered_and_the_answer_heard_to_its_end() -> None:
 
 
 @pytest.mark.parametrize("device_ms", [0, 40, 80])
-def test_nobody_is_listened_to_while_the_device_still_plays_the_answers_end(device_ms: int) -> None:
+def test_no_question_opens_while_the_device_still_plays_the_answers_end(device_ms: int) -> None:
     stage = Stage((1.0, 2.0), device_ms=device_ms)
     stage.run_until(4)
     while stage.state() is State.SPEAKING:
@@ -72,7 +72,7 @@ def test_speculation_hides_the_models_time_in_the_hangover(
     assert voice.audible_ms == pytest.approx(voice.queued_ms + 40, abs=20)
 
 
-def test_a_pause_discards_the_answer_on_trial_and_one_utterance_is_asked() -> None:
+def test_speech_after_a_pause_discards_the_speculative_answer_and_asks_one_utterance() -> None:
     stage = Stage((1.0, 1.6), (1.9, 2.5))
     stage.run_until(6)
     (done,) = stage.of(TurnDone)
@@ -83,13 +83,13 @@ def test_a_pause_discards_the_answer_on_trial_and_one_utterance_is_asked() -> No
 
 
 @pytest.mark.parametrize("start_s", [1.0, 40.0])
-def test_who_goes_on_speaking_before_the_answer_sounds_asks_one_longer_question(
+def test_a_user_who_continues_before_the_answer_sounds_asks_one_longer_question(
     start_s: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = LoopSettings(is_speculating=False, hangover_ms=120)
     stage = Stage((start_s, start_s + 0.6), (start_s + 0.76, start_s + 1.3), settings=settings)
     stage.run_until(start_s + 5)
-    assert not caplog.records  # of speech without a pause
+    assert not caplog.records  # no warning of speech without a pause
     (done,) = stage.of(TurnDone)
     assert stage.talker.num_discarded == 1
     assert stage.of(SpeechEnded)[-1].seconds == pytest.approx(1.3)
@@ -122,7 +122,7 @@ def test_the_answer_is_quieter_before_it_stops() -> None:
 
 
 def test_the_model_stops_within_one_step_of_a_barge_in() -> None:
-    # A row of 85 ms takes 80 ms: the model is always at work.
+    # A row of 85 ms takes 80 ms, so the model always computes.
     stage = Stage((1.0, 2.0), (4.5, 7.0), num_frames=lambda turn: 200, step_ms=lambda: 80.0)
     stage.run_until(4.74)
     before = stage.talker.num_steps
@@ -132,7 +132,7 @@ def test_the_model_stops_within_one_step_of_a_barge_in() -> None:
     assert stage.talker.num_steps - before <= 1
 
 
-def test_late_news_of_a_void_attempt_is_never_heard() -> None:
+def test_late_deliveries_of_a_void_attempt_are_never_played() -> None:
     stage = Stage((1.0, 2.0))
     for second in (2.2, 2.55, 3.0):  # speculative, committed, speaking
         stage.run_until(second)
@@ -145,7 +145,7 @@ def test_late_news_of_a_void_attempt_is_never_heard() -> None:
     assert stage.of(TurnDone)[0].text == "0.0 0.1 0.2 0.3 0.4 0.5"
 
 
-def test_voice_that_stays_undecided_gives_way_to_the_answer() -> None:
+def test_the_answer_resumes_over_voice_that_stays_undecided() -> None:
     stage = Stage((1.0, 2.0), (3.0, 3.1), settings=LoopSettings(release_ms=60_000, overlap_ms=500))
     stage.run_until(3.2)
     assert stage.state() is State.OVERLAP
@@ -155,7 +155,7 @@ def test_voice_that_stays_undecided_gives_way_to_the_answer() -> None:
 
 
 @pytest.mark.parametrize("length_s", [0.1, 0.2, 0.24])
-def test_a_back_channel_makes_the_answer_quieter_and_no_more(length_s: float) -> None:
+def test_a_back_channel_only_makes_the_answer_quieter(length_s: float) -> None:
     stage = Stage((1.0, 2.0), (3.5, 3.5 + length_s))
     stage.run_until(7)
     assert not stage.of(Interrupted)
@@ -177,7 +177,7 @@ def test_echo_that_is_not_cancelled_yet_does_not_make_the_answer_quieter(
 @pytest.mark.parametrize(
     ("voice_s", "ends"), [(0.35, "heard"), (0.39, "heard"), (1.5, "stopped at 3.02")]
 )
-def test_an_answer_is_stopped_by_nothing_before_the_echo_canceller_is_warm(
+def test_voice_does_not_stop_an_answer_before_the_echo_canceller_has_adapted(
     voice_s: float, ends: str
 ) -> None:
     stage = Stage((1.0, 2.0), (2.6, 2.6 + voice_s))
@@ -186,7 +186,7 @@ def test_an_answer_is_stopped_by_nothing_before_the_echo_canceller_is_warm(
     assert (stops or ["heard"]) == [ends]
 
 
-def test_behind_a_false_alarm_the_answer_goes_on_where_it_stopped() -> None:
+def test_after_a_false_alarm_the_answer_resumes_where_it_stopped() -> None:
     stage = Stage((1.0, 2.0), (3.5, 3.84))
     stage.run_until(9)
     assert len(stage.of(Interrupted)) == len(stage.of(AnswerResumed)) == 1
@@ -198,7 +198,7 @@ def test_behind_a_false_alarm_the_answer_goes_on_where_it_stopped() -> None:
     assert played == 24 * FRAME_SAMPLES - 1  # a fade ends with 0
 
 
-def test_who_speaks_on_behind_a_false_alarm_has_the_floor() -> None:
+def test_a_user_who_speaks_on_after_a_false_alarm_is_answered() -> None:
     stage = Stage((1.0, 2.0), (3.5, 3.84), (4.4, 5.2))
     stage.run_until(9)
     assert not stage.of(AnswerResumed)
@@ -207,7 +207,7 @@ def test_who_speaks_on_behind_a_false_alarm_has_the_floor() -> None:
     assert second.text.startswith("1.0")
 
 
-def test_an_answer_that_may_not_be_interrupted_is_not() -> None:
+def test_an_uninterruptible_answer_is_not_interrupted() -> None:
     stage = Stage((1.0, 2.0), (3.5, 4.2))
     stage.loop.loudspeaker.policy = ReplyPolicy(interruptible=False)
     stage.run_until(7)
@@ -241,7 +241,7 @@ def test_a_lost_device_cuts_the_answer_where_it_was_heard_and_comes_back() -> No
     assert stage.loop.loop.since > 10 * 16000  # the loop's clock goes on
 
 
-def test_push_to_talk_hears_what_lies_between_press_and_release() -> None:
+def test_push_to_talk_asks_the_sound_between_press_and_release() -> None:
     stage = Stage((1.0, 2.0), (3.0, 3.4), settings=LoopSettings(push_to_talk=True))
     stage.run_until(2.5)
     assert not stage.of(SpeechStarted)
@@ -323,14 +323,14 @@ def test_a_silent_room_begins_a_new_conversation_once() -> None:
     assert stage.talker.history == []
 
 
-def test_an_utterance_without_end_is_answered_at_the_cap() -> None:
+def test_an_endless_utterance_is_answered_at_the_longest_question() -> None:
     stage = Stage((1.0, 60.0), settings=LoopSettings(max_utterance_ms=5000))
     stage.run_until(6.3)
     assert stage.of(SpeechEnded)[0].seconds == pytest.approx(5.0)
 
 
 @pytest.mark.parametrize("num_rows", [0, 3])
-def test_a_model_that_fails_is_told_and_the_next_question_is_answered(
+def test_a_failed_answer_gives_an_event_and_the_next_question_is_answered(
     num_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = Stage((1.0, 2.0), (6.0, 7.0), settings=LoopSettings(is_speculating=False))
@@ -354,7 +354,7 @@ def test_a_model_that_fails_is_told_and_the_next_question_is_answered(
     (failed,) = stage.of(TurnFailed)
     assert "head.onnx" in str(failed.error)
     assert stage.of(TurnDone)[-1].text.endswith(".5")
-    assert len(stage.of(TurnDone)) == 1 + (num_rows > 0)  # what was heard of it is history
+    assert len(stage.of(TurnDone)) == 1 + (num_rows > 0)  # the heard part is in the history
 
 
 def test_an_utterance_is_no_longer_than_the_encoder_hears_at_a_time() -> None:
@@ -368,10 +368,10 @@ def test_an_utterance_is_no_longer_than_the_encoder_hears_at_a_time() -> None:
 
     stage.talker.begin = note  # type: ignore[assignment, method-assign]
     stage.run_until(35)
-    assert asked == [stage.talker.max_question_samples - 100 * 16]  # all of it was voice
+    assert asked == [stage.talker.max_question_samples - 100 * 16]  # the whole question is voice
 
 
-def test_no_turn_answers_behind_a_stop() -> None:
+def test_no_answer_begins_after_stop() -> None:
     stage = Stage((1.0, 2.0), (4.0, 5.0))
     stage.run_until(3.0)
     stage.loop.tell(Command.STOP)

@@ -1,7 +1,7 @@
-"""A private sound card for each test, and people who speak and listen to it.
+"""A private sound card for each test, with programs that play into it and record it.
 
-The card is a PulseAudio daemon of our own (`virtual_card.sh`); without it, or without PyAudio,
-these tests are skipped, with the reason. A test that hangs ends the run with every thread's place.
+The card is a private PulseAudio daemon (`virtual_card.sh`). Without it or PyAudio these tests are
+skipped, with the reason. A test that hangs ends the run with every thread's traceback.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Array = NDArray[np.float32]
 
 SCRIPT = Path(__file__).with_name("virtual_card.sh")
 WATCHDOG_S = 120.0
-_FIRST = ("nice", "-n", "-11")  # as far as we may: sound does not wait for a busy machine
+_FIRST = ("nice", "-n", "-11")  # sound needs the highest allowed priority
 
 
 def _missing() -> str | None:
@@ -39,7 +39,7 @@ def _missing() -> str | None:
 
 
 class Card:
-    """The daemon and the processes beside it."""
+    """The daemon and its helper processes."""
 
     def __init__(self, place: Path, tmp_path: Path) -> None:
         self._place, self._tmp_path = place, tmp_path
@@ -62,7 +62,7 @@ class Card:
         subprocess.run([SCRIPT, "stop"], env={**os.environ, **knobs}, check=True, timeout=20)
 
     def restart(self) -> None:
-        """Begin anew, as it was started."""
+        """Restart the card as it was started."""
         self.stop()
         self.start(echo_ms=self._echo_ms)
 
@@ -70,7 +70,7 @@ class Card:
         os.kill(int((self._place / "pid").read_text()), 15)
 
     def say(self, pcm: Array, rate_hz: int = 16_000) -> None:
-        """Play into the room that the microphone hears; returns at once."""
+        """Play into the microphone; returns at once."""
         path = self._tmp_path / f"said-{len(self._speaking)}.wav"
         with WavWriter(path, rate_hz) as writer:
             writer.write(pcm)
@@ -82,7 +82,7 @@ class Card:
 
 
 class Listener:
-    """Records what comes out of the loudspeaker, 24 kHz."""
+    """Records the loudspeaker's sound at 24 kHz."""
 
     def __init__(self, path: Path) -> None:
         command = [*_FIRST, "parec", "--device=vspk.monitor", "--rate=24000", "--channels=1"]
@@ -111,7 +111,7 @@ def _watchdog() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def _card_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """One place for all: ALSA reads its settings once."""
+    """One place for all tests, because ALSA reads its settings once."""
     if reason := _missing():
         pytest.skip(reason)
     place = tmp_path_factory.mktemp("sound") / "card"
@@ -136,7 +136,7 @@ def _come_first() -> Iterator[None]:
 
 @pytest.fixture
 def stopped_card(_card_place: Path, tmp_path: Path) -> Iterator[Card]:
-    """For tests that start it in their own way."""
+    """For tests that start the card themselves."""
     card = Card(_card_place, tmp_path)
     yield card
     card.stop()
@@ -150,7 +150,8 @@ def card(stopped_card: Card) -> Card:
 
 @pytest.fixture
 def port() -> Iterator[PyAudioPort]:
-    """Not open yet. Patient: a busy machine may hold a callback up for half a second."""
+    """A port that is not open. It has long limits, because a busy machine may delay a callback by
+    half a second."""
     port = PyAudioPort(DeviceSettings(input_name="vmic", output_name="vspk", lost_after_ms=3000))
     yield port
     port.close()

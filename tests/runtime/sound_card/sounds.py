@@ -1,4 +1,4 @@
-"""Sounds that survive a sound card, and how alike two of them are."""
+"""Sounds that survive a sound card, and comparisons of sounds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Array = NDArray[np.float32]
 
 
 def warble(seconds: float, rate_hz: int, seed: int = 0) -> Array:
-    """Band-limited noise in syllables: every piece of it is like no other."""
+    """Band-limited noise in syllables: every piece differs from all others."""
     rng = np.random.default_rng(seed)
     n = int(seconds * rate_hz)
     spectrum = np.fft.rfft(rng.standard_normal(n))
@@ -23,7 +23,7 @@ def warble(seconds: float, rate_hz: int, seed: int = 0) -> Array:
 
 
 def find(piece: Array, heard: Array) -> tuple[int, float, float]:
-    """Where `piece` lies in `heard`: its place, correlation and gain.
+    """Find `piece` in `heard`: its place, correlation and gain.
 
     A card at 48 kHz may put it between two samples: it is moved by quarters of one.
     """
@@ -43,7 +43,7 @@ def find(piece: Array, heard: Array) -> tuple[int, float, float]:
 
 
 def assert_intact(said: Array, heard: Array, rate_hz: int) -> None:
-    """Every quarter second of `said` is in `heard`, correlated to 0.99."""
+    """Check that every quarter second of `said` is in `heard` with a correlation of 0.99."""
     pieces = said[: len(said) // (rate_hz // 4) * (rate_hz // 4)].reshape(-1, rate_hz // 4)
     correlations = np.array([find(piece, heard)[1] for piece in pieces])
     print(f"{len(pieces)} quarter seconds, the worst is correlated {correlations.min():.4f}")
@@ -51,7 +51,7 @@ def assert_intact(said: Array, heard: Array, rate_hz: int) -> None:
 
 
 def hear(port: SoundPort, seconds: float) -> tuple[Array, Array]:
-    """The microphone and the far end for so long, by the microphone's own clock."""
+    """Read the microphone and the far end for `seconds`, by the microphone's clock."""
     frames: list[MicFrame] = []
     while len(frames) < seconds * 50:
         frame = port.read(0.2)

@@ -1,4 +1,4 @@
-"""The loudspeaker in the microphone: with cancellation nobody is heard, without it somebody is."""
+"""The loudspeaker's echo in the microphone opens utterances only without cancellation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SECONDS = 10
 
 
 def speech(seconds: float) -> Array:
-    """Questions one behind the other, 24 kHz."""
+    """Consecutive questions at 24 kHz."""
     spoken = [
         resample(read_wav(path), 24000).pcm for path in sorted(QUESTIONS_FOLDER.glob("*.wav"))
     ]
@@ -30,7 +30,7 @@ def speech(seconds: float) -> Array:
 
 
 def speak(port: SoundPort, answer: Array) -> list[MicFrame]:
-    """Play all of it; returns what the microphone and the far end were meanwhile."""
+    """Play the sound; returns the microphone and the far end during it."""
     frames: list[MicFrame] = []
     written = 0
     while len(frames) < len(answer) / 480:
@@ -44,7 +44,7 @@ def speak(port: SoundPort, answer: Array) -> list[MicFrame]:
 
 
 def num_triggers(detector: GatedDetector, frames: list[Array]) -> int:
-    """Utterances that open: 100 ms of voice each."""
+    """Number of utterances that open: 100 ms of voice each."""
     endpointer = Endpointer(EndpointSettings(start_ms=100, hangover_ms=300))
     return sum(endpointer.push(detector.is_voiced(frame)) is Edge.OPENED for frame in frames)
 
@@ -60,7 +60,7 @@ def path_ms(mic: Array, far: Array) -> list[float]:
 
 @pytest.fixture
 def card(stopped_card: Card) -> Card:
-    """Its microphone hears its loudspeaker."""
+    """A card whose loudspeaker reaches its microphone."""
     stopped_card.start(echo_ms=40)
     return stopped_card
 
@@ -68,7 +68,7 @@ def card(stopped_card: Card) -> Card:
 def through_still_air(port: PyAudioPort) -> tuple[Array, Array]:
     """Ten seconds of the microphone and the far end, (N,) each.
 
-    The way from the loudspeaker to the microphone keeps its length, as in any room.
+    The delay from the loudspeaker to the microphone is constant, as in a room.
     """
     port.open()
     try:
@@ -83,7 +83,7 @@ def through_still_air(port: PyAudioPort) -> tuple[Array, Array]:
 
 
 @on_a_steady_machine
-def test_ten_seconds_of_speech_trigger_nobody_with_cancellation_and_somebody_without(
+def test_ten_seconds_of_own_speech_open_an_utterance_only_without_cancellation(
     card: Card, port: PyAudioPort
 ) -> None:
     pytest.importorskip("pywebrtc_audio")
@@ -94,7 +94,7 @@ def test_ten_seconds_of_speech_trigger_nobody_with_cancellation_and_somebody_wit
     late = slice(3 * 50, None)
     power, left = (float(np.mean(np.square(x[late]))) for x in (raw, clean))
     erle_db = 10 * np.log10(power / left)
-    print(f"ERLE {erle_db:.1f} dB behind 3 s; echo after {path_ms(mic, far)} ms")
+    print(f"ERLE {erle_db:.1f} dB after 3 s; echo delay {path_ms(mic, far)} ms")
     assert erle_db > 20
     for name in ("webrtc", "silero") if silero_file() else ("webrtc",):
         without, with_it = (num_triggers(open_detector(name), frames) for frames in (raw, clean))

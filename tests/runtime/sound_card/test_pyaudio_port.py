@@ -15,7 +15,7 @@ from tests.runtime.sound_card.trials import on_a_steady_machine
 
 
 @on_a_steady_machine
-def test_the_microphone_hears_every_sample_of_what_is_said(card: Card, port: PyAudioPort) -> None:
+def test_the_microphone_records_every_sample_of_speech(card: Card, port: PyAudioPort) -> None:
     said = warble(4.0, 16000)
     port.open()
     hear(port, 0.3)
@@ -49,7 +49,7 @@ def test_the_loudspeaker_plays_every_sample_and_the_callbacks_come(
 
 
 @on_a_steady_machine
-def test_what_a_flush_says_was_handed_is_what_was_heard(card: Card, port: PyAudioPort) -> None:
+def test_the_position_that_a_flush_returns_is_the_heard_one(card: Card, port: PyAudioPort) -> None:
     answer = warble(1.9, 24000)
     port.open()
     hear(port, 0.5)
@@ -80,7 +80,7 @@ def test_a_sound_comes_back_within_150_ms(card: Card) -> None:
         round_trips_ms.append(float(np.flatnonzero(np.abs(mic) > 0.02)[0]) / 16)
         after_far_ms.append(round_trips_ms[-1] - float(np.flatnonzero(np.abs(far) > 0.02)[0]) / 16)
     port.close()
-    print("round trips", round_trips_ms, "behind the far end", after_far_ms)
+    print("round trips", round_trips_ms, "after the far end", after_far_ms)
     assert np.median(round_trips_ms) < 150
     # An echo before its far end could not be cancelled.
     assert min(after_far_ms) > 0
@@ -122,7 +122,7 @@ def test_closing_takes_less_than_200_ms_even_while_it_speaks(card: Card, port: P
 
 
 @on_a_steady_machine
-def test_a_dead_sound_daemon_is_noticed_and_both_streams_come_back(card: Card) -> None:
+def test_a_dead_sound_daemon_is_noticed_and_both_streams_are_reopened(card: Card) -> None:
     port = PyAudioPort(DeviceSettings(input_name="vmic", output_name="vspk"))
     port.open()
     port.write(warble(1.9, 24000))
@@ -149,7 +149,7 @@ def test_a_dead_sound_daemon_is_noticed_and_both_streams_come_back(card: Card) -
     port.close()
 
 
-def test_an_unknown_name_is_answered_with_those_that_there_are(card: Card) -> None:
+def test_an_unknown_name_is_refused_with_the_list_of_devices(card: Card) -> None:
     port = PyAudioPort(DeviceSettings(input_name="no such thing"))
     with pytest.raises(DeviceLost, match=r"'no such thing' is not there; there are: .*'vmic'"):
         port.open()

@@ -29,7 +29,7 @@ def test_the_list_names_every_device_and_marks_the_defaults(
 
 
 @on_a_steady_machine
-def test_the_meter_shows_how_loud_it_is(card: Card, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_meter_shows_the_level(card: Card, capsys: pytest.CaptureFixture[str]) -> None:
     card.say(warble(2.0, 16000))
     command = ["sound", "--meter", "1.5", "--input-device", "vmic"]
     assert main(command) == 0

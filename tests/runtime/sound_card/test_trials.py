@@ -1,4 +1,4 @@
-"""A trial is repeated as often as the machine's own clock explains, and no more."""
+"""A failed trial is repeated only if the machine stood still during it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.runtime.sound_card.trials import MAX_REPEATS, STILL_S, TrialRepeated,
 
 
 class Clock:
-    """Says how long the machine stood still in each trial."""
+    """Returns given standstills of the machine for each trial."""
 
     def __init__(self, *still_s: float) -> None:
         self._still_s = list(still_s)
@@ -23,7 +23,7 @@ class Clock:
 
 
 class Room:
-    """Counts the trials in it and how often it is restarted; the last of `results` stays."""
+    """Counts its trials and restarts; the last of `results` repeats."""
 
     def __init__(self, *results: bool) -> None:
         self._results = list(results)
@@ -52,14 +52,14 @@ def test_a_failure_on_a_steady_machine_counts_at_once(still_s: float) -> None:
     assert (room.num_trials, room.num_restarts) == (1, 0)
 
 
-def test_a_failure_that_a_standstill_explains_is_repeated_and_counted() -> None:
+def test_a_failure_during_a_standstill_is_repeated_and_counted() -> None:
     room = Room(False, True)
     with pytest.warns(TrialRepeated, match=r"trial: stood still for 0\.050 s"):
         run(room, Clock(0.05, 0.0))
     assert (room.num_trials, room.num_restarts) == (2, 1)
 
 
-def test_a_failure_that_stays_is_one_in_the_end() -> None:
+def test_a_failure_in_every_repeat_counts() -> None:
     room = Room(False)
     with pytest.raises(AssertionError), pytest.warns(TrialRepeated):
         run(room, Clock(*[0.05] * MAX_REPEATS))

@@ -1,8 +1,9 @@
-"""Trials on a machine that may stand still: which failures count, and how often one is repeated.
+"""Trials on a machine that may stand still: which failures count, and how often a trial is
+repeated.
 
-A sound card keeps its time only as long as the machine does. A trial that fails while the machine's
-own clock stood still proves nothing: it is repeated, three times at most. Each repeat is a warning,
-which the run's summary shows. Any other failure counts at once.
+A virtual sound card stops when the machine stops. So a trial that fails while the machine stood
+still proves nothing and is repeated, at most three times. Each repeat gives a warning in the run's
+summary. Any other failure counts at once.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 
 MAX_REPEATS = 3
 STILL_S = 0.02
-"""Of the machine: then the card's daemon stood still, too."""
+"""Standstill of the machine that also stops the card's daemon."""
 
 
 class TrialRepeated(UserWarning):
@@ -25,7 +26,7 @@ class TrialRepeated(UserWarning):
 
 class Restartable(Protocol):
     def restart(self) -> None:
-        """Begin anew, for another trial."""
+        """Restart for another trial."""
 
 
 class Watch(Protocol):
@@ -34,7 +35,7 @@ class Watch(Protocol):
 
 
 class Machine:
-    """Notices how long this machine stands still."""
+    """Measures the standstills of this machine."""
 
     def __init__(self) -> None:
         self._longest_s = 0.0
@@ -58,7 +59,7 @@ class Machine:
 def on_a_steady_machine(
     test: Callable[..., None], watch: Callable[[], Watch] = Machine
 ) -> Callable[..., None]:
-    """Repeat a test whose failure a standstill of the machine explains; it has a `card`."""
+    """Repeat a test with a `card` if it fails during a standstill of the machine."""
 
     @functools.wraps(test)
     def again(card: Restartable, **fixtures: Any) -> None:

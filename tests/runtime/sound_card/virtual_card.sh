@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A private microphone and loudspeaker: a PulseAudio daemon of our own behind ALSA's pulse plugin.
+# A private microphone and loudspeaker: a private PulseAudio daemon, used through ALSA's pulse plugin.
 # No root, no kernel module, nothing but a unix socket; it ends by itself after CARD_MAX_S.
 #
 #   virtual_card.sh exec COMMAND...          run a command with the card, then take the card away

@@ -64,7 +64,7 @@ def test_a_problem_is_named_with_file_and_line(
     assert re.search(said, problem.what), problem.what
 
 
-def test_a_line_that_is_no_json_is_named(checkpoint: Path, data: Path) -> None:
+def test_a_line_that_is_not_json_is_named(checkpoint: Path, data: Path) -> None:
     data.write_text(data.read_text() + '{"conversations"\n\n')
     num_good, (problem,) = check_data(checkpoint, [str(data)], max_rows=1000)
     assert (num_good, problem.where) == (2, f"{data}:3")

@@ -1,4 +1,4 @@
-"""Codes of recordings: by the encoder that belongs to the codec, once, then from the cache."""
+"""The codec's encoder computes the codes of a recording once; later they come from the cache."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_recording_is_encoded_once(recording: Path, monkeypatch: pytest.Monkey
     assert (CodeCache(TINY, cache).codes_of(recording) == 7).all()
 
 
-def test_snacs_own_encoder_is_used_where_there_is_one(tmp_path: Path) -> None:
+def test_snacs_encoder_is_used_if_there_is_one(tmp_path: Path) -> None:
     torch.manual_seed(0)
     spec = load_snac(TINY / "snac").spec
     save_snac(Snac(spec), tmp_path / "snac")
@@ -54,7 +54,7 @@ def test_snacs_own_encoder_is_used_where_there_is_one(tmp_path: Path) -> None:
     assert open_code_writer(tmp_path).codes(samples).tolist() == expected.tolist()
 
 
-def test_a_codec_that_only_decodes_says_so(tmp_path: Path) -> None:
+def test_a_codec_without_an_encoder_is_named(tmp_path: Path) -> None:
     shutil.copytree(TINY / "snac", tmp_path / "snac")
     with pytest.raises(SettingsError, match="can only decode"):
         open_code_writer(tmp_path)

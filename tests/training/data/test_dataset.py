@@ -1,4 +1,5 @@
-"""Batches follow from (seed, step), and an epoch has every sample as often as it should."""
+"""Batches depend only on (seed, step), and an epoch has every sample as often as its source
+says."""
 
 from __future__ import annotations
 
@@ -48,7 +49,7 @@ def _batches(reader: Reader, seed: int = 0) -> Batches:
     return Batches(reader, entries, batch_size=4, accumulation=2, seed=seed)
 
 
-def test_a_step_is_its_number_and_the_seed_alone(reader: Reader) -> None:
+def test_a_step_depends_only_on_its_number_and_the_seed(reader: Reader) -> None:
     batches = _batches(reader)
     later = [batches.plans_at(step) for step in (9, 3, 0)]
     again = [_batches(reader).plans_at(step) for step in (9, 3, 0)]
@@ -77,7 +78,7 @@ def test_samples_of_like_length_share_a_batch(reader: Reader) -> None:
     assert sum(spreads) / len(spreads) < (max(lengths) - min(lengths)) / 3
 
 
-def test_a_batch_hears_its_own_recordings(reader: Reader) -> None:
+def test_a_batch_has_the_features_of_its_recordings(reader: Reader) -> None:
     """Frame f of utterance u is row u * F + f of the feature table."""
     (plan, *_) = evaluation_plans([e for e in build_index(reader).entries if e.source == 0], 4)
     batch = load_batch(reader, plan)
@@ -96,7 +97,7 @@ def test_a_batch_hears_its_own_recordings(reader: Reader) -> None:
     assert torch.isfinite(batch.log_mel).all()
 
 
-def test_what_is_held_out_is_never_trained_on(reader: Reader) -> None:
+def test_held_out_samples_are_never_trained_on(reader: Reader) -> None:
     entries = build_index(reader).entries
     kept, out = held_out(entries, 0.4)
     assert sorted(kept + out, key=_key) == sorted(entries, key=_key)

@@ -1,4 +1,4 @@
-"""Every recipe at toy size: what trains is what the table says."""
+"""Every recipe at toy size: the trained tensors are those of the table."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from tests.training.toys import (
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.toml"))
 
-# By hand, from the official scripts: what each stage moves of a MoE layer, and elsewhere.
-# (encoder, projector, embedding, dense layers, norms, attention, router, audio, text, shared)
+# By hand, from the official scripts: the tensors that each stage trains. (encoder, projector,
+# embedding, dense layers, norms, attention, router, audio, text, shared)
 OFFICIAL = {
     "align": (0, 1, 1, 0, 0, 0, 0, 0, 0, 0),
     "audio_experts": (0, 0, 1, 1, 1, 0, 1, 1, 0, 1),
@@ -84,12 +84,12 @@ def prepared(checkpoint: Path, data: Path, pairs: Path) -> dict[str, Prepared]:
     }
 
 
-def test_every_recipe_is_a_row_of_the_table_and_the_other_way_round() -> None:
+def test_recipes_and_rows_of_the_table_are_the_same() -> None:
     assert set(NAMES) == set(RULES) == set(OFFICIAL)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_table_says_what_the_official_scripts_do(name: str) -> None:
+def test_the_table_agrees_with_the_official_scripts(name: str) -> None:
     expected = {part for part, moves in zip(PARTS, OFFICIAL[name], strict=True) if moves}
     assert RULES[name].trains == expected  # type: ignore[index]
 
@@ -102,7 +102,7 @@ def test_tensors_with_a_gradient_are_those_of_the_table(
     run_of = prepared[name]
     model, decoder = run_of.model, run_of.model.spec.decoder
     objective = Objective(model, run_of.recipe, run_of.reference, bfloat16=False)
-    if name == "preference":  # equal models have a margin of 0, and a gradient all the same
+    if name == "preference":  # equal models have a margin of 0 and still a gradient
         assert run_of.reference is not None
     _descend(run_of, objective)
     moved = {
@@ -125,16 +125,14 @@ def test_tensors_with_a_gradient_are_those_of_the_table(
 
 
 def _descend(run_of: Prepared, objective: Objective) -> None:
-    """All of the data, and rows that go to every expert that is not barred."""
+    """All of the data, with rows for every expert that is not barred."""
     for entry in run_of.train_entries:
         batch = load_batch(run_of.reader, BatchPlan(entries=(entry,), seed=entry.line))
         torch.autograd.backward(torch.stack(list(objective(batch).values())).sum())
 
 
 @pytest.mark.parametrize(("name", "side"), [("audio_experts", 0), ("text_experts", 1)])
-def test_no_mass_goes_to_a_barred_expert(
-    name: str, side: int, prepared: dict[str, Prepared]
-) -> None:
+def test_a_barred_expert_gets_no_mass(name: str, side: int, prepared: dict[str, Prepared]) -> None:
     run_of = prepared[name]
     batch = load_batch(run_of.reader, run_of.evaluation[1][0]) if run_of.evaluation[1] else None
     batch = batch or load_batch(run_of.reader, _plan_of_all(run_of))
@@ -155,7 +153,7 @@ def _plan_of_all(run_of: Prepared) -> BatchPlan:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_a_run_moves_what_trains_and_nothing_else(
+def test_a_run_changes_only_the_trained_tensors(
     name: str, checkpoint: Path, data: Path, pairs: Path, tmp_path: Path
 ) -> None:
     recipe = read_recipe(name, _changes(name, checkpoint, data, pairs, tmp_path / "run"))
@@ -168,7 +166,7 @@ def test_a_run_moves_what_trains_and_nothing_else(
     decoder = read_model_spec(final).decoder
     for parameter, tensor in after.items():
         if parameter not in before or before[parameter].shape != tensor.shape:
-            continue  # moextend's own
+            continue  # moextend adds tensors
         moves = part_of(parameter, decoder, split) in recipe.rule.trains
         if not moves:
             assert torch.equal(before[parameter], tensor), parameter
@@ -180,7 +178,7 @@ def test_a_run_moves_what_trains_and_nothing_else(
 def test_remembered_recordings_give_the_same_losses(
     checkpoint: Path, data: Path, tmp_path: Path
 ) -> None:
-    """But for the half precision in which they are kept."""
+    """Except for the half precision of stored features."""
     losses = []
     for remember in ("false", "true"):
         output = tmp_path / remember
@@ -214,7 +212,7 @@ def test_an_unknown_key_is_refused_by_name() -> None:
         read_recipe("joint", ["optimiser.speed=2"])
 
 
-def test_an_unknown_recipe_names_those_there_are() -> None:
+def test_an_unknown_recipe_is_refused_with_the_known_ones() -> None:
     with pytest.raises(SettingsError, match="audio_experts, distil"):
         read_recipe("nothing")
 

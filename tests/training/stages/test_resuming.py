@@ -1,4 +1,4 @@
-"""A run that is killed goes on where it was; what went wrong says so, and the last state stays."""
+"""A killed run resumes at its last checkpoint; failures are reported and keep the last state."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_adapters_resume_bit_for_bit(checkpoint: Path, data: Path, tmp_path: Pat
     whole = parameters_of(_run(checkpoint, data, tmp_path / "whole", *lora, name="finetune"))
     cut = tmp_path / "cut"
     _run(checkpoint, data, cut, *lora, name="finetune")
-    for gone in ("step-000006", "final"):  # as if it had been killed after the third step
+    for gone in ("step-000006", "final"):  # like a kill after the third step
         subprocess.run(["rm", "-r", str(cut / gone)], check=True)
     resumed = parameters_of(_run(checkpoint, data, cut, *lora, name="finetune", resume=True))
     before = parameters_of(checkpoint)
@@ -136,7 +136,7 @@ def test_a_directory_with_a_run_is_not_written_over(
 def test_a_disk_that_fills_leaves_the_last_checkpoint_whole(
     checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A limit on the size of files stands for the full disk, from the second checkpoint on."""
+    """A limit on the size of files simulates a full disk, from the second checkpoint on."""
     output = tmp_path / "run"
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     old = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Two processes by FSDP: one process's losses, and checkpoints that any number can go on from."""
+"""Two processes by FSDP have one process's losses, and any number can resume their checkpoints."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_sharded_run_writes_whole_tensors_in_the_official_layout(together: Pat
     assert sorted(expected_tensors(checkpoint.spec)) == sorted(checkpoint._weights.shapes)
 
 
-def test_another_number_of_processes_goes_on_where_two_were(
+def test_another_number_of_processes_can_resume_a_run_of_two(
     toy: tuple[Path, Path], together: Path, tmp_path: Path
 ) -> None:
     cut = tmp_path / "cut"

@@ -1,4 +1,4 @@
-"""Native bundles of random weights and an engine on them."""
+"""CPU bundles of random weights and an engine on them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def library() -> CpuLibrary:
 def bundles(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Bundle, Bundle]:
-    """A float32 bundle and the native one of the same weights. Shared: never write to them."""
+    """A float32 bundle and a CPU bundle of the same weights. Shared: never write to them."""
     return random_bundles(WIDE, tmp_path_factory.mktemp("native"), request.param)
 
 

@@ -1,4 +1,4 @@
-"""What the native engine's tests feed to engines, and how they compare what comes out."""
+"""Inputs of the CPU engine's tests, and comparisons of the outputs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def random_bundles(spec: ModelSpec, place: Path, dtype: ExpertDtype) -> tuple[Bu
 
 
 def fed(engine: Engine, rows: Ids) -> Logits:
-    """The logits behind rows that are fed to an engine from nothing."""
+    """The logits of rows that are fed to a new engine."""
     return written(engine, rows, WIDE.decoder.width)
 
 

@@ -1,4 +1,4 @@
-"""Every expert in memory, where it stays: what all paging is compared with."""
+"""All experts resident in memory: the reference for tests of paging."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The native engine says what ONNX Runtime says on the same weights, however its rows are fed."""
+"""The CPU engine computes ONNX Runtime's logits from the same weights, however rows are fed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from deeptalk_edge.runtime.lm.engine import Logits
 from tests.runtime.backends.cpu.fed import FEATURES, WIDE, assert_equal, fed, random_bundles
 from tests.runtime.fed import MASK, ROWS, copied, decoded, forked, heard, own_experts
 
-CLOSE = 0.06  # of the logits' spread: int8 activations in every product, a bfloat16 cache
+CLOSE = 0.06  # share of the logits' spread: int8 activations in every product, a bfloat16 cache
 
 
 def assert_close(found: Logits, expected: Logits) -> None:
@@ -62,7 +62,7 @@ def test_every_path_computes_what_onnx_runtime_does_on_the_same_weights(
     assert_every_path_is_right(bundles, library, cache_kind)
 
 
-def test_the_latents_norm_has_an_epsilon_of_its_own(library: CpuLibrary, tmp_path: Path) -> None:
+def test_the_latent_norm_has_another_epsilon(library: CpuLibrary, tmp_path: Path) -> None:
     spec = replace(WIDE, decoder=replace(WIDE.decoder, norm_eps=0.1))
     assert_every_path_is_right(random_bundles(spec, tmp_path, "int8"), library)
 
@@ -73,7 +73,7 @@ def test_a_latent_may_be_wider_than_the_model(library: CpuLibrary, tmp_path: Pat
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int4"])
-def test_a_head_of_its_own_and_layers_without_shared_experts_are_computed_as_they_are(
+def test_an_untied_head_and_layers_without_shared_experts_are_computed_correctly(
     library: CpuLibrary, tmp_path: Path, dtype: ExpertDtype
 ) -> None:
     decoder = replace(WIDE.decoder, normalise_top_k=True, routed_scale=2.5, num_shared_experts=0)
@@ -94,7 +94,7 @@ def test_the_weight_of_a_single_expert_is_scaled_and_not_normalised(
 
 
 @pytest.mark.parametrize("rows_at_once", [1, 3, 7])
-def test_prefill_in_parts_is_prefill_at_once_to_the_bit(
+def test_prefill_in_parts_equals_prefill_at_once_to_the_bit(
     engine: CpuEngine, monkeypatch: pytest.MonkeyPatch, rows_at_once: int
 ) -> None:
     expected = heard(engine, FEATURES)
@@ -102,11 +102,11 @@ def test_prefill_in_parts_is_prefill_at_once_to_the_bit(
     assert_equal(heard(engine, FEATURES), expected)
 
 
-def test_decoding_row_by_row_is_prefill_to_the_bit(engine: CpuEngine) -> None:
+def test_decoding_row_by_row_equals_prefill_to_the_bit(engine: CpuEngine) -> None:
     assert_equal(decoded(engine, ROWS), fed(engine, ROWS))
 
 
-def test_two_items_are_two_conversations(engine: CpuEngine) -> None:
+def test_two_items_do_not_affect_each_other(engine: CpuEngine) -> None:
     prompt, tails = ROWS[:8], (ROWS[8:12], ROWS[12:16])
     expected = [fed(engine, np.concatenate([prompt, tail])) for tail in tails]
     fed(engine, prompt)
@@ -116,7 +116,7 @@ def test_two_items_are_two_conversations(engine: CpuEngine) -> None:
 
 @pytest.mark.parametrize("kept", [0, 1])
 @pytest.mark.parametrize("trimmed_to", [None, 10, 4])
-def test_a_kept_item_goes_on_and_a_recalled_one_too(
+def test_a_kept_item_and_a_recalled_one_continue(
     engine: CpuEngine, kept: int, trimmed_to: int | None
 ) -> None:
     prompt, pairs, last = ROWS[:8], ROWS[8:14].reshape(3, 2, 8), ROWS[14:15]
@@ -128,7 +128,7 @@ def test_a_kept_item_goes_on_and_a_recalled_one_too(
         engine.decode_step(pair)
     engine.keep(kept)
     assert_equal(engine.decode_step(last), expected[kept])
-    if trimmed_to is not None:  # what the kept item forgets, the other one may still need
+    if trimmed_to is not None:  # the other item may still need rows that the kept one drops
         engine.trim(trimmed_to)
     for row in ROWS[15:18]:
         after = engine.decode_step(row[None])
@@ -137,14 +137,14 @@ def test_a_kept_item_goes_on_and_a_recalled_one_too(
     engine.recall()
     assert engine.num_rows == 11
     assert_equal(engine.decode_step(last), expected[1 - kept])
-    engine.fork()  # a recalled item is whole again
+    engine.fork()  # a recalled item has all its rows
     twice = engine.decode_step(np.concatenate([ROWS[:1], ROWS[1:2]]))
     found = Logits(twice.text[1:].copy(), twice.codes[1:].copy())
     assert_equal(found, fed(engine, np.concatenate([both[1 - kept], ROWS[1:2]])))
     assert_equal(after, fed(engine, again))
 
 
-def test_a_trimmed_engine_forgets(engine: CpuEngine) -> None:
+def test_a_trimmed_engine_equals_one_that_was_never_fed_the_rows(engine: CpuEngine) -> None:
     expected = fed(engine, np.concatenate([ROWS[:5], ROWS[9:10]]))
     fed(engine, ROWS[:12])
     engine.trim(5)

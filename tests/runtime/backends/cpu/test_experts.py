@@ -1,4 +1,4 @@
-"""Experts that come one after another, from a pager or not at all, change no bit of the answer."""
+"""Experts in waves, from a pager, or dropped change no bit of the other experts' sum."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.runtime.fed import MASK, ROWS, own_experts
 
 
 class Waves(Resident):
-    """Experts one after another, each at an address that is gone when the next one comes."""
+    """Experts one after another, each at an address that is invalid after the next one."""
 
     def __init__(self, bundle: Bundle) -> None:
         super().__init__(bundle)
@@ -58,7 +58,7 @@ class Waves(Resident):
 
 
 class MissingWaves(Waves):
-    """Forgets the last expert of every layer."""
+    """Omits the last expert of every layer."""
 
     def tables(
         self, layer: int, ids: Ids, weights: NDArray[np.float32], normed: NDArray[np.float32]
@@ -67,7 +67,7 @@ class MissingWaves(Waves):
 
 
 class DroppingWaves(Waves):
-    """Drops experts in place, as a degrading source may: of each token it keeps the first ones."""
+    """Drops experts in place, like `degrade`: it keeps the first ones of each token."""
 
     def __init__(self, bundle: Bundle, num_kept: int) -> None:
         super().__init__(bundle)
@@ -130,7 +130,7 @@ def test_a_pager_of_any_size_does_not_change_a_bit(
         paged.close()
 
 
-def test_with_all_of_them_there_a_pass_asks_for_none_and_no_bit_changes(
+def test_a_pass_with_all_experts_resident_makes_no_requests_and_changes_no_bit(
     bundle: Bundle, engine: CpuEngine, library: CpuLibrary
 ) -> None:
     num_records = len(bundle.manifest.experts.records)
@@ -143,7 +143,7 @@ def test_with_all_of_them_there_a_pass_asks_for_none_and_no_bit_changes(
         assert_equal(paged.decode_step(ROWS[:1]), engine.decode_step(ROWS[:1]))
         report = pager.report()
         assert (report["all_resident_passes"], report["hits"], report["misses"]) == (2, 0, 0)
-        experts.recorder = RouteRecorder()  # wants to see each choice
+        experts.recorder = RouteRecorder()  # needs every routing
         assert_equal(paged.decode_step(ROWS[1:2]), engine.decode_step(ROWS[1:2]))
         recorded = [call.layer for call in experts.recorder.passes[-1].calls]
         assert recorded == list(bundle.manifest.model.decoder.moe_layers)
@@ -151,7 +151,7 @@ def test_with_all_of_them_there_a_pass_asks_for_none_and_no_bit_changes(
         paged.close()
 
 
-def test_a_degrading_source_sees_each_choice(bundle: Bundle, library: CpuLibrary) -> None:
+def test_a_degrading_source_gets_every_routing(bundle: Bundle, library: CpuLibrary) -> None:
     num_records = len(bundle.manifest.experts.records)
     with open_bundle_pager(bundle, num_records, fills=True) as pager:
         settings = PagingSettings(degrade=DegradeSettings(skip_below=0.01))
@@ -185,9 +185,7 @@ def test_a_prompt_in_parts_is_recorded_in_parts(
     np.testing.assert_array_equal(np.concatenate(modality) == Modality.HEARD, MASK)
 
 
-def test_an_expert_that_never_comes_is_an_error_and_not_a_silence(
-    bundle: Bundle, library: CpuLibrary
-) -> None:
+def test_an_expert_that_is_never_loaded_is_an_error(bundle: Bundle, library: CpuLibrary) -> None:
     paged = CpuEngine(
         bundle, context_rows=32, library=library, open_experts=lambda: MissingWaves(bundle)
     )

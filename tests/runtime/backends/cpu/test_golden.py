@@ -1,4 +1,4 @@
-"""The golden check of native bundles: the kernels beside a reference of the weights they hold."""
+"""The golden check of CPU bundles: the kernels against a reference with their rounded weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.devices.profile import load_profile
 from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
-from deeptalk_edge.runtime.backends.cpu import library as native_library
 from deeptalk_edge.runtime.backends.cpu.backend import DECODER_TOLERANCE
 from deeptalk_edge.runtime.backends.open import open_backend
 from deeptalk_edge.runtime.settings import ConversationSettings
@@ -25,15 +24,15 @@ DEEP = replace(
     WIDE,
     decoder=replace(WIDE.decoder, num_layers=10, num_experts=16, top_k=4, routed_scale=4.0),
 )
-"""An expert chosen otherwise, for a rounding, moves its logits by a fifth."""
+"""A model in which another choice of expert, by a rounding, moves the logits by a fifth."""
 
 OUTPUTS = ("text_logits", "code_logits")
 
 
 @pytest.fixture(autouse=True)
 def _kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library as the sources build it, as if it were installed."""
-    monkeypatch.setattr(native_library, "LIBRARY", built.library_place())
+    """Install the library that the sources build."""
+    built.install(monkeypatch)
 
 
 @pytest.fixture(scope="module", params=["int8", "int4:64"])
@@ -59,7 +58,7 @@ def check(bundle: Bundle) -> None:
     open_backend(bundle, "cpu", ConversationSettings.of(bundle).for_backend()).close()
 
 
-def test_a_deep_model_passes_however_far_its_rounding_moves_the_logits(deep_bundle: Bundle) -> None:
+def test_a_deep_model_passes_although_rounding_moves_its_logits_far(deep_bundle: Bundle) -> None:
     golden = golden_of(deep_bundle)
     moved = [error_of(golden[f"native_{name}"], golden[name]) for name in OUTPUTS]
     assert min(moved) > DECODER_TOLERANCE
@@ -67,7 +66,7 @@ def test_a_deep_model_passes_however_far_its_rounding_moves_the_logits(deep_bund
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
-def test_a_bundle_that_lacks_what_the_kernels_should_give_is_refused(
+def test_a_bundle_without_the_kernels_golden_outputs_is_refused(
     deep_bundle: Bundle, tmp_path: Path, name: str
 ) -> None:
     with pytest.raises(ArtifactError, match=f"native_{name} missing; export the bundle again"):
@@ -75,7 +74,7 @@ def test_a_bundle_that_lacks_what_the_kernels_should_give_is_refused(
 
 
 def without(name: str, bundle: Bundle, place: Path) -> Bundle:
-    """A copy whose golden.npz lacks something."""
+    """A copy whose golden.npz lacks an array."""
     copy = shutil.copytree(bundle.path, place / "bundle")
     golden = golden_of(bundle)
     del golden[name]

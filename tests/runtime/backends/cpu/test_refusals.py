@@ -1,4 +1,4 @@
-"""What the native engine refuses: calls out of order, numbers and files that are not right."""
+"""The CPU engine refuses calls out of order, invalid numbers and invalid files."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_calls_out_of_order_are_refused(engine: CpuEngine) -> None:
         engine.prefill(ROWS, FEATURES, MASK)
 
 
-def test_what_is_not_finite_or_not_in_the_table_is_an_error(engine: CpuEngine) -> None:
+def test_values_that_are_not_finite_or_outside_the_table_are_errors(engine: CpuEngine) -> None:
     features = FEATURES.copy()
     features[2, 3] = np.nan
     with pytest.raises(BackendError, match="NaN or infinite"):
@@ -133,7 +133,7 @@ def test_a_vocabulary_that_is_not_the_tables_is_refused(
     bundle: Bundle, library: CpuLibrary, codebooks: int, block: int
 ) -> None:
     vocabulary = copy.copy(bundle.manifest.model.vocabulary)
-    object.__setattr__(vocabulary, "num_codebooks", codebooks)  # whatever its own checks say
+    object.__setattr__(vocabulary, "num_codebooks", codebooks)  # bypasses its checks
     object.__setattr__(vocabulary, "codebook_block", block)
     spec = replace(bundle.manifest.model, vocabulary=vocabulary)
     manifest = dataclasses.replace(bundle.manifest, model=spec)
@@ -146,9 +146,7 @@ def test_a_vocabulary_that_is_not_the_tables_is_refused(
         )
 
 
-def test_records_that_end_behind_their_slots_are_refused(
-    bundle: Bundle, library: CpuLibrary
-) -> None:
+def test_records_larger_than_their_slots_are_refused(bundle: Bundle, library: CpuLibrary) -> None:
     experts = Resident(bundle)
     experts.slot_bytes -= 1
     engine = CpuEngine(bundle, context_rows=32, library=library, open_experts=lambda: experts)
@@ -174,7 +172,7 @@ def test_a_model_that_the_kernels_do_not_take_is_refused(
         )
 
 
-def test_a_missing_library_says_how_to_go_on(tmp_path: Path) -> None:
+def test_a_missing_library_error_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(
         BackendError, match=r"install a C\+\+ compiler .* or choose the backend ort"
     ):

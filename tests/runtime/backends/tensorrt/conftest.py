@@ -1,4 +1,4 @@
-"""Bundles of the tiny checkpoint with emulated engines; each is made once, when first asked for."""
+"""Bundles of the tiny checkpoint with emulated engines; each is made once, at its first use."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def drill_small(drill_checkpoint: Path, _plugin_kernels: None) -> Bundle:
 
 @pytest.fixture
 def cuda(tmp_path: Path) -> Iterator[EmulatedCuda]:
-    """A GPU whose streams are late, with TensorRT; everything must be given back to it."""
+    """An emulated GPU with late streams and TensorRT; tests must release everything."""
     with tensorrt_module(tmp_path), gpu() as emulated:
         yield emulated
         assert emulated.is_clean

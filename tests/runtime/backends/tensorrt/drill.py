@@ -1,4 +1,4 @@
-"""A small random model, and a drill that asks everything of an engine's cache in 80 steps."""
+"""A small random model, and a drill that uses every operation of an engine's cache in 80 steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.runtime.models import byte_level_tokenizer
 Array = NDArray[np.float32]
 
 SPEC = replace(SMALL, decoder=replace(SMALL.decoder, width=64, expert_ffn_width=32))
-"""Widths that the plugin takes."""
+"""Widths that the plugin supports."""
 
 CONTEXT_ROWS = 64
 """So the first profile sees 16 rows, the others 64."""
@@ -43,7 +43,7 @@ def write_drill_checkpoint(directory: Path) -> None:
 
 
 class Drill:
-    """Feeds rows in turn, and keeps what the engine said."""
+    """Feeds rows in turn and records the engine's logits."""
 
     def __init__(self, backend: Backend, *, state_size: int) -> None:
         """`state_size` is the codec's."""
@@ -60,8 +60,8 @@ class Drill:
         return self.said
 
     def _conversation(self, engine: Engine, *, kept: int) -> None:
-        """Two items that part in the first profile and end in the second; one is dropped, the other
-        goes on and is trimmed to before they parted, then the dropped one comes back."""
+        """Two items fork in the first profile and end in the second. One is dropped, the other
+        continues and is trimmed to before the fork, then the dropped one is recalled."""
         engine.reset()
         engine.prefill(ROWS[:12], FEATURES, MASK)
         self._keep(engine.logits())
@@ -97,16 +97,16 @@ class Drill:
         self._prompt_behind_a_step(engine)
 
     def _prompt_behind_a_step(self, engine: Engine) -> None:
-        """As after an interruption: nobody waited for the row that was under way."""
+        """Trim a row under way, as after an interruption."""
         before = engine.num_rows
         engine.feed(ROWS[60:61])
-        if engine.num_rows == before:  # this engine computes it when it is asked
+        if engine.num_rows == before:  # this engine computes the row in `logits`
             engine.logits()
         engine.prefill(ROWS[61:64], FEATURES[:1], np.array([False, False, True]))
         self._steps(engine, 2)
 
     def _sound(self) -> None:
-        """Twenty frames: more than the engine takes at once."""
+        """Decode twenty frames, more than the engine takes at once."""
         codec, sizes = self._backend.codec, (20, 1, 3)
         state = np.zeros(self._state_size, np.float32)
         position = 0

@@ -1,15 +1,15 @@
-"""A CUDA that has no GPU and forgives nothing: for tests, never installed, no figure comes from it.
+"""A strict emulation of CUDA without a GPU: for tests, never installed, never used for figures.
 
-It stands for libcudart itself, so `Cudart`'s own lines run against it.
+It replaces libcudart itself, so `Cudart`'s code runs against it.
 
-memory    a device pointer is an address in a live allocation, or the call is an EmulatorError; what
-          was never written reads as NaN
+memory    a device pointer must be an address in a live allocation, else the call is an
+          EmulatorError; unwritten memory reads as NaN
 pinned    an asynchronous copy from or to other host memory is an EmulatorError: a real one would
           wait, or be refused in a capture
-streams   "late": nothing runs before somebody waits for it; "eager": at once. Whoever reads too
-          early, or writes over what a copy still has to read, gets another answer in one of them
-graphs    hold what was enqueued between the begin and the end of a capture, addresses as they were;
-          what may not be called meanwhile returns error 900, as CUDA does
+streams   "late": work runs only when it is waited for; "eager": at once. Code that reads too early,
+          or overwrites the source of a pending copy, gets another result in one of them
+graphs    hold the work and the addresses of a capture; calls that are forbidden in a capture return
+          error 900, as in CUDA
 faults    `fail(call, code)` has the next such call return that code
 """
 
@@ -37,11 +37,11 @@ _WORDS = {
 
 
 class EmulatorError(Exception):
-    """What on a real card would be a fault, a hang or a wrong answer."""
+    """An error that on a real card would be a fault, a hang or a wrong answer."""
 
 
 def plain(value: Any) -> int:
-    """The number in a ctypes argument."""
+    """Return the number in a ctypes argument."""
     return int(getattr(value, "value", value) or 0)
 
 
@@ -81,22 +81,23 @@ class EmulatedCuda:
     # For tests ------------------------------------------------------------------------------------
 
     def fail(self, call: str, code: int, *, after: int = 0, sticky: bool = False) -> None:
-        """Have a later call return `code`; a sticky fault is every later call's answer."""
+        """Let a later call return `code`; a sticky fault makes all calls after it fail."""
         self._faults[call] = [code, after, int(sticky)]
 
     @property
     def is_clean(self) -> bool:
-        """Whether everything was given back."""
+        """Whether everything was released."""
         left = self._live, self._host, self._streams, self._events, self._graphs
         return not any(left)
 
     @property
     def num_pending(self) -> int:
-        """Pieces of work that streams were given and have not done."""
+        """Number of pieces of work that streams have not done."""
         return sum(map(len, self._streams.values()))
 
     def check(self, address: int, num_bytes: int, what: str) -> None:
-        """Raises EmulatorError unless the bytes lie in one live allocation that the device sees."""
+        """Raises EmulatorError unless the bytes are in one live allocation that the device can
+        access."""
         if not (
             self._lies_in("device", address, num_bytes) or self._lies_in("host", address, num_bytes)
         ):
@@ -137,7 +138,7 @@ class EmulatedCuda:
         return self._next
 
     def __getattr__(self, name: str) -> Any:
-        """A function of libcudart: counted, and failing where a test said so."""
+        """A function of libcudart: it is counted, and fails if a test says so."""
         function = getattr(type(self), f"call_{name}", None)
         if function is None and not name.startswith("cuda"):
             raise AttributeError(name)
@@ -325,7 +326,7 @@ class EmulatedCuda:
             seen = self._events[plain(event)]
             if seen is None or self._done[seen[0]] < seen[1]:
                 return 600
-        value._obj.value = 0.0  # no figure comes from the emulator
+        value._obj.value = 0.0  # the emulator measures no time
         return 0
 
     def call_cudaStreamBeginCapture(self, stream: Any, mode: Any) -> None:
@@ -355,7 +356,7 @@ _current: EmulatedCuda | None = None
 
 
 def use(cuda: EmulatedCuda | None) -> None:
-    """Let this be the GPU that the emulated TensorRT runs on."""
+    """Make this the GPU of the emulated TensorRT."""
     global _current
     _current = cuda
 

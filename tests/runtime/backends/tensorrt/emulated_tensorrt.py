@@ -1,13 +1,14 @@
-"""TensorRT's Python API as far as builder.py and the runtime use it, over ONNX Runtime: for tests.
+"""The parts of TensorRT's Python API that builder.py and the runtime use, on ONNX Runtime, for
+tests.
 
-engine file   a line of JSON with the version, the GPU and the profiles, then the ONNX model, its
-              weights within; any other file is refused as TensorRT refuses nonsense
-kernels       a graph runs in ONNX Runtime; every DtMoE node between, by the plugin's own kernels
-              built for the host, on the device's own memory
+engine file   a line of JSON with the version, the GPU and the profiles, then the ONNX model with
+              its weights; any other file is refused, as by TensorRT
+kernels       a graph runs in ONNX Runtime; its DtMoE nodes run in the plugin's kernels, built for
+              the host, on the device's memory
 refusals      a shape outside of its profile, an input without address or shape, a capture before a
               first run with these shapes, scratch memory that is missing or shared by two streams
 
-Never installed; no figure comes from it. `tests/.../contract/` compares it with the true modules.
+It is never installed or used for figures. `tests/.../contract/` compares it with the real modules.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ moe_library: Any = None
 """The plugin's kernels for the host: a `MoeLibrary`."""
 
 compute: Any = None
-"""What runs an engine instead of ONNX Runtime: called with its program, the stream, and the shapes
-and addresses of its tensors. `make gpu-check` has torch compute on a true GPU so."""
+"""Runs an engine instead of ONNX Runtime: called with its program, the stream, and the shapes and
+addresses of its tensors. `make gpu-check` uses it to compute with torch on a real GPU."""
 
 
 class TensorIOMode(enum.IntEnum):
@@ -138,7 +139,7 @@ class _Config:
         self.flags.add(flag)
 
     def set_compute_capability(self, capability: ComputeCapability, index: int) -> None:
-        """Emulated engines run on every GPU; the bundle's manifest says which are meant."""
+        """Emulated engines run on every GPU; the bundle's manifest names the intended ones."""
 
     def add_optimization_profile(self, profile: _Profile) -> int:
         self.profiles.append(profile)
@@ -169,7 +170,7 @@ class OnnxParser:
 
 
 def _bring_in(tensor: onnx.TensorProto, folder: Path) -> None:
-    """Put a weight into its tensor; onnx itself refuses the hard links of a finished bundle."""
+    """Load a weight into its tensor; onnx refuses the hard links of a finished bundle."""
     where = {entry.key: entry.value for entry in tensor.external_data}
     with (folder / where["location"]).open("rb") as file:
         file.seek(int(where["offset"]))
@@ -180,7 +181,7 @@ def _bring_in(tensor: onnx.TensorProto, folder: Path) -> None:
 
 class _Registry:
     def load_library(self, plugin_path: str) -> object | None:
-        """A plugin is loaded if it is a shared library; its kernels are the host build's."""
+        """Accept a plugin that is a shared library; the host build has the kernels."""
         try:
             ctypes.CDLL(plugin_path)
         except OSError:
@@ -201,7 +202,7 @@ class Runtime:
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
         if compute is None:
-            current()  # without a driver the real one ends the process
+            current()  # without a driver the real module ends the process
         header, _, model = bytes(serialized_engine).partition(b"\n")
         try:
             described = json.loads(header)

@@ -1,4 +1,4 @@
-"""One emulated GPU at a time: CUDA's library and TensorRT's module under their own names."""
+"""Installs one emulated GPU at a time: CUDA's library and TensorRT's module by their names."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ from tests.runtime.backends.tensorrt.emulated_cuda import EmulatedCuda
 
 @contextmanager
 def tensorrt_module(folder: Path, version: str | None = None) -> Iterator[None]:
-    """A module `tensorrt` for this process and its children; it is the emulated one, which may call
-    itself another version."""
+    """Provide the emulated module `tensorrt`, of any version, for this process and its children."""
     package = folder / (version or "modules") / "tensorrt"
     package.mkdir(parents=True, exist_ok=True)
     (package / "__init__.py").write_text(
@@ -51,7 +50,7 @@ def tensorrt_module(folder: Path, version: str | None = None) -> Iterator[None]:
 
 @contextmanager
 def gpu(cuda: EmulatedCuda | None = None, **settings: Any) -> Iterator[EmulatedCuda]:
-    """Let libcudart be this emulated one."""
+    """Replace libcudart by this emulation."""
     cuda = cuda or EmulatedCuda(**settings)
     load = ctypes.CDLL
 
@@ -77,7 +76,7 @@ def profile(moe: MoeForm, precision: str) -> DeviceProfile:
 
 
 def build_plugin(folder: Path, *, sm: str = "87", ptx: str = "87", abi: int = 1) -> Path:
-    """A library that answers as libdt_moe_plugin.so does; the emulator has the kernels."""
+    """A library with the interface of libdt_moe_plugin.so; the emulator has the kernels."""
     folder.mkdir(parents=True, exist_ok=True)
     said = json.dumps({"abi": abi, "sm": sm, "ptx": ptx})
     source, library = folder / "plugin.c", folder / "libdt_moe_plugin.so"

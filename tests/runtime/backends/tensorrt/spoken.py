@@ -1,4 +1,4 @@
-"""Spoken questions to a bundle, and everything that was chosen for the answers."""
+"""Spoken questions to a bundle, and all choices of the answers."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ QUESTIONS = sorted(QUESTIONS_FOLDER.glob("*.wav"))
 
 @dataclass
 class Spoken:
-    """What was said in a conversation, and the logits that it was chosen by."""
+    """The answers of a conversation, and the logits that they were chosen by."""
 
     tokens: list[tuple[int, ...]] = field(default_factory=list)
     """Text id and codec ids of every step."""
     logits: list[NDArray[np.float32]] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
-    """What the history keeps of each answer."""
+    """The text of each answer in the history."""
     sound: list[NDArray[np.float32]] = field(default_factory=list)
 
 
 def ask(bundle: Bundle, questions: Sequence[Path], *, interrupt: bool, **changes: Any) -> Spoken:
-    """Ask all of them in one conversation. With `interrupt`, every second answer is cut off after
-    three pieces of sound, half of which were heard."""
+    """Ask all questions in one conversation. With `interrupt`, every second answer is interrupted
+    after three pieces of sound, half of which were heard."""
     said = Spoken()
     settings = replace(ConversationSettings.of(bundle), **changes)
     with pytest.MonkeyPatch.context() as patch:
@@ -71,7 +71,7 @@ def _spy(said: Spoken) -> Any:
 
 
 def largest_error(found: Spoken, expected: Spoken) -> float:
-    """Of all logits, over the largest of each step."""
+    """Largest error of all logits, relative to the largest logit of each step."""
     assert len(found.logits) == len(expected.logits)
     pairs = zip(found.logits, expected.logits, strict=True)
     return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)

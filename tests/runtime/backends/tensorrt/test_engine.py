@@ -1,4 +1,4 @@
-"""An engine's cache, prompts and sound beside ONNX Runtime's, and what a step costs in calls."""
+"""An engine's cache, prompts and sound against ONNX Runtime's, and the CUDA calls of a step."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def drilled(bundle: Bundle, *, graphs: bool = True) -> list[Array]:
 
 
 def error(found: list[Array], expected: list[Array]) -> float:
-    """The largest, over the largest value of each array."""
+    """Largest error relative to the largest value of each array."""
     pairs = list(zip(found, expected, strict=True))
     assert len(pairs) > 100
     return max(float(np.abs(a - b).max() / (np.abs(b).max() or 1)) for a, b in pairs)
@@ -43,7 +43,7 @@ def error(found: list[Array], expected: list[Array]) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("form", "most"), [("drill_exact", 1e-5), ("drill_small", 0.06)])
-def test_forks_trims_recalls_and_sound_are_those_of_onnx_runtime(
+def test_forks_trims_recalls_and_sound_equal_onnx_runtimes(
     form: str, most: float, drill_on_cpu: Bundle, cuda: EmulatedCuda, request: pytest.FixtureRequest
 ) -> None:
     bundle: Bundle = request.getfixturevalue(form)
@@ -52,7 +52,7 @@ def test_forks_trims_recalls_and_sound_are_those_of_onnx_runtime(
 
 
 @pytest.mark.parametrize("form", ["drill_exact", "drill_small"])
-def test_the_order_of_streams_and_graphs_change_no_bit(
+def test_neither_the_order_of_streams_nor_graphs_change_a_bit(
     form: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     bundle: Bundle = request.getfixturevalue(form)
@@ -78,7 +78,7 @@ def test_a_step_is_one_launch_two_to_four_copies_and_one_wait(
 ) -> None:
     backend = opened(drill_exact)
     engine = backend.engine
-    for prompt, copies in ((ROWS[:12], 4), (ROWS[:30], 2)):  # beyond a quarter one size is left
+    for prompt, copies in ((ROWS[:12], 4), (ROWS[:30], 2)):  # beyond a quarter only one size fits
         engine.reset()
         engine.prefill(prompt, FEATURES[:0], np.zeros(len(prompt), np.bool_))
         before = Counter(cuda.calls)
@@ -94,7 +94,7 @@ def test_a_step_is_one_launch_two_to_four_copies_and_one_wait(
 
 
 def test_sound_is_decoded_while_a_step_runs(drill_exact: Bundle, cuda: EmulatedCuda) -> None:
-    """The codec has a stream of its own, which the device serves first."""
+    """The codec has a separate stream with a higher priority."""
     backend = opened(drill_exact)
     engine = backend.engine
     engine.prefill(ROWS[:12], FEATURES, MASK)

@@ -1,6 +1,6 @@
-"""Mistakes planted in the shipped lines, one at a time: the drill notices each of them.
+"""Mistakes are planted in the source lines, one at a time; the drill detects each of them.
 
-A patch that no longer applies fails, so the list follows the code.
+A patch that no longer applies fails, so the list stays up to date.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def expected(
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_a_mistake_is_noticed(
+def test_a_planted_mistake_is_caught(
     name: str, bundles: tuple[Bundle, Bundle], expected: list[list[Array]], tmp_path: Path
 ) -> None:
     with planted(*MUTANTS[name]):
@@ -194,11 +194,11 @@ def test_a_mistake_is_noticed(
             for mode in ("late", "eager"):
                 if is_noticed(bundle, tmp_path, mode, right):
                     return
-    pytest.fail(f"nobody noticed: {name}")
+    pytest.fail(f"not detected: {name}")
 
 
 def is_noticed(bundle: Bundle, folder: Path, mode: Mode, expected: list[Array]) -> bool:
-    """Whether the drill fails, or says anything else."""
+    """Whether the drill fails or gives other logits."""
     try:
         said = said_by(bundle, folder, mode)
     except Exception:  # the emulator's own error, a refusal, the golden check
@@ -221,7 +221,7 @@ def said_by(bundle: Bundle, folder: Path, mode: Mode) -> list[Array]:
 
 @contextmanager
 def planted(file: str, old: str, new: str) -> Iterator[None]:
-    """The backend's modules with a line of one of them replaced, for the time of the block."""
+    """Context in which one line of the backend's modules is replaced."""
     path = (ROOT / FOLDER / file).resolve()
     source = path.read_text(encoding="utf-8")
     assert source.count(old) == 1, f"{file}: the patch does not apply once: {old!r}"
@@ -238,13 +238,13 @@ def planted(file: str, old: str, new: str) -> Iterator[None]:
 
 
 def _forget_modules() -> dict[str, ModuleType]:
-    """Take the backend's modules, and CUDA's, out of `sys.modules`."""
+    """Remove the backend's and CUDA's modules from `sys.modules`."""
     names = ("deeptalk_edge.runtime.backends.tensorrt", "deeptalk_edge.runtime.cuda")
     return {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith(names)}
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds one module, with other source."""
+    """Imports one module from changed source."""
 
     def __init__(self, name: str, path: Path, source: str) -> None:
         self._name, self._path, self._source = name, path, source

@@ -1,4 +1,5 @@
-"""What cannot run is refused before native code parses it; what fails in an answer hangs nobody."""
+"""Engines that cannot run are refused before native code parses them; failures in an answer do not
+hang."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ from tests.runtime.backends.tensorrt.test_engine import opened
 
 
 def own_copy(bundle: Bundle, place: Path) -> Path:
-    """Links to the bundle's files, its manifest apart."""
+    """A copy of a bundle: links to its files, and its own manifest."""
     place.mkdir()
     for path in bundle.path.iterdir():
         os.symlink(path, place / path.name)
@@ -67,7 +68,7 @@ def rewrite(place: Path, name: str, content: bytes) -> Bundle:
             {"driver": 12040},
             None,
             BackendError,
-            r"libcudart\.so\.13 is CUDA 13\.0, the driver serves up to 12\.4.*: update the NVIDIA",
+            r"libcudart\.so\.13 is CUDA 13\.0, the driver supports up to 12\.4.*: update the",
         ),
         (
             {"capability": (8, 9)},
@@ -112,19 +113,21 @@ def test_a_device_that_cuda_does_not_open_is_named(drill_exact: Bundle, tmp_path
             opened(drill_exact)
 
 
-def test_without_tensorrt_the_way_out_is_said(drill_exact: Bundle) -> None:
+def test_without_tensorrt_the_error_says_what_to_install(drill_exact: Bundle) -> None:
     with gpu(), pytest.raises(BackendError, match="TensorRT is not installed here: it comes with"):
         opened(drill_exact)
 
 
-def test_a_module_that_does_not_load_is_told(drill_exact: Bundle, tmp_path: Path) -> None:
+def test_a_module_that_does_not_load_gives_an_error(drill_exact: Bundle, tmp_path: Path) -> None:
     with tensorrt_module(tmp_path), gpu():
         (tmp_path / "modules/tensorrt/__init__.py").write_text("raise ImportError('libnvinfer')")
         with pytest.raises(BackendError, match=r"does not load \(libnvinfer\); install it again"):
             opened(drill_exact)
 
 
-def test_engines_that_are_not_built_say_how(drill_exact: Bundle, cuda: EmulatedCuda) -> None:
+def test_engines_that_are_not_built_give_an_error_that_says_how(
+    drill_exact: Bundle, cuda: EmulatedCuda
+) -> None:
     unbuilt = {name: replace(e, engine=None) for name, e in drill_exact.manifest.engines.items()}
     bundle = Bundle(drill_exact.path, replace(drill_exact.manifest, engines=unbuilt))
     with pytest.raises(ArtifactError, match=r"no engine yet for encoder, embed.*; build"):
@@ -204,7 +207,7 @@ def test_machine_code_serves_later_minor_versions_and_ptx_all_later_cards(
 
 
 @pytest.mark.parametrize("name", ["embedding.bin", "experts.bin"])
-def test_a_file_that_an_engine_reads_and_that_is_short_is_named(
+def test_a_truncated_file_that_an_engine_reads_is_named(
     name: str, drill_exact: Bundle, cuda: EmulatedCuda, tmp_path: Path
 ) -> None:
     place = own_copy(drill_exact, tmp_path / "bundle")
@@ -266,7 +269,7 @@ def test_a_device_with_too_little_memory_says_how_much_is_missing(
         ({"backend": "cpu"}, "made for"),
     ],
 )
-def test_what_engines_do_not_do_is_refused(
+def test_settings_that_engines_do_not_support_are_refused(
     changes: dict[str, Any], message: str, drill_exact: Bundle, cuda: EmulatedCuda
 ) -> None:
     settings = replace(ConversationSettings.of(drill_exact), **changes)
@@ -302,7 +305,7 @@ def test_routes_are_not_recorded(drill_exact: Bundle, cuda: EmulatedCuda, tmp_pa
     ],
 )
 @pytest.mark.parametrize("is_sticky", [True, False])
-def test_a_failure_in_a_step_ends_the_answer_and_the_next_conversation_begins_anew(
+def test_a_failure_in_a_step_ends_the_answer_and_a_new_conversation_works(
     call: str,
     code: int,
     error: type[EdgeError],
@@ -319,7 +322,7 @@ def test_a_failure_in_a_step_ends_the_answer_and_the_next_conversation_begins_an
         with pytest.raises(error, match=rf"{call}: .* \(CUDA error {code}\)"):
             list(iter(answer.advance, None))
         said = answer.finish(2048)
-        assert said == answer.text[: len(said)]  # what was heard stays
+        assert said == answer.text[: len(said)]  # the heard part stays
         if is_sticky:
             with pytest.raises(error, match=rf"CUDA error {code}"):
                 list(talk.ask("And then?"))
@@ -332,7 +335,7 @@ def test_a_failure_in_a_step_ends_the_answer_and_the_next_conversation_begins_an
         assert list(talk.ask("Why?"))
 
 
-def test_logits_that_are_no_numbers_are_told_and_a_reset_begins_anew(
+def test_logits_that_are_not_finite_are_an_error_and_a_reset_recovers(
     drill_exact: Bundle, cuda: EmulatedCuda
 ) -> None:
     backend = opened(drill_exact)
@@ -341,9 +344,9 @@ def test_logits_that_are_no_numbers_are_told_and_a_reset_begins_anew(
     expected = engine.decode_step(ROWS[20:21]).text.copy()
     engine.reset()
     engine.prefill(ROWS[:12], FEATURES * np.float32(np.nan), MASK)
-    with pytest.raises(BackendError, match=r"head\.engine: the logits are no numbers"):
+    with pytest.raises(BackendError, match=r"head\.engine: the logits are not finite"):
         engine.logits()
-    with pytest.raises(BackendError, match=r"failed before .*no numbers"):
+    with pytest.raises(BackendError, match=r"failed before .*not finite"):
         engine.decode_step(ROWS[20:21])
     engine.trim(3)
     engine.reset()
@@ -352,7 +355,7 @@ def test_logits_that_are_no_numbers_are_told_and_a_reset_begins_anew(
     backend.close()
 
 
-def test_a_full_context_is_told_and_leaves_the_rows_as_they_were(
+def test_a_full_context_is_an_error_and_leaves_the_rows_unchanged(
     drill_exact: Bundle, cuda: EmulatedCuda
 ) -> None:
     backend = opened(drill_exact)
@@ -370,7 +373,7 @@ def test_a_full_context_is_told_and_leaves_the_rows_as_they_were(
     backend.close()
 
 
-def test_what_is_closed_is_not_used(drill_exact: Bundle, cuda: EmulatedCuda) -> None:
+def test_a_closed_engine_makes_no_cuda_calls(drill_exact: Bundle, cuda: EmulatedCuda) -> None:
     backend = opened(drill_exact)
     backend.close()
     backend.close()
@@ -388,8 +391,8 @@ def test_what_is_closed_is_not_used(drill_exact: Bundle, cuda: EmulatedCuda) -> 
             use()
 
 
-def test_every_call_that_fails_names_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All calls of the binding, on a device that refuses each."""
+def test_the_error_of_a_failed_cuda_call_has_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make all calls of the binding on a device that refuses each."""
     from deeptalk_edge.runtime.cuda import Cudart
 
     with gpu() as emulated:

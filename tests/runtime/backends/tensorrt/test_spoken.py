@@ -28,7 +28,7 @@ def emulated(
 
 @pytest.fixture(scope="module")
 def on_ort(on_cpu: Bundle) -> Spoken:
-    """Every question of the checkpoint, half of the answers interrupted."""
+    """All questions of the checkpoint, with half of the answers interrupted."""
     return ask(on_cpu, QUESTIONS, interrupt=True, backend="ort")
 
 
@@ -71,7 +71,7 @@ def _begin(whole: Spoken, part: Spoken) -> Spoken:
 def test_the_command_line_answers_with_engines(
     exact: Bundle, cuda: EmulatedCuda, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """`--backend auto` takes them."""
+    """`--backend auto` chooses engines."""
     out = tmp_path / "answer.wav"
     arguments = ["run", "--bundle", str(exact.path), "--wav", str(QUESTIONS[0])]
     assert main([*arguments, "--json", "--out", str(out)]) == 0
@@ -91,7 +91,7 @@ def on_ort_with_history(on_cpu: Bundle) -> Spoken:
 @pytest.mark.parametrize("mode", ["late", "eager"])
 @pytest.mark.parametrize("graphs", [True, False])
 @pytest.mark.parametrize("form", ["exact", "small"])
-def test_the_full_matrix(
+def test_every_mode_with_and_without_graphs_gives_the_cpus_tokens(
     form: str,
     mode: Mode,
     graphs: bool,

@@ -1,4 +1,5 @@
-"""The conversation's and the voice loop's own tests, on emulated engines of their checkpoints."""
+"""The tests of the conversation and the voice loop, run on emulated engines of their
+checkpoints."""
 
 from __future__ import annotations
 
@@ -20,17 +21,17 @@ LENT = {
         "frames",
         "script",
         "text_ids",
-        "test_a_closed_answer_stays_in_the_history_as_far_as_it_came",
+        "test_a_closed_answer_stays_in_the_history_up_to_its_last_row",
         "test_a_dropped_iterator_counts_as_closed",
         "test_a_full_context_ends_the_answer_and_the_next_question_begins_anew",
         "test_a_limit_on_rows_is_kept_and_reported",
-        "test_a_prompt_that_breaks_half_way_is_forgotten",
+        "test_a_prompt_that_fails_half_way_is_removed",
         "test_a_prompt_without_room_for_an_answer_is_refused",
         "test_all_text_and_all_sound_arrive",
-        "test_an_answer_is_the_torch_models_id_for_id",
-        "test_batch_parallel_owes_its_history_nothing",
+        "test_an_answer_equals_the_torch_models_id_for_id",
+        "test_batch_parallel_has_no_pending_rows",
         "test_compute_s_is_the_time_within_the_answers_steps_and_nothing_else",
-        "test_the_seed_alone_decides",
+        "test_equal_seeds_give_equal_answers",
     ],
     test_live: [
         "question",
@@ -40,19 +41,19 @@ LENT = {
         "test_no_answer_depends_on_when_the_opening_was_fed",
     ],
 }
-"""Fixtures and tests of other modules, which find the bundles of this one."""
+"""Fixtures and tests of other modules, which use the bundles of this module."""
 
 LENT_SLOW = {
     test_speculation: [
-        "test_a_cut_answer_keeps_whole_words_that_were_heard_and_the_next_one_follows",
-        "test_an_answer_begun_on_trial_is_the_same_to_the_last_sample",
+        "test_an_interrupted_answer_keeps_the_heard_words_and_the_next_one_is_right",
+        "test_a_speculative_answer_is_the_same_to_the_last_sample",
     ],
 }
-"""The same, of half a minute."""
+"""Tests that take half a minute."""
 
 
 def _slow(test: Callable[..., None]) -> Callable[..., None]:
-    """A copy, for the mark is not the lender's."""
+    """Return a copy, so that the mark does not change the original."""
     assert isinstance(test, FunctionType)
     copy = FunctionType(test.__code__, test.__globals__, test.__name__, test.__defaults__)
     copy.__dict__.update(test.__dict__)
@@ -67,7 +68,7 @@ for _module, _names in LENT_SLOW.items():
 
 @pytest.fixture(scope="session")
 def bundle(bundle_path: Path) -> Bundle:
-    """In place of the bundle for ONNX Runtime, of the same checkpoint."""
+    """Replaces the bundle for ONNX Runtime, with the same checkpoint."""
     checkpoint = bundle_path.parent / "checkpoint"
     place = bundle_path.parent / "tensorrt"
     place.mkdir()

@@ -1,5 +1,5 @@
-"""Prints the signatures of a true TensorRT module, as JSON: a program of its own, for two such
-modules do not live in one process.
+"""Prints the signatures of a real TensorRT module as JSON. It is a separate program, because one
+process cannot load two such modules.
 
     python signatures.py MODULE MEMBERS
 
@@ -16,7 +16,7 @@ from typing import Any
 
 
 def parameters(member: Any, name: str) -> list[list[str]]:
-    """The parameters' names of every overload, read off pybind11's docstring."""
+    """The parameters' names of every overload, parsed from pybind11's docstring."""
     text = " ".join((member.__doc__ or "").split())
     found = re.findall(rf"{name}\(self: [^,)]+(?:, (.*?))?\) ->", text)
     return [re.findall(r"(\w+): ", arguments) for arguments in found]

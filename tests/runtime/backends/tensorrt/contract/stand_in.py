@@ -1,8 +1,8 @@
-"""Libraries that stand in for full TensorRT's, so that its Python bindings can be imported.
+"""Stub libraries that replace full TensorRT's, so that its Python bindings can be imported.
 
-The wheels `tensorrt-cu1x-bindings` hold the pybind module alone; it links libnvinfer and two more,
-which are not to be had without a download from NVIDIA. Every function that it wants is given as one
-that returns null: enough to read its classes, and for nothing else.
+The wheels `tensorrt-cu1x-bindings` hold only the pybind module, which links libnvinfer and two
+other libraries that need a download from NVIDIA. The stubs define every needed function to return
+null, which is enough to read the classes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _WANTED = re.compile(
 
 
 def make_stand_ins(binding: Path, place: Path) -> None:
-    """Write the libraries that a pybind module needs into `place`."""
+    """Write the stub libraries of a pybind module into `place`."""
     place.mkdir(parents=True, exist_ok=True)
     dump = _output("objdump", "-p", str(binding))
     needed = [name for name in re.findall(r"NEEDED\s+(\S+)", dump) if name.startswith("libnv")]

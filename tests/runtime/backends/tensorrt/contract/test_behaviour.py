@@ -1,6 +1,6 @@
-"""What the backend assumes that CUDA and TensorRT do: on the emulator and on what is true here.
+"""The backend's assumptions about CUDA and TensorRT, tested on the emulator and on real ones.
 
-The true ones are skipped where there is no GPU, with the reason. `make gpu-check` runs these first.
+Tests on real ones are skipped without a GPU, with the reason. `make gpu-check` runs them first.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def test_addresses_are_aligned_to_256_bytes(cuda: Cudart) -> None:
         assert [memory.device(n) % 256 for n in (1, 3, 300)] == [0, 0, 0]
 
 
-def test_what_a_stream_is_given_is_done_in_order(cuda: Cudart) -> None:
+def test_a_stream_does_its_work_in_order(cuda: Cudart) -> None:
     with Memory(cuda) as memory:
         source, _ = memory.pinned(range(8))
         target, found = memory.pinned([0] * 8)
@@ -103,7 +103,7 @@ def test_rows_are_copied_at_their_pitches(cuda: Cudart) -> None:
         assert found.tolist() == [1, 2, 0, 0, 0, 5, 6, 0, 0, 0]
 
 
-def test_a_graph_does_nothing_when_it_is_captured_and_reads_what_is_there_when_launched(
+def test_a_graph_runs_only_when_launched_and_reads_the_memory_of_that_time(
     cuda: Cudart,
 ) -> None:
     with Memory(cuda) as memory:
@@ -129,11 +129,11 @@ def test_a_capture_refuses_to_wait(cuda: Cudart) -> None:
         cuda.begin_capture(memory.stream)
         with pytest.raises(BackendError, match=r"CUDA error 90\d"):
             cuda.synchronize(memory.stream)
-        with suppress(BackendError):  # a true device calls the capture off
+        with suppress(BackendError):  # a real device invalidates the capture
             cuda.destroy_graph(cuda.end_capture(memory.stream))
 
 
-def test_an_event_is_done_when_what_came_before_it_is(cuda: Cudart) -> None:
+def test_an_event_is_done_when_all_earlier_work_is(cuda: Cudart) -> None:
     with Memory(cuda) as memory:
         source, _ = memory.pinned([7])
         place = memory.device(1)
@@ -149,7 +149,7 @@ def test_an_event_is_done_when_what_came_before_it_is(cuda: Cudart) -> None:
             cuda.destroy_event(event)
 
 
-def test_an_urgent_stream_is_another_one(cuda: Cudart) -> None:
+def test_an_urgent_stream_has_a_higher_priority(cuda: Cudart) -> None:
     streams = [cuda.make_stream(), cuda.make_stream(is_urgent=True)]
     assert len({*streams}) == 2
     for stream in streams:
@@ -226,13 +226,13 @@ def test_an_engine_describes_its_tensors(engines: Engines) -> None:
     assert [tuple(s) for s in engine.get_tensor_profile_shape("x", 0)] == [(1, 4), (2, 4), (8, 4)]
 
 
-def test_what_is_no_engine_gives_none_and_a_reason(engines: Engines) -> None:
+def test_a_file_that_is_not_an_engine_gives_none_and_a_reason(engines: Engines) -> None:
     for content in (b"nonsense" * 600, b""):
         assert engines.runtime.deserialize_cuda_engine(content) is None
-    assert engines.log.last_words() != "TensorRT gives no reason"
+    assert engines.log.take_errors() != "TensorRT gives no reason"
 
 
-def test_a_shape_outside_of_the_profile_is_refused_and_the_one_before_stays(
+def test_a_shape_outside_of_the_profile_is_refused_and_the_last_shape_stays(
     engines: Engines,
 ) -> None:
     with Memory(engines.cuda) as memory:

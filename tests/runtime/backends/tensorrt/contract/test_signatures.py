@@ -1,8 +1,8 @@
-"""The emulator has the members, the parameters and the numbers of the true modules.
+"""The emulator has the members, the parameters and the constants of the real modules.
 
-TensorRT-RTX is installed with the tests. The bindings of full TensorRT come out of their wheels,
-pinned by hash; their libraries are stand-ins. That compares names: what the members do is
-`test_behaviour.py`, for a machine with a GPU.
+TensorRT-RTX is installed with the tests. The bindings of full TensorRT come from wheels, pinned by
+hash, with stub libraries. This compares names; `test_behaviour.py` tests behaviour on a machine
+with a GPU.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ USED = {
     "DataType": [],
     "ExecutionContextAllocationStrategy": [],
 }
-"""Of both flavours; an enumeration has no list."""
+"""Members that we use, in both flavours; an enumeration has no list."""
 
 OF_RTX = {
     "ICudaEngine": ["create_runtime_config"],
@@ -90,10 +90,10 @@ WHEELS = {
 """SHA-256 of each wheel of full TensorRT's bindings, for CPython 3.11 on x86-64."""
 
 IN_CI = [("tensorrt-cu12-bindings", "10.3.0"), ("tensorrt-cu13-bindings", "10.16.1.11")]
-"""JetPack 6's and JetPack 7.2's."""
+"""Versions of JetPack 6 and JetPack 7.2."""
 
 
-def test_the_emulated_rtx_is_the_installed_ones() -> None:
+def test_the_emulated_rtx_matches_the_installed_module() -> None:
     if importlib.util.find_spec("tensorrt_rtx") is None:
         pytest.skip("no tensorrt_rtx in this environment: pip install '.[tensorrt-rtx]'")
     members = {kind: [*USED.get(kind, []), *OF_RTX.get(kind, [])] for kind in {**USED, **OF_RTX}}
@@ -103,18 +103,22 @@ def test_the_emulated_rtx_is_the_installed_ones() -> None:
 
 
 @pytest.mark.parametrize("wheel", IN_CI)
-def test_the_emulated_tensorrt_is_that_of_jetsons(wheel: tuple[str, str], tmp_path: Path) -> None:
+def test_the_emulated_tensorrt_matches_that_of_jetsons(
+    wheel: tuple[str, str], tmp_path: Path
+) -> None:
     check_wheel(wheel, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("wheel", WHEELS.keys() - {*IN_CI})
-def test_the_emulated_tensorrt_is_every_other_one(wheel: tuple[str, str], tmp_path: Path) -> None:
+def test_the_emulated_tensorrt_matches_every_other_version(
+    wheel: tuple[str, str], tmp_path: Path
+) -> None:
     check_wheel(wheel, tmp_path)
 
 
 def check_wheel(wheel: tuple[str, str], place: Path) -> None:
-    """Skips where the wheel cannot be had: another interpreter, no registry, no compiler."""
+    """Skips if the wheel cannot be used: another interpreter, no registry, no compiler."""
     if sys.version_info[:2] != (3, 11) or sys.platform != "linux" or os.uname().machine != "x86_64":
         pytest.skip("the wheels pinned here are for CPython 3.11 on x86-64")
     for tool in ("gcc", "objdump", "nm"):
@@ -140,7 +144,7 @@ def check_wheel(wheel: tuple[str, str], place: Path) -> None:
 
 
 def ours(kind: str, name: str) -> Any:
-    """The emulator's parameters; "property" for what has none."""
+    """The emulator's parameters, or "property"."""
     member = getattr(getattr(emulated_tensorrt, kind), name, None)
     if not inspect.isfunction(member):
         return "property"
