@@ -114,7 +114,7 @@ class Clip:
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class Outcome:
     """The bundle's results for a clip."""
 
     set_name: str
@@ -198,7 +198,7 @@ class Asker:
     def __init__(self, refusing: Conversation, answering: Conversation) -> None:
         self._refusing, self._answering = refusing, answering
 
-    def ask(self, clip: Clip) -> Heard:
+    def ask(self, clip: Clip) -> Outcome:
         """Ask a clip. Raises SettingsError if the bundle has no files of understanding."""
         transcript, is_refused = None, False
         answer = self._refusing.begin(clip.pcm)
@@ -214,7 +214,7 @@ class Asker:
         answer.discard()
         if metrics.understood_p is None or metrics.right_p is None:
             raise SettingsError("the bundle has no understanding: calibrate --understanding")
-        return Heard(
+        return Outcome(
             clip.set_name,
             clip.kind,
             clip.text,
@@ -226,23 +226,23 @@ class Asker:
         )
 
 
-def report(heard: Sequence[Heard]) -> Iterator[str]:
+def report(outcomes: Sequence[Outcome]) -> Iterator[str]:
     """Tables of refusals, words and certainty."""
     yield f"{'set':10}{'clips':>8}{'right':>8}{'refused':>9}{'of right':>10}{'word errors':>13}"
     for name in (*QUESTION_SETS, "near", *OTHER_SETS):
-        own = [one for one in heard if one.set_name == name]
+        own = [one for one in outcomes if one.set_name == name]
         right = [one for one in own if one.is_right]
         errors = f"{_word_errors(own):13.1%}" if name in QUESTION_SETS else ""
         of_right = f"{_refused(right):10.1%}" if right else ""
         yield f"{name:10}{len(own):8}{len(right):8}{_refused(own):9.1%}{of_right}{errors}"
-    others = [one for one in heard if one.set_name in OTHER_SETS]
-    asked = [one for one in heard if one.set_name in QUESTION_SETS]
+    others = [one for one in outcomes if one.set_name in OTHER_SETS]
+    asked = [one for one in outcomes if one.set_name in QUESTION_SETS]
     wrong = [one for one in asked if not one.is_right]
     yield f"\nothers accepted: {1 - _refused(others):.1%} of {len(others)}"
     yield f"wrong answers accepted: {1 - _refused(wrong):.1%} of {len(wrong)}"
     sure_wrong = sum(one.right_p >= SURE for one in wrong)
     yield f"sure ({SURE}) and wrong: {sure_wrong / len(asked):.1%} of {len(asked)} questions"
-    judged = [one for one in heard if one.set_name != "near"]
+    judged = [one for one in outcomes if one.set_name != "near"]
     for name in ("understood_p", "right_p"):
         yield f"\n{name:14}{'clips':>8}{'mean':>8}{'right':>8}"
         pairs = [(getattr(one, name), one.is_right) for one in judged]
@@ -262,13 +262,13 @@ def reliability(
             yield low, high, len(own), float(mean), float(share)
 
 
-def _refused(heard: Sequence[Heard]) -> float:
-    return float(np.mean([one.is_refused for one in heard]))
+def _refused(outcomes: Sequence[Outcome]) -> float:
+    return float(np.mean([one.is_refused for one in outcomes]))
 
 
-def _word_errors(heard: Sequence[Heard]) -> float:
+def _word_errors(outcomes: Sequence[Outcome]) -> float:
     """Word errors of the transcripts, as a share of the spoken words."""
-    pairs = [(one.text.split(), (one.transcript or "").split()) for one in heard]
+    pairs = [(one.text.split(), (one.transcript or "").split()) for one in outcomes]
     return sum(word_errors(*pair) for pair in pairs) / sum(len(wanted) for wanted, _ in pairs)
 
 
@@ -286,9 +286,9 @@ def main(argv: list[str] | None = None) -> int:
         all_of_it = replace(settings, understanding=UnderstandingSettings(refuses=False))
         with Conversation(bundle, settings) as talk, Conversation(bundle, all_of_it) as every:
             asker = Asker(talk, every)
-            heard = [asker.ask(clip) for clip in clips(random.Random(args.seed), args.scale)]
-        print(*report(heard), sep="\n")
-        figures["heard"] = [asdict(one) for one in heard]
+            outcomes = [asker.ask(clip) for clip in clips(random.Random(args.seed), args.scale)]
+        print(*report(outcomes), sep="\n")
+        figures["heard"] = [asdict(one) for one in outcomes]
     return 0
 
 

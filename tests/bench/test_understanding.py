@@ -8,28 +8,30 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from deeptalk_edge.bench.understanding import ENGLISH, NEAR, Heard, clips, reliability, report
+from deeptalk_edge.bench.understanding import ENGLISH, NEAR, Outcome, clips, reliability, report
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.training.tiny import others
 from deeptalk_edge.training.tiny.domain import questions
 from deeptalk_edge.training.tiny.voices import need_synthesisers
 
 
-def heard(set_name: str, understood_p: float, *, right: bool, said: str | None = "a b") -> Heard:
+def outcome(
+    set_name: str, understood_p: float, *, right: bool, said: str | None = "a b"
+) -> Outcome:
     p = understood_p
-    return Heard(set_name, "some", "a b", said, p < 0.5, p, p, right)
+    return Outcome(set_name, "some", "a b", said, p < 0.5, p, p, right)
 
 
 HEARD = [
-    *[heard("good", 0.97, right=True)] * 8,
-    heard("good", 0.2, right=True, said="a c"),
-    heard("good", 0.97, right=False),
-    heard("noisy", 0.6, right=True),
-    heard("unlike", 0.6, right=True, said=None),
-    heard("near", 0.9, right=False),
-    *[heard("noise", 0.01, right=False)] * 3,
-    heard("foreign", 0.01, right=False),
-    heard("english", 0.8, right=False),
+    *[outcome("good", 0.97, right=True)] * 8,
+    outcome("good", 0.2, right=True, said="a c"),
+    outcome("good", 0.97, right=False),
+    outcome("noisy", 0.6, right=True),
+    outcome("unlike", 0.6, right=True, said=None),
+    outcome("near", 0.9, right=False),
+    *[outcome("noise", 0.01, right=False)] * 3,
+    outcome("foreign", 0.01, right=False),
+    outcome("english", 0.8, right=False),
 ]
 
 
