@@ -40,7 +40,7 @@ from deeptalk_edge.calibration.observe import Observation, observe
 from deeptalk_edge.calibration.precision import forms_of
 from deeptalk_edge.calibration.table import record_form
 from deeptalk_edge.calibration.tape import Tape, TapedEngine, replay
-from deeptalk_edge.checkpoint.config import read_codec_spec, read_model_spec
+from deeptalk_edge.checkpoint.config import read_codec_spec, read_config, read_model_spec
 from deeptalk_edge.checkpoint.expert_split import read_audio_experts
 from deeptalk_edge.checkpoint.hashes import FileHashes
 from deeptalk_edge.checkpoint.reader import Checkpoint
@@ -258,7 +258,7 @@ _DEVICES = {"orin-nano-8gb": 13.5e9, "orin-nx-16gb": 14.5e9, "rtx-4060": 13.5e9}
 def budgets() -> list[dict[str, Any]]:
     """Plan the official size within budgets: precision by layer, and the roofline time of a
     step."""
-    spec = read_model_spec(Path("checkpoints/official-size"), None)
+    spec = read_model_spec(Path("checkpoints/official-size"))
     codec = read_codec_spec(Path("checkpoints/official-size/snac"))
     forms = forms_of(spec)
     found: list[dict[str, Any]] = []
@@ -316,8 +316,8 @@ class Study:
         self.corpus = load_corpus(args.work / "corpus")
         self.directory = args.work / "calibration"
         self.directory.mkdir(parents=True, exist_ok=True)
-        self.checkpoint = Checkpoint.open(args.checkpoint)
-        self.audio = read_audio_experts(args.checkpoint, self.checkpoint.spec.decoder)
+        config = read_config(args.checkpoint)
+        self.checkpoint, self.audio = Checkpoint.of(config), read_audio_experts(config)
         self.origin = Origin(
             name=args.checkpoint.name, sha256=FileHashes().of_weights(args.checkpoint)
         )

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import torch
 
+from deeptalk_edge.checkpoint.config import CheckpointConfig, read_config
 from deeptalk_edge.training.answering import open_reader
-from deeptalk_edge.training.checkpoint import load_model
+from deeptalk_edge.training.checkpoint import model_of
 from deeptalk_edge.training.data.check import sources_of
 from deeptalk_edge.training.data.dataset import build_index, evaluation_plans, load_batch
 from deeptalk_edge.training.expert_split import random_split, split_experts, text_experts
@@ -40,10 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--count", default="adaptive")
     parser.add_argument("--max-samples", type=int, default=96)
     args = parser.parse_args(argv)
-    model = load_model(args.checkpoint).eval()
+    config = read_config(args.checkpoint)
+    model = model_of(config).eval()
     decoder = model.spec.decoder
     batches = {
-        task: _batches(args.checkpoint, f"{task}={args.data}", args.max_samples)
+        task: _batches(config, f"{task}={args.data}", args.max_samples)
         for task in ("AQACONVA", "TQA")
     }
     both = [f"{task}={args.data}" for task in batches]
@@ -51,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     figures = {"all experts": whole}
     splits = {}
     for by in ("hits", "mass"):
-        loads = loads_of(args.checkpoint, both, by=by, max_samples=args.max_samples)
+        loads = loads_of(config, both, by=by, max_samples=args.max_samples)
         audio, text = loads.shares()
         counts = counts_of(args.count, audio, text, decoder.top_k)
         splits[by] = split_experts(audio, text, counts, decoder.top_k)
@@ -73,8 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _batches(checkpoint: Path, source: str, max_samples: int) -> list[Batch]:
-    reader = open_reader(checkpoint, sources_of([source]))
+def _batches(config: CheckpointConfig, source: str, max_samples: int) -> list[Batch]:
+    reader = open_reader(config, sources_of([source]))
     entries = build_index(reader).entries
     some = entries[:: max(1, -(-len(entries) // max_samples))]
     loaded = [load_batch(reader, plan) for plan in evaluation_plans(some, 8)]

@@ -194,12 +194,13 @@ def _calibrated(
     from deeptalk_edge.calibration.calibrate import CalibrateSettings, calibrate
     from deeptalk_edge.calibration.coverage import FLOOR, THRESHOLD
     from deeptalk_edge.calibration.precision import chosen_forms, forms_within
+    from deeptalk_edge.checkpoint.config import read_config
     from deeptalk_edge.checkpoint.expert_split import read_audio_experts
     from deeptalk_edge.checkpoint.hashes import FileHashes
     from deeptalk_edge.checkpoint.reader import Checkpoint
 
-    checkpoint = Checkpoint.open(args.checkpoint)
-    audio = read_audio_experts(args.checkpoint, checkpoint.spec.decoder)
+    config = read_config(args.checkpoint)
+    checkpoint, audio = Checkpoint.of(config), read_audio_experts(config)
     threshold = THRESHOLD if args.threshold is None else args.threshold
     forms: Any = chosen_forms(checkpoint.spec, profile)
     budget_bytes = parse_bytes(args.budget) if args.budget else None

@@ -7,6 +7,7 @@ CPU      /proc/cpuinfo
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import re
@@ -40,14 +41,10 @@ class Machine:
 
     @property
     def key(self) -> str:
-        """Of this machine, its memory and its disk."""
-        from deeptalk_edge.devices.measured import machine_key
-
-        return machine_key(
-            model=f"{self.model.value or self.processor} {self.gpu.value or ''}",
-            memory_bytes=self.memory_bytes.value or 0,
-            storage=self.storage.value or "",
-        )
+        """Short and stable: the same machine with the same memory and disk."""
+        model = f"{self.model.value or self.processor} {self.gpu.value or ''}"
+        text = "\n".join((model, str(self.memory_bytes.value or 0), self.storage.value or ""))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def identify(root: Path = Path("/"), place: Path | None = None) -> Machine:

@@ -7,9 +7,9 @@ machine to what the profile of that name says of machines of its kind.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from pathlib import Path
 
+from deeptalk_edge.devices.identity import identify
 from deeptalk_edge.devices.profile import DeviceProfile, load_profile, parse_profile, user_directory
 from deeptalk_edge.errors import SettingsError
 
@@ -17,12 +17,6 @@ from deeptalk_edge.errors import SettingsError
 def measured_path(name: str, key: str) -> Path:
     """Where the measured profile of a machine is."""
     return user_directory() / "measured" / f"{name}-{key}.toml"
-
-
-def machine_key(*, model: str, memory_bytes: int, storage: str) -> str:
-    """Short and stable: the same machine with the same memory and disk."""
-    text = "\n".join((model, str(memory_bytes), storage))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def planning_profile(name: str) -> DeviceProfile:
@@ -43,8 +37,6 @@ def planning_profile(name: str) -> DeviceProfile:
 
 
 def _of_this_machine(name: str) -> DeviceProfile | None:
-    from deeptalk_edge.devices.identity import identify
-
     path = measured_path(name, identify().key)
     try:
         return parse_profile(path.read_text(encoding="utf-8"), str(path))

@@ -43,6 +43,7 @@ from deeptalk_edge.bundle.understanding import read_understanding
 from deeptalk_edge.calibration.folds import FoldedCheckpoint
 from deeptalk_edge.calibration.table import OpenTable, record_form
 from deeptalk_edge.checkpoint.codec import open_codec
+from deeptalk_edge.checkpoint.config import CheckpointConfig, read_config
 from deeptalk_edge.checkpoint.expert_split import read_audio_experts
 from deeptalk_edge.checkpoint.reader import Checkpoint
 from deeptalk_edge.devices.plan.memory import fitted_profile, record_format
@@ -156,10 +157,9 @@ def export_bundle(
             replace=replace,
             progress=progress,
         )
+    config = read_config(checkpoint_directory, settings.encoder)
     if checkpoint is None:
-        checkpoint = Checkpoint.open(
-            checkpoint_directory, encoder=settings.encoder, snac=settings.snac
-        )
+        checkpoint = Checkpoint.of(config, snac=settings.snac)
     profile = fitted_profile(settings.profile, checkpoint.spec)
     settings = dataclasses.replace(settings, profile=profile)
     graphs_for = profile if profile.has_engines else profile.on_backend("ort")
@@ -179,7 +179,7 @@ def export_bundle(
     )
     if settings.if_changed and (made := _made_of(place, inputs)):
         return made
-    export = _Export(checkpoint_directory, checkpoint, settings, precision, hashes, inputs)
+    export = _Export(config, checkpoint, settings, precision, hashes, inputs)
     with resumable_directory(place, inputs, replace=replace) as staging:
         return export.write(staging, steps)
 
@@ -213,21 +213,21 @@ class _Export:
 
     def __init__(
         self,
-        directory: Path,
+        config: CheckpointConfig,
         checkpoint: Checkpoint,
         settings: ExportSettings,
         precision: GraphPrecision,
         hashes: InputHashes,
         inputs: str,
     ) -> None:
-        self._directory = directory
+        self._directory = directory = config.directory
         self._settings = settings
         self._profile = settings.profile
         self._precision = precision
         self._spec = checkpoint.spec
         self._codec = open_codec(settings.snac or directory / "snac", checkpoint)
-        self._generation = read_generation(directory, self._spec)
-        self._audio_experts = read_audio_experts(directory, self._spec.decoder)
+        self._generation = read_generation(config)
+        self._audio_experts = read_audio_experts(config)
         read_understanding(directory, self._spec.decoder.width)  # refused before any work
         self._origin = Origin(name=directory.resolve().name, sha256=hashes.of_weights(directory))
         self._inputs = inputs

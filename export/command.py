@@ -129,19 +129,19 @@ def _export(args: argparse.Namespace, profile: DeviceProfile) -> int:
 
 def _show_plan(args: argparse.Namespace, profile: DeviceProfile) -> int:
     """Plan from the config files; no weight is opened. 0 even if it does not fit: it is said."""
-    from deeptalk_edge.checkpoint.config import read_codec_spec, read_model_spec
+    from deeptalk_edge.checkpoint.config import read_codec_spec, read_config
     from deeptalk_edge.export.dry_run.files import copied_files
     from deeptalk_edge.export.dry_run.forecast import plan_export
     from deeptalk_edge.export.dry_run.page import plan_page
     from deeptalk_edge.export.generation import read_generation
 
-    model = read_model_spec(args.checkpoint, args.encoder)
+    config = read_config(args.checkpoint, args.encoder)
     plan = plan_export(
-        model,
+        config.model,
         read_codec_spec(args.snac or args.checkpoint / "snac"),
         profile,
         codec_noise=args.codec_noise,
-        context_rows=read_generation(args.checkpoint, model).context_rows,
+        context_rows=read_generation(config).context_rows,
         copied=copied_files(args.checkpoint),
     )
     print(json.dumps(_as_json(plan), indent=2) if args.json else plan_page(plan, args.checkpoint))

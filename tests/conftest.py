@@ -10,15 +10,15 @@ import pytest
 from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.devices.profile import load_profile
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
-from tests.runtime.backends.cpu.fed import WIDE, random_checkpoint
-from tests.runtime.models import write_checkpoint
+from tests.runtime.backends.cpu.random_bundles import WIDE, random_checkpoint
+from tests.runtime.speaking_checkpoint import write_speaking_checkpoint
 
 
 @pytest.fixture(scope="session")
 def bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shared by all tests: never write to it."""
     place = tmp_path_factory.mktemp("bundles")
-    write_checkpoint(place / "checkpoint")
+    write_speaking_checkpoint(place / "checkpoint")
     export_bundle(place / "checkpoint", place / "bundle", ExportSettings())
     return place / "bundle"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from deeptalk_edge.bundle.expert_record import ExpertDtype
 from deeptalk_edge.model.spec import (
     DecoderSpec,
     EncoderSpec,
@@ -96,3 +97,14 @@ SNAC_CONFIG = {
     "depthwise": True,
 }
 """The sizes in the released codec's config.json."""
+
+RECORD_KINDS: list[tuple[ExpertDtype, int | None]] = [
+    ("float32", None),
+    ("float16", None),
+    ("bfloat16", None),
+    ("int8", None),
+    ("int4", 32),
+    ("int4", 64),
+    ("int4", 128),
+]
+"""Every form of an expert's record: its dtype, and the number of columns that share a scale."""

@@ -6,18 +6,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from deeptalk_edge.checkpoint.config import read_model_spec
+from deeptalk_edge.checkpoint.config import CheckpointConfig
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.model.rows import Ids
-from deeptalk_edge.schema import read_json
-from deeptalk_edge.training.checkpoint import load_model
+from deeptalk_edge.training.checkpoint import model_of
 from deeptalk_edge.training.data.conversations import BadSample
 from deeptalk_edge.training.data.dataset import Reader, build_index, open_tokenizer
 from deeptalk_edge.training.data.samples import Question, heard_log_mel
@@ -48,14 +46,12 @@ class Said:
 class Answerer:
     """A checkpoint that answers; greedy unless told otherwise. Not thread-safe."""
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, config: CheckpointConfig) -> None:
         """Raises ArtifactError if a file is missing or damaged."""
-        self.model = load_model(checkpoint).eval()
-        self.codec = load_snac(checkpoint / "snac")
-        self.tokenizer, _ = open_tokenizer(checkpoint)
-        path = checkpoint / "generation_config.json"
-        settings = read_json(path).get("deeptalk", {}) if path.is_file() else {}
-        self._max_rows = int(settings.get("max_rows", 1000))
+        self.model = model_of(config).eval()
+        self.codec = load_snac(config.directory / "snac")
+        self.tokenizer, _ = open_tokenizer(config.directory)
+        self._max_rows = int(config.generation.get("max_rows", 1000))
 
     def answers(
         self, questions: Sequence[Question], sampling: Sampling | None = None
@@ -158,12 +154,14 @@ def questions_of(reader: Reader, task: str, max_questions: int) -> Iterator[tupl
         yield reader.name(entry.source, entry.line), question
 
 
-def open_reader(checkpoint: Path, sources: Sequence[Source], *, max_rows: int = 4096) -> Reader:
+def open_reader(
+    config: CheckpointConfig, sources: Sequence[Source], *, max_rows: int = 4096
+) -> Reader:
     """A reader of data as this checkpoint meets it. Raises ArtifactError if it is damaged."""
     return Reader(
-        checkpoint=checkpoint,
-        spec=read_model_spec(checkpoint),
+        checkpoint=config.directory,
+        spec=config.model,
         sources=tuple(sources),
-        system=system_of(checkpoint),
+        system=system_of(config),
         max_rows=max_rows,
     )

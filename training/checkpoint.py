@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from deeptalk_edge.checkpoint.config import CheckpointConfig, read_config
 from deeptalk_edge.checkpoint.reader import Checkpoint, expected_tensors
 from deeptalk_edge.checkpoint.shards import INDEX, WEIGHTS
 from deeptalk_edge.errors import ArtifactError, DoesNotFit
@@ -34,12 +35,17 @@ _DTYPE_NAMES = {
 }
 
 
-def load_model(directory: Path, *, encoder: Path | None = None) -> DeepTalk:
-    """Read a checkpoint into a float32 model on the CPU; `encoder` as in `Checkpoint.open`.
+def load_model(directory: Path) -> DeepTalk:
+    """Read a checkpoint into a float32 model on the CPU.
 
     Raises ArtifactError if the checkpoint is not whole.
     """
-    checkpoint = Checkpoint.open(directory, encoder=encoder)
+    return model_of(read_config(directory))
+
+
+def model_of(config: CheckpointConfig) -> DeepTalk:
+    """As `load_model`, the checkpoint whose config files are read."""
+    checkpoint = Checkpoint.of(config)
     model = DeepTalk(checkpoint.spec)
     _copy_weights(model, checkpoint)
     return model

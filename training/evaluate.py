@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from deeptalk_edge.checkpoint.config import read_config
 from deeptalk_edge.training.answering import Answerer, open_reader, questions_of
 from deeptalk_edge.training.data.check import sources_of
 from deeptalk_edge.training.data.dataset import (
@@ -135,16 +136,19 @@ def evaluate_checkpoint(
     damaged.
     """
     sources = sources_of(data)
-    reader = open_reader(checkpoint, sources)
-    answerer = Answerer(checkpoint)
+    config = read_config(checkpoint)
+    reader = open_reader(config, sources)
+    answerer = Answerer(config)
     spoken = score_answers(answerer, reader, "AQACONVA", max_samples)
     typed = score_answers(answerer, reader, "TQAA", max_samples)
     typed_sources = tuple(Source(path=s.path, task="TQA", system=s.system) for s in sources)
-    language = open_reader(checkpoint, typed_sources)
+    language = open_reader(config, typed_sources)
     loss = text_loss(answerer.model, language, max_samples)
     base_loss = None
     if base is not None:
-        base_loss = text_loss(Answerer(base).model, open_reader(base, typed_sources), max_samples)
+        base_config = read_config(base)
+        base_reader = open_reader(base_config, typed_sources)
+        base_loss = text_loss(Answerer(base_config).model, base_reader, max_samples)
     return Scores(
         spoken=spoken,
         typed=typed,

@@ -25,7 +25,7 @@ import numpy as np
 import soxr
 from tqdm import tqdm
 
-from deeptalk_edge.checkpoint.config import read_codec_spec
+from deeptalk_edge.checkpoint.config import read_codec_spec, read_config
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.files import staged_directory
 from deeptalk_edge.model.features import RATE_HZ
@@ -181,14 +181,15 @@ def _own_answers(checkpoint: Path, pairs: Sequence[Pair]) -> dict[int, dict[str,
     """What the checkpoint answers to typed questions, by their lines."""
     if not pairs:
         return {}
-    writer = open_reader(checkpoint, [Source(path="", task="TQAA")]).writers[0]
+    config = read_config(checkpoint)
+    writer = open_reader(config, [Source(path="", task="TQAA")]).writers[0]
     questions = []
     for pair in pairs:
         turns = [{"role": "user", "content": pair.question}, {"role": "assistant", "codec": [0]}]
         conversation = read_conversation(turns, f"line {pair.line}", Path())
         questions.append(writer.question(conversation, "TQAA"))
     found = {}
-    for pair, said in zip(pairs, Answerer(checkpoint).answers(questions), strict=True):
+    for pair, said in zip(pairs, Answerer(config).answers(questions), strict=True):
         if not said.text or not len(said.frames):
             raise SettingsError(
                 f"line {pair.line}: the checkpoint has no answer to {pair.question!r}; give one"

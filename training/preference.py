@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from deeptalk_edge.checkpoint.config import read_config
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.files import check_output, write_file
 from deeptalk_edge.training.answering import Answerer, Said, open_reader, questions_of
@@ -53,7 +54,8 @@ def make_pairs(
     """
     check_output(out)
     sources = sources_of(data)
-    reader, answerer = open_reader(checkpoint, sources), Answerer(checkpoint)
+    config = read_config(checkpoint)
+    reader, answerer = open_reader(config, sources), Answerer(config)
     named = list(questions_of(reader, "TQAA", max_questions))
     if not named:
         raise SettingsError("no question can be typed and answered aloud")

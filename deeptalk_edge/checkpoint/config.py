@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +28,9 @@ from deeptalk_edge.model.spec import (
     YarnSpec,
 )
 from deeptalk_edge.schema import Between, checked, from_config, read_json
+
+CONFIG = "config.json"
+GENERATION_CONFIG = "generation_config.json"
 
 MODEL_TYPES = (
     "deepseek_v2",
@@ -106,16 +110,51 @@ _VOCABULARY = {
 }
 
 
-def read_model_spec(checkpoint: Path, encoder_directory: Path | None = None) -> ModelSpec:
-    """Read the sizes and ids of a checkpoint in the official layout.
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """What a checkpoint's config files say. A verb reads it once and hands it on."""
+
+    directory: Path
+    content: Mapping[str, Any]
+    """config.json as it is."""
+
+    model: ModelSpec
+    """With `tied_head` as config.json has it; the stored tensors may correct it."""
+
+    @cached_property
+    def generation(self) -> Mapping[str, Any]:
+        """The object `deeptalk` of generation_config.json; empty if there is none.
+
+        Raises ArtifactError if it is not an object, or the file is not one.
+        """
+        path = self.directory / GENERATION_CONFIG
+        found = read_json(path).get("deeptalk", {}) if path.is_file() else {}
+        if not isinstance(found, dict):
+            raise ArtifactError(f"{path}: deeptalk is a {type(found).__name__}, expected an object")
+        return found
+
+
+def read_config(checkpoint: Path, encoder_directory: Path | None = None) -> CheckpointConfig:
+    """Read the config files of a checkpoint in the official layout.
 
     `encoder_directory` replaces `mm_audio_encoder`, which in released checkpoints is a path on
     their authors' disk; only its config.json is read.
 
     Raises ArtifactError if a file or a field is missing or holds something that we do not support.
     """
-    path = checkpoint / "config.json"
+    path = checkpoint / CONFIG
     config = read_json(path)
+    return CheckpointConfig(
+        directory=checkpoint, content=config, model=_model_spec(config, path, encoder_directory)
+    )
+
+
+def read_model_spec(checkpoint: Path) -> ModelSpec:
+    """The sizes and ids of a checkpoint alone. Raises ArtifactError as `read_config`."""
+    return read_config(checkpoint).model
+
+
+def _model_spec(config: Mapping[str, Any], path: Path, encoder_directory: Path | None) -> ModelSpec:
     model_type = config.get("model_type")
     if model_type not in MODEL_TYPES:
         raise ArtifactError(
@@ -123,8 +162,8 @@ def read_model_spec(checkpoint: Path, encoder_directory: Path | None = None) -> 
             + ", ".join(MODEL_TYPES)
         )
     if encoder_directory is None:
-        encoder_directory = checkpoint / str(_need(config, "mm_audio_encoder", path))
-    encoder_path = encoder_directory / "config.json"
+        encoder_directory = path.parent / str(_need(config, "mm_audio_encoder", path))
+    encoder_path = encoder_directory / CONFIG
     try:
         has_config = encoder_path.is_file()
     except OSError:  # a name that no file can have
@@ -156,7 +195,7 @@ def read_codec_spec(directory: Path) -> CodecSpec:
 
     Raises ArtifactError if it is missing, lacks a field or has windowed attention.
     """
-    path = directory / "config.json"
+    path = directory / CONFIG
     config = read_json(path)
     _refuse_unsupported(config, _SUPPORTED_CODEC, path)
     if config.get("latent_dim") is None:  # SNAC's own default

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+from deeptalk_edge.checkpoint.config import CheckpointConfig
 from deeptalk_edge.errors import ArtifactError
-from deeptalk_edge.model.spec import DecoderSpec
-from deeptalk_edge.schema import Between, Items, checked, read_json, read_json_value
+from deeptalk_edge.schema import Between, Items, checked, read_json_value
 
 
-def read_audio_experts(checkpoint: Path, spec: DecoderSpec) -> list[list[int]]:
+def read_audio_experts(config: CheckpointConfig) -> list[list[int]]:
     """One list of audio experts per MoE layer; empty ones if the checkpoint does not name them.
 
     `audio_experts_file` may be a path on its authors' disk: a file of that name beside config.json
@@ -18,8 +18,9 @@ def read_audio_experts(checkpoint: Path, spec: DecoderSpec) -> list[list[int]]:
 
     Raises ArtifactError if the file does not fit the model.
     """
-    named = read_json(checkpoint / "config.json").get("audio_experts_file")
-    paths = [checkpoint / named, checkpoint / Path(named).name] if named else []
+    spec, place = config.model.decoder, config.directory
+    named = config.content.get("audio_experts_file")
+    paths = [place / named, place / Path(named).name] if named else []
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         return [[] for _ in spec.moe_layers]

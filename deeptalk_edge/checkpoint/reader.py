@@ -32,7 +32,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deeptalk_edge.checkpoint.config import read_codec_spec, read_model_spec
+from deeptalk_edge.checkpoint.config import CheckpointConfig, read_codec_spec, read_config
 from deeptalk_edge.checkpoint.shards import Array, Shape, Weights
 from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.model.spec import CodecSpec, DecoderSpec, EncoderSpec, ModelSpec
@@ -87,9 +87,14 @@ class Checkpoint:
         Raises ArtifactError if a file is missing or damaged, a tensor is missing or misfits, or the
         head is not the embedding and config.json does not say so.
         """
-        spec = read_model_spec(directory, encoder)
+        return cls.of(read_config(directory, encoder), snac=snac)
+
+    @classmethod
+    def of(cls, config: CheckpointConfig, *, snac: Path | None = None) -> Checkpoint:
+        """Open the checkpoint whose config files are read; raises as `open`."""
+        directory = config.directory
         weights = Weights.open(directory)
-        spec = _with_head(spec, weights, directory)
+        spec = _with_head(config.model, weights, directory)
         checkpoint = cls(spec, weights, snac or directory / "snac")
         checkpoint._check(directory)
         return checkpoint

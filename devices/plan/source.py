@@ -8,14 +8,19 @@ from typing import Any
 
 from deeptalk_edge.bundle.manifest import MANIFEST, Manifest, read_manifest
 from deeptalk_edge.bundle.precision import CPU_KERNELS, FLOAT32, Precision
-from deeptalk_edge.checkpoint.config import read_codec_spec, read_model_spec
+from deeptalk_edge.checkpoint.config import (
+    GENERATION_CONFIG,
+    CheckpointConfig,
+    read_codec_spec,
+    read_config,
+)
 from deeptalk_edge.devices.plan.device import Model
 from deeptalk_edge.devices.plan.memory import memory_plan, record_format
 from deeptalk_edge.devices.plan.shapes import WeightShapes
 from deeptalk_edge.devices.profile import DeviceProfile, load_profile
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.model.spec import Positions
-from deeptalk_edge.schema import checked, read_json
+from deeptalk_edge.schema import checked
 
 _DEFAULT_CONTEXT_ROWS = 4096
 
@@ -25,19 +30,19 @@ def model_of_checkpoint(place: Path) -> Model:
 
     Raises ArtifactError if one is missing or says what cannot be.
     """
+    config = read_config(place)
     return Model(
-        spec=read_model_spec(place),
+        spec=config.model,
         codec=read_codec_spec(place / "snac"),
-        context_rows=_context_rows(place),
+        context_rows=_context_rows(config),
     )
 
 
-def _context_rows(place: Path) -> Any:
+def _context_rows(config: CheckpointConfig) -> Any:
     """As an export of this checkpoint would have them by default."""
-    path = place / "generation_config.json"
-    config = read_json(path).get("deeptalk", {}) if path.is_file() else {}
-    rows = config.get("context_rows") if isinstance(config, dict) else None
-    return checked(Positions, rows or _DEFAULT_CONTEXT_ROWS, f"{path}: deeptalk.context_rows")
+    rows = config.generation.get("context_rows") or _DEFAULT_CONTEXT_ROWS
+    where = f"{config.directory / GENERATION_CONFIG}: deeptalk.context_rows"
+    return checked(Positions, rows, where)
 
 
 def model_of_bundle(place: Path) -> tuple[Model, Manifest]:

@@ -9,13 +9,17 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
+import hashlib
 import shlex
 import subprocess
 import tempfile
+from collections.abc import Callable, Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parent
+KEPT = SOURCES.parents[1] / "build" / "native"
 CHECKS = ("check", "check_hostile")  # only in the check program
 _AVX512 = "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mavx2 -mfma -mf16c"
 _X86_FLAGS = {
@@ -43,15 +47,22 @@ def build(
     flags: tuple[str, ...] = ("-O3",),
     *,
     is_check: bool = False,
+    x86_paths: Container[str] | None = None,
 ) -> Path:
     """Compile and link the library at `target`, or a program that checks the kernels; `flags` are
-    for every file and the linker.
+    for every file and the linker. Of x86 kernel paths those of `x86_paths` alone, or all.
 
     Raises RuntimeError with the compiler's messages if it fails, OSError if there is no compiler.
     """
     command = shlex.split(compiler)
-    macros = _run([*command, "-dM", "-E", "-x", "c", "/dev/null"])
-    own_flags = _X86_FLAGS if " __x86_64__ " in macros else {}
+    macros = _macros(command)
+    own_flags = {}
+    if " __x86_64__ " in macros:  # without its flags a path's file is empty
+        own_flags = {
+            stem: own
+            for stem, own in _X86_FLAGS.items()
+            if x86_paths is None or stem.removeprefix("path_").replace("_", "-") in x86_paths
+        }
     if " __aarch64__ " in macros:
         own_flags = _ZIG_ARM_FLAGS if "zig" in compiler else _ARM_FLAGS
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as threads:
@@ -59,6 +70,8 @@ def build(
         def compile_one(source: Path) -> str:
             place = str(Path(folder) / f"{source.stem}.o")
             own = own_flags.get(source.stem, "").split()
+            if source.stem in CHECKS:
+                own.append("-O1")  # double references at -O0 take a sanitizer's run thrice as long
             _run([*command, *_COMMON, *flags, *own, "-c", str(source), "-o", place])
             return place
 
@@ -72,6 +85,45 @@ def build(
         _run([*command, *flags, *kind, *places, "-o", str(staged), "-pthread"])
         staged.replace(target)
     return target
+
+
+def kept(
+    compiler: str = "c++",
+    flags: tuple[str, ...] = ("-O3",),
+    *,
+    is_check: bool = False,
+    x86_paths: Sequence[str] | None = None,
+) -> Path:
+    """What `build` makes, kept under build/ by a hash of compiler, flags and sources: an
+    installation and every test share it. Raises as `build`."""
+    command = shlex.split(compiler)
+    choices = (_macros(command), command[1:], flags, is_check, x86_paths)
+    digest = hashlib.sha256(repr(choices).encode())
+    for path in sorted(SOURCES.iterdir()):
+        if path.is_file():
+            digest.update(path.read_bytes())
+    name = "check" if is_check else "libdeeptalk_cpu.so"
+
+    def make(place: Path) -> None:
+        build(place, compiler, flags, is_check=is_check, x86_paths=x86_paths)
+
+    return made_once(KEPT / digest.hexdigest()[:16] / name, make)
+
+
+def made_once(place: Path, make: Callable[[Path], object]) -> Path:
+    """`place`, which the first process that asks makes while others wait for it. `make` puts it
+    there whole, by a renaming."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.with_name(f".{place.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not place.is_file():
+            make(place)
+    return place
+
+
+def _macros(command: list[str]) -> str:
+    """What a compiler defines: its version and its target among others."""
+    return _run([*command, "-dM", "-E", "-x", "c", "/dev/null"])
 
 
 def _run(command: list[str]) -> str:

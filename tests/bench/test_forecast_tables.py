@@ -14,13 +14,11 @@ from deeptalk_edge.bench.forecast_tables import (
     official,
 )
 from deeptalk_edge.devices.profile import load_profile
-from tests.places import ROOT
-
-OFFICIAL = ROOT / "checkpoints" / "official-size"
+from tests.places import OFFICIAL_SIZE
 
 
 def test_the_int4_table_is_reproduced_except_the_embedding_that_no_prefill_reads() -> None:
-    compared = list(int4_everywhere(official(OFFICIAL)))
+    compared = list(int4_everywhere(official(OFFICIAL_SIZE)))
     assert len(compared) > 100
     off = [one for one in compared if one.error > 0.05]
     assert {one.figure for one in off} <= {"prefill, ms"}
@@ -32,7 +30,7 @@ def test_the_int4_table_is_reproduced_except_the_embedding_that_no_prefill_reads
 
 
 def test_the_table_of_shipped_precisions_is_reproduced() -> None:
-    compared = list(as_shipped(official(OFFICIAL)))
+    compared = list(as_shipped(official(OFFICIAL_SIZE)))
     assert len(compared) == 36
     assert max(one.error for one in compared) < 0.01
 
@@ -40,6 +38,6 @@ def test_the_table_of_shipped_precisions_is_reproduced() -> None:
 def test_both_tables_are_printed_with_their_largest_error(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["--like", str(OFFICIAL)]) == 0
+    assert main(["--like", str(OFFICIAL_SIZE)]) == 0
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last["worst"]["figure"] == "prefill, ms"

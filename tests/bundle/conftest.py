@@ -9,7 +9,7 @@ import pytest
 
 from deeptalk_edge.devices.profile import load_profile
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
-from tests.runtime.backends.cpu.fed import WIDE, random_checkpoint
+from tests.runtime.backends.cpu.random_bundles import WIDE, random_checkpoint
 
 _GENERATION = {
     "system": "Be brief.",

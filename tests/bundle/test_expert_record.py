@@ -19,16 +19,7 @@ from deeptalk_edge.bundle.expert_record import (
     unpack_int4,
 )
 from deeptalk_edge.errors import ArtifactError
-
-FORMATS: list[tuple[ExpertDtype, int | None]] = [
-    ("float32", None),
-    ("float16", None),
-    ("bfloat16", None),
-    ("int8", None),
-    ("int4", 32),
-    ("int4", 64),
-    ("int4", 128),
-]
+from tests.specs import RECORD_KINDS
 
 
 def random_weights(record_format: RecordFormat, seed: int) -> ExpertWeights:
@@ -71,7 +62,7 @@ def test_the_full_size_int4_record_wastes_no_byte_on_padding() -> None:
     assert record_format.sections["down_scales"].end == record_format.record_bytes == 4_595_712
 
 
-@pytest.mark.parametrize(("dtype", "group"), FORMATS)
+@pytest.mark.parametrize(("dtype", "group"), RECORD_KINDS)
 @given(groups=st.tuples(st.integers(1, 3), st.integers(1, 3)), seed=st.integers(0, 2**32))
 @settings(max_examples=10, deadline=None)
 def test_unpacking_returns_what_was_packed(
@@ -88,7 +79,7 @@ def test_unpacking_returns_what_was_packed(
     assert record.tobytes() == record_format.pack(weights).tobytes()
 
 
-@pytest.mark.parametrize(("dtype", "group"), FORMATS)
+@pytest.mark.parametrize(("dtype", "group"), RECORD_KINDS)
 def test_sections_neither_overlap_nor_leave_an_unaligned_row(
     dtype: ExpertDtype, group: int | None
 ) -> None:

@@ -13,6 +13,7 @@ from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.calibration.calibrate import CalibrateSettings, Findings, calibrate
 from deeptalk_edge.calibration.corpus import Corpus, read_corpus
 from deeptalk_edge.calibration.observe import Observation, observe
+from deeptalk_edge.checkpoint.config import read_config
 from deeptalk_edge.checkpoint.expert_split import read_audio_experts
 from deeptalk_edge.checkpoint.hashes import FileHashes
 from deeptalk_edge.checkpoint.reader import Checkpoint
@@ -63,7 +64,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
         place=place,
         checkpoint=checkpoint,
         origin=Origin(name="tiny", sha256=FileHashes().of_weights(TINY)),
-        audio=read_audio_experts(TINY, checkpoint.spec.decoder),
+        audio=read_audio_experts(read_config(TINY)),
         reference=reference,
         corpus=corpus,
         seen=observe(reference, corpus.measured, place / "tokens", most_tokens=600, max_rows=48),

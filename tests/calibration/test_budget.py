@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,10 +11,9 @@ from deeptalk_edge.calibration.budget import parse_bytes, search, usual_errors
 from deeptalk_edge.calibration.precision import forms_of
 from deeptalk_edge.checkpoint.config import read_model_spec
 from deeptalk_edge.errors import DoesNotFit, SettingsError
+from tests.places import OFFICIAL_SIZE
 
-OFFICIAL = read_model_spec(
-    Path(__file__).resolve().parents[2] / "checkpoints" / "official-size", None
-)
+OFFICIAL = read_model_spec(OFFICIAL_SIZE)
 FORMS = forms_of(OFFICIAL)
 ERRORS = usual_errors(OFFICIAL, FORMS)
 FIXED = 2_000_000_000

@@ -20,7 +20,7 @@ from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.model.spec import ModelSpec
 from deeptalk_edge.training.checkpoint import config_of, load_model, save_checkpoint
 from tests.specs import PLAIN, SNAC_CONFIG, SPECS
-from tests.training.models import random_model, random_rows
+from tests.training.random_models import random_model, random_rows
 
 EMBEDDING = "model.embed_tokens.weight"
 EXPERT = "model.layers.1.mlp.experts.4.up_proj.weight"

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from deeptalk_edge.cli import main
-from tests.places import ROOT
+from tests.places import OFFICIAL_SIZE
 
-OFFICIAL = str(ROOT / "checkpoints" / "official-size")
+OFFICIAL = str(OFFICIAL_SIZE)
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from deeptalk_edge.training.model import DeepTalk
 from deeptalk_edge.training.snac import Snac
 from deeptalk_edge.training.snac_files import save_snac
 from tests.specs import PLAIN
-from tests.training.models import random_model
+from tests.training.random_models import random_model
 
 Array = NDArray[np.float32]
 

@@ -23,7 +23,7 @@ from deeptalk_edge.training.model import DeepTalk
 from tests.export.arenas import model_arenas
 from tests.export.checkpoints import write_checkpoint
 from tests.export.graphs.test_step import SPECS_OF_ENGINES
-from tests.training.models import random_rows
+from tests.training.random_models import random_rows
 
 pytest.importorskip("onnxscript", reason="no onnxscript: torch cannot export to ONNX")
 

@@ -7,7 +7,6 @@ have the layout of the PTX manual. This cannot show speed or the card's rounding
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,10 +22,10 @@ from deeptalk_edge.bench.gpu.moe_library import (
     MoeCall,
     MoeConfig,
     MoeLibrary,
-    build_host,
 )
 from deeptalk_edge.bundle.expert_record import ExpertDtype, RecordFormat, from_bfloat16, to_bfloat16
 from deeptalk_edge.calibration.quantise import quantise_expert
+from tests.plugin import built_for_host
 
 Array = npt.NDArray[Any]
 
@@ -49,11 +48,8 @@ DECODE, PLANNED, WIDE = 3, 9, 129  # tokens that take the shortest and the longe
 
 
 @pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory) -> MoeLibrary:
-    compiler = shutil.which("g++") or shutil.which("c++")
-    if compiler is None:
-        pytest.skip("no C++ compiler on this machine: the kernels' arithmetic was not checked")
-    return MoeLibrary(build_host(tmp_path_factory.mktemp("moe"), compiler))
+def library() -> MoeLibrary:
+    return MoeLibrary(built_for_host())
 
 
 def config_of(

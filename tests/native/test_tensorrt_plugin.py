@@ -20,7 +20,7 @@ import pytest
 from deeptalk_edge.bundle.expert_record import ExpertDtype, RecordFormat
 from deeptalk_edge.errors import BackendError
 from deeptalk_edge.runtime.backends.tensorrt.plugin import check_plugin
-from tests.plugin import build_plugin
+from tests.plugin import built_plugin
 
 pytestmark = pytest.mark.slow
 
@@ -28,8 +28,8 @@ Build = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="session")
-def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_plugin(tmp_path_factory.mktemp("plugin"))
+def plugin() -> Path:
+    return built_plugin()
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from deeptalk_edge.model.rows import Ids
 from deeptalk_edge.runtime.experts.open import PagingSettings, paged_experts
 from deeptalk_edge.runtime.experts.paged import PagedExperts
 from deeptalk_edge.runtime.lm.engine import Engine, Logits
-from tests.runtime.models import SPEC
+from tests.runtime.speaking_checkpoint import SPEC
 
 Array = NDArray[np.float32]
 

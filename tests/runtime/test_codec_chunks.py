@@ -12,7 +12,7 @@ from deeptalk_edge.model.rows import Ids
 from deeptalk_edge.runtime.backends.ort.backend import OrtCodec
 from deeptalk_edge.runtime.codec_chunks import CodecChunks
 from deeptalk_edge.runtime.lm.codec_stream import StreamingCodec, frames_to_sound
-from tests.runtime.models import CODEC
+from tests.runtime.speaking_checkpoint import CODEC
 
 Array = NDArray[np.float32]
 

@@ -48,8 +48,8 @@ from deeptalk_edge.training.checkpoint import load_model
 from deeptalk_edge.training.generate import generate
 from tests.manifests import edit_manifest
 from tests.runtime.fed import own_experts
-from tests.runtime.models import SPEC
 from tests.runtime.sounds import voice
+from tests.runtime.speaking_checkpoint import SPEC
 
 VOCABULARY = SPEC.vocabulary
 MODES = ["batch-parallel", "single", "text"]

@@ -20,8 +20,8 @@ from deeptalk_edge.runtime.experts.paged import PagedExperts
 from deeptalk_edge.runtime.experts.policy import Phase
 from tests.runtime.fed import own_experts
 from tests.runtime.loop.test_opening import fed
-from tests.runtime.models import SPEC
 from tests.runtime.sounds import voice
+from tests.runtime.speaking_checkpoint import SPEC
 from tests.runtime.test_conversation import (
     MODES,
     Script,

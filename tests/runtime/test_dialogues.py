@@ -24,8 +24,8 @@ from deeptalk_edge.runtime.lm.text import TextTokenizer
 from deeptalk_edge.training.checkpoint import load_model
 from deeptalk_edge.training.model import DeepTalk
 from tests.runtime.fed import copied
-from tests.runtime.models import SPEC
 from tests.runtime.sounds import voice
+from tests.runtime.speaking_checkpoint import SPEC
 from tests.runtime.test_conversation import Script, history_ids, script, take, talk
 
 __all__ = ["Script", "script"]  # a fixture and its type

@@ -6,7 +6,7 @@ import pytest
 
 from deeptalk_edge.model.spec import TextAlignment
 from deeptalk_edge.runtime.heard_text import num_heard_ids
-from tests.runtime.models import CODEC
+from tests.runtime.speaking_checkpoint import CODEC
 
 FRAME = CODEC.frame_samples
 SECOND = CODEC.sampling_rate

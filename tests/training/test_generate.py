@@ -11,7 +11,7 @@ from deeptalk_edge.model.rows import AnswerRows, Ids, codec_columns, text_rows
 from deeptalk_edge.training.generate import Answer, Mode, Sampling, generate
 from deeptalk_edge.training.model import DeepTalk
 from tests.specs import PLAIN
-from tests.training.models import random_model
+from tests.training.random_models import random_model
 
 MAX_ROWS = 14
 VOCABULARY = PLAIN.vocabulary

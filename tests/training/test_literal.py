@@ -13,7 +13,7 @@ from deeptalk_edge.model.spec import DecoderSpec, ModelSpec, YarnSpec
 from deeptalk_edge.training.model import align_features
 from tests.specs import DECODER, SPECS
 from tests.training import reference
-from tests.training.models import random_model, random_rows
+from tests.training.random_models import random_model, random_rows
 
 TOLERANCE = 1e-4  # float32 against float64, on logits of some units
 

@@ -21,7 +21,7 @@ from deeptalk_edge.training.lora import (
 from deeptalk_edge.training.model import DeepTalk
 from deeptalk_edge.training.stages.merge import merge
 from tests.specs import PLAIN
-from tests.training.models import random_model, random_rows
+from tests.training.random_models import random_model, random_rows
 from tests.training.toys import SPEC, write_toy_checkpoint
 
 NAMES = [

@@ -24,7 +24,7 @@ from deeptalk_edge.training.checkpoint import config_of, encoder_config_of, save
 from deeptalk_edge.training.experts import STRETCH, MixtureOfExperts
 from deeptalk_edge.training.model import Cache, DeepTalk, Routing, align_features
 from tests.specs import PLAIN, SPECS
-from tests.training.models import random_model, random_rows
+from tests.training.random_models import random_model, random_rows
 
 TOLERANCE = 1e-4  # float32 through a few layers, on logits of some units
 

@@ -9,7 +9,7 @@ from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.training.experts import MixtureOfExperts
 from deeptalk_edge.training.moextend import added_experts, with_audio_experts
 from tests.specs import PLAIN
-from tests.training.models import random_model, random_rows
+from tests.training.random_models import random_model, random_rows
 
 
 def test_added_experts_are_copies_and_the_others_stay() -> None:

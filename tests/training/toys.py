@@ -16,7 +16,7 @@ from deeptalk_edge.training.checkpoint import config_of, save_checkpoint
 from deeptalk_edge.training.expert_split import save_split
 from deeptalk_edge.training.tiny.tokenizer import BOS, EOS, special_id, train_tokenizer
 from tests.specs import DECODER, PLAIN
-from tests.training.models import random_model
+from tests.training.random_models import random_model
 
 WORDS = ("where", "is", "gate", "one", "two", "left", "right")
 SPLIT = [[0, 1], [2, 3, 4]]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
+from deeptalk_edge.checkpoint.config import read_config
 from deeptalk_edge.files import staged_directory
-from deeptalk_edge.schema import read_json
-from deeptalk_edge.training.checkpoint import load_model, write_checkpoint
+from deeptalk_edge.training.checkpoint import model_of, write_checkpoint
 from deeptalk_edge.training.lora import load_adapter
 from deeptalk_edge.training.stages.run_directory import carry
 
@@ -20,9 +20,10 @@ def merge(checkpoint: Path, adapter: Path, out: Path) -> None:
 
     Raises ArtifactError if one of both is damaged or they do not fit, or `out` exists.
     """
-    model, config = load_model(checkpoint), read_json(checkpoint / "config.json")
+    config = read_config(checkpoint)
+    model = model_of(config)
     load_adapter(model, adapter)
-    dtype = _DTYPES.get(str(config.get("torch_dtype")), torch.float32)
+    dtype = _DTYPES.get(str(config.content.get("torch_dtype")), torch.float32)
     with staged_directory(out) as staging:
-        write_checkpoint(staging, model, config, dtype=dtype)
-        carry(checkpoint, staging)
+        write_checkpoint(staging, model, config.content, dtype=dtype)
+        carry(checkpoint, staging, config.content)

@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 
-from deeptalk_edge.checkpoint.config import read_model_spec
+from deeptalk_edge.checkpoint.config import CheckpointConfig, read_config
 from deeptalk_edge.errors import SettingsError
-from deeptalk_edge.schema import read_json
-from deeptalk_edge.training.checkpoint import load_model
+from deeptalk_edge.training.checkpoint import model_of
 from deeptalk_edge.training.data.dataset import (
     BatchPlan,
     Entry,
@@ -54,10 +53,10 @@ class Prepared:
 def prepare(recipe: Recipe) -> Prepared:
     """Read the checkpoint and the data of a recipe, and set what trains. Raises as `run_recipe`."""
     source = Path(recipe.checkpoint)
-    config: Mapping[str, Any] = read_json(source / "config.json")
     encoder = Path(recipe.encoder) if recipe.encoder else None
-    spec = read_model_spec(source, encoder)
-    system = recipe.data.system or system_of(source)
+    read = read_config(source, encoder)
+    config, spec = read.content, read.model
+    system = recipe.data.system or system_of(read)
     is_preference = recipe.stage == "preference"
     reader = _reader(recipe, recipe.data.train, source, spec, system)
     index = build_index(reader)
@@ -70,7 +69,7 @@ def prepare(recipe: Recipe) -> Prepared:
     else:
         judge = reader
         kept, judged_entries = held_out(index.entries, recipe.data.held_out)
-    model = load_model(source, encoder=encoder)
+    model = model_of(read)
     if recipe.stage == "moextend":
         model, config = _extended(recipe, model, config)
     split = _split_of(recipe, model, config, source)
@@ -80,8 +79,8 @@ def prepare(recipe: Recipe) -> Prepared:
     model.checkpoints_gradients = recipe.gradient_checkpointing
     reference = None
     if is_preference or recipe.stage == "distil":
-        parent = Path(recipe.parent or recipe.checkpoint)
-        reference = load_model(parent, encoder=encoder).eval()
+        parent = read_config(Path(recipe.parent), encoder) if recipe.parent else read
+        reference = model_of(parent).eval()
         reference.requires_grad_(False)
     return Prepared(
         recipe=recipe,
@@ -177,9 +176,7 @@ def _adapt(model: DeepTalk, recipe: Recipe, split: Split | None) -> None:
         layer.lora_b.requires_grad_(True)
 
 
-def system_of(checkpoint: Path) -> str:
+def system_of(config: CheckpointConfig) -> str:
     """The system text that a checkpoint was trained with, where it says so."""
-    path = checkpoint / "generation_config.json"
-    deeptalk = read_json(path).get("deeptalk") if path.is_file() else None
-    system = deeptalk.get("system") if isinstance(deeptalk, dict) else None
+    system = config.generation.get("system")
     return system if isinstance(system, str) else DEFAULT_SYSTEM

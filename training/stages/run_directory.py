@@ -188,7 +188,7 @@ class RunDirectory:
         """Put what belongs to a checkpoint besides its weights beside them."""
         if self._split is not None:
             save_split(self._split, staging / str(self._config["audio_experts_file"]))
-        carry(self._source, staging)
+        carry(self._source, staging, self._config)
 
     @contextmanager
     def _room(self, place: Path) -> Iterator[None]:
@@ -231,10 +231,10 @@ def prepare_directory(path: Path, *, resume: bool) -> None:
     path.mkdir(parents=True, exist_ok=True)
 
 
-def carry(source: Path, target: Path) -> None:
-    """Copy what a checkpoint needs besides config and weights, where `target` lacks it."""
-    config = source / "config.json"
-    split = read_json(config).get("audio_experts_file") if config.is_file() else None
+def carry(source: Path, target: Path, config: Mapping[str, Any]) -> None:
+    """Copy what a checkpoint needs besides config and weights, where `target` lacks it; `config` is
+    what its config.json holds."""
+    split = config.get("audio_experts_file")
     for name in (*_CARRIED, *([split] if isinstance(split, str) else [])):
         old, new = source / name, target / name
         if Path(name).name != name or new.exists():

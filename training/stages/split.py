@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deeptalk_edge.checkpoint.config import read_model_spec
+from deeptalk_edge.checkpoint.config import CheckpointConfig, read_config
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.files import check_output, write_file
 from deeptalk_edge.report.page import page as write_page
 from deeptalk_edge.report.page import section
-from deeptalk_edge.training.checkpoint import load_model
+from deeptalk_edge.training.checkpoint import model_of
 from deeptalk_edge.training.data.check import sources_of
 from deeptalk_edge.training.data.dataset import (
     Reader,
@@ -53,8 +53,9 @@ def split_checkpoint(
     Raises SettingsError if `count` is no number that fits, or the data has only one modality.
     """
     check_output(out)
-    loads = loads_of(checkpoint, data, by=by, max_samples=max_samples)
-    top_k = read_model_spec(checkpoint).decoder.top_k
+    config = read_config(checkpoint)
+    loads = loads_of(config, data, by=by, max_samples=max_samples)
+    top_k = config.model.decoder.top_k
     try:
         audio, text = loads.shares()
         counts = counts_of(count, audio, text, top_k)
@@ -71,11 +72,13 @@ def split_checkpoint(
 
 
 @torch.no_grad()
-def loads_of(checkpoint: Path, data: Sequence[str], *, by: LoadBy, max_samples: int) -> ExpertLoads:
+def loads_of(
+    config: CheckpointConfig, data: Sequence[str], *, by: LoadBy, max_samples: int
+) -> ExpertLoads:
     """Where a checkpoint sends the rows of some data."""
-    spec = read_model_spec(checkpoint)
+    spec = config.model
     reader = Reader(
-        checkpoint=checkpoint,
+        checkpoint=config.directory,
         spec=spec,
         sources=sources_of(data),
         system="",
@@ -84,7 +87,7 @@ def loads_of(checkpoint: Path, data: Sequence[str], *, by: LoadBy, max_samples: 
     entries = build_index(reader).entries
     if not entries:
         raise SettingsError("no sample is good; `deeptalk-edge train check` says why")
-    model = load_model(checkpoint).eval()
+    model = model_of(config).eval()
     loads = ExpertLoads(len(spec.decoder.moe_layers), spec.decoder.num_experts, by)
     for plan in evaluation_plans(entries[:: max(1, len(entries) // max_samples)], BATCH_SIZE):
         batch = load_batch(reader, plan)

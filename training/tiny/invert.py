@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from deeptalk_edge.checkpoint.config import read_model_spec
 from deeptalk_edge.model.prompt import Typed
 from deeptalk_edge.model.rows import Ids
 from deeptalk_edge.training.checkpoint import load_model
@@ -69,8 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 @torch.inference_mode()
 def own_answers(checkpoint: Path, count: int, *, seed: int = 0) -> list[Ids]:
     """Codec frames (A, 7) of what a checkpoint answers to typed questions of its domain."""
-    spec, model = read_model_spec(checkpoint), load_model(checkpoint).eval()
-    template = open_template(checkpoint, spec)
+    model = load_model(checkpoint).eval()
+    template = open_template(checkpoint, model.spec)
     by_length: dict[int, list[Ids]] = defaultdict(list)
     asked = random.Random(seed).sample(questions(), count)
     for question in asked:

@@ -16,14 +16,14 @@ from deeptalk_edge.devices.plan.source import model_of_checkpoint
 from deeptalk_edge.devices.plan.times import Question
 from deeptalk_edge.devices.profile import DeviceProfile, load_profile, profile_names
 from deeptalk_edge.errors import SettingsError
-from tests.places import ROOT
+from tests.places import OFFICIAL_SIZE
 
 QUESTION = Question()
 
 
 @pytest.fixture(scope="module")
 def official() -> Model:
-    return model_of_checkpoint(ROOT / "checkpoints" / "official-size")
+    return model_of_checkpoint(OFFICIAL_SIZE)
 
 
 def with_fact(profile: DeviceProfile, name: str, value: float, **more: object) -> DeviceProfile:

@@ -10,9 +10,7 @@ from deeptalk_edge.checkpoint.config import read_codec_spec, read_model_spec
 from deeptalk_edge.devices.plan.memory import record_format
 from deeptalk_edge.devices.plan.work import ModelWork
 from deeptalk_edge.devices.profile import load_profile
-from tests.places import ROOT
-
-OFFICIAL = ROOT / "checkpoints" / "official-size"
+from tests.places import OFFICIAL_SIZE as OFFICIAL
 
 
 @pytest.fixture(scope="module")

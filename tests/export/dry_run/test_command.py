@@ -9,9 +9,9 @@ import pytest
 
 from deeptalk_edge.cli import main
 from deeptalk_edge.devices.profile import profile_names
-from tests.places import ROOT
+from tests.places import OFFICIAL_SIZE, ROOT
 
-OFFICIAL = str(ROOT / "checkpoints" / "official-size")
+OFFICIAL = str(OFFICIAL_SIZE)
 
 
 def _plan(capsys: pytest.CaptureFixture[str], *more: str) -> str:

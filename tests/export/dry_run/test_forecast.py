@@ -38,12 +38,8 @@ from tests.export.checkpoints import (
     write_checkpoint,
 )
 from tests.native.cpu import built
-from tests.places import ROOT
+from tests.places import OFFICIAL_SIZE, TINY
 from tests.specs import PLAIN
-
-TINY = ROOT / "checkpoints" / "tiny"
-OFFICIAL = ROOT / "checkpoints" / "official-size"
-
 
 # Wide enough that every weight has its own pages, with another number than its neighbour.
 WIDE = replace(
@@ -153,7 +149,7 @@ def test_the_size_of_experts_is_that_of_their_records(precision: str, tmp_path: 
 
 
 def test_the_official_size_is_planned_from_its_config_files_alone() -> None:
-    model, codec = read_model_spec(OFFICIAL), read_codec_spec(OFFICIAL / "snac")
+    model, codec = read_model_spec(OFFICIAL_SIZE), read_codec_spec(OFFICIAL_SIZE / "snac")
     plan = plan_export(model, codec, load_profile("orin-nano-8gb"))
     by_name = {file.name: file for file in plan.files}
     # 1664 experts of 3 x 2048 x 1408 weights: half a byte each, and a float16 scale for 128.
@@ -171,7 +167,7 @@ def test_the_official_size_is_planned_from_its_config_files_alone() -> None:
 @pytest.mark.parametrize(("spare_bytes", "fits"), [(0, True), (-1, False)])
 @pytest.mark.parametrize("device", ["orin-nano-8gb", "agx-orin-64gb"])
 def test_the_needed_memory_is_just_enough(device: str, spare_bytes: int, fits: bool) -> None:
-    model, codec = read_model_spec(OFFICIAL), read_codec_spec(OFFICIAL / "snac")
+    model, codec = read_model_spec(OFFICIAL_SIZE), read_codec_spec(OFFICIAL_SIZE / "snac")
     profile = load_profile(device)
     needed = plan_export(model, codec, profile).memory.needed_bytes
     plan = plan_export(model, codec, _with_memory(profile, needed + spare_bytes))
@@ -180,7 +176,7 @@ def test_the_needed_memory_is_just_enough(device: str, spare_bytes: int, fits: b
 
 
 def test_more_memory_holds_more_experts_up_to_all_of_them() -> None:
-    model, codec = read_model_spec(OFFICIAL), read_codec_spec(OFFICIAL / "snac")
+    model, codec = read_model_spec(OFFICIAL_SIZE), read_codec_spec(OFFICIAL_SIZE / "snac")
     profile = load_profile("rtx-4060")
     needed = plan_export(model, codec, profile).memory
 
@@ -252,7 +248,7 @@ def test_the_int4_group_divides_the_widths_and_a_change_is_reported(
 
 
 def test_a_group_that_fits_stays(caplog: pytest.LogCaptureFixture) -> None:
-    official = read_model_spec(OFFICIAL)
+    official = read_model_spec(OFFICIAL_SIZE)
     profile = load_profile("orin-nano-8gb")
     assert fitted_profile(profile, official) == profile
     assert not caplog.text
@@ -268,13 +264,13 @@ def test_an_exporter_needs_memory_for_the_larger_of_embedding_and_encoder() -> N
     """Doubling one of them raises the need only if it is the larger one."""
 
     def need(**changes: object) -> float:
-        model = replace(read_model_spec(OFFICIAL), **changes)  # type: ignore[arg-type]
-        codec = read_codec_spec(OFFICIAL / "snac")
+        model = replace(read_model_spec(OFFICIAL_SIZE), **changes)  # type: ignore[arg-type]
+        codec = read_codec_spec(OFFICIAL_SIZE / "snac")
         plan = plan_export(model, codec, load_profile("cpu"), copied={"tokenizer.json": 0})
         assert plan.build_memory_bytes.value is not None
         return plan.build_memory_bytes.value
 
-    official = read_model_spec(OFFICIAL)
+    official = read_model_spec(OFFICIAL_SIZE)
     vocabulary = replace(official.vocabulary, text_size=2 * official.vocabulary.text_size)
     assert official.encoder is not None
     small = replace(official.encoder, num_layers=official.encoder.num_layers // 2)

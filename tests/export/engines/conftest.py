@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugin import build_plugin
+from tests.plugin import built_plugin
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -18,8 +18,8 @@ def _tensorrt_rtx() -> None:
 
 
 @pytest.fixture(scope="session")
-def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_plugin(tmp_path_factory.mktemp("plugin"))
+def plugin() -> Path:
+    return built_plugin()
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from deeptalk_edge.training.experts import Routing, SwiGlu
 from deeptalk_edge.training.model import DeepTalk
 from tests.export.checkpoints import check_graphs, write_checkpoint
 from tests.specs import SPECS
-from tests.training.models import random_rows
+from tests.training.random_models import random_rows
 
 TOLERANCE = 1e-4  # float32 on logits of some tens; summation order alone differs
 NUM_ROWS = 9

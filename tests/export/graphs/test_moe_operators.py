@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
-from deeptalk_edge.bundle.expert_record import ExpertDtype, RecordFormat
+from deeptalk_edge.bundle.expert_record import RecordFormat
 from deeptalk_edge.calibration.quantise import quantise_expert
 from deeptalk_edge.export.graphs.builder import FLOAT, FLOAT16, INT32, Graph, Precision
 from deeptalk_edge.export.graphs.moe_node import moe_node
@@ -24,27 +24,17 @@ from deeptalk_edge.export.graphs.moe_operators import rewrite_as_operators
 from deeptalk_edge.export.verify.run_step import Arena
 from deeptalk_edge.training.experts import MixtureOfExperts, SwiGlu
 from tests.export.arenas import filled_arena
-from tests.specs import DECODER
+from tests.specs import DECODER, RECORD_KINDS
 
 Array = NDArray[Any]
 
 NUM_EXPERTS, TOP_K, WIDTH, FFN_WIDTH = 7, 3, 256, 128
 TOLERANCES = {"float32": 1e-5, "float16": 4e-3}  # of values of some units; half has 11 bits
-
-KINDS: list[tuple[ExpertDtype, int | None]] = [
-    ("float32", None),
-    ("float16", None),
-    ("bfloat16", None),
-    ("int8", None),
-    ("int4", 32),
-    ("int4", 64),
-    ("int4", 128),
-]
 FORMATS = {
     f"{dtype}-{group}" if group else dtype: RecordFormat(
         dtype=dtype, group=group, width=WIDTH, ffn_width=FFN_WIDTH
     )
-    for dtype, group in KINDS
+    for dtype, group in RECORD_KINDS
 }
 every_format = pytest.mark.parametrize("records", FORMATS.values(), ids=FORMATS.keys())
 

@@ -26,7 +26,7 @@ from deeptalk_edge.training.model import DeepTalk
 from tests.export.arenas import model_arenas
 from tests.export.checkpoints import write_checkpoint
 from tests.specs import SPECS
-from tests.training.models import random_rows
+from tests.training.random_models import random_rows
 
 CAPACITY = 24
 NUM_ROWS = 9

@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from deeptalk_edge.bundle.expert_record import ExpertDtype, ExpertRecord, RecordFormat
+from deeptalk_edge.checkpoint.config import read_config
 from deeptalk_edge.checkpoint.expert_split import read_audio_experts
 from deeptalk_edge.checkpoint.reader import Checkpoint
 from deeptalk_edge.errors import ArtifactError
@@ -103,13 +104,13 @@ def test_whole_layers_of_a_killed_export_stay_unless_one_is_damaged(tmp_path: Pa
 def test_the_audio_experts_file_is_found_beside_the_config(named: str, tmp_path: Path) -> None:
     place = write_checkpoint(tmp_path / "checkpoint", audio_experts_file=named).place
     (place / "experts.json").write_text(json.dumps(AUDIO), encoding="utf-8")
-    assert read_audio_experts(place, SPEC) == AUDIO
+    assert read_audio_experts(read_config(place)) == AUDIO
 
 
 @pytest.mark.parametrize("named", [None, "gone.json"])
 def test_without_the_file_experts_keep_their_order(named: str | None, tmp_path: Path) -> None:
     place = write_checkpoint(tmp_path / "checkpoint", audio_experts_file=named).place
-    assert read_audio_experts(place, SPEC) == [[], []]
+    assert read_audio_experts(read_config(place)) == [[], []]
 
 
 @pytest.mark.parametrize("content", ["[[1]]", "[[1], [5]]", "[[1], 2]", '[[1], ["a"]]', "{}", "["])
@@ -118,7 +119,7 @@ def test_lists_that_do_not_fit_the_model_are_refused(content: str, tmp_path: Pat
     edit_config(place, audio_experts_file="experts.json")
     (place / "experts.json").write_text(content, encoding="utf-8")
     with pytest.raises(ArtifactError, match=r"experts\.json"):
-        read_audio_experts(place, SPEC)
+        read_audio_experts(read_config(place))
 
 
 def _write(

@@ -23,7 +23,7 @@ from tests.export.checkpoints import (
     write_checkpoint,
 )
 from tests.export.graphs.test_step import SPECS_OF_ENGINES
-from tests.training.models import random_rows
+from tests.training.random_models import random_rows
 
 TOLERANCE = 1e-4  # float32 on values of some tens
 NUM_ROWS = 9

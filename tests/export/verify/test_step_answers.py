@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from deeptalk_edge.bundle.expert_record import RecordFormat
+from deeptalk_edge.checkpoint.config import read_config
 from deeptalk_edge.checkpoint.reader import Checkpoint
 from deeptalk_edge.export.generation import read_generation
 from deeptalk_edge.export.graphs.decoder import export_embed_and_head
@@ -97,7 +98,7 @@ def test_a_float32_answer_equals_the_references_id_by_id(mode: Mode, tmp_path: P
 
 
 def _answer(model: DeepTalk, pcm: NDArray[np.float32], mode: Mode) -> Any:
-    generation = read_generation(TINY, model.spec)
+    generation = read_generation(read_config(TINY))
     tokenizer = Tokenizer.from_file(str(TINY / "tokenizer.json"))
     audio_id = tokenizer.token_to_id(AUDIO_TOKEN)
     assert audio_id is not None

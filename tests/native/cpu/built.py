@@ -1,8 +1,7 @@
-"""Builds of the C++ sources, cached by their hash, so that later test runs reuse them."""
+"""Builds of the native sources: `kept` makes each once for an installation and all tests."""
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,10 +10,7 @@ import pytest
 
 from deeptalk_edge.runtime.backends.cpu import library as library_module
 from deeptalk_edge.runtime.backends.cpu.library import CpuLibrary
-from native.cpu.build import SOURCES, build
-from tests.places import ROOT
-
-_PLACE = ROOT / "build" / "native_tests"
+from native.cpu.build import kept
 
 
 def library() -> CpuLibrary:
@@ -28,13 +24,11 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def library_place(*flags: str) -> Path:
-    """Path of the library, built with extra flags if there are any; skips the test without a
-    compiler."""
-    compiler = shutil.which("c++")
-    if compiler is None:
+    """Path of the library, built with other flags than the usual if there are any; skips the test
+    without a compiler."""
+    if shutil.which("c++") is None:
         pytest.skip("no C++ compiler on this machine: the native kernels were not checked")
-    place = _PLACE / _version(compiler, *flags) / "libdeeptalk_cpu.so"
-    return place if place.is_file() else build(place, compiler, flags or ("-O3",))
+    return kept(flags=flags or ("-O3",))
 
 
 def sanitizer_runtimes() -> str:
@@ -46,17 +40,3 @@ def sanitizer_runtimes() -> str:
         for name in ("libasan.so", "libubsan.so")
     )
     return " ".join(found)
-
-
-def check_program(compiler: str, *flags: str) -> Path:
-    """The check program, built from native/cpu/check.cpp and the kernels."""
-    place = _PLACE / _version(compiler, *flags) / "check"
-    return place if place.is_file() else build(place, compiler, flags, is_check=True)
-
-
-def _version(*choices: str) -> str:
-    digest = hashlib.sha256(repr(choices).encode())
-    for path in sorted(SOURCES.iterdir()):
-        if path.is_file():
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]

@@ -20,8 +20,8 @@ from deeptalk_edge.runtime.audio.endpoint import (
     voiced_span,
 )
 from deeptalk_edge.runtime.audio.vad import FRAME_SAMPLES, WebRtcDetector, find_utterance
-from tests.runtime.models import SPEC
 from tests.runtime.sounds import silence, voice
+from tests.runtime.speaking_checkpoint import SPEC
 
 
 class LoudDetector:

@@ -13,7 +13,7 @@ from deeptalk_edge.runtime.audio.play_queue import PlayQueue
 from deeptalk_edge.runtime.audio.ports import PLAY_RATE_HZ
 from deeptalk_edge.runtime.audio.sound_cards import SoundFormat
 from deeptalk_edge.runtime.audio.streams import BLOCK_SAMPLES, InputStream, OutputStream
-from tests.runtime.sound_card.sounds import find, warble
+from tests.runtime.sound_card.warbles import find, warble
 
 Array = NDArray[np.float32]
 

@@ -28,7 +28,7 @@ from tests.runtime.fed import (
     own_experts,
     written,
 )
-from tests.runtime.models import SPEC
+from tests.runtime.speaking_checkpoint import SPEC
 
 WIDTH = SPEC.decoder.width
 TOLERANCE = 2e-4  # float32 sums in another order, logits of size 10

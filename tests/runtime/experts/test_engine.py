@@ -24,7 +24,7 @@ from deeptalk_edge.runtime.lm.engine import Engine
 from tests.runtime.experts.paged_engine import open_bundle_pager, open_engine
 from tests.runtime.experts.records import Fault, sleepy
 from tests.runtime.fed import own_experts
-from tests.runtime.models import SPEC
+from tests.runtime.speaking_checkpoint import SPEC
 
 NUM_RECORDS = len(SPEC.decoder.moe_layers) * SPEC.decoder.num_experts
 MINIMUM = 2

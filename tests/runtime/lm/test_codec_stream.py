@@ -16,7 +16,7 @@ from deeptalk_edge.model.noise import SEED_LIMIT, check_seed, gaussian_tape, noi
 from deeptalk_edge.runtime.backends.ort.backend import OrtCodec
 from deeptalk_edge.runtime.lm.codec_stream import StreamingCodec, frames_to_sound
 from deeptalk_edge.training.snac_files import load_snac
-from tests.runtime.models import CODEC
+from tests.runtime.speaking_checkpoint import CODEC
 
 FRAMES = np.random.default_rng(3).integers(0, CODEC.codebook_size, (9, 7))
 SEED = 5

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.runtime.lm.text import TextTokenizer
-from tests.runtime.models import BOS, EOS, SPEC, byte_level_tokenizer
+from tests.runtime.speaking_checkpoint import BOS, EOS, SPEC, byte_level_tokenizer
 
 PAD = SPEC.vocabulary.pad_text
 

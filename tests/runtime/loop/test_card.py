@@ -49,7 +49,7 @@ from tests.runtime.sound_card.conftest import (
     port,
     stopped_card,
 )
-from tests.runtime.sound_card.sounds import find
+from tests.runtime.sound_card.warbles import find
 from tests.runtime.sounds import voice
 
 __all__ = ["_card_place", "_come_first", "_watchdog", "card", "port", "stopped_card", "tiny"]

@@ -10,8 +10,8 @@ import pytest
 from deeptalk_edge.errors import DeviceLost
 from deeptalk_edge.runtime.audio.pyaudio_port import DeviceSettings, PyAudioPort
 from tests.runtime.sound_card.conftest import Card
-from tests.runtime.sound_card.sounds import assert_intact, find, hear, warble
 from tests.runtime.sound_card.trials import on_a_steady_machine
+from tests.runtime.sound_card.warbles import assert_intact, find, hear, warble
 
 
 @on_a_steady_machine

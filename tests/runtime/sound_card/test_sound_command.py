@@ -9,8 +9,8 @@ import pytest
 
 from deeptalk_edge.cli import main
 from tests.runtime.sound_card.conftest import Card
-from tests.runtime.sound_card.sounds import warble
 from tests.runtime.sound_card.trials import on_a_steady_machine
+from tests.runtime.sound_card.warbles import warble
 
 
 def test_the_list_names_every_device_and_marks_the_defaults(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.runtime.sound_card.sounds import assert_intact, warble
 from tests.runtime.sound_card.trials import MAX_REPEATS, STILL_S, TrialRepeated, on_a_steady_machine
+from tests.runtime.sound_card.warbles import assert_intact, warble
 
 
 class Clock:

@@ -10,7 +10,7 @@ from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.runtime.backends.cpu.engine import CpuEngine
 from deeptalk_edge.runtime.backends.cpu.library import CpuLibrary
 from tests.native.cpu import built
-from tests.runtime.backends.cpu.fed import WIDE, random_bundles
+from tests.runtime.backends.cpu.random_bundles import WIDE, random_bundles
 from tests.runtime.backends.cpu.resident import Resident
 
 

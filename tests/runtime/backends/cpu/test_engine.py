@@ -23,7 +23,13 @@ from deeptalk_edge.runtime.backends.cpu.engine import CpuEngine
 from deeptalk_edge.runtime.backends.cpu.library import CpuLibrary
 from deeptalk_edge.runtime.backends.ort.engine import OrtEngine
 from deeptalk_edge.runtime.lm.engine import Logits
-from tests.runtime.backends.cpu.fed import FEATURES, WIDE, assert_equal, fed, random_bundles
+from tests.runtime.backends.cpu.random_bundles import (
+    FEATURES,
+    WIDE,
+    assert_equal,
+    fed,
+    random_bundles,
+)
 from tests.runtime.fed import MASK, ROWS, copied, decoded, forked, heard, own_experts
 
 CLOSE = 0.06  # share of the logits' spread: int8 activations in every product, a bfloat16 cache

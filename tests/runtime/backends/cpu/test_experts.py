@@ -19,7 +19,7 @@ from deeptalk_edge.runtime.backends.ort.engine import OrtEngine
 from deeptalk_edge.runtime.experts.degrade import DegradeSettings
 from deeptalk_edge.runtime.experts.open import PagingSettings, paged_experts
 from deeptalk_edge.runtime.experts.routes import Modality, RouteRecorder
-from tests.runtime.backends.cpu.fed import FEATURES, assert_equal, fed
+from tests.runtime.backends.cpu.random_bundles import FEATURES, assert_equal, fed
 from tests.runtime.backends.cpu.resident import Resident
 from tests.runtime.experts.paged_engine import open_bundle_pager
 from tests.runtime.fed import MASK, ROWS, own_experts

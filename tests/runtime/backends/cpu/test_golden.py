@@ -18,7 +18,7 @@ from deeptalk_edge.runtime.backends.cpu.backend import DECODER_TOLERANCE
 from deeptalk_edge.runtime.backends.open import open_backend
 from deeptalk_edge.runtime.settings import ConversationSettings
 from tests.native.cpu import built
-from tests.runtime.backends.cpu.fed import WIDE, random_checkpoint
+from tests.runtime.backends.cpu.random_bundles import WIDE, random_checkpoint
 
 DEEP = replace(
     WIDE,

@@ -19,7 +19,7 @@ from deeptalk_edge.export.packed.cpu_weights import (
 )
 from deeptalk_edge.runtime.backends.cpu.engine import CpuEngine
 from deeptalk_edge.runtime.backends.cpu.library import CpuContext, CpuLibrary
-from tests.runtime.backends.cpu.fed import FEATURES, WIDE, fed
+from tests.runtime.backends.cpu.random_bundles import FEATURES, WIDE, fed
 from tests.runtime.backends.cpu.resident import Resident
 from tests.runtime.fed import MASK, ROWS, own_experts
 

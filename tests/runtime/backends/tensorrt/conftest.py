@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from deeptalk_edge.bench.gpu.moe_library import MoeLibrary, build_host
+from deeptalk_edge.bench.gpu.moe_library import MoeLibrary
 from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.export.bundle import ExportSettings, export_bundle
 from tests.places import TINY
+from tests.plugin import built_for_host
 from tests.runtime.backends.tensorrt import emulated_tensorrt
 from tests.runtime.backends.tensorrt.drill import write_drill_checkpoint
 from tests.runtime.backends.tensorrt.emulated_cuda import EmulatedCuda
@@ -31,12 +31,9 @@ def exact(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture(scope="session")
-def _plugin_kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
+def _plugin_kernels() -> None:
     """The plugin's own kernels, built for the host, for the emulator."""
-    if shutil.which("g++") is None:
-        pytest.skip("no g++ on this machine: the plugin's kernels were not built for the host")
-    folder = tmp_path_factory.mktemp("kernels")
-    emulated_tensorrt.moe_library = MoeLibrary(build_host(folder))
+    emulated_tensorrt.moe_library = MoeLibrary(built_for_host())
 
 
 @pytest.fixture(scope="session")

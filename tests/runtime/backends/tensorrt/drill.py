@@ -13,8 +13,8 @@ from deeptalk_edge.model.rows import Ids
 from deeptalk_edge.runtime.backends.base import Backend
 from deeptalk_edge.runtime.lm.engine import Engine, Logits
 from tests.export import checkpoints
-from tests.runtime.models import SPEC as SMALL
-from tests.runtime.models import byte_level_tokenizer
+from tests.runtime.speaking_checkpoint import SPEC as SMALL
+from tests.runtime.speaking_checkpoint import byte_level_tokenizer
 
 Array = NDArray[np.float32]
 

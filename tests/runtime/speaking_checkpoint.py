@@ -28,7 +28,7 @@ SPEC = replace(
 CODEC = checkpoints.CODEC
 
 
-def write_checkpoint(directory: Path) -> None:
+def write_speaking_checkpoint(directory: Path) -> None:
     """A whole checkpoint, its tokenizer and generation defaults included."""
     checkpoints.write_checkpoint(directory, SPEC)
     byte_level_tokenizer().save(str(directory / "tokenizer.json"))

@@ -17,8 +17,8 @@ from deeptalk_edge.training.snac import Snac
 from deeptalk_edge.training.snac_files import save_snac
 from tests.runtime.backends.kernel_bundles import write_bundles
 from tests.runtime.fed import features_of, written
-from tests.runtime.models import CODEC, SPEC, byte_level_tokenizer
-from tests.training.models import random_model
+from tests.runtime.speaking_checkpoint import CODEC, SPEC, byte_level_tokenizer
+from tests.training.random_models import random_model
 
 WIDE = replace(
     SPEC,
