@@ -40,7 +40,7 @@ from deeptalk_edge.bundle.expert_record import ExpertRecord
 from deeptalk_edge.bundle.precision import CPU_KERNELS
 from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.checkpoint.config import read_codec_spec, read_model_spec
-from deeptalk_edge.devices.measure import RecordReads
+from deeptalk_edge.devices.measure import DiskReads
 from deeptalk_edge.devices.plan.device import MEASURED
 from deeptalk_edge.devices.plan.memory import record_format
 from deeptalk_edge.devices.plan.times import Question, Rates, times
@@ -180,7 +180,7 @@ def paging(folder: Path, rounds: int) -> Checked:
             file.write(block)
         file.flush()
         path = Path(file.name)
-        reads, pager = RecordReads(path, _RECORD_BYTES), _pager(path, block)
+        reads, pager = DiskReads(path, _RECORD_BYTES), _pager(path, block)
         order = np.random.default_rng(1).permutation(_RECORDS).reshape(-1, _MISSES).tolist()
         rates, waits = [], []
         with pager:

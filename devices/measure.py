@@ -106,7 +106,7 @@ def disk_read_gb_per_s(
                 file.write(block)
             file.flush()
             os.fsync(file.fileno())
-        reads = RecordReads(path, record_bytes)
+        reads = DiskReads(path, record_bytes)
     except (OSError, ArtifactError, DoesNotFit) as error:
         if path is not None:
             path.unlink(missing_ok=True)
@@ -135,7 +135,7 @@ def why_no_direct_reads(folder: Path) -> str | None:
         return f"{folder}: {error}"
 
 
-class RecordReads:
+class DiskReads:
     """Reads records as the expert pager does: cut into its chunks, so many of them under way all
     the time, into memory on huge pages. Small pages halve the rate of some disks, which take a
     request for every few of them."""
@@ -182,7 +182,7 @@ class RecordReads:
             raise OSError(errno.EIO, "a read came back short")
 
 
-def _disk_rate(reads: RecordReads, depth: int) -> Reading[float]:
+def _disk_rate(reads: DiskReads, depth: int) -> Reading[float]:
     try:
         return Reading(reads.gb_per_s(depth, _DISK_READS))
     except OSError as error:

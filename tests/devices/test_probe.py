@@ -126,7 +126,7 @@ def test_records_are_read_in_the_pagers_chunks_into_whole_records(tmp_path: Path
     record_bytes, num_records = (1 << 20) + 8192, 3
     path = tmp_path / "records"
     path.write_bytes(bytes(record_bytes * num_records))
-    reads = measure.RecordReads(path, record_bytes)
+    reads = measure.DiskReads(path, record_bytes)
     asked: list[tuple[int, int, int]] = []
     read = reads._read
 
@@ -146,7 +146,7 @@ def test_records_are_read_in_the_pagers_chunks_into_whole_records(tmp_path: Path
 def test_a_file_that_ends_within_a_record_has_no_rate(tmp_path: Path) -> None:
     path = tmp_path / "records"
     path.write_bytes(bytes(4 * 4096))
-    reads = measure.RecordReads(path, 4096)
+    reads = measure.DiskReads(path, 4096)
     path.write_bytes(b"")
     with pytest.raises(OSError, match="short"):
         reads.gb_per_s(1, 4)
