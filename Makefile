@@ -39,6 +39,7 @@ check: $(VENV)/.dev  ## lint, types and import contracts
 bench: $(VENV)/.dev bundles sound  ## run the program behind a figure of the docs: NAME=voice_wait FLAGS="--port card"; without NAME: the list
 	$(BENCH_ENV_$(NAME)) $(BIN)/python -m deeptalk_edge.bench $(NAME) $(FLAGS)
 
+BENCH_ENV_forecast := OPENBLAS_NUM_THREADS=1
 BENCH_ENV_cpu := GLIBC_TUNABLES=glibc.malloc.hugetlb=1 OMP_WAIT_POLICY=passive
 
 routes: $(VENV)/.device bundles  ## record which experts the tiny checkpoint asks for; prints the figures of docs/measurements/routes.md

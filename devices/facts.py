@@ -59,6 +59,8 @@ class DeviceFacts:
     int4_tops: Fact[float] | None = None
     float8_tflops: Fact[float] | None = None
     float4_tflops: Fact[float] | None = None
+    activations_g_per_s: Fact[float] | None = None
+    """10^9 of the codec's Snake activations in a second, through our CPU kernels."""
     precisions: Fact[tuple[str, ...]] | None = None
     """What its products can be computed in."""
     pcie: Fact[str] | None = None

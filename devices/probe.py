@@ -16,7 +16,9 @@ from deeptalk_edge.devices.identity import Machine, identify
 from deeptalk_edge.devices.nvpmodel import active_mode
 from deeptalk_edge.devices.profile import DeviceProfile, load_profile
 from deeptalk_edge.devices.reading import Reading, as_json, first_line
+from deeptalk_edge.devices.round_trip import sound_round_trip_ms
 from deeptalk_edge.devices.tegrastats import parse_line
+from deeptalk_edge.runtime.audio.pyaudio_port import PyAudioPort
 
 SCHEMA = "deeptalk-edge.probe/1"
 _COMMAND = "deeptalk-edge probe"
@@ -112,6 +114,7 @@ def measurements(machine: Machine, place: Path) -> dict[str, Reading[float]]:
     for threads in sorted({1, cores}):
         found[f"int8_tops_{threads}_threads"] = measure.int8_tops(threads)
     found["float32_tflops"] = measure.float32_tflops()
+    found["activations_g_per_s"] = measure.activations_g_per_s()
     found["float16_tflops"] = Reading(None, "no CPU kernel of ours computes in float16")
     for depth, rate in measure.disk_read_gb_per_s(place, _RECORD_BYTES).items():
         found[f"disk_read_gb_per_s_depth_{depth}"] = rate
@@ -120,9 +123,7 @@ def measurements(machine: Machine, place: Path) -> dict[str, Reading[float]]:
     found["moe_kernel_gb_per_s"] = Reading(
         None, "the MoE kernel's library is built by `make plugin`; `make gpu-check` times it"
     )
-    found["sound_round_trip_ms"] = Reading(
-        None, "needs a loudspeaker that the microphone hears; `deeptalk-edge sound --meter 5`"
-    )
+    found["sound_round_trip_ms"] = sound_round_trip_ms(PyAudioPort())
     return found
 
 
@@ -141,7 +142,7 @@ def measured_facts(found: Probe, base: DeviceProfile) -> DeviceFacts:
 
     add("memory_bytes", machine.memory_bytes.value, "what the kernel sees")
     disks = _best(measured, "disk_read_gb_per_s")
-    add("disk_read_gb_per_s", disks, "records of 4.5 MB, O_DIRECT, the best depth of 4")
+    add("disk_read_gb_per_s", disks, "records of 4.5 MB in chunks, O_DIRECT, the best depth of 4")
     add("host_link_gb_per_s", measured["host_link_gb_per_s"].value, "pinned copies of 128 MB")
     if base.has_engines:
         return DeviceFacts(**facts)
@@ -149,6 +150,8 @@ def measured_facts(found: Probe, base: DeviceProfile) -> DeviceFacts:
     add("memory_bandwidth_gb_per_s", memory, "our kernels' reads, the best number of threads")
     add("int8_tops", _best(measured, "int8_tops"), "our int8 kernel on 64 rows")
     add("float32_tflops", measured["float32_tflops"].value, "numpy's BLAS on 768 x 768")
+    activations = measured["activations_g_per_s"].value
+    add("activations_g_per_s", activations, "our codec kernels' Snake on one thread")
     add("usable_memory_bytes", host.read_memory().available_bytes, "available when it was probed")
     return DeviceFacts(**facts)
 

@@ -1,4 +1,7 @@
-"""`deeptalk-edge probe`: which machine this is and what it does in a second."""
+"""`deeptalk-edge probe`: which machine this is and what it does in a second.
+
+It plays three clicks, to find them in the microphone.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="on the disk that experts would be paged from; needs 143 MB there for a moment",
     )
     parser.add_argument(
-        "--identify-only", action="store_true", help="measure nothing, and write no profile"
+        "--identify-only",
+        action="store_true",
+        help="measure, play and write nothing",
     )
     parser.add_argument(
         "-o",

@@ -33,8 +33,11 @@ Verdict = Literal["fits", "pages", "refuses", "unknown"]
 """All experts stay in memory; some are read while it talks; it cannot run, or not in real time;
 the profile does not say enough."""
 
-MEASURED = Assumptions(step_efficiency=0.9, product_efficiency=1.0, prefill_memory_efficiency=0.9)
-"""For rates that `probe` measured with our own kernels: they are what is reached, not a peak."""
+MEASURED = Assumptions(
+    step_efficiency=1.0, product_efficiency=1.0, prefill_memory_efficiency=1.0, reads_hide=False
+)
+"""For rates that `probe` measured with our own kernels: they are what is reached, not a peak.
+docs/measurements/forecast.md shows how far off they are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +94,13 @@ def plan_device(
     records = record_format(model.spec, profile)
     shapes = WeightShapes.of(model.spec, model.codec, with_noise=False)
     memory = memory_plan(model.spec, profile, shapes, records, model.context_rows)
-    work = ModelWork.of(model.spec, model.codec, profile.precision, records)
+    work = ModelWork.of(
+        model.spec,
+        model.codec,
+        profile.precision,
+        records,
+        keeps_last_row=profile.backend == "cpu",
+    )
     assumptions = MEASURED if is_measured(profile) else Assumptions()
     floor_assumptions = dataclasses.replace(
         FLOOR, product_efficiency=max(FLOOR.product_efficiency, assumptions.product_efficiency)
@@ -159,6 +168,7 @@ def rates_of(profile: DeviceProfile, mode: PowerMode | None) -> tuple[Rates | No
             f"the profile states no {' or '.join(missing)}; run `deeptalk-edge probe` on the device"
         )
     memory_fact, link = facts.memory_bandwidth_gb_per_s, link_of(facts)
+    activations = facts.activations_g_per_s if profile.backend == "cpu" else None
     assert memory_fact is not None
     assert product is not None
     memory = memory_fact.value
@@ -170,6 +180,7 @@ def rates_of(profile: DeviceProfile, mode: PowerMode | None) -> tuple[Rates | No
             product_tops=product.value,
             encoder_tops=encoder.value if encoder else None,
             link_gb_per_s=link[1].value if link else None,
+            activations_g_per_s=activations.value if activations else None,
         ),
         None,
     )

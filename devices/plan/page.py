@@ -116,8 +116,9 @@ def _notes(plans: Sequence[DevicePlan]) -> list[str]:
         "floor: full memory rate, 80 % of the peak, no paging. expected: "
         f"{assumed.step_efficiency:.0%} of the memory's rate in steps, "
         f"{assumed.product_efficiency:.0%} of the peak in encoder and prefill, "
-        f"{assumed.prefill_memory_efficiency:.0%} of the memory's rate there, experts as in "
-        "`routes replay synthetic:mid`, all missing ones read once in prefill",
+        f"{assumed.prefill_memory_efficiency:.0%} of the memory's rate there, "
+        + ("" if assumed.reads_hide else "reads and products of many rows add up, ")
+        + "experts as in `routes replay synthetic:mid`, all missing ones read once in prefill",
     ]
     for plan in plans:
         if plan.unconfirmed:

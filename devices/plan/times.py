@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from deeptalk_edge.devices.plan.work import ModelWork
+from deeptalk_edge.devices.plan.work import CodecWork, ModelWork
 
 FRAME_MS = 2048 / 24
 """Of sound; a step must not take longer."""
@@ -31,6 +31,8 @@ class Rates:
     """To the experts that are not in memory; None: it cannot page."""
     encoder_tops: float | None = None
     """Of the encoder's and the codec's; None: as `product_tops`."""
+    activations_g_per_s: float | None = None
+    """10^9 of the codec's activations in a second; None: they hide behind products, as on a GPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,9 @@ class Assumptions:
     product_efficiency: float = 0.4
     """Of the peak, for encoder and prefill."""
     prefill_memory_efficiency: float = 0.5
+    reads_hide: bool = True
+    """Behind the products of many rows. A core of a CPU reads weights, then multiplies: there the
+    two add up."""
     hangover_ms: float = 300.0
     buffer_ms: float = 40.0
     """Of sound that is ahead of the loudspeaker."""
@@ -130,17 +135,18 @@ def times(
     step_ms = {items: steps[items] + stalls[items] for items in (1, 2)}
     rows = round(question.seconds * _ENCODER_ROWS_PER_S) + assumptions.prompt_rows
     encoder_ms = _encoder_ms(work, rates, question, assumptions)
-    prefill_ms = max(
-        _ms(work.prefill_operations(rows), rates.product_tops * assumptions.product_efficiency),
-        work.prefill_bytes(rows)
-        / (rates.memory_gb_per_s * 1e6 * assumptions.prefill_memory_efficiency),
+    prefill_ms = _rows_ms(
+        work.prefill_operations(rows),
+        work.prefill_bytes(rows),
+        rates.product_tops,
+        rates,
+        assumptions,
     )
     missing_bytes = (1 - resident_share) * work.all_expert_bytes
     paging_ms = missing_bytes / (rates.link_gb_per_s * 1e6) if rates.link_gb_per_s else 0.0
     num_steps = assumptions.first_frame_steps + assumptions.codec_steps
     first_sound_ms = encoder_ms + prefill_ms + paging_ms + num_steps * step_ms[question.num_items]
     first_sound_ms += assumptions.buffer_ms
-    codec_tops = (rates.encoder_tops or rates.product_tops) * assumptions.product_efficiency
     return Times(
         step_ms=step_ms,
         stall_ms=stalls,
@@ -148,7 +154,7 @@ def times(
         encoder_ms=encoder_ms,
         prefill_ms=prefill_ms,
         paging_ms=paging_ms,
-        codec_ms=_ms(work.codec_frame_operations, codec_tops),
+        codec_ms=_codec_ms(work.codec, rates, assumptions),
         first_sound_ms=first_sound_ms,
         voice_to_voice_ms=assumptions.hangover_ms + first_sound_ms,
     )
@@ -206,14 +212,27 @@ def _encoder_ms(
     work: ModelWork, rates: Rates, question: Question, assumptions: Assumptions
 ) -> float:
     frames = question.encoder_frames or work.encoder.max_frames
-    products_ms = _ms(
-        work.encoder_operations(frames),
-        (rates.encoder_tops or rates.product_tops) * assumptions.product_efficiency,
-    )
-    memory_ms = work.encoder_bytes / (
-        rates.memory_gb_per_s * 1e6 * assumptions.prefill_memory_efficiency
-    )
-    return max(products_ms, memory_ms)
+    tops = rates.encoder_tops or rates.product_tops
+    operations = work.encoder_operations(frames)
+    return _rows_ms(operations, work.encoder_bytes, tops, rates, assumptions)
+
+
+def _codec_ms(codec: CodecWork, rates: Rates, assumptions: Assumptions) -> float:
+    tops = rates.encoder_tops or rates.product_tops
+    layers_ms = _rows_ms(codec.operations, codec.weight_bytes, tops, rates, assumptions)
+    if rates.activations_g_per_s is None:
+        return layers_ms
+    return layers_ms + codec.activations / (rates.activations_g_per_s * 1e6)
+
+
+def _rows_ms(
+    operations: float, num_bytes: float, tops: float, rates: Rates, assumptions: Assumptions
+) -> float:
+    """Of many rows through weights that are read once."""
+    products_ms = _ms(operations, tops * assumptions.product_efficiency)
+    gb_per_s = rates.memory_gb_per_s * assumptions.prefill_memory_efficiency
+    reads_ms = num_bytes / (gb_per_s * 1e6)
+    return max(products_ms, reads_ms) if assumptions.reads_hide else products_ms + reads_ms
 
 
 def _ms(operations: float, tops: float) -> float:

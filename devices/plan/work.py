@@ -3,9 +3,10 @@
 step      one row of each item through the decoder and the heads: every dense weight once, the
           experts of the items, the cached rows of each
 prefill   the rows of a question at once; the matrices count, attention over them is left out (2 %
-          of it at 280 rows of the official size)
+          of it at 280 rows of the official size). Our CPU kernels run the last layer's MLP on the
+          last row alone, whose logits are asked for
 encoder   its window; the products of matrices and of attention
-codec     one frame of sound
+codec     one frame of sound: products, weights, and activations, which are no products
 
 A product of a weight and a value is two operations.
 """
@@ -20,6 +21,17 @@ from deeptalk_edge.bundle.expert_record import RecordFormat
 from deeptalk_edge.bundle.precision import Precision
 from deeptalk_edge.devices.plan.shapes import Shape, WeightShapes, weight_bytes
 from deeptalk_edge.model.spec import CodecSpec, DecoderSpec, EncoderSpec, ModelSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodecWork:
+    """Of one frame of sound through SNAC's decoder."""
+
+    operations: float
+    weight_bytes: float
+    """Read once a frame."""
+    activations: float
+    """Values that pass a Snake, x + sin(a x)^2 / a."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,13 +54,22 @@ class ModelWork:
     head_operations: float
     encoder: EncoderSpec
     encoder_row_weights: int
-    codec_frame_operations: float
+    codec: CodecWork
+    unread_row_operations: float = 0.0
+    """Of `row_operations`, what only the last row of a prefill takes."""
 
     @classmethod
     def of(
-        cls, model: ModelSpec, codec: CodecSpec, precision: Precision, records: RecordFormat
+        cls,
+        model: ModelSpec,
+        codec: CodecSpec,
+        precision: Precision,
+        records: RecordFormat,
+        *,
+        keeps_last_row: bool = False,
     ) -> ModelWork:
-        """Of a model that is stored in these precisions."""
+        """Of a model that is stored in these precisions; with `keeps_last_row` a backend runs the
+        last layer's MLP on the last row of a prefill alone, as our CPU kernels do."""
         shapes, decoder = WeightShapes.of(model, codec, with_noise=False), model.decoder
         sizes = shapes.bytes(precision)
         value_bytes = {"float32": 4, "int8": 1}.get(precision.kv_cache, 2)
@@ -65,7 +86,8 @@ class ModelWork:
             head_operations=2.0 * prod((shapes.head or shapes.embedding)[0]),
             encoder=model.encoder,
             encoder_row_weights=_encoder_row_weights(model.encoder),
-            codec_frame_operations=codec_frame_operations(codec),
+            codec=codec_work(codec, value_bytes=4 if precision.codec == "float32" else 2),
+            unread_row_operations=2.0 * _last_mlp_weights(decoder) if keeps_last_row else 0.0,
         )
 
     def experts_of(self, num_items: int, *, alike: bool = True) -> float:
@@ -92,11 +114,13 @@ class ModelWork:
 
     def prefill_bytes(self, num_rows: int) -> float:
         """Weights that the rows of a question read; an expert once, however many rows ask."""
-        experts = self.num_moe_layers * self.experts_of(num_rows) * self.expert_bytes
-        return self.dense_bytes + self.head_bytes + experts
+        alone = min(self.num_moe_layers, int(self.unread_row_operations > 0))  # the last layer
+        wanted = (self.num_moe_layers - alone) * self.experts_of(num_rows)
+        wanted += alone * self.experts_of(1)
+        return self.dense_bytes + self.head_bytes + wanted * self.expert_bytes
 
     def prefill_operations(self, num_rows: int) -> float:
-        return num_rows * self.row_operations
+        return num_rows * self.row_operations - (num_rows - 1) * self.unread_row_operations
 
     def encoder_operations(self, num_frames: int) -> float:
         """Of a window of so many encoder frames."""
@@ -105,28 +129,33 @@ class ModelWork:
         return 2.0 * num_frames * self.encoder_row_weights + attention
 
 
-def codec_frame_operations(codec: CodecSpec) -> float:
-    """SNAC's decoder for one frame of sound: what each convolution multiplies, by its rate.
+def codec_work(codec: CodecSpec, *, value_bytes: int) -> CodecWork:
+    """What each convolution multiplies and reads, by its rate, and the activations between.
 
     Source: the architecture of the `snac` package's decoder.
     """
-    rows, kernel, width = float(codec.frame_samples // prod(codec.decoder_rates)), 7, 0
-    total = rows * len(codec.vq_strides) * codec.codebook_dim * codec.latent_dim
-    width = codec.decoder_dim
-    inputs = 1 if codec.depthwise else codec.latent_dim
-    total += (
-        rows * (codec.latent_dim * kernel + codec.latent_dim * width)
-        if (codec.depthwise)
-        else rows * width * inputs * kernel
-    )
+    rows, kernel = codec.frame_samples // prod(codec.decoder_rates), 7
+    width, inputs = codec.decoder_dim, codec.latent_dim
+    layers = [(rows, len(codec.vq_strides) * codec.codebook_dim * inputs)]  # (rows, weights)
+    if codec.depthwise:
+        layers += [(rows, inputs * kernel), (rows, inputs * width)]
+    else:
+        layers += [(rows, inputs * width * kernel)]
+    activations = rows * width
     for stride in codec.decoder_rates:
         halved = width // 2
-        total += rows * width * 2 * stride * halved  # transposed: two taps a sample
+        layers += [(rows, width * 2 * stride * halved)]  # transposed: two taps a sample
         rows *= stride
         wide = halved * kernel * (1 if codec.depthwise else halved)
-        total += 3 * rows * (wide + halved * halved)
+        layers += 3 * [(rows, wide), (rows, halved * halved)]
+        activations += 6 * rows * halved
         width = halved
-    return 2.0 * (total + rows * width * kernel)
+    layers += [(rows, width * kernel)]
+    return CodecWork(
+        operations=2.0 * sum(num_rows * weights for num_rows, weights in layers),
+        weight_bytes=float(value_bytes * sum(weights for _, weights in layers)),
+        activations=float(activations),
+    )
 
 
 def _weights(shapes: Iterable[Shape]) -> int:
@@ -137,6 +166,14 @@ def _expert_weights(decoder: DecoderSpec) -> int:
     """Of the routed experts of one row."""
     one = 3 * decoder.width * decoder.expert_ffn_width
     return len(decoder.moe_layers) * decoder.top_k * one
+
+
+def _last_mlp_weights(decoder: DecoderSpec) -> int:
+    """Of the last layer's MLP that one row meets: its routed and its shared experts."""
+    if decoder.num_layers - 1 not in decoder.moe_layers:
+        return 3 * decoder.width * decoder.dense_ffn_width
+    one = 3 * decoder.width * decoder.expert_ffn_width
+    return (decoder.top_k + decoder.num_shared_experts) * one
 
 
 def _encoder_row_weights(encoder: EncoderSpec) -> int:

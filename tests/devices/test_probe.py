@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from deeptalk_edge.cli import main
@@ -17,6 +18,7 @@ from deeptalk_edge.devices.profile import load_profile
 from deeptalk_edge.devices.profile_file import profile_text, write_profile
 from deeptalk_edge.devices.reading import Reading, first_line, read_file, run_command
 from deeptalk_edge.errors import SettingsError
+from deeptalk_edge.runtime.audio.virtual_port import EchoPath, VirtualPort, recording
 from tests.devices.trees import ORIN_NANO, plant
 
 
@@ -46,6 +48,11 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setattr(measure, "_TURNS", 1)
     monkeypatch.setattr("deeptalk_edge.devices.probe._RECORD_BYTES", 1 << 16)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+    def room() -> VirtualPort:
+        return VirtualPort(recording(np.zeros(0, np.float32)), echo=EchoPath(gain=0.3))
+
+    monkeypatch.setattr("deeptalk_edge.devices.probe.PyAudioPort", room)
     return tmp_path
 
 
@@ -83,11 +90,14 @@ def test_every_measurement_has_a_value_or_a_reason(quick: Path) -> None:
     for name, reading in measurements(found.machine, quick).items():
         assert (reading.value is None) is (reading.why is not None), name
         assert reading.value is None or reading.value > 0, name
+        assert name != "sound_round_trip_ms" or reading.value
 
 
 def test_cpu_rates_are_not_used_for_a_board_with_a_gpu(quick: Path) -> None:
     found = probe(quick)
-    assert measured_facts(found, load_profile("cpu-int8")).int8_tops
+    cpu = measured_facts(found, load_profile("cpu-int8"))
+    assert cpu.int8_tops
+    assert cpu.activations_g_per_s
     facts = measured_facts(found, load_profile("orin-nano-8gb"))
     assert (facts.int8_tops, facts.memory_bandwidth_gb_per_s) == (None, None)
     assert facts.memory_bytes
@@ -110,6 +120,37 @@ def test_a_damaged_measured_profile_is_refused_with_the_way_out(quick: Path) -> 
     path.write_text("name = 3")
     with pytest.raises(SettingsError, match="measure again"):
         planning_profile(found.machine.profile)
+
+
+def test_records_are_read_in_the_pagers_chunks_into_whole_records(tmp_path: Path) -> None:
+    record_bytes, num_records = (1 << 20) + 8192, 3
+    path = tmp_path / "records"
+    path.write_bytes(bytes(record_bytes * num_records))
+    reads = measure.DiskReads(path, record_bytes)
+    asked: list[tuple[int, int, int]] = []
+    read = reads._read
+
+    def watched(chunk: tuple[int, int, int]) -> None:
+        asked.append(chunk)
+        read(chunk)
+
+    reads._read = watched  # type: ignore[method-assign]
+    assert reads.gb_per_s(2, 20) > 0
+    reads.close()
+    timed = asked[2:]  # the first two start the threads
+    assert sorted(size for _, _, size in timed) == [8192] * 20 + [1 << 20] * 20
+    assert all(offset % record_bytes in (0, 1 << 20) for _, offset, _ in timed)
+    assert {place // record_bytes for place, _, _ in timed} == set(range(16))
+
+
+def test_a_file_that_ends_within_a_record_has_no_rate(tmp_path: Path) -> None:
+    path = tmp_path / "records"
+    path.write_bytes(bytes(4 * 4096))
+    reads = measure.DiskReads(path, 4096)
+    path.write_bytes(b"")
+    with pytest.raises(OSError, match="short"):
+        reads.gb_per_s(1, 4)
+    reads.close()
 
 
 def test_a_disk_that_cannot_be_written_has_no_rate() -> None:

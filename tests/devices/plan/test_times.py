@@ -16,7 +16,7 @@ from deeptalk_edge.devices.plan.times import (
     hit_share,
     times,
 )
-from deeptalk_edge.devices.plan.work import ModelWork
+from deeptalk_edge.devices.plan.work import CodecWork, ModelWork
 from deeptalk_edge.model.spec import EncoderSpec
 
 WORK = ModelWork(
@@ -34,7 +34,7 @@ WORK = ModelWork(
         num_mel_bins=80, width=64, num_layers=1, num_heads=1, ffn_width=64, max_frames=100
     ),
     encoder_row_weights=10_000_000,
-    codec_frame_operations=1e9,
+    codec=CodecWork(operations=1e9, weight_bytes=50e6, activations=2e6),
 )
 RATES = Rates(memory_gb_per_s=100, product_tops=10, link_gb_per_s=5)
 ASKED = Question(seconds=1.0, num_items=1)
@@ -53,6 +53,27 @@ def test_a_slow_processor_is_the_limit() -> None:
     found = times(WORK, slow, ASKED, 1.0, Assumptions())
     assert found.step_ms[1] == pytest.approx(100)
     assert found.limit[1] == "products"
+
+
+def test_on_a_cpu_reads_and_products_of_many_rows_add_up() -> None:
+    hidden, added = Assumptions(), Assumptions(reads_hide=False)
+    asked = replace(ASKED, seconds=0.0)
+    one, other = (times(WORK, RATES, asked, 1.0, assumed) for assumed in (hidden, added))
+    rows = hidden.prompt_rows
+    products_ms = rows * 4e9 / (0.4 * 10e9)
+    reads_ms = WORK.prefill_bytes(rows) / (0.5 * 100e6)
+    assert one.prefill_ms == pytest.approx(max(products_ms, reads_ms))
+    assert other.prefill_ms == pytest.approx(products_ms + reads_ms)
+
+
+def test_a_frame_of_the_codec_is_products_weights_and_activations() -> None:
+    rates = replace(RATES, activations_g_per_s=0.5)
+    added = Assumptions(reads_hide=False)
+    products_ms, reads_ms, activations_ms = 1e9 / 4e9, 50e6 / 50e6, 2e6 / 0.5e6
+    found = times(WORK, rates, ASKED, 1.0, added)
+    assert found.codec_ms == pytest.approx(products_ms + reads_ms + activations_ms)
+    on_a_gpu = times(WORK, RATES, ASKED, 1.0, Assumptions())
+    assert on_a_gpu.codec_ms == pytest.approx(max(products_ms, reads_ms))
 
 
 def test_missing_experts_are_read_once_in_prefill_and_by_chance_in_steps() -> None:

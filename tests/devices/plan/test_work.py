@@ -8,7 +8,7 @@ import pytest
 
 from deeptalk_edge.checkpoint.config import read_codec_spec, read_model_spec
 from deeptalk_edge.devices.plan.memory import record_format
-from deeptalk_edge.devices.plan.work import ModelWork
+from deeptalk_edge.devices.plan.work import ModelWork, codec_work
 from deeptalk_edge.devices.profile import load_profile
 from tests.places import OFFICIAL_SIZE as OFFICIAL
 
@@ -39,7 +39,31 @@ def test_a_codec_frame_has_the_packages_operations_without_noise(
     for stride in (8, 8, 4, 2):
         rows, width = rows * stride, width // 2
         noise += 2 * rows * width**2
-    assert work.codec_frame_operations + noise == pytest.approx(0.83e9, rel=0.05)
+    assert work.codec.operations + noise == pytest.approx(0.83e9, rel=0.05)
+
+
+def test_our_kernels_run_the_last_mlp_on_one_row_of_a_prefill(work: ModelWork) -> None:
+    model, codec = read_model_spec(OFFICIAL), read_codec_spec(OFFICIAL / "snac")
+    profile = load_profile("cpu-int8")
+    records = record_format(model, profile)
+    alone = ModelWork.of(model, codec, profile.precision, records, keeps_last_row=True)
+    every = ModelWork.of(model, codec, profile.precision, records)
+    mlp = 2 * 8 * 3 * 2048 * 1408  # six routed experts and two shared ones
+    saved = every.prefill_operations(64) - alone.prefill_operations(64)
+    assert saved == pytest.approx(63 * mlp)
+    assert alone.prefill_operations(1) == every.prefill_operations(1)
+    experts = (every.experts_of(64) - 6) * every.expert_bytes
+    assert every.prefill_bytes(64) - alone.prefill_bytes(64) == pytest.approx(experts)
+    assert alone.prefill_bytes(1) == every.prefill_bytes(1)
+
+
+def test_a_frame_reads_the_codecs_weights_once_and_bends_what_its_units_make() -> None:
+    found = codec_work(read_codec_spec(OFFICIAL / "snac"), value_bytes=4)
+    # 4 x 1024, then 6 times (32 x 512, 256 x 256, 1024 x 128, 2048 x 64)
+    assert found.activations == 4 * 1024 + 6 * (32 * 512 + 256 * 256 + 1024 * 128 + 2048 * 64)
+    assert found.weight_bytes == pytest.approx(50.6e6, rel=0.001)
+    half = codec_work(read_codec_spec(OFFICIAL / "snac"), value_bytes=2)
+    assert half.weight_bytes == found.weight_bytes / 2
 
 
 @pytest.mark.parametrize(("items", "alike", "experts"), [(1, True, 6), (2, True, 11.4375)])
