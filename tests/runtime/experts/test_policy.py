@@ -99,6 +99,18 @@ def test_a_question_learns_its_experts_and_the_next_one_sweeps_them() -> None:
     assert policy.sweep(1) == [1]
 
 
+def test_a_question_weighs_a_fifth_of_those_before_it() -> None:
+    policy, best = Phased(NUM_KEYS, NUM_EXPERTS), []
+    for key in (1, 2, 2, 2, 2):  # shares of 1 and 2: 1 and 0, then 0.8 and 0.2, ... 0.41 and 0.59
+        policy.begin(Phase.LISTENING)
+        policy.begin(Phase.THINKING)
+        policy.use([key])
+        policy.begin(Phase.SPEAKING)
+        best += policy.sweep(1)
+    assert best == [1, 1, 1, 1, 2]
+    assert policy.sweep(NUM_KEYS) == [1, 2]
+
+
 def test_rows_before_the_user_speaks_do_not_count_as_a_question() -> None:
     policy = Phased(NUM_KEYS, NUM_EXPERTS)
     policy.begin(Phase.THINKING)
