@@ -161,7 +161,7 @@ class Listener:
 
 @contextmanager
 def open_listener(bundle: Bundle, smart: Path | None = None) -> Iterator[Listener]:
-    """A listener with a conversation of its own."""
+    """Open a listener with its own conversation."""
     known = read_understanding(bundle.path, bundle.manifest.model.decoder.width)
     settings = replace(
         ConversationSettings.of(bundle, mode="text"),

@@ -95,7 +95,7 @@ class Room(Protocol):
         """Play 16 kHz PCM (N,) to the microphone; returns when it began, in seconds of `heard`."""
 
     def heard(self, behind_s: float) -> float | None:
-        """When the first sound behind that moment left the loudspeaker; None if none has yet."""
+        """When the first sound after that moment left the loudspeaker; None if none has yet."""
 
 
 class ModelledRoom(VirtualPort):
@@ -191,7 +191,7 @@ class Monitor:
         threading.Thread(target=self._record, daemon=True).start()
 
     def first_sound(self, behind_s: float) -> float | None:
-        """When it began to sound, at or behind that moment."""
+        """When it began to sound, at or after that moment."""
         for first, last in list(self._loud):
             if last / _CARD_RATE_HZ + self._offset_s > behind_s:
                 return max(first / _CARD_RATE_HZ + self._offset_s, behind_s)
@@ -462,7 +462,7 @@ def _figures(asked: list[Turn | None]) -> dict[str, float]:
 
 
 def _on_a_card(flags: list[str]) -> int:
-    """The same bench in a process whose sound system is a card of its own."""
+    """Run the same bench in a process that has its own sound card."""
     ours = [sys.executable, "-m", "deeptalk_edge.bench", "voice_wait", *flags]
     card = ["tests/runtime/sound_card/virtual_card.sh", "exec", *ours]
     environment = {**os.environ, "CARD_MAX_S": "900"}

@@ -63,7 +63,7 @@ def _heard_after_ms(port: SoundPort) -> float | None:
 
 
 def _listen(port: SoundPort, num_frames: int) -> Array:
-    """So many frames and those that wait behind them, lost samples as zeros, (N,)."""
+    """So many frames and those that wait after them, lost samples as zeros, (N,)."""
     frames: list[MicFrame] = []
     num_waiting = 1
     while len(frames) < num_frames or num_waiting:

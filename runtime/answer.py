@@ -1,9 +1,9 @@
 """An answer on its way: advanced in small steps, then finished into the history or discarded.
 
-step      one graph run or one row at a time, so whoever holds an answer can let go between two
+step      one graph run or one row at a time, so the caller can stop between two
 refused   a spoken line takes the answer's place; to finish it is to discard it
 finish    the history keeps the question and as much of the answer as was heard
-discard   no trace: cache, history and turn count are as if nobody had asked
+discard   no trace: cache, history and turn count are as before the question
 closed    with its conversation: every call raises UsageError
 """
 

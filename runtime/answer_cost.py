@@ -12,7 +12,7 @@ from deeptalk_edge.runtime.verdict import Verdict
 
 
 class AnswerCost:
-    """Of one answer. Whoever does its steps keeps the meter and notes what they cost."""
+    """Of one answer. What runs its steps keeps the meter and notes what they cost."""
 
     def __init__(self, gpu_stages: GpuStages | None) -> None:
         self._gpu_stages = gpu_stages

@@ -81,7 +81,7 @@ class Decoding:
         self.step_ms: list[float] = []
 
     def open(self) -> Logits:
-        """Feed the last row of the prompt, which asks for speech."""
+        """Feed the last row of the prompt, which requests speech."""
         quiet = self._last_row[None]
         if self._settings.mode == "text":
             return self._engine.decode_step(quiet)
@@ -202,7 +202,7 @@ class Decoding:
         return self._meter.elapsed_ms() - start_ms
 
     def _fed_logits(self) -> Logits:
-        """The logits behind the row fed; item 1 has said all once EOS is."""
+        """The logits after the row that was fed; item 1 is complete once EOS is chosen."""
         logits = self._engine.logits()
         if self.rows.is_text_done and self._engine.num_items == 2:
             self._engine.keep(0)

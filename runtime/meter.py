@@ -6,11 +6,11 @@ import time
 
 
 class Meter:
-    """A stopwatch that stands still while the caller has the turn, as it does at first."""
+    """A stopwatch that is stopped between steps, and at first."""
 
     def __init__(self) -> None:
         self._spent_s = 0.0
-        self._resumed_s: float | None = None  # None while it stands still
+        self._resumed_s: float | None = None  # None while it is stopped
 
     def pause(self) -> None:
         self._spent_s, self._resumed_s = self.elapsed_ms() / 1000, None

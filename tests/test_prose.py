@@ -24,15 +24,6 @@ RETIRED = re.compile(r"\b(behind|stands|whoever|nobody|somebody|of its own|asks 
 MAY_USE_RETIRED = {
     "bench/noise.py": "sentences to speak",
     "tests/test_prose.py": "the phrases themselves",
-    # Written before the rule.
-    "bench/end_of_turn.py": "",
-    "bench/voice_wait.py": "",
-    "runtime/answer.py": "",
-    "runtime/audio/end_of_turn.py": "",
-    "runtime/commands/live.py": "",
-    "runtime/experts/pager.py": "",
-    "runtime/loop/voice_loop.py": "",
-    "runtime/turn.py": "",
 }
 """Files that may, with the reason."""
 PAGES = sorted(

@@ -32,7 +32,7 @@ class Rates:
     encoder_tops: float | None = None
     """Of the encoder's and the codec's; None: as `product_tops`."""
     activations_g_per_s: float | None = None
-    """10^9 of the codec's activations in a second; None: they hide behind products, as on a GPU."""
+    """10^9 of the codec's activations in a second; None: products take longer, as on a GPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +46,8 @@ class Assumptions:
     """Of the peak, for encoder and prefill."""
     prefill_memory_efficiency: float = 0.5
     reads_hide: bool = True
-    """Behind the products of many rows. A core of a CPU reads weights, then multiplies: there the
-    two add up."""
+    """Whether weights are read while products of many rows run. A core of a CPU reads weights, then
+    multiplies: there the two add up."""
     hangover_ms: float = 300.0
     buffer_ms: float = 40.0
     """Of sound that is ahead of the loudspeaker."""

@@ -114,7 +114,7 @@ class HangoverSettings:
 
 
 class AdaptiveHangover:
-    """Short behind a finished sentence, long behind half of one."""
+    """Short after a finished sentence, long after half of one."""
 
     def __init__(self, cue: TurnCue, settings: HangoverSettings | None = None) -> None:
         self._cue, self._settings = cue, settings or HangoverSettings()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # loading these takes longer than `--help` may
 
 log = logging.getLogger(__name__)
 
-_QUIET_S = 0.5  # a recording is over when nothing has happened for this long behind its end
+_QUIET_S = 0.5  # a recording is over when nothing has happened for this long after its end
 
 
 def add_arguments(group: argparse._ArgumentGroup) -> None:
@@ -78,7 +78,7 @@ def add_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def main(options: RunOptions, talk: Conversation) -> int:
-    """Talk until Ctrl-C, or until a WAV file that stands for the microphone is over.
+    """Talk until Ctrl-C, or until a WAV file in place of the microphone is over.
 
     Raises DeviceLost if a device cannot be opened, EdgeError if something else that the user named
     cannot be used.
@@ -192,7 +192,7 @@ class _Printer:
             self._say("\n")
 
     def _say(self, text: str) -> None:
-        """Print; a full disk behind stdout stops no conversation, a reader who has gone does."""
+        """Print. A full disk at stdout does not stop the conversation; a closed pipe does."""
         from deeptalk_edge.files import silence_stdout
 
         try:

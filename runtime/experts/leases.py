@@ -115,7 +115,7 @@ class Leases:
                 self._release(held)
             else:
                 self._fenced.append((fence, held))
-                self.slots_change()  # whoever waits for a slot can wait for the fence
+                self.slots_change()  # a thread that waits for a slot can wait for the fence
         self._released()
 
     def _begin(self, layer: int, experts: Sequence[int], later: Sequence[int] = ()) -> Lease:

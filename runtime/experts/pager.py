@@ -4,7 +4,7 @@ acquire   leases experts of one layer and blocks until their bytes are there; a 
           is ever skipped or replaced
 waves     the same for a union that may not fit: groups in ascending id, the next one loading while
           the last one computes
-hint      a guess for a layer to come; never blocks, goes behind every demand, and is cancelled if
+hint      a guess for a layer to come; never blocks, goes after every demand, and is cancelled if
           its layer passes before a byte of it moved
 resident  `all_resident`: every expert is there; a pass runs without asking, and none leaves
           meanwhile
@@ -154,7 +154,7 @@ class ExpertPager:
                 self._loader.enter(phase)
 
     def idle(self) -> None:
-        """Nobody talks."""
+        """The conversation is idle."""
         self.enter(Phase.IDLE)
         with self._lock:
             self._loader.plan_fill()
@@ -192,7 +192,7 @@ class ExpertPager:
 
     @property
     def num_leased(self) -> int:
-        """Slots that somebody holds."""
+        """Slots that a lease holds."""
         with self._lock:
             return self.residency.table.num_held
 
@@ -226,7 +226,7 @@ class ExpertPager:
         self._give_back()
 
     def _give_back(self) -> None:
-        """Close source and pool if that is due: the pager is closed, and nobody uses them."""
+        """Close source and pool if that is due: the pager is closed, and no lease uses them."""
         if not self._is_due:
             return
         self._leases.wait_for_fences()

@@ -9,7 +9,7 @@ from deeptalk_edge.runtime.experts.sizing import MemoryReading, MemoryWatch
 
 
 class PoolSize:
-    """Changes between turns; whoever calls holds the pager's lock."""
+    """Changes between turns; the caller holds the pager's lock."""
 
     def __init__(
         self, pool: Pool, residency: Residency, loader: Loader, *, least_slots: int

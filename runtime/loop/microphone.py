@@ -2,7 +2,7 @@
 
 position  samples, 16 kHz; they go on where the port's begin anew
 sound     without the echo of the loudspeaker; kept for the question, and pushed to the stop
-          listener while somebody speaks over an answer
+          listener while the user speaks over an answer
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class Microphone:
         self.num_waiting = 0
         """Samples that wait to be read."""
         self._offset = 0  # of the port's positions, which begin anew when it is reopened
-        self._stop_word_end = 0  # where nobody listens for a stop word any more
+        self._stop_word_end = 0  # where the stop-word listener has stopped
 
     def num_missed(self, frame: MicFrame) -> int:
         """Samples that were lost before this frame."""
         return max(self._offset + frame.start - self.now, 0)
 
     def push(self, frame: MicFrame) -> bool:
-        """Take 20 ms; returns whether somebody speaks."""
+        """Take 20 ms; returns whether there is a voice in it."""
         start = self._offset + frame.start
         self.now = start + FRAME_SAMPLES
         self.num_waiting = frame.num_waiting * FRAME_SAMPLES
@@ -76,7 +76,7 @@ class Microphone:
         return self.buffer.utterance(end, longest=self._max_question_samples)
 
     def listen_for_stop_word(self, opened: int, pre_roll_ms: int) -> None:
-        """Now, and in the frames that come: somebody speaks over the answer since `opened`."""
+        """Now, and in the frames that come: the user speaks over the answer since `opened`."""
         listener = self.stop_listener
         if listener is None:
             return

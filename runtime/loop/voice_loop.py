@@ -5,7 +5,7 @@ machine      says what to do (`states.py`)
 worker       makes the answer, elsewhere (`model_worker.py`)
 loudspeaker  plays the answer and times its turn (`loudspeaker.py`)
 
-The same code runs live, with the worker in a thread of its own, and on a virtual clock.
+The same code runs live, with the worker in its own thread, and on a virtual clock.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class VoiceLoop:
 
     @property
     def is_idle(self) -> bool:
-        """Nobody speaks, and every answer is history."""
+        """There is no voice, and every answer is history."""
         return self.loop.state is State.LISTENING and self.loudspeaker.timings.is_empty
 
     @property
