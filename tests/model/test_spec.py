@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from deeptalk_edge.bench.random_snac import SNAC_24KHZ
 from deeptalk_edge.model.spec import DecoderSpec, YarnSpec
 from tests.specs import PLAIN
 
@@ -58,3 +59,9 @@ def test_an_impossible_decoder_is_refused(wrong: dict[str, int]) -> None:
     four = replace(PLAIN.decoder, num_experts=4, top_k=4, num_layers=3, num_dense_layers=2)
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} = {next(iter(wrong.values()))}"):
         replace(four, **wrong)  # type: ignore[arg-type]
+
+
+def test_a_codec_is_as_late_as_its_kernels_and_upsamplings_look_ahead() -> None:
+    """By hand for rates 8, 8, 4, 2: 3 * 8 + 43, 67 * 8 + 43, 579 * 4 + 41, 2357 * 2 + 40, + 3."""
+    assert SNAC_24KHZ.decoder_rates == (8, 8, 4, 2)
+    assert SNAC_24KHZ.delay_samples == 4757
