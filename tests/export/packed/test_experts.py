@@ -97,6 +97,8 @@ def test_whole_layers_of_a_killed_export_stay_unless_one_is_damaged(tmp_path: Pa
     path.write_bytes(b"x" + whole[1:])
     layers_done = {}
     assert _write(place, tmp_path, layer_done=layers_done.__setitem__, done=records[:5]) == records
+    path.unlink()
+    assert _write(place, tmp_path, done=records[:5]) == records
     assert (path.read_bytes(), [*layers_done]) == (whole, [1, 2])
 
 
