@@ -6,15 +6,19 @@ a wrong driver, a broken library or damage that hashes missed before any answer 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
 from deeptalk_edge.bundle.golden import FEATURES, read_golden
 from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.errors import BackendError
-from deeptalk_edge.runtime.backends.base import Backend
+from deeptalk_edge.runtime.backends.base import Backend, SelfCheck
 
 Array = NDArray[np.float32]
+
+_OF_ROUNDING = 1.25
 
 
 def check_golden(bundle: Bundle, backend: Backend) -> None:
@@ -34,12 +38,13 @@ def check_golden(bundle: Bundle, backend: Backend) -> None:
     _compare(check.encoder, features, heard, check.encoder_tolerance)
 
     engine, mask, prefix = backend.engine, golden["audio_mask"], check.logits_prefix
+    tolerance = _decoder_tolerance(bundle, check, golden)
     engine.prefill(golden["rows"][0], golden[FEATURES][: mask.sum()], mask)
     for row in range(2):
         logits = engine.decode_step(golden["next_row"][0]) if row else engine.logits()
         for found, name in ((logits.text[0], "text_logits"), (logits.codes[0], "code_logits")):
             expected = golden[f"{prefix}{name}"][row]
-            _compare(check.decoder, found, expected, check.decoder_tolerance)
+            _compare(check.decoder, found, expected, tolerance)
     engine.reset()
 
     codes, entry = golden["codes"], bundle.manifest.codec
@@ -53,11 +58,29 @@ def check_golden(bundle: Bundle, backend: Backend) -> None:
     _compare(check.codec, sound, golden["sound"], check.codec_tolerance)
 
 
-def _compare(graph: str, found: Array, expected: Array, tolerance: float) -> None:
-    scale = float(np.abs(expected).max()) or 1.0
-    error = (
-        float(np.abs(found - expected).max()) / scale if found.shape == expected.shape else np.inf
+def _decoder_tolerance(bundle: Bundle, check: SelfCheck, golden: Mapping[str, Array]) -> float:
+    """What two processors may differ by: at least the backend's tolerance, and more for a model
+    whose logits the weights' rounding moves far. In ten random layers a last bit that differs can
+    choose another expert: on AVX2 that moved the logits by 0.21, int4's rounding by 0.21, too."""
+    if not check.logits_prefix:
+        return check.decoder_tolerance
+    unrounded = read_golden(bundle, features=check.features)
+    moved = max(
+        _error(golden[f"{check.logits_prefix}{name}"], unrounded[name])
+        for name in ("text_logits", "code_logits")
     )
+    return max(check.decoder_tolerance, _OF_ROUNDING * moved)
+
+
+def _error(found: Array, expected: Array) -> float:
+    """The largest one, of the largest value."""
+    if found.shape != expected.shape:
+        return np.inf
+    return float(np.abs(found - expected).max()) / (float(np.abs(expected).max()) or 1.0)
+
+
+def _compare(graph: str, found: Array, expected: Array, tolerance: float) -> None:
+    error = _error(found, expected)
     if not error <= tolerance:  # NaN must fail, too
         raise BackendError(
             f"{graph}: this device computes something else than the exporter did (relative error "
