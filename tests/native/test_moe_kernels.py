@@ -431,6 +431,11 @@ def test_a_layer_that_the_kernels_do_not_support_is_refused_by_name(
     assert found in (library.refusal(config) or "accepted")
 
 
+def test_a_layer_at_every_limit_is_supported(library: MoeLibrary) -> None:
+    for at_limit in ({"width": 1 << 16, "ffn_width": 1 << 16}, {"num_experts": 512, "top_k": 16}):
+        assert library.refusal(replace(GOOD, **at_limit)) is None  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("tokens", [0, -1])
 def test_a_call_without_tokens_is_refused(library: MoeLibrary, tokens: int) -> None:
     with pytest.raises(RuntimeError, match="cudaError 1"):
