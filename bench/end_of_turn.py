@@ -34,15 +34,13 @@ from numpy.typing import NDArray
 from deeptalk_edge.bench.harness import BUNDLE, arguments, measured, spoken_questions
 from deeptalk_edge.bench.turn_rules import SHARES, Cost, Pause, Table, runtime_ms, swept
 from deeptalk_edge.bundle.reader import Bundle
-from deeptalk_edge.bundle.understanding import Understanding, read_understanding
 from deeptalk_edge.calibration.understanding.recordings import broken_off
 from deeptalk_edge.model.features import RATE_HZ
-from deeptalk_edge.model.understanding import entropy_cue, feature_cues
 from deeptalk_edge.runtime.audio.end_of_turn import HangoverSettings, TurnCue
 from deeptalk_edge.runtime.audio.prosody import FinalLowering
 from deeptalk_edge.runtime.audio.smart_turn import SmartTurn
 from deeptalk_edge.runtime.conversation import Conversation, ConversationSettings
-from deeptalk_edge.runtime.understanding import UnderstandingSettings
+from deeptalk_edge.runtime.understanding import Judge, UnderstandingSettings
 from deeptalk_edge.sound.wav import read_wav, resample
 from deeptalk_edge.training.tiny.corpus import as_samples
 from deeptalk_edge.training.tiny.domain import Question, questions
@@ -103,10 +101,9 @@ def pause_ms(rng: random.Random) -> float:
 class Listener:
     """Judges pauses by every cue."""
 
-    def __init__(self, talk: Conversation, known: Understanding | None, smart: Path | None) -> None:
+    def __init__(self, talk: Conversation, judge: Judge, smart: Path | None) -> None:
         """`talk` refuses no question; `smart` is a file of Smart Turn."""
-        self._talk, self._known = talk, known
-        self._paths = known.paths() if known else None
+        self._talk, self._judge = talk, judge
         self._sounds: dict[str, TurnCue] = {"melody": FinalLowering()}
         if smart is not None:
             self._sounds["Smart Turn"] = SmartTurn(smart)
@@ -133,11 +130,11 @@ class Listener:
         note("log p", start_s, answer.text_log_p)
         assert answer.features is not None
         assert answer.text_entropy is not None
-        whole_p = self._whole_p(answer.features, answer.text_entropy)
-        if whole_p is not None:
-            note("whole", start_s, whole_p)
-            known_ms["whole"] = known_ms["log p"]  # the answer has judged it already
-        is_whole = answer.is_whole
+        judgement = self._judge.of_features(answer.features)
+        judgement.add_entropy(answer.text_entropy)
+        if (whole_p := judgement.whole_p) is not None:
+            cues["whole"] = whole_p
+            known_ms["whole"] = known_ms["log p"]  # the answer has judged it by then
         answer.discard()
         return Pause(
             set_name=set_name,
@@ -146,29 +143,17 @@ class Listener:
             lasts_ms=lasts_ms,
             cues=cues,
             known_ms=known_ms,
-            is_whole=is_whole,
+            is_whole=judgement.is_whole,
         )
-
-    def _whole_p(self, features: Array, mean_entropy: float) -> float | None:
-        known = self._known
-        if known is None or known.head is None or known.header.complete is None:
-            return None
-        paths = self._paths.scores(known.head.log_p(features)) if self._paths else None
-        distance = known.manifold.squared_distance(features) if known.manifold else None
-        cues = {**feature_cues(distance, paths), "entropy": entropy_cue(mean_entropy)}
-        return known.header.complete.p(cues)
 
 
 @contextmanager
 def open_listener(bundle: Bundle, smart: Path | None = None) -> Iterator[Listener]:
     """Open a listener with its own conversation."""
-    known = read_understanding(bundle.path, bundle.manifest.model.decoder.width)
-    settings = replace(
-        ConversationSettings.of(bundle, mode="text"),
-        understanding=UnderstandingSettings(refuses=False),
-    )
+    answering = UnderstandingSettings(refuses=False)
+    settings = replace(ConversationSettings.of(bundle, mode="text"), understanding=answering)
     with Conversation(bundle, settings) as talk:
-        yield Listener(talk, known, smart)
+        yield Listener(talk, Judge(bundle, answering), smart)
 
 
 def recorded_pauses(

@@ -66,10 +66,14 @@ class Judgement:
         return self._p(self.header.before_sound)
 
     @property
+    def whole_p(self) -> float | None:
+        """How likely the speaker has finished; None if the cues for that are not known."""
+        return self._p(self.header.complete)
+
+    @property
     def is_whole(self) -> bool | None:
-        """Whether the speaker has finished; None if the cues for that are not known."""
-        score = self.header.complete
-        p = self._p(score)
+        """Whether that is likely enough; None likewise."""
+        score, p = self.header.complete, self.whole_p
         return None if score is None or p is None else p >= score.least_p
 
     @property

@@ -29,9 +29,12 @@ CPU_PREFIX = "native_"
 def golden_forms(
     manifest: Manifest, *, features: str = FEATURES, logits_prefix: str = ""
 ) -> dict[str, Form]:
-    """The arrays and their shapes: those of `features` and of the logits under a prefix."""
+    """The arrays and their shapes: those of `features`, of the logits, and of those under a
+    prefix."""
     vocabulary, width = manifest.model.vocabulary, manifest.model.decoder.width
     codebooks = vocabulary.num_codebooks
+    text: Form = (np.float32, (2, vocabulary.text_size))
+    codes: Form = (np.float32, (2, codebooks, vocabulary.codebook_block))
     return {
         "pcm": (np.float32, ("N",)),
         "rows": (np.int64, (1, "T", codebooks + 1)),
@@ -40,8 +43,10 @@ def golden_forms(
         "codes": (np.int64, ("A", codebooks)),
         FEATURES: (np.float32, ("n", width)),
         features: (np.float32, ("n", width)),
-        f"{logits_prefix}text_logits": (np.float32, (2, vocabulary.text_size)),
-        f"{logits_prefix}code_logits": (np.float32, (2, codebooks, vocabulary.codebook_block)),
+        "text_logits": text,
+        "code_logits": codes,
+        f"{logits_prefix}text_logits": text,
+        f"{logits_prefix}code_logits": codes,
         "sound": (np.float32, ("S",)),
     }
 

@@ -18,7 +18,7 @@ class PagerLock:
     ) -> None:
         """`lock` is the loader's."""
         self.unchecked = lock
-        """For what is due even when the pager is closed."""
+        """The lock alone, for calls that a closed pager still allows, such as a release."""
         self._lifetime, self._loader, self._source_name = lifetime, loader, source_name
 
     def __enter__(self) -> None:
