@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, get_args
 
 from deeptalk_edge.bundle.reader import Bundle
@@ -52,6 +53,8 @@ class ConversationSettings:
     understanding: UnderstandingSettings = field(default_factory=UnderstandingSettings)
     cuda_graphs: bool = True
     """On a GPU: launch a step as one CUDA graph. Without it, answers are the same but slower."""
+    kernel_cache: Path | None = None
+    """With TensorRT-RTX: a file that keeps the compiled kernels, for the next start."""
 
     def __post_init__(self) -> None:
         for name in ("max_rows", "context_rows", "max_turns"):
@@ -73,6 +76,7 @@ class ConversationSettings:
             paging=self.paging,
             num_items=2 if self.mode == "batch-parallel" else 1,
             cuda_graphs=self.cuda_graphs,
+            kernel_cache=self.kernel_cache,
         )
 
     @classmethod

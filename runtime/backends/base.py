@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from deeptalk_edge.bundle.golden import NEAR_FEATURES
@@ -33,6 +34,8 @@ class BackendSettings:
     """Items decoded at once: 2 for batch-parallel."""
     cuda_graphs: bool = True
     """Whether a GPU launches a step as one CUDA graph."""
+    kernel_cache: Path | None = None
+    """File that keeps the kernels of TensorRT-RTX between starts."""
 
 
 class Experts(Protocol):

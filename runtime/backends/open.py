@@ -7,7 +7,7 @@ from importlib import import_module
 
 from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.bundle.target import BackendName
-from deeptalk_edge.errors import BackendError
+from deeptalk_edge.errors import BackendError, SettingsError
 from deeptalk_edge.runtime.backends.base import Backend, BackendSettings
 from deeptalk_edge.runtime.backends.cpu.library import CpuLibrary
 from deeptalk_edge.runtime.backends.self_check import check_golden
@@ -28,8 +28,15 @@ def open_backend(bundle: Bundle, choice: BackendChoice, settings: BackendSetting
     """Open the backend and check that it computes what the exporter computed.
 
     Raises ArtifactError if the bundle lacks what it needs, BackendError if the backend cannot run
-    the bundle or computes something else, DoesNotFit if there is not enough memory.
+    the bundle or computes something else, DoesNotFit if there is not enough memory, SettingsError
+    for a setting that this bundle has no use for.
     """
+    made_for = bundle.manifest.target.backend
+    if settings.kernel_cache is not None and made_for != "tensorrt_rtx":
+        raise SettingsError(
+            f"{bundle.path}: made for the backend {made_for}, and only TensorRT-RTX compiles "
+            "kernels at a start; leave out --kernel-cache"
+        )
     module = import_module(BACKENDS[backend_for(bundle, choice)])
     backend: Backend = module.open_backend(bundle, settings)
     try:

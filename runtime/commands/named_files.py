@@ -64,7 +64,8 @@ def _outputs(options: RunOptions, num_turns: int) -> Iterator[Path]:
     for turn in range(1, num_turns + 1):
         if place := answer_place(options.out, turn, num_turns):
             yield place
-    for name, place in (("trace", options.trace), ("record-routes", options.record_routes)):
+    sides = ("trace", "record_routes", "kernel_cache")
+    for name, place in ((side.replace("_", "-"), getattr(options, side)) for side in sides):
         if place == STDOUT:
             raise SettingsError(f"--{name} -: stdout is the conversation's; name a file, or ./-")
         if place:

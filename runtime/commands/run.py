@@ -107,6 +107,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="on a GPU: launch every kernel of a step by itself, for a profiler or a comparison",
     )
     parser.add_argument(
+        "--kernel-cache",
+        type=Path,
+        metavar="FILE",
+        help="with TensorRT-RTX: keep the kernels compiled at the first start in FILE; later "
+        "starts read them",
+    )
+    parser.add_argument(
         "--pool",
         metavar="N",
         help="experts kept in memory: a number or a share such as 42%%; default: as many as fit",
@@ -219,6 +226,7 @@ def _settings(options: RunOptions, bundle: Bundle) -> ConversationSettings:
         encoder_window=options.encoder_window,
         backend=options.backend,
         cuda_graphs=options.cuda_graphs,
+        kernel_cache=options.kernel_cache,
         paging=PagingSettings(pool=options.pool, policy=options.paging_policy),
         understanding=UnderstandingSettings(
             refuses=not options.answer_all,

@@ -49,6 +49,7 @@ class RunOptions:
     require_signature: Path | None
     backend: BackendChoice
     cuda_graphs: bool
+    kernel_cache: Path | None
     pool: str | None
     paging_policy: str
     record_routes: Path | None

@@ -16,6 +16,7 @@ from deeptalk_edge.runtime.backends.tensorrt.encoder import TensorrtEncoder
 from deeptalk_edge.runtime.backends.tensorrt.engine import TensorrtEngine
 from deeptalk_edge.runtime.backends.tensorrt.engine_file import LoadedEngine, attach_all
 from deeptalk_edge.runtime.backends.tensorrt.experts import ResidentExperts
+from deeptalk_edge.runtime.backends.tensorrt.kernel_cache import KernelCache
 from deeptalk_edge.runtime.lm.encoder import Encoder
 
 TOLERANCE = {"float32": 1e-3, "float16": 2e-2}
@@ -31,7 +32,7 @@ def open_backend(bundle: Bundle, settings: BackendSettings) -> Backend:
     settings exceed what the engines were built for.
     """
     _check_settings(bundle, settings)
-    manifest, device = bundle.manifest, open_device(bundle)
+    manifest, device = bundle.manifest, open_device(bundle, KernelCache(settings.kernel_cache))
     try:
         main, urgent = device.stream(), device.stream(is_urgent=True)
         engines = {name: LoadedEngine(device, bundle, name) for name in ENGINES}
@@ -49,6 +50,7 @@ def open_backend(bundle: Bundle, settings: BackendSettings) -> Backend:
             num_items=settings.num_items,
             uses_graphs=settings.cuda_graphs,
         )
+        device.kernels.save()  # now, not at the end alone: a kiosk may lose its power
     except BaseException:
         device.close()
         raise

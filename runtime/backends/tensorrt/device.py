@@ -25,6 +25,7 @@ from deeptalk_edge.bundle.reader import Bundle, Machine
 from deeptalk_edge.errors import ArtifactError, BackendError, EdgeError, ExpertUnavailable
 from deeptalk_edge.runtime.backends.stages import GpuStages, Stage
 from deeptalk_edge.runtime.backends.tensorrt.flavour import FLAVOURS, Flavour
+from deeptalk_edge.runtime.backends.tensorrt.kernel_cache import KernelCache
 from deeptalk_edge.runtime.backends.tensorrt.plugin import check_plugin
 from deeptalk_edge.runtime.cuda import Cudart
 
@@ -58,7 +59,9 @@ class Pinned:
 class GpuDevice:
     """The GPU that a bundle's engines run on. One owner; not thread-safe."""
 
-    def __init__(self, cuda: Cudart, flavour: Flavour, trt: Any, machine: Machine) -> None:
+    def __init__(
+        self, cuda: Cudart, flavour: Flavour, trt: Any, machine: Machine, kernels: KernelCache
+    ) -> None:
         """Use `open_device` to construct one."""
         self.cuda, self.flavour, self.trt, self.machine = cuda, flavour, trt, machine
         self.log = make_log(trt)
@@ -67,9 +70,7 @@ class GpuDevice:
         self._num_users = 0
         self.stages = GpuStages()
         self.runtime: Any = trt.Runtime(self.log)
-        self.runtime_cache: Any = None
-        """Cache of compiled kernels, shared by all contexts; made for the first one that uses
-        it."""
+        self.kernels = kernels
 
     @property
     def version(self) -> str:
@@ -181,9 +182,11 @@ class GpuDevice:
             with self._held:
                 for stream in self._streams:  # no memory may be freed during a pass
                     self.cuda.synchronize(stream)
+                self.kernels.save()  # a conversation may have compiled more than the load
         except EdgeError as error:
             log.warning("the GPU's memory is given back when the process ends: %s", error)
-        self.runtime_cache = self.runtime = None
+        self.kernels.release()
+        self.runtime = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +211,7 @@ class Stopwatch:
         self.device.stages.add(self.stage, elapsed_ms)
 
 
-def open_device(bundle: Bundle) -> GpuDevice:
+def open_device(bundle: Bundle, kernels: KernelCache) -> GpuDevice:
     """Open this machine's GPU with the TensorRT that a bundle needs.
 
     Raises BackendError if CUDA, a device, TensorRT or the plugin is missing, ArtifactError if the
@@ -228,7 +231,7 @@ def open_device(bundle: Bundle) -> GpuDevice:
         backend=target.backend, compute_capability=capability, tensorrt=str(trt.__version__)
     )
     bundle.check_machine(machine)
-    device = GpuDevice(cuda, flavour, trt, machine)
+    device = GpuDevice(cuda, flavour, trt, machine, kernels)
     try:
         if target.plugin is not None:
             check_plugin(bundle.file(target.plugin), capability)

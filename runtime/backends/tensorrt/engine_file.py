@@ -175,9 +175,7 @@ def _make_context(device: GpuDevice, engine: Any) -> Any:
     config.set_execution_context_allocation_strategy(strategy)
     for name, (enumeration, member) in device.flavour.context_choices.items():
         setattr(config, name, getattr(getattr(trt, enumeration), member))
-    if device.runtime_cache is None:
-        device.runtime_cache = config.create_runtime_cache()
-    config.set_runtime_cache(device.runtime_cache)
+    config.set_runtime_cache(device.kernels.of(config))
     return engine.create_execution_context(config)
 
 

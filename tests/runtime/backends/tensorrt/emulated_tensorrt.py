@@ -358,11 +358,39 @@ class IRuntimeConfig:
     ) -> None:
         self.strategy = strategy
 
-    def create_runtime_cache(self) -> object:
-        return object()
+    def create_runtime_cache(self) -> IRuntimeCache:
+        return IRuntimeCache()
 
-    def set_runtime_cache(self, cache: object) -> bool:
+    def set_runtime_cache(self, cache: IRuntimeCache) -> bool:
+        self.cache = cache
         return True
+
+
+compiled: list[str] = []
+"""Kernels compiled by this process: the engines' hashes, as contexts were made."""
+
+
+class IRuntimeCache:
+    def __init__(self) -> None:
+        self.kernels: set[str] = set()
+
+    def serialize(self) -> Any:
+        kept = {"version": __version__, "kernels": sorted(self.kernels)}
+        return memoryview(json.dumps(kept).encode())
+
+    def deserialize(self, blob: Any) -> bool:
+        kept = json.loads(bytes(blob))
+        if kept["version"] != __version__:
+            return False
+        self.kernels = set(kept["kernels"])
+        return True
+
+    def compile(self, model: bytes) -> None:
+        """Not a member of the real module: what it does when a context is made."""
+        kernel = hashlib.sha256(model).hexdigest()
+        if kernel not in self.kernels:
+            compiled.append(kernel)
+            self.kernels.add(kernel)
 
 
 class ICudaEngine:
@@ -401,6 +429,8 @@ class IExecutionContext:
         if strategy is not ExecutionContextAllocationStrategy.USER_MANAGED:
             raise EmulatorError("a context that allocates by itself")
         self._owns_graphs = getattr(config, "cuda_graph_strategy", 0) != 0
+        if (cache := getattr(config, "cache", None)) is not None:
+            cache.compile(engine.program.model.SerializeToString())
         self._profile = 0
         self._scratch: tuple[int, int] | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}

@@ -25,9 +25,12 @@ from tests.runtime.backends.tensorrt.emulated_cuda import EmulatedCuda
 
 
 @contextmanager
-def tensorrt_module(folder: Path, version: str | None = None) -> Iterator[None]:
-    """Provide the emulated module `tensorrt`, of any version, for this process and its children."""
-    package = folder / (version or "modules") / "tensorrt"
+def tensorrt_module(
+    folder: Path, version: str | None = None, *, name: str = "tensorrt"
+) -> Iterator[None]:
+    """Provide the emulated module, of any version, for this process and its children; `name` is
+    `tensorrt` or `tensorrt_rtx`."""
+    package = folder / (version or "modules") / name
     package.mkdir(parents=True, exist_ok=True)
     (package / "__init__.py").write_text(
         "from tests.runtime.backends.tensorrt.emulated_tensorrt import *\n"
@@ -41,11 +44,11 @@ def tensorrt_module(folder: Path, version: str | None = None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(package.parent))
         patch.setenv("PYTHONPATH", f"{package.parent}{os.pathsep}{ROOT}")
-        patch.delitem(sys.modules, "tensorrt", raising=False)
+        patch.delitem(sys.modules, name, raising=False)
         try:
             yield
         finally:
-            sys.modules.pop("tensorrt", None)
+            sys.modules.pop(name, None)
 
 
 @contextmanager

@@ -60,6 +60,7 @@ OF_RTX = {
         "create_runtime_cache",
         "set_runtime_cache",
     ],
+    "IRuntimeCache": ["serialize", "deserialize"],
     "CudaGraphStrategy": [],
     "DynamicShapesKernelSpecializationStrategy": [],
 }
