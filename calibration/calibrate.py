@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 import deeptalk_edge
-from deeptalk_edge.bundle.calibration import Calibration, Gate
+from deeptalk_edge.bundle.calibration import Calibration, Gate, RouterAgreement
 from deeptalk_edge.bundle.expert_record import ExpertForm, ExpertRecord
 from deeptalk_edge.bundle.manifest import Origin
 from deeptalk_edge.bundle.reader import Bundle
@@ -36,7 +36,15 @@ from deeptalk_edge.calibration.layer import LayerTask, Method
 from deeptalk_edge.calibration.observe import Observation, observe
 from deeptalk_edge.calibration.paging import measured_use_counts, paging_gain
 from deeptalk_edge.calibration.ranges.channels import normalised
-from deeptalk_edge.calibration.table import RECORDS, Table, record_form, save_folds, write_table
+from deeptalk_edge.calibration.routers import FittedRouter, fit_routers
+from deeptalk_edge.calibration.table import (
+    RECORDS,
+    OpenTable,
+    Table,
+    record_form,
+    save_folds,
+    write_table,
+)
 from deeptalk_edge.checkpoint.reader import Checkpoint
 from deeptalk_edge.devices.profile import DeviceProfile
 from deeptalk_edge.errors import ArtifactError
@@ -85,6 +93,8 @@ class Findings:
     coverage: Coverage
     observation: Observation
     quantised: Quantised
+    routers: Mapping[int, FittedRouter] = field(default_factory=dict)
+    """By MoE layer, if they were fitted."""
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -175,6 +185,46 @@ def calibrate(
         quantised=quantised,
         seconds={"observe": observed_s, "quantise": quantised.seconds},
     )
+
+
+def with_fitted_routers(
+    found: Findings,
+    checkpoint: Checkpoint,
+    reference: Bundle,
+    candidate: Bundle,
+    directory: Path,
+    settings: CalibrateSettings,
+    progress: Progress = lambda step, done, total: None,
+) -> Findings:
+    """Fit the routers to the quantised experts and write them into the table in `directory`.
+
+    `candidate` is the bundle exported from that table. Raises SettingsError if there are fewer than
+    two measured utterances.
+    """
+    folds = OpenTable.open(directory, checkpoint.spec, found.table.checkpoint.sha256).folds
+    layers = checkpoint.spec.decoder.moe_layers
+    fitted = fit_routers(
+        {layer: checkpoint.tensor(f"model.layers.{layer}.mlp.gate.weight") for layer in layers},
+        folds.inputs,
+        reference,
+        candidate,
+        found.corpus.measured,
+        threads=settings.threads,
+        seed=settings.seed,
+        progress=lambda done, total: progress("fit routers", done, total),
+    )
+    routers = {layer: each.weight for layer, each in fitted.items() if each.weight is not None}
+    agreement = RouterAgreement(
+        layers=tuple(routers),
+        trained=float(np.mean([each.agreement for each in fitted.values()])),
+        fitted=float(np.mean([each.fitted_agreement for each in fitted.values()])),
+    )
+    table = replace(
+        found.table,
+        folded=save_folds(replace(folds, routers=routers), directory),
+        calibration=replace(found.table.calibration, routers=agreement),
+    )
+    return replace(found, table=write_table(table, directory), routers=fitted)
 
 
 def covered(
@@ -301,6 +351,15 @@ def as_report(found: Findings) -> dict[str, Any]:
         "expert_bytes": sum(record.bytes for record in table.records),
         "seconds": {name: round(s, 2) for name, s in found.seconds.items()},
         "peak_resident_mb": peak_resident_mb(),
+        "routers": {
+            str(layer): {
+                "rows": each.rows,
+                "agreement": each.agreement,
+                "fitted_agreement": each.fitted_agreement,
+                "fitted": each.weight is not None,
+            }
+            for layer, each in found.routers.items()
+        },
         "paging": table.calibration.paging and asdict(table.calibration.paging),
         "gate": None if gate is None else _gate_json(gate),
     }

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # loading these takes longer than `--help` may
     from deeptalk_edge.bundle.reader import Bundle
-    from deeptalk_edge.calibration.calibrate import Findings
+    from deeptalk_edge.calibration.calibrate import CalibrateSettings, Findings
     from deeptalk_edge.calibration.corpus import Corpus
     from deeptalk_edge.calibration.layer import Method
     from deeptalk_edge.devices.profile import DeviceProfile
@@ -81,6 +81,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--floor", type=int, help="routed tokens below which an expert fails the run (32)"
+    )
+    parser.add_argument(
+        "--fit-routers",
+        action="store_true",
+        help="fit the routers to the float model's choices after the experts are quantised",
     )
     parser.add_argument("--no-gate", action="store_true", help="leave the accuracy gate out")
     parser.add_argument("--json", action="store_true", help="the report as JSON on stdout")
@@ -143,7 +148,7 @@ def main(args: argparse.Namespace) -> int:
         tempfile.TemporaryDirectory(prefix="deeptalk-calibrate-") as scratch,
         _float_bundle(args, Path(scratch)) as reference,
     ):
-        found = _calibrated(args, profile, corpus, reference, staging)
+        found = _calibrated(args, profile, corpus, reference, staging, Path(scratch))
         if not args.no_gate:
             found = _gated(args, profile, found, reference, staging, Path(scratch))
         found = _reported(found, staging)
@@ -188,11 +193,11 @@ def _calibrated(
     corpus: Corpus,
     reference: Bundle,
     staging: Path,
+    scratch: Path,
 ) -> Findings:
+    """Quantise; fit the routers if that was asked for."""
     from deeptalk_edge.bundle.manifest import Origin
-    from deeptalk_edge.calibration.budget import parse_bytes
-    from deeptalk_edge.calibration.calibrate import CalibrateSettings, calibrate
-    from deeptalk_edge.calibration.coverage import FLOOR, THRESHOLD
+    from deeptalk_edge.calibration.calibrate import calibrate, with_fitted_routers
     from deeptalk_edge.calibration.precision import chosen_forms, forms_within
     from deeptalk_edge.checkpoint.config import read_config
     from deeptalk_edge.checkpoint.expert_split import read_audio_experts
@@ -201,35 +206,59 @@ def _calibrated(
 
     config = read_config(args.checkpoint)
     checkpoint, audio = Checkpoint.of(config), read_audio_experts(config)
-    threshold = THRESHOLD if args.threshold is None else args.threshold
+    settings = _settings(args, profile)
     forms: Any = chosen_forms(checkpoint.spec, profile)
-    budget_bytes = parse_bytes(args.budget) if args.budget else None
-    if budget_bytes is not None:
+    if settings.budget_bytes is not None:
         fixed_bytes = _fixed_bytes(args, checkpoint.spec)
         forms = partial(
             forms_within,
             checkpoint,
             audio,
             fixed_bytes=fixed_bytes,
-            budget_bytes=budget_bytes,
-            threshold=threshold,
+            budget_bytes=settings.budget_bytes,
+            threshold=settings.threshold,
         )
-    method: Method = args.method or ("gptq" if profile.precision.experts == "int4" else "mse")
-    settings = CalibrateSettings(
-        method=method,
-        threshold=threshold,
-        budget_bytes=budget_bytes,
-        floor=FLOOR if args.floor is None else args.floor,
-        seed=args.seed,
-        threads=args.threads,
-    )
     origin = Origin(
         name=args.checkpoint.resolve().name, sha256=FileHashes().of_weights(args.checkpoint)
     )
     with _bar() as show:
-        return calibrate(
+        found = calibrate(
             checkpoint, origin, audio, reference, corpus, profile, forms, staging, settings, show
         )
+        if args.fit_routers:
+            candidate = _candidate(args, profile, staging, scratch / "unfitted")
+            found = with_fitted_routers(
+                found, checkpoint, reference, candidate, staging, settings, show
+            )
+    return found
+
+
+def _settings(args: argparse.Namespace, profile: DeviceProfile) -> CalibrateSettings:
+    from deeptalk_edge.calibration.budget import parse_bytes
+    from deeptalk_edge.calibration.calibrate import CalibrateSettings
+    from deeptalk_edge.calibration.coverage import FLOOR, THRESHOLD
+
+    method: Method = args.method or ("gptq" if profile.precision.experts == "int4" else "mse")
+    return CalibrateSettings(
+        method=method,
+        threshold=THRESHOLD if args.threshold is None else args.threshold,
+        budget_bytes=parse_bytes(args.budget) if args.budget else None,
+        floor=FLOOR if args.floor is None else args.floor,
+        seed=args.seed,
+        threads=args.threads,
+    )
+
+
+def _candidate(
+    args: argparse.Namespace, profile: DeviceProfile, table: Path, place: Path
+) -> Bundle:
+    """Export what a table describes, for the CPU."""
+    from deeptalk_edge.bundle.reader import Bundle
+
+    cache = profile.precision.kv_cache if profile.backend == "cpu" else "bfloat16"
+    arguments = ["--device", "cpu-int8", "--precision", f"kv_cache={cache}"]
+    _export([str(args.checkpoint), *arguments, "--table", str(table), "-o", str(place)])
+    return Bundle.open(place)
 
 
 def _gated(
@@ -243,18 +272,14 @@ def _gated(
     """Export the table, ask the bundle what was held out, and write the gate into the table."""
     from dataclasses import replace
 
-    from deeptalk_edge.bundle.reader import Bundle
     from deeptalk_edge.calibration.gate import run_gate
     from deeptalk_edge.calibration.table import write_table
 
-    place = scratch / "candidate"
-    cache = profile.precision.kv_cache if profile.backend == "cpu" else "bfloat16"
-    arguments = ["--device", "cpu-int8", "--precision", f"kv_cache={cache}"]
-    _export([str(args.checkpoint), *arguments, "--table", str(staging), "-o", str(place)])
+    candidate = _candidate(args, profile, staging, scratch / "candidate")
     with _bar() as show:
         gate = run_gate(
             reference,
-            Bundle.open(place),
+            candidate,
             found.corpus.held_out,
             profile.gate,
             threads=args.threads,
@@ -341,6 +366,11 @@ def _say(found: Findings, args: argparse.Namespace) -> None:
         f"{calibration.forced} experts topped up, {calibration.below_floor} below "
         "the default floor"
     )
+    if routers := calibration.routers:
+        print(
+            f"  routers: {len(routers.layers)} fitted, agreement {routers.trained:.4f} to "
+            f"{routers.fitted:.4f}"
+        )
     gate = calibration.gate
     if gate is None:
         print("  gate: not run")

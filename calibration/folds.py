@@ -1,8 +1,9 @@
-"""Channel scales folded into a checkpoint: the same function in floats, rounded better.
+"""Channel scales folded into a checkpoint, the same function in floats, and fitted routers.
 
     experts' inputs   norm / s, then router, shared and routed gate and up  * s      s (C,) a layer
     hidden values     up rows / t, then down columns * t                  t (G,) an expert
     latent cache      kv_a_layernorm / r, then kv_b_proj columns * r         r (latent,) a layer
+    routers           replaced by those of routers.py                        (E, C) a layer
 
 A `FoldedCheckpoint` hands out the changed tensors by their official names, so the exporter needs to
 know nothing of it: graphs, records, routers and references all follow.
@@ -38,26 +39,31 @@ class Folds:
     """(E, G) of the routed experts' hidden values."""
     latents: Mapping[int, Array] = field(default_factory=dict)
     """(latent,) of the cache."""
+    routers: Mapping[int, Array] = field(default_factory=dict)
+    """(E, C), instead of the checkpoint's; the scales of the inputs come on top."""
 
     def check(self, spec: DecoderSpec) -> None:
-        """Raises ArtifactError if a scale has another shape, or is not finite and above zero."""
+        """Raises ArtifactError if an array has another shape or is not finite, or a scale is not
+        above zero."""
         shapes = {
             "inputs": (spec.width,),
             "hidden": (spec.num_experts, spec.expert_ffn_width),
             "latents": (spec.latent_dim,),
+            "routers": (spec.num_experts, spec.width),
         }
         for name, shape in shapes.items():
             layers = range(spec.num_layers) if name == "latents" else spec.moe_layers
             for layer, scales in getattr(self, name).items():
-                where = f"folded scales {name} of layer {layer}"
+                where = f"folded {name} of layer {layer}"
                 if layer not in layers or scales.shape != shape or scales.dtype != np.float32:
                     raise ArtifactError(f"{where}: {scales.dtype} {scales.shape}, expected {shape}")
-                if not (np.isfinite(scales).all() and (scales > 0).all()):
-                    raise ArtifactError(f"{where}: expected finite numbers above zero")
+                least, words = (-np.inf, "") if name == "routers" else (0, " above zero")
+                if not (np.isfinite(scales).all() and (scales > least).all()):
+                    raise ArtifactError(f"{where}: expected finite numbers{words}")
 
     @property
     def is_empty(self) -> bool:
-        return not (self.inputs or self.hidden or self.latents)
+        return not (self.inputs or self.hidden or self.latents or self.routers)
 
 
 class FoldedCheckpoint(Checkpoint):
@@ -84,6 +90,8 @@ class FoldedCheckpoint(Checkpoint):
         folds = self._folds
         if name == "post_attention_layernorm" and layer in folds.inputs:
             return np.asarray(weight / folds.inputs[layer], np.float32)
+        if name == "mlp.gate":
+            weight = folds.routers.get(layer, weight)
         if name in _INPUTS and layer in folds.inputs:
             return weight * folds.inputs[layer]
         if name == "self_attn.kv_a_layernorm" and layer in folds.latents:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,27 +22,16 @@ from deeptalk_edge.bundle.calibration import Gate, Measure
 from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.calibration.corpus import Utterance
 from deeptalk_edge.calibration.recogniser import WordRecogniser, spelled, word_errors
-from deeptalk_edge.calibration.tape import Tape, TapedEngine, replay
+from deeptalk_edge.calibration.tape import Tape
+from deeptalk_edge.calibration.taped_model import AskedUtterance, TapedModel
 from deeptalk_edge.devices.profile import GateLimits
 from deeptalk_edge.errors import SettingsError
-from deeptalk_edge.runtime.conversation import AudioChunk, Conversation, TextPiece
-from deeptalk_edge.runtime.experts.policy import Phase
-from deeptalk_edge.runtime.experts.routes import RouteRecorder
-from deeptalk_edge.runtime.lm.engine import Engine, Logits
-from deeptalk_edge.runtime.settings import BackendChoice, ConversationSettings
+from deeptalk_edge.runtime.lm.engine import Logits
 
 Array = NDArray[np.float32]
 Floats = NDArray[np.float64]
 
 _RESAMPLES = 2000
-
-
-@dataclass(slots=True)
-class _Asked:
-    """What one model did with one utterance."""
-
-    texts: list[str] = field(default_factory=list)
-    sounds: list[Array] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -54,65 +43,6 @@ class Streams:
     code_kl: list[Floats] = field(default_factory=list)
     code_agrees: list[NDArray[np.bool_]] = field(default_factory=list)
     router: list[float] = field(default_factory=list)
-
-
-class _Model:
-    """A bundle in conversation, its engine within reach."""
-
-    def __init__(self, bundle: Bundle, backend: BackendChoice, threads: int, seed: int) -> None:
-        settings = replace(
-            ConversationSettings.of(bundle, seed=seed, threads=threads), backend=backend
-        )
-        self.recorder = RouteRecorder()
-        self.talk = Conversation(bundle, settings, tap=self._tap)
-        self.rate_hz = self.talk.rate_hz
-
-    def _tap(self, engine: Engine) -> Engine:
-        self._experts = engine.experts  # type: ignore[attr-defined]
-        self.engine = TapedEngine(engine)
-        return self.engine
-
-    def ask(self, utterance: Utterance, tape: Tape | None = None) -> _Asked:
-        """Answer each question of a conversation; on a tape, routes are recorded too."""
-        asked = _Asked()
-        self._begin(tape)
-        self.talk.reset()
-        for turn in utterance.turns:
-            text, sound = "", [np.zeros(0, np.float32)]
-            for event in self.talk.ask(turn):
-                if isinstance(event, TextPiece):
-                    text += event.text
-                elif isinstance(event, AudioChunk):
-                    sound.append(event.pcm)
-            asked.texts.append(text)
-            asked.sounds.append(np.concatenate(sound))
-        self._end()
-        return asked
-
-    def replay(self, tape: Tape) -> list[Logits]:
-        """The logits for another model's rows, copied."""
-        self._begin(Tape())
-        found = [Logits(said.text.copy(), said.codes.copy()) for said in replay(tape, self.engine)]
-        self._end()
-        self.talk.reset()
-        return found
-
-    def steps(self) -> list[list[NDArray[np.int64]]]:
-        """The experts of every decode step of the last tape: layer by layer, ids (N, k)."""
-        return [
-            [call.ids for call in each.calls]
-            for each in self.recorder.passes
-            if each.phase is Phase.SPEAKING
-        ]
-
-    def _begin(self, tape: Tape | None) -> None:
-        self.engine.tape = tape
-        self.recorder = RouteRecorder()
-        self._experts.recorder = None if tape is None else self.recorder
-
-    def _end(self) -> None:
-        self.engine.tape = None
-        self._experts.recorder = None
 
 
 def run_gate(
@@ -132,9 +62,9 @@ def run_gate(
     if not utterances:
         raise SettingsError("the accuracy gate needs utterances that were held out; give more")
     with ExitStack() as opened:
-        float_model = _Model(reference, "ort", threads, seed)
+        float_model = TapedModel(reference, "ort", threads, seed)
         opened.callback(float_model.talk.close)
-        model = _Model(candidate, "auto", threads, seed)
+        model = TapedModel(candidate, "auto", threads, seed)
         opened.callback(model.talk.close)
         streams, floats, found = [], [], []
         for number, utterance in enumerate(utterances):
@@ -231,8 +161,8 @@ def _stream_measures(
 
 def _text_measures(
     utterances: Sequence[Utterance],
-    floats: Sequence[_Asked],
-    found: Sequence[_Asked],
+    floats: Sequence[AskedUtterance],
+    found: Sequence[AskedUtterance],
     limits: GateLimits,
     seed: int,
 ) -> dict[str, Measure]:
@@ -254,8 +184,8 @@ def _text_measures(
 
 def _spoken_measures(
     utterances: Sequence[Utterance],
-    floats: Sequence[_Asked],
-    found: Sequence[_Asked],
+    floats: Sequence[AskedUtterance],
+    found: Sequence[AskedUtterance],
     limits: GateLimits,
     rate_hz: int,
     seed: int,

@@ -35,6 +35,7 @@ def report_page(found: Findings, content: Mapping[str, Any]) -> str:
         _gate(calibration.gate),
         _coverage(found),
         _errors(content),
+        _routers(content["routers"]),
         _sizes(found, content),
         _corpus(content["corpus"]),
     ]
@@ -124,6 +125,27 @@ def _errors(content: Mapping[str, Any]) -> Markup:
         "Error and ranges by layer",
         text("Relative error of the experts' outputs on their own tokens; greatest |input|."),
         table(("layer", "precision", "mean error", "worst expert", "greatest input"), rows),
+    )
+
+
+def _routers(layers: Mapping[str, Any]) -> Markup:
+    title = "Routers"
+    if not layers:
+        return section(title, text("Not fitted; `calibrate --fit-routers` does."))
+    rows = [
+        (
+            f"layer {layer}",
+            e["rows"],
+            e["agreement"],
+            e["fitted_agreement"],
+            "fitted" if e["fitted"] else "trained",
+        )
+        for layer, e in layers.items()
+    ]
+    return section(
+        title,
+        text("Share of the float model's choices, on utterances that the fit left out."),
+        table(("layer", "rows", "trained router", "exported router", "exported is"), rows),
     )
 
 

@@ -2,7 +2,7 @@
 
     table.json     the header: checkpoint, method, precision by layer, coverage, gate, files
     experts.bin    every routed expert as a record, quantised: what was measured is what is exported
-    folds.npz      channel scales folded into the layers before (folds.py)
+    folds.npz      channel scales folded into the layers before, and fitted routers (folds.py)
     routing.npz    popularity and succession for the pager, tokens by expert
     report.html    the same for a person; report.json for a program
 
@@ -64,7 +64,7 @@ class Table:
     layers: Mapping[str, ExpertForm]
     """The precision of each layer's routed experts."""
     folded: Mapping[str, tuple[Annotated[int, Between(0, 1023)], ...]] = field(default_factory=dict)
-    """Which layers have folded scales, by kind: `inputs`, `hidden`, `latents`."""
+    """Which layers have folded scales, by kind: `inputs`, `hidden`, `latents`; or `routers`."""
     records: tuple[ExpertRecord, ...]
     calibration: Calibration
     files: Mapping[FileName, FileEntry] = field(default_factory=dict)
@@ -123,6 +123,7 @@ class OpenTable:
             "inputs": (decoder.width,),
             "hidden": (decoder.num_experts, decoder.expert_ffn_width),
             "latents": (decoder.latent_dim,),
+            "routers": (decoder.num_experts, decoder.width),
         }
         folded = {kind: layers for kind, layers in self.table.folded.items() if layers}
         if unknown := folded.keys() - sizes.keys():
@@ -191,7 +192,7 @@ def write_table(table: Table, directory: Path) -> Table:
 
 def save_folds(folds: Folds, directory: Path) -> dict[str, tuple[int, ...]]:
     """Write folds.npz; returns what the header says of it."""
-    kinds = {kind: getattr(folds, kind) for kind in ("inputs", "hidden", "latents")}
+    kinds = {kind: getattr(folds, kind) for kind in ("inputs", "hidden", "latents", "routers")}
     arrays = {
         kind: np.stack([scales[k] for k in sorted(scales)])
         for kind, scales in kinds.items()

@@ -73,6 +73,17 @@ class PagingGain:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RouterAgreement:
+    """Routers fitted to the quantised experts: their agreement with the float model's choices, the
+    mean over layers, on measured utterances that the fit left out."""
+
+    layers: tuple[Count, ...]
+    """Whose router is a fitted one; in the others the trained router is as good."""
+    trained: Share
+    fitted: Share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
     """How the routed experts of a bundle were quantised."""
 
@@ -92,5 +103,7 @@ class Calibration:
     budget_bytes: Count | None = None
     paging: PagingGain | None = None
     """None: too few turns to hold some out."""
+    routers: RouterAgreement | None = None
+    """None: not fitted."""
     gate: Gate | None = None
     """None: not run."""

@@ -171,6 +171,9 @@ def _calibration(found: dict[str, Any] | None) -> list[tuple[str, str]]:
         )
         used = "used" if paging["used"] else "not used"
         lines.append(("paging", f"hits by replay with measured routes, {gains}; {used}"))
+    if routers := found["routers"]:
+        agreement = f"{routers['trained']:.1%} to {routers['fitted']:.1%}"
+        lines.append(("routers", f"{len(routers['layers'])} fitted, agreement {agreement}"))
     gate = found["gate"]
     if gate is None:
         return [*lines, ("gate", "not run")]

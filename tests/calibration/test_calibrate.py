@@ -15,9 +15,16 @@ import pytest
 
 from deeptalk_edge.bundle.calibration import Gate, Measure
 from deeptalk_edge.bundle.expert_record import ExpertForm
+from deeptalk_edge.bundle.manifest import GATES
 from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.bundle.routing import ROUTING, read_routing
-from deeptalk_edge.calibration.calibrate import CalibrateSettings, as_report, covered
+from deeptalk_edge.calibration.calibrate import (
+    CalibrateSettings,
+    as_report,
+    covered,
+    with_fitted_routers,
+)
+from deeptalk_edge.calibration.corpus import read_corpus
 from deeptalk_edge.calibration.gate import run_gate
 from deeptalk_edge.calibration.observe import succession
 from deeptalk_edge.calibration.report_page import report_page
@@ -182,6 +189,32 @@ def test_layers_of_different_precision_run_alike_on_both_backends(
     bundle = Bundle.open(tmp_path / "bundle")
     gate = run_gate(workshop.reference, bundle, workshop.corpus.held_out[:1], GateLimits())
     assert gate.passed
+
+
+def test_routers_are_fitted_into_the_table_and_the_bundle(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    place, profile = tmp_path / "table", load_profile("cpu-int8")
+    settings = CalibrateSettings(method="rtn", floor=0)
+    found = workshop.calibrated(place, settings, INT4)
+    found = replace(found, corpus=read_corpus([TINY / "questions"], most=24))
+    export_bundle(TINY, tmp_path / "unfitted", ExportSettings(profile=profile, table=place))
+    unfitted = Bundle.open(tmp_path / "unfitted")
+    fitted = with_fitted_routers(
+        found, workshop.checkpoint, workshop.reference, unfitted, place, settings
+    )
+    said = fitted.table.calibration.routers
+    assert said is not None
+    assert said.fitted > said.trained
+    opened = OpenTable.open(place, workshop.checkpoint.spec, workshop.origin.sha256)
+    assert list(opened.folds.routers) == list(said.layers) != []
+    export_bundle(TINY, tmp_path / "fitted", ExportSettings(profile=profile, table=place))
+    gates = np.load(tmp_path / "fitted" / GATES)["gates"]
+    layers = list(workshop.checkpoint.spec.decoder.moe_layers)
+    for layer, router in opened.folds.routers.items():
+        np.testing.assert_array_equal(gates[layers.index(layer)], router)
+    assert "exported router" in report_page(fitted, as_report(fitted))
+    assert "Not fitted" in report_page(found, as_report(found))
 
 
 @pytest.mark.parametrize(

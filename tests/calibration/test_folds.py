@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,3 +57,19 @@ def test_scales_of_another_shape_or_layer_are_refused() -> None:
         Folds(inputs={1: np.ones(3, np.float32)}).check(SPEC)
     with pytest.raises(ArtifactError, match="layer 0"):
         Folds(inputs={0: np.ones(SPEC.width, np.float32)}).check(SPEC)  # a dense layer
+
+
+def test_a_fitted_router_replaces_the_checkpoints_before_the_scales(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "checkpoint").place)
+    layer, scales = SPEC.num_dense_layers, some_folds()
+    router = np.full((SPEC.num_experts, SPEC.width), -2.0, np.float32)
+    name = f"model.layers.{layer}.mlp.gate.weight"
+    alone = FoldedCheckpoint(checkpoint, Folds(routers={layer: router}))
+    np.testing.assert_array_equal(alone.tensor(name), router)
+    both = FoldedCheckpoint(checkpoint, replace(scales, routers={layer: router}))
+    np.testing.assert_array_equal(both.tensor(name), router * scales.inputs[layer])
+    other = f"model.layers.{layer + 1}.mlp.gate.weight"
+    np.testing.assert_array_equal(alone.tensor(other), checkpoint.tensor(other))
+    router[1, 2] = np.nan
+    with pytest.raises(ArtifactError, match=f"folded routers of layer {layer}: expected finite"):
+        Folds(routers={layer: router}).check(SPEC)
