@@ -11,6 +11,7 @@ from deeptalk_edge.program import as_program
 BENCHES = {
     "answers": ("answers", "how fast a bundle answers here, and full-size SNAC"),
     "calibration": ("calibration", "compare all quantisers on the tiny checkpoint"),
+    "calibration_memory": ("calibration_memory", "a calibration's memory at official width"),
     "cpu": ("cpu.main", "our kernels at full width, compared with the roofline and peers"),
     "end_of_turn": ("end_of_turn", "what the end-of-turn cues say of whole and broken questions"),
     "expert_split": ("expert_split", "the cost of choosing modality experts by hits or by mass"),
@@ -26,11 +27,16 @@ BENCHES = {
     "paging": ("paging.main", "expert paging at full size from this machine's disk"),
     "parity": ("parity", "compare a bundle's graphs with the torch reference"),
     "same_as": ("same_as", "compare this checkout's answers and graphs with another commit's"),
+    "skewed_router": (
+        "skewed_router",
+        "what calibration tools do with experts that no token reaches",
+    ),
     "soak": ("soak", "hours of simulated conversation"),
     "stop_words": ("stop_words", "stop words over our own voice, after the echo canceller"),
     "tiny_scores": ("tiny_scores", "score the tiny checkpoint on its held-out questions"),
     "understanding": ("understanding", "what a bundle refuses, hears and is sure of"),
     "vad": ("vad", "the voice detectors on speech in noise"),
+    "wide_checkpoint": ("wide_checkpoint", "train a 256-wide checkpoint for int4 groups up to 128"),
     "voice_wait": ("voice_wait", "how long a listener waits, live"),
 }
 """By name: the module, which has `main(argv)`, and its line in the list."""

@@ -69,6 +69,8 @@ class CalibrateSettings:
     max_rows: int | None = None
     """Of an answer; None: as the checkpoint says."""
     budget_bytes: int | None = None
+    pool: str | None = None
+    """Of the observed float model, as for `run --pool`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +138,7 @@ def calibrate(
             max_rows=settings.max_rows,
             threads=settings.threads,
             seed=settings.seed,
+            pool=settings.pool,
             progress=lambda done, total: progress("observe", done, total),
         )
         observed_s = time.monotonic() - began

@@ -77,6 +77,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of every choice (default 0)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     parser.add_argument(
+        "--pool", metavar="N", help="experts of the float model kept in memory, as for `run`"
+    )
+    parser.add_argument(
         "--threshold", type=int, help="tokens below which an expert is topped up (256)"
     )
     parser.add_argument(
@@ -246,6 +249,7 @@ def _settings(args: argparse.Namespace, profile: DeviceProfile) -> CalibrateSett
         floor=FLOOR if args.floor is None else args.floor,
         seed=args.seed,
         threads=args.threads,
+        pool=args.pool,
     )
 
 

@@ -29,7 +29,7 @@ from deeptalk_edge.model.spec import DecoderSpec
 from deeptalk_edge.runtime.backends.ort.engine import OrtEngine
 from deeptalk_edge.runtime.conversation import Conversation
 from deeptalk_edge.runtime.events import TurnDone
-from deeptalk_edge.runtime.experts.open import recorded_routes
+from deeptalk_edge.runtime.experts.open import PagingSettings, recorded_routes
 from deeptalk_edge.runtime.experts.policy import Phase
 from deeptalk_edge.runtime.experts.routes import Ids, Modality, RouteRecorder, Routes
 from deeptalk_edge.runtime.lm.engine import Engine
@@ -149,16 +149,22 @@ def observe(
     max_rows: int | None = None,
     threads: int = 1,
     seed: int = 0,
+    pool: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Observation:
     """Ask the float model everything, each utterance in a new conversation.
 
-    `directory` takes the tokens and must outlive what is returned.
+    `directory` takes the tokens and must outlive what is returned; `pool` is how many experts are
+    kept in memory, as for `run --pool`.
 
     Raises DoesNotFit if the disk fills, and what a conversation raises if it does not open.
     """
     spec = bundle.manifest.model.decoder
-    settings = replace(ConversationSettings.of(bundle, seed=seed, threads=threads), backend="ort")
+    settings = replace(
+        ConversationSettings.of(bundle, seed=seed, threads=threads),
+        backend="ort",
+        paging=PagingSettings(pool=pool),
+    )
     if max_rows is not None:
         settings = replace(settings, max_rows=max_rows)
     observer = _Observer(spec, directory, most_tokens, every=_stride(len(utterances), most_tokens))

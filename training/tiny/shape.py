@@ -59,11 +59,16 @@ DECODER = DecoderSpec(
 PROJECTOR_WIDTH = 384
 
 
-def tiny_spec(tokenizer: Tokenizer, codec: CodecSpec, alignment: TextAlignment) -> ModelSpec:
+def tiny_spec(
+    tokenizer: Tokenizer,
+    codec: CodecSpec,
+    alignment: TextAlignment,
+    decoder: DecoderSpec = DECODER,
+) -> ModelSpec:
     """The whole model; the vocabulary's size follows from the tokenizer and the codec."""
     text_size = -(-tokenizer.get_vocab_size() // NUM_SPECIALS) * NUM_SPECIALS
     return ModelSpec(
-        decoder=DECODER,
+        decoder=decoder,
         encoder=ENCODER,
         projector_width=PROJECTOR_WIDTH,
         vocabulary=VocabularySpec(

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 from deeptalk_edge.files import write_file
 from deeptalk_edge.model.noise import check_seed
-from deeptalk_edge.model.spec import CodecSpec
+from deeptalk_edge.model.spec import CodecSpec, DecoderSpec
 from deeptalk_edge.training.expert_split import save_split
 from deeptalk_edge.training.items import Batch
 from deeptalk_edge.training.loop import LoopSettings, StateFile, train
@@ -46,6 +46,7 @@ from deeptalk_edge.training.tiny.listening import (
 )
 from deeptalk_edge.training.tiny.shape import (
     AUDIO_EXPERT_COUNTS,
+    DECODER,
     SYSTEM_PROMPT,
     tiny_spec,
     tiny_template,
@@ -115,10 +116,11 @@ class Workshop:
         codec: CodecSpec,
         settings: TrainSettings,
         device: str,
+        decoder: DecoderSpec = DECODER,
     ) -> None:
         self.settings, self.corpus, self.device = settings, corpus, device
         self.tokenizer = tiny_tokenizer()
-        self.spec = tiny_spec(self.tokenizer, codec, "word")
+        self.spec = tiny_spec(self.tokenizer, codec, "word", decoder)
         clips = (corpus.questions[i] for i in range(len(corpus.questions)))
         self.ear = Ear(clips, self.spec.encoder, settings.augmentation, device)
         self.pool = UtterancePool(corpus, self.ear.lengths)
@@ -177,8 +179,9 @@ def learn_to_hear(workshop: Workshop, work: Path) -> Path:
     return path
 
 
-def learn_to_speak(workshop: Workshop, work: Path) -> Path:
-    """Before anything is heard: typed questions, and speech that follows the text."""
+def learn_to_speak(workshop: Workshop, work: Path, *, final_rate: float = 0.5) -> Path:
+    """Before anything is heard: typed questions, and speech that follows the text. `final_rate` is
+    the share of the rate at its end: another stage follows."""
     path = work / "speaking.safetensors"
     if path.exists():
         return path
@@ -191,7 +194,7 @@ def learn_to_speak(workshop: Workshop, work: Path) -> Path:
         LoopSettings(
             num_steps=workshop.settings.speaking_steps,
             learning_rate=workshop.settings.decoder_rate,
-            final_rate=0.5,
+            final_rate=final_rate,
             seed=workshop.settings.seed,
         ),
         name="speaking",
