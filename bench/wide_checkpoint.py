@@ -21,8 +21,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from deeptalk_edge.model.spec import DecoderSpec
 from deeptalk_edge.training.data.codes import CODEC_ENCODER
-from deeptalk_edge.training.tiny.corpus import load_corpus, synthesise
+from deeptalk_edge.training.tiny.corpus import Corpus, load_corpus, synthesise
 from deeptalk_edge.training.tiny.publish import publish
 from deeptalk_edge.training.tiny.shape import DECODER
 from deeptalk_edge.training.tiny.stages import TINY_LOSSES
@@ -44,28 +45,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     began = time.monotonic()
-    if not (args.work / "corpus" / "corpus.json").exists():
-        synthesise(args.work / "corpus", seed=0, workers=args.threads)
-    units = args.work / "units.npz"
-    if not units.exists():
-        build_units(Tokeniser.load(args.tiny / CODEC_ENCODER)).save(units)
-    settings = TrainSettings(losses=replace(TINY_LOSSES, bfloat16=True), speaking_steps=args.steps)
-    corpus = load_corpus(args.work / "corpus")
-    workshop = Workshop(corpus, UnitVoice.load(units), TINY_CODEC, settings, "cpu", WIDE)
-    trained = learn_to_speak(workshop, args.work, final_rate=0.02)
-    model = workshop.new_model()
-    model.load_state_dict(load_file(trained), strict=False)
-    no_split: list[list[int]] = [[] for _ in WIDE.moe_layers]
-    publish(
-        model,
-        workshop.tokenizer,
-        no_split,
-        args.tiny / "snac",
-        args.tiny / CODEC_ENCODER,
-        args.out,
-    )
+    corpus, units = typed_course(args.work, args.tiny, workers=args.threads)
+    train_typed(corpus, units, args.work, args.tiny, args.out, WIDE, args.steps)
     print(f"{args.out}: {(time.monotonic() - began) / 60:.1f} minutes")
     return 0
+
+
+def typed_course(work: Path, tiny: Path, *, workers: int) -> tuple[Corpus, UnitVoice]:
+    """The corpus of `make tiny`, and the answer voice in codes of the shipped codec; made in `work`
+    if they are missing."""
+    if not (work / "corpus" / "corpus.json").exists():
+        synthesise(work / "corpus", seed=0, workers=workers)
+    units = work / "units.npz"
+    if not units.exists():
+        build_units(Tokeniser.load(tiny / CODEC_ENCODER)).save(units)
+    return load_corpus(work / "corpus"), UnitVoice.load(units)
+
+
+def train_typed(
+    corpus: Corpus,
+    units: UnitVoice,
+    work: Path,
+    tiny: Path,
+    out: Path,
+    decoder: DecoderSpec,
+    num_steps: int,
+) -> None:
+    """Train a decoder on typed questions and write it as a checkpoint without a split."""
+    settings = TrainSettings(losses=replace(TINY_LOSSES, bfloat16=True), speaking_steps=num_steps)
+    workshop = Workshop(corpus, units, TINY_CODEC, settings, "cpu", decoder)
+    trained = learn_to_speak(workshop, work, final_rate=0.02)
+    model = workshop.new_model()
+    model.load_state_dict(load_file(trained), strict=False)
+    no_split: list[list[int]] = [[] for _ in decoder.moe_layers]
+    encoder = tiny / CODEC_ENCODER
+    publish(model, workshop.tokenizer, no_split, tiny / "snac", encoder, out)
 
 
 if __name__ == "__main__":
