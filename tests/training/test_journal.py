@@ -81,3 +81,16 @@ def test_a_missing_tensorboard_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
     with pytest.raises(SettingsError, match="pip install"):
         Journal(tmp_path, tensorboard=True)
+
+
+def test_tensorboard_gets_every_figure(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="pip install 'deeptalk-edge[tensorboard]'")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    journal = Journal(tmp_path, tensorboard=True)
+    journal.add("step", 1, loss={"text": 2.5, "codes": 1.0}, tokens=96, note="warm-up")
+    journal.add("step", 2, loss={"text": 2.0, "codes": 0.5}, tokens=128, note="warm-up")
+    journal.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert sorted(events.Tags()["scalars"]) == ["step/loss/codes", "step/loss/text", "step/tokens"]
+    assert [(e.step, e.value) for e in events.Scalars("step/loss/text")] == [(1, 2.5), (2, 2.0)]
