@@ -58,6 +58,7 @@ from deeptalk_edge.runtime.lm.codec_stream import StreamingCodec
 from deeptalk_edge.runtime.lm.engine import Engine, Logits
 from deeptalk_edge.runtime.lm.sampler import Sampler
 from deeptalk_edge.runtime.settings import ConversationSettings
+from deeptalk_edge.runtime.understanding import ANSWER_ALL
 from deeptalk_edge.training.tiny.corpus import load_corpus, synthesise
 from deeptalk_edge.training.tiny.domain import Split
 from deeptalk_edge.training.tiny.evaluate import HELD_OUT
@@ -105,7 +106,9 @@ class Model:
     """A bundle's engine, fed with rows that another conversation prepared."""
 
     def __init__(self, bundle: Bundle) -> None:
-        self.settings = replace(ConversationSettings.of(bundle), context_rows=1024)
+        self.settings = replace(
+            ConversationSettings.of(bundle), context_rows=1024, understanding=ANSWER_ALL
+        )
         self.talk = Conversation(bundle, self.settings, tap=self._tap)
         self._vocabulary = bundle.manifest.model.vocabulary
         self.step_s: list[float] = []

@@ -40,7 +40,7 @@ from deeptalk_edge.runtime.audio.end_of_turn import HangoverSettings, TurnCue
 from deeptalk_edge.runtime.audio.prosody import FinalLowering
 from deeptalk_edge.runtime.audio.smart_turn import SmartTurn
 from deeptalk_edge.runtime.conversation import Conversation, ConversationSettings
-from deeptalk_edge.runtime.understanding import Judge, UnderstandingSettings
+from deeptalk_edge.runtime.understanding import ANSWER_ALL, Judge
 from deeptalk_edge.sound.wav import read_wav, resample
 from deeptalk_edge.training.tiny.corpus import as_samples
 from deeptalk_edge.training.tiny.domain import Question, questions
@@ -150,10 +150,9 @@ class Listener:
 @contextmanager
 def open_listener(bundle: Bundle, smart: Path | None = None) -> Iterator[Listener]:
     """Open a listener with its own conversation."""
-    answering = UnderstandingSettings(refuses=False)
-    settings = replace(ConversationSettings.of(bundle, mode="text"), understanding=answering)
+    settings = replace(ConversationSettings.of(bundle, mode="text"), understanding=ANSWER_ALL)
     with Conversation(bundle, settings) as talk:
-        yield Listener(talk, Judge(bundle, answering), smart)
+        yield Listener(talk, Judge(bundle, ANSWER_ALL), smart)
 
 
 def recorded_pauses(

@@ -28,6 +28,7 @@ from deeptalk_edge.runtime.conversation import (
     TextPiece,
 )
 from deeptalk_edge.runtime.lm.encoder import EncoderWindow
+from deeptalk_edge.runtime.understanding import ANSWER_ALL
 from deeptalk_edge.sound.wav import WavWriter
 from deeptalk_edge.training.snac_files import load_snac
 from deeptalk_edge.training.tiny.corpus import Corpus, Samples, load_corpus
@@ -124,7 +125,9 @@ def _judge_kiosk(is_test: bool) -> list[SetScore]:
     (judge,) = _judges
     bundle = Bundle.open(judge.args.bundle)
     settings = dataclasses.replace(
-        ConversationSettings.of(bundle), encoder_window=judge.args.encoder_window
+        ConversationSettings.of(bundle),
+        encoder_window=judge.args.encoder_window,
+        understanding=ANSWER_ALL,  # what it answers, not what it refuses
     )
     with Conversation(bundle, settings) as talk:
         return evaluate(

@@ -38,7 +38,7 @@ from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.model.features import RATE_HZ
 from deeptalk_edge.runtime.conversation import Conversation, ConversationSettings
 from deeptalk_edge.runtime.events import NotUnderstood, Transcript
-from deeptalk_edge.runtime.understanding import UnderstandingSettings
+from deeptalk_edge.runtime.understanding import ANSWER_ALL
 from deeptalk_edge.sound.wav import read_wav, resample
 from deeptalk_edge.training.tiny.corpus import as_samples
 from deeptalk_edge.training.tiny.domain import Question, questions
@@ -283,7 +283,7 @@ def main(argv: list[str] | None = None) -> int:
         need_synthesisers()
         bundle = Bundle.open(args.bundle)
         settings = ConversationSettings.of(bundle, mode="text")
-        all_of_it = replace(settings, understanding=UnderstandingSettings(refuses=False))
+        all_of_it = replace(settings, understanding=ANSWER_ALL)
         with Conversation(bundle, settings) as talk, Conversation(bundle, all_of_it) as every:
             asker = Asker(talk, every)
             outcomes = [asker.ask(clip) for clip in clips(random.Random(args.seed), args.scale)]

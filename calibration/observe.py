@@ -34,6 +34,7 @@ from deeptalk_edge.runtime.experts.policy import Phase
 from deeptalk_edge.runtime.experts.routes import Ids, Modality, RouteRecorder, Routes
 from deeptalk_edge.runtime.lm.engine import Engine
 from deeptalk_edge.runtime.settings import ConversationSettings
+from deeptalk_edge.runtime.understanding import ANSWER_ALL
 
 Array = NDArray[np.float32]
 
@@ -164,6 +165,7 @@ def observe(
         ConversationSettings.of(bundle, seed=seed, threads=threads),
         backend="ort",
         paging=PagingSettings(pool=pool),
+        understanding=ANSWER_ALL,
     )
     if max_rows is not None:
         settings = replace(settings, max_rows=max_rows)

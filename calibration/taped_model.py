@@ -16,6 +16,7 @@ from deeptalk_edge.runtime.experts.policy import Phase
 from deeptalk_edge.runtime.experts.routes import RouteRecorder
 from deeptalk_edge.runtime.lm.engine import Engine, Logits
 from deeptalk_edge.runtime.settings import BackendChoice, ConversationSettings
+from deeptalk_edge.runtime.understanding import ANSWER_ALL
 
 Array = NDArray[np.float32]
 
@@ -40,7 +41,9 @@ class TapedModel:
         make_recorder: Callable[[], RouteRecorder] = RouteRecorder,
     ) -> None:
         settings = replace(
-            ConversationSettings.of(bundle, seed=seed, threads=threads), backend=backend
+            ConversationSettings.of(bundle, seed=seed, threads=threads),
+            backend=backend,
+            understanding=ANSWER_ALL,  # a refused question has no rows to compare
         )
         self._make_recorder = make_recorder
         self.recorder = make_recorder()

@@ -45,6 +45,9 @@ class UnderstandingSettings:
             raise SettingsError(f"least_p = {self.least_p}: expected 0 to 1, or None")
 
 
+ANSWER_ALL = UnderstandingSettings(refuses=False)
+
+
 @dataclass(slots=True)
 class Judgement:
     """What is known of one question so far."""

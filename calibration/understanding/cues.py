@@ -13,7 +13,7 @@ from deeptalk_edge.calibration.understanding.recordings import Recording
 from deeptalk_edge.errors import EdgeError
 from deeptalk_edge.runtime.conversation import Conversation
 from deeptalk_edge.runtime.settings import ConversationSettings
-from deeptalk_edge.runtime.understanding import UnderstandingSettings
+from deeptalk_edge.runtime.understanding import ANSWER_ALL
 
 Array = NDArray[np.float32]
 
@@ -44,7 +44,7 @@ def measure(bundle: Bundle, recordings: Sequence[Recording], threads: int) -> It
     ArtifactError or BackendError if the bundle cannot be run.
     """
     settings = ConversationSettings.of(bundle, mode="text", threads=threads)
-    object.__setattr__(settings, "understanding", UnderstandingSettings(refuses=False))
+    object.__setattr__(settings, "understanding", ANSWER_ALL)
     with Conversation(bundle, settings) as talk:
         for recording in recordings:
             talk.reset()

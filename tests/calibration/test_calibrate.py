@@ -24,9 +24,9 @@ from deeptalk_edge.calibration.calibrate import (
     covered,
     with_fitted_routers,
 )
-from deeptalk_edge.calibration.corpus import read_corpus
+from deeptalk_edge.calibration.corpus import Utterance, read_corpus
 from deeptalk_edge.calibration.gate import run_gate
-from deeptalk_edge.calibration.observe import succession
+from deeptalk_edge.calibration.observe import PHASES, observe, succession
 from deeptalk_edge.calibration.report_page import report_page
 from deeptalk_edge.calibration.table import HEADER, RECORDS, OpenTable, read_table, write_table
 from deeptalk_edge.devices.profile import GateLimits, load_profile
@@ -81,6 +81,22 @@ def test_stored_tokens_are_what_the_router_saw(workshop: Workshop) -> None:
         gate = workshop.checkpoint.tensor(f"model.layers.{layer}.mlp.gate.weight")
         best = np.argsort(-(tokens.x[::50] @ gate.T), axis=1)[:, : decoder.top_k]
         assert (np.sort(best) == np.sort(tokens.ids[::50])).mean() > 0.99
+
+
+def test_a_question_that_would_be_refused_is_observed_and_compared(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    """The bundle's understanding would refuse noise; its rows are measured all the same."""
+    noise = 0.1 * np.random.default_rng(0).standard_normal(16000).astype(np.float32)
+    utterance = Utterance(
+        name="noise", modality="spoken", language="en", turns=(noise,), answers=(None,)
+    )
+    seen = observe(workshop.reference, [utterance], tmp_path, max_rows=8)
+    assert seen.num_answers == 1
+    assert seen.counts[:, :, :, PHASES.index(Phase.SPEAKING)].sum() > 0
+    gate = run_gate(workshop.reference, workshop.reference, [utterance], GateLimits())
+    assert gate.rows > 0
+    assert gate.measures["code_kl"].value == 0
 
 
 def test_succession_is_a_share_of_the_steps_that_followed(workshop: Workshop) -> None:
