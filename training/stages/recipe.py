@@ -79,7 +79,7 @@ class Data:
 
     corrupted_codes: Share = 0.0
     """Largest share of wrong codes in the answers that the model is fed, never in what it must
-    predict: so it goes on well after a wrong code of its own, and speaks by the text."""
+    predict: so it has learnt to go on after a wrong code, and to say what the text says."""
 
     workers: Annotated[int, Between(0, 64)] = 0
     remember: bool = False
