@@ -50,16 +50,20 @@ NOT_RUN = {
     "deeptalk-edge sound --meter 5": MICROPHONE,
     **dict.fromkeys(
         (
-            "deeptalk-edge train speak examples/kiosk_answers/answers.csv "
+            "deeptalk-edge train speak examples/kiosk_answers/answers.csv --takes 60 "
             "--checkpoint checkpoints/tiny -o kiosk/new",
             "deeptalk-edge train speak examples/kiosk_answers/rehearse.csv --takes 3 --held-out 1 "
             "--checkpoint checkpoints/tiny -o kiosk/old",
+            "deeptalk-edge train speak examples/kiosk_answers/not_rehearsed.csv --takes 0 "
+            "--held-out 1 --checkpoint checkpoints/tiny -o kiosk/kept",
             "deeptalk-edge train check AQACONVA=kiosk/new/train.jsonl --checkpoint "
             "checkpoints/tiny",
             "deeptalk-edge train examples/kiosk_answers/kiosk.toml",
             "deeptalk-edge train eval kiosk/run/final AQACONVA=kiosk/new/held_out.jsonl",
             "deeptalk-edge train eval kiosk/run/final AQACONVA=kiosk/old/held_out.jsonl "
             "--base checkpoints/tiny",
+            "deeptalk-edge train eval kiosk/run/final AQACONVA=kiosk/kept/held_out.jsonl "
+            "--max-samples 250",
             "deeptalk-edge export kiosk/run/final -o kiosk/bundle",
             'deeptalk-edge run --bundle kiosk/bundle --text "where can i rent a bike"',
         ),

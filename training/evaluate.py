@@ -16,14 +16,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from deeptalk_edge.checkpoint.config import read_config
-from deeptalk_edge.training.answering import Answerer, open_reader, questions_of
+from deeptalk_edge.model.rows import Ids
+from deeptalk_edge.training.answering import Answerer, Samples, open_reader, questions_of
 from deeptalk_edge.training.data.check import sources_of
 from deeptalk_edge.training.data.dataset import (
     Reader,
@@ -38,6 +39,7 @@ from deeptalk_edge.training.stages.objective import encode_batch, run
 from deeptalk_edge.training.stages.recipe import Source
 from deeptalk_edge.training.tiny.scorer import (
     GrammarRecogniser,
+    Recogniser,
     normalise,
     score,
     sentences_grammar,
@@ -168,18 +170,30 @@ def score_answers(
     wanted = [normalise(question.answer) for question in questions]
     said = answerer.answers(questions)
     texts = [normalise(one.text) for one in said]
-    sounds = [answerer.sound_of(one.frames) for one in said]
     rate_hz = answerer.codec.spec.sampling_rate
     closed = GrammarRecogniser(rate_hz, grammar=sentences_grammar(wanted))
     opened = GrammarRecogniser(rate_hz, grammar=words_grammar(wanted))
-    heard = [closed(sound) for sound in sounds]
-    words = [opened(sound) for sound in sounds]
+    frames = [one.frames for one in said]
+    heard, words = zip(*hear_answers(frames, answerer.sound_of, (closed, opened)), strict=True)
     return AnswerScores(
         text_exact=_share_equal(texts, wanted),
         spoken_exact=_share_equal(heard, wanted),
         spoken_word_error_rate=score(wanted, words).word_error_rate,
         agreed=_share_equal(heard, texts),
     )
+
+
+def hear_answers(
+    answers: Sequence[Ids], sound_of: Callable[[Ids], Samples], recognisers: Sequence[Recogniser]
+) -> list[tuple[str, ...]]:
+    """What each recogniser hears in each answer (A, K). Equal answers are heard once: one question
+    in many voices has few different ones, and any string of words takes seconds to recognise."""
+    distinct = {frames.tobytes(): frames for frames in answers}
+    heard: dict[bytes, tuple[str, ...]] = {}
+    for key, frames in distinct.items():
+        sound = sound_of(frames)
+        heard[key] = tuple(hear(sound) for hear in recognisers)
+    return [heard[frames.tobytes()] for frames in answers]
 
 
 @torch.inference_mode()

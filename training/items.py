@@ -198,6 +198,23 @@ def pad_items(items: Sequence[Item], spec: ModelSpec) -> PaddedItems:
     return PaddedItems(rows=rows, targets=targets, frames=frames, live=live)
 
 
+def corrupt_codes(
+    rows: Ids, vocabulary: VocabularySpec, largest_share: float, rng: np.random.Generator
+) -> None:
+    """Replace some codes of the rows (B, T, K + 1), in place: what is fed, not what is asked.
+
+    The share of wrong codes is drawn for each item and codebook from 0 to `largest_share`. A model
+    that always sees a perfect history trusts it more than the text, and cannot go on after a code
+    that it got wrong itself.
+    """
+    for i in range(vocabulary.num_codebooks):
+        local = rows[..., i] - vocabulary.codebook_base(i)
+        share = rng.uniform(0, largest_share, (len(rows), 1))
+        hit = (local < vocabulary.codebook_size) & (rng.random(local.shape) < share)
+        wrong = vocabulary.codebook_base(i) + rng.integers(0, vocabulary.codebook_size, local.shape)
+        rows[..., i] = np.where(hit, wrong, rows[..., i])
+
+
 def _joined(
     prompt_rows: Ids,
     audio_mask: npt.NDArray[np.bool_],

@@ -8,7 +8,11 @@ import pytest
 
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.training.kiosk import read_table
+from deeptalk_edge.training.stages.recipe import read_recipe
+from deeptalk_edge.training.tiny.domain import questions
 from tests.places import ROOT
+
+EXAMPLE = ROOT / "examples" / "kiosk_answers"
 
 
 def _table(tmp_path: Path, text: str) -> Path:
@@ -42,7 +46,26 @@ def test_an_invalid_table_is_refused_with_its_line(text: str, said: str, tmp_pat
 
 
 def test_the_example_tables_are_tables() -> None:
-    assert len(read_table(ROOT / "examples" / "kiosk_answers" / "answers.csv")) == 20
-    old = read_table(ROOT / "examples" / "kiosk_answers" / "rehearse.csv")
+    assert len(read_table(EXAMPLE / "answers.csv")) == 20
+    old = read_table(EXAMPLE / "rehearse.csv")
     assert len(old) > 100
     assert not any(pair.answer for pair in old)
+
+
+def test_forgetting_is_measured_on_old_questions_that_were_not_rehearsed() -> None:
+    right = {question.text: question.answer for question in questions()}
+    trained = {
+        p.question for n in ("answers", "rehearse") for p in read_table(EXAMPLE / f"{n}.csv")
+    }
+    kept = read_table(EXAMPLE / "not_rehearsed.csv")
+    assert len(kept) > 200
+    assert all(right[pair.question] == pair.answer for pair in kept)
+    assert not trained & {pair.question for pair in kept}
+
+
+def test_the_example_recipe_rehearses_and_judges_what_it_does_not_train() -> None:
+    recipe = read_recipe(str(EXAMPLE / "kiosk.toml"))
+    trained = {source.path for source in recipe.data.train}
+    assert trained == {"kiosk/new/train.jsonl", "kiosk/old/train.jsonl"}
+    assert {source.path for source in recipe.data.evaluate} == {"kiosk/new/held_out.jsonl"}
+    assert recipe.data.corrupted_codes > 0

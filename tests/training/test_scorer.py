@@ -17,6 +17,7 @@ from deeptalk_edge.training.tiny.scorer import (
     WhisperRecogniser,
     normalise,
     score,
+    words_grammar,
 )
 from deeptalk_edge.training.tiny.tokens import TINY_CODEC
 from deeptalk_edge.training.tiny.voices import ANSWER_VOICE, speak
@@ -88,6 +89,11 @@ def test_the_grammar_recogniser_tells_answers_apart(recordings: list[Samples]) -
     hear = GrammarRecogniser()
     swapped = [hear(samples) for samples in reversed(recordings)]
     assert score(ANSWERS, swapped).exact_rate == 0.0
+
+
+def test_the_grammar_of_words_hears_them_in_any_order(recordings: list[Samples]) -> None:
+    hear = GrammarRecogniser(grammar=words_grammar(["five one left calling", "gate room four"]))
+    assert hear(recordings[0]) == ANSWERS[0]
 
 
 def test_an_untrained_decoder_scores_zero() -> None:

@@ -28,7 +28,7 @@ from deeptalk_edge.model.spec import ModelSpec
 from deeptalk_edge.training.data.codes import CodeCache
 from deeptalk_edge.training.data.conversations import BadSample, Clip, SampleFile
 from deeptalk_edge.training.data.samples import Sample, SampleWriter, heard_log_mel
-from deeptalk_edge.training.items import Batch, pad_items
+from deeptalk_edge.training.items import Batch, corrupt_codes, pad_items
 from deeptalk_edge.training.stages.objective import PreferenceBatch
 from deeptalk_edge.training.stages.recipe import Source
 
@@ -69,6 +69,8 @@ class Reader:
     max_rows: int
     is_preference: bool = False
     cache: Path = field(default=Path("build/codes"))
+    corrupted_codes: float = 0.0
+    """As `recipe.Data.corrupted_codes`; evaluation feeds what is true."""
     remembered: Mapping[tuple[Clip, ...], int] | None = None
     """Where in the table of remembered features a turn's recordings begin; else log-mels travel
     with each batch."""
@@ -234,12 +236,19 @@ def load_batch(reader: Reader, plan: BatchPlan) -> Batch | PreferenceBatch:
         except BadSample as error:
             raise ArtifactError(f"{name}: {error}; it has changed since it was checked") from error
         names.append(name)
-    made = [_padded(reader, list(samples), names) for samples in zip(*groups, strict=True)]
+    made = [
+        _padded(reader, list(samples), names, plan.seed) for samples in zip(*groups, strict=True)
+    ]
     return PreferenceBatch(win=made[0], lose=made[1]) if reader.is_preference else made[0]
 
 
-def _padded(reader: Reader, samples: Sequence[Sample], names: Sequence[str]) -> Batch:
+def _padded(
+    reader: Reader, samples: Sequence[Sample], names: Sequence[str], seed: int | None
+) -> Batch:
     padded = pad_items([sample.item for sample in samples], reader.spec)
+    if seed is not None and reader.corrupted_codes:
+        rng = np.random.default_rng(seed)
+        corrupt_codes(padded.rows, reader.spec.vocabulary, reader.corrupted_codes, rng)
     window = reader.spec.encoder.max_frames
     mels: list[NDArray[np.float32]] = []
     for i, sample in enumerate(samples):

@@ -104,6 +104,7 @@ def _reader(
         sources=tuple(sources),
         system=system,
         max_rows=recipe.data.max_rows,
+        corrupted_codes=recipe.data.corrupted_codes,
         is_preference=recipe.stage == "preference",
     )
 

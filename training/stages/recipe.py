@@ -77,6 +77,10 @@ class Data:
     bad_share: Share = 0.0
     """Of the samples may be refused before the run is."""
 
+    corrupted_codes: Share = 0.0
+    """Largest share of wrong codes in the answers that the model is fed, never in what it must
+    predict: so it has learnt to go on after a wrong code, and to say what the text says."""
+
     workers: Annotated[int, Between(0, 64)] = 0
     remember: bool = False
     """Hear every recording once, before the first step, and keep its features in memory: half the

@@ -25,6 +25,7 @@ from deeptalk_edge.model.spec import ModelSpec
 from deeptalk_edge.training.items import (
     Batch,
     Item,
+    corrupt_codes,
     joined_segments,
     pad_items,
     spoken_item,
@@ -257,24 +258,11 @@ class TinyBatches:
 
     def _batch(self, items: Sequence[Item], rng: np.random.Generator) -> Batch:
         padded = pad_items(items, self._spec)
-        self._corrupt(padded.rows, rng)
+        corrupt_codes(padded.rows, self._spec.vocabulary, self._settings.corrupted_codes, rng)
         text = padded.targets[..., -1]
         spare = rng.random(text.shape) >= self._settings.pad_text_share
         text[(text == self._spec.vocabulary.pad_text) & spare] = IGNORE
         return padded.batch(device=self._device)
-
-    def _corrupt(self, rows: Ids, rng: np.random.Generator) -> None:
-        """Replace some codes of the answers, in place: history must not be a reason to ignore the
-        text."""
-        vocabulary = self._spec.vocabulary
-        for i in range(vocabulary.num_codebooks):
-            local = rows[..., i] - vocabulary.codebook_base(i)
-            share = rng.uniform(0, self._settings.corrupted_codes, (len(rows), 1))
-            hit = (local < vocabulary.codebook_size) & (rng.random(local.shape) < share)
-            wrong = vocabulary.codebook_base(i) + rng.integers(
-                0, vocabulary.codebook_size, local.shape
-            )
-            rows[..., i] = np.where(hit, wrong, rows[..., i])
 
 
 def _heard(spans: Mapping[int, tuple[int, int]], utterance: int) -> Heard:

@@ -108,9 +108,12 @@ def sentences_grammar(sentences: Iterable[str]) -> str:
 
 
 def words_grammar(sentences: Iterable[str]) -> str:
-    """Any string of the sentences' words: stricter, and it can count wrong words."""
+    """Any string of the sentences' words: stricter, and it can count wrong words.
+
+    Written as a recursion: pocketsphinx hears the same with `(...)+`, in three times the time.
+    """
     words = " | ".join(sorted({w for text in sentences for w in normalise(text).split()}))
-    return f"#JSGF V1.0; grammar answers; public <answer> = ({words})+;"
+    return f"#JSGF V1.0; grammar answers; public <answer> = <word> [<answer>]; <word> = {words};"
 
 
 def score(references: Sequence[str], heard: Sequence[str]) -> SpokenScore:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,28 @@ def test_a_batch_has_the_features_of_its_recordings(reader: Reader) -> None:
         name.endswith(f":{e.line}") for name, e in zip(batch.names, plan.entries, strict=True)
     )
     assert torch.isfinite(batch.log_mel).all()
+
+
+def test_training_is_fed_wrong_codes_and_asked_for_the_true_ones(reader: Reader) -> None:
+    noisy = replace(reader, corrupted_codes=0.5)
+    plan = _batches(reader).plans_at(0)[0]
+    plan = replace(plan, entries=tuple(e for e in build_index(reader).entries if e.source == 0))
+    true, fed, again = (load_batch(one, plan) for one in (reader, noisy, noisy))
+    assert isinstance(true, Batch)
+    assert isinstance(fed, Batch)
+    assert isinstance(again, Batch)
+    assert torch.equal(fed.targets, true.targets)
+    assert torch.equal(fed.rows, again.rows)
+    vocabulary = reader.spec.vocabulary
+    bases = torch.tensor([vocabulary.codebook_base(i) for i in range(vocabulary.num_codebooks)])
+    is_code = true.rows[..., :-1] - bases < vocabulary.codebook_size
+    differs = fed.rows != true.rows
+    assert 0.1 < float(differs[..., :-1][is_code].float().mean()) < 0.4
+    assert not bool(differs[..., :-1][~is_code].any())
+    assert not bool(differs[..., -1].any())
+    judged = load_batch(noisy, replace(plan, seed=None))
+    assert isinstance(judged, Batch)
+    assert torch.equal(judged.rows, true.rows)
 
 
 def test_held_out_samples_are_never_trained_on(reader: Reader) -> None:
