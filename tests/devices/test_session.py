@@ -111,7 +111,7 @@ def test_a_question_that_the_loop_does_not_hear_ends_the_session(
     monkeypatch.setattr("deeptalk_edge.devices.session._ANSWER_S", 0.3)
     path = tmp_path / "silence.wav"
     path.write_bytes(wav_bytes(encode(silence(0.2), PCM, 16)))
-    with pytest.raises(AudioError, match="no answer within 0 s: the voice detector heard no"):
+    with pytest.raises(AudioError, match="no answer within 0 s: the voice detector found no"):
         profile_bundle(bundle_path, Script(questions=(path,), turns=1))
 
 
