@@ -36,8 +36,8 @@ BENCHES = {
     "tiny_scores": ("tiny_scores", "score the tiny checkpoint on its held-out questions"),
     "understanding": ("understanding", "what a bundle refuses, hears and is sure of"),
     "vad": ("vad", "the voice detectors on speech in noise"),
-    "wide_checkpoint": ("wide_checkpoint", "train a 256-wide checkpoint for int4 groups up to 128"),
     "voice_wait": ("voice_wait", "how long a listener waits, live"),
+    "wide_checkpoint": ("wide_checkpoint", "train a 256-wide checkpoint for int4 groups up to 128"),
 }
 """By name: the module, which has `main(argv)`, and its line in the list."""
 

@@ -9,6 +9,7 @@ is a line through two sizes: computed. The last line is JSON.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import shutil
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _measure(like: Path, place: Path, layers: int, args: object) -> dict[str, float]:
+def _measure(like: Path, place: Path, layers: int, args: argparse.Namespace) -> dict[str, float]:
     shutil.rmtree(place, ignore_errors=True)
     checkpoint = place / "checkpoint"
     try:
@@ -66,7 +67,7 @@ def _measure(like: Path, place: Path, layers: int, args: object) -> dict[str, fl
         command = [sys.executable, "-m", "deeptalk_edge.cli", "calibrate", str(checkpoint)]
         command += ["--utterances", str(place / "questions.txt"), "-o", str(place / "table")]
         command += ["--precision", "experts=int4:128", "--floor", "0", "--no-gate"]
-        command += ["--method", args.method, "--pool", args.pool]  # type: ignore[attr-defined]
+        command += ["--method", args.method, "--pool", args.pool]
         began = time.monotonic()
         anonymous_mb, mapped_mb = _peaks(command)
         seconds = time.monotonic() - began

@@ -29,6 +29,16 @@ _EXPERT = re.compile(r"mlp\.experts\.(\d+)\.(gate|up|down)_proj")
 _INPUTS = {"mlp.gate"} | {f"mlp.shared_experts.{part}_proj" for part in ("gate", "up")}
 
 
+def fold_shapes(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
+    """Shape of one layer's array, by the field of `Folds`."""
+    return {
+        "inputs": (spec.width,),
+        "hidden": (spec.num_experts, spec.expert_ffn_width),
+        "latents": (spec.latent_dim,),
+        "routers": (spec.num_experts, spec.width),
+    }
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Folds:
     """Scales by layer; a layer that is missing is not scaled."""
@@ -45,13 +55,7 @@ class Folds:
     def check(self, spec: DecoderSpec) -> None:
         """Raises ArtifactError if an array has another shape or is not finite, or a scale is not
         above zero."""
-        shapes = {
-            "inputs": (spec.width,),
-            "hidden": (spec.num_experts, spec.expert_ffn_width),
-            "latents": (spec.latent_dim,),
-            "routers": (spec.num_experts, spec.width),
-        }
-        for name, shape in shapes.items():
+        for name, shape in fold_shapes(spec).items():
             layers = range(spec.num_layers) if name == "latents" else spec.moe_layers
             for layer, scales in getattr(self, name).items():
                 where = f"folded {name} of layer {layer}"

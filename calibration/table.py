@@ -34,7 +34,7 @@ from deeptalk_edge.bundle.expert_record import (
 )
 from deeptalk_edge.bundle.manifest import FileEntry, FileName, Line, Origin
 from deeptalk_edge.bundle.routing import ROUTING
-from deeptalk_edge.calibration.folds import Folds
+from deeptalk_edge.calibration.folds import Folds, fold_shapes
 from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.files import check_file, sha256_of, write_file
 from deeptalk_edge.model.spec import ModelSpec
@@ -119,12 +119,7 @@ class OpenTable:
 
     def _read_folds(self) -> Folds:
         decoder = self._spec.decoder
-        sizes = {
-            "inputs": (decoder.width,),
-            "hidden": (decoder.num_experts, decoder.expert_ffn_width),
-            "latents": (decoder.latent_dim,),
-            "routers": (decoder.num_experts, decoder.width),
-        }
+        sizes = fold_shapes(decoder)
         folded = {kind: layers for kind, layers in self.table.folded.items() if layers}
         if unknown := folded.keys() - sizes.keys():
             raise ArtifactError(f"{self.path}: folded.{min(unknown)}: no such kind of scales")
@@ -192,7 +187,7 @@ def write_table(table: Table, directory: Path) -> Table:
 
 def save_folds(folds: Folds, directory: Path) -> dict[str, tuple[int, ...]]:
     """Write folds.npz; returns what the header says of it."""
-    kinds = {kind: getattr(folds, kind) for kind in ("inputs", "hidden", "latents", "routers")}
+    kinds = {each.name: getattr(folds, each.name) for each in dataclasses.fields(folds)}
     arrays = {
         kind: np.stack([scales[k] for k in sorted(scales)])
         for kind, scales in kinds.items()
