@@ -21,7 +21,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from deeptalk_edge.model.spec import DecoderSpec
 from deeptalk_edge.training.data.codes import CODEC_ENCODER
 from deeptalk_edge.training.tiny.corpus import Corpus, load_corpus, synthesise
 from deeptalk_edge.training.tiny.publish import publish
@@ -46,7 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(args.threads)
     began = time.monotonic()
     corpus, units = typed_course(args.work, args.tiny, workers=args.threads)
-    train_typed(corpus, units, args.work, args.tiny, args.out, WIDE, args.steps)
+    settings = TrainSettings(losses=replace(TINY_LOSSES, bfloat16=True), speaking_steps=args.steps)
+    workshop = Workshop(corpus, units, TINY_CODEC, settings, "cpu", WIDE)
+    trained = learn_to_speak(workshop, args.work, final_rate=0.02)
+    model = workshop.new_model()
+    model.load_state_dict(load_file(trained), strict=False)
+    no_split: list[list[int]] = [[] for _ in WIDE.moe_layers]
+    encoder = args.tiny / CODEC_ENCODER
+    publish(model, workshop.tokenizer, no_split, args.tiny / "snac", encoder, args.out)
     print(f"{args.out}: {(time.monotonic() - began) / 60:.1f} minutes")
     return 0
 
@@ -60,26 +66,6 @@ def typed_course(work: Path, tiny: Path, *, workers: int) -> tuple[Corpus, UnitV
     if not units.exists():
         build_units(Tokeniser.load(tiny / CODEC_ENCODER)).save(units)
     return load_corpus(work / "corpus"), UnitVoice.load(units)
-
-
-def train_typed(
-    corpus: Corpus,
-    units: UnitVoice,
-    work: Path,
-    tiny: Path,
-    out: Path,
-    decoder: DecoderSpec,
-    num_steps: int,
-) -> None:
-    """Train a decoder on typed questions and write it as a checkpoint without a split."""
-    settings = TrainSettings(losses=replace(TINY_LOSSES, bfloat16=True), speaking_steps=num_steps)
-    workshop = Workshop(corpus, units, TINY_CODEC, settings, "cpu", decoder)
-    trained = learn_to_speak(workshop, work, final_rate=0.02)
-    model = workshop.new_model()
-    model.load_state_dict(load_file(trained), strict=False)
-    no_split: list[list[int]] = [[] for _ in decoder.moe_layers]
-    encoder = tiny / CODEC_ENCODER
-    publish(model, workshop.tokenizer, no_split, tiny / "snac", encoder, out)
 
 
 if __name__ == "__main__":
