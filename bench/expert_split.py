@@ -23,7 +23,12 @@ from deeptalk_edge.checkpoint.config import CheckpointConfig, read_config
 from deeptalk_edge.training.answering import open_reader
 from deeptalk_edge.training.checkpoint import model_of
 from deeptalk_edge.training.data.check import sources_of
-from deeptalk_edge.training.data.dataset import build_index, evaluation_plans, load_batch
+from deeptalk_edge.training.data.dataset import (
+    build_index,
+    evaluation_plans,
+    load_batch,
+    spread,
+)
 from deeptalk_edge.training.expert_split import random_split, split_experts, text_experts
 from deeptalk_edge.training.items import Batch
 from deeptalk_edge.training.model import DeepTalk
@@ -78,8 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _batches(config: CheckpointConfig, source: str, max_samples: int) -> list[Batch]:
     reader = open_reader(config, sources_of([source]))
     entries = build_index(reader).entries
-    some = entries[:: max(1, -(-len(entries) // max_samples))]
-    loaded = [load_batch(reader, plan) for plan in evaluation_plans(some, 8)]
+    plans = evaluation_plans(spread(entries, max_samples), 8)
+    loaded = [load_batch(reader, plan) for plan in plans]
     return [batch for batch in loaded if isinstance(batch, Batch)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.model.rows import Ids
 from deeptalk_edge.training.checkpoint import model_of
 from deeptalk_edge.training.data.conversations import BadSample
-from deeptalk_edge.training.data.dataset import Reader, build_index, open_tokenizer
+from deeptalk_edge.training.data.dataset import Reader, build_index, open_tokenizer, spread
 from deeptalk_edge.training.data.samples import Question, heard_log_mel
 from deeptalk_edge.training.generate import Answer, Sampling, generate
 from deeptalk_edge.training.model import align_features
@@ -136,22 +137,21 @@ class Answerer:
             is_first = False
 
 
-def questions_of(reader: Reader, task: str, max_questions: int) -> Iterator[tuple[str, Question]]:
-    """Name and question of some samples, spread evenly; those that a task does not fit are left
-    out.
+def questions_of(reader: Reader, task: str, max_questions: int) -> list[tuple[str, Question]]:
+    """Name and question of some samples, spread evenly over those that the task fits.
 
     Raises SettingsError if no sample is good.
     """
     entries = build_index(reader).entries
     if not entries:
         raise SettingsError("no sample is good; `deeptalk-edge train check` says why")
-    for entry in entries[:: -(-len(entries) // max_questions)]:
+    fitting = []
+    for entry in entries:
         conversation = reader.files[entry.source].conversation(entry.line, entry.offset)
-        try:
+        with suppress(BadSample):
             question = reader.writers[entry.source].question(conversation, task)
-        except BadSample:
-            continue
-        yield reader.name(entry.source, entry.line), question
+            fitting.append((reader.name(entry.source, entry.line), question))
+    return spread(fitting, max_questions)
 
 
 def open_reader(

@@ -31,6 +31,7 @@ from deeptalk_edge.training.data.dataset import (
     build_index,
     evaluation_plans,
     load_batch,
+    spread,
 )
 from deeptalk_edge.training.items import Batch
 from deeptalk_edge.training.losses import IGNORE, token_losses
@@ -229,7 +230,7 @@ def text_loss(model: DeepTalk, reader: Reader, max_samples: int) -> float:
 
 def _batches(reader: Reader, max_samples: int) -> list[Batch]:
     entries = build_index(reader).entries
-    some = entries[:: max(1, -(-len(entries) // max_samples))]
+    some = spread(entries, max_samples)
     batches = [load_batch(reader, plan) for plan in evaluation_plans(some, _BATCH_SIZE)]
     return [batch for batch in batches if isinstance(batch, Batch)]
 

@@ -25,7 +25,8 @@ Mode = Literal["batch-parallel", "single"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How the next ids are drawn; a top_k of 1 is greedy."""
+    """How the next ids are drawn; a top_k of 1 is greedy, one above the vocabulary draws from all
+    of it."""
 
     text_top_k: int = 1
     audio_top_k: int = 1
@@ -116,6 +117,7 @@ def _sample(logits: Tensor, top_k: int, sampling: Sampling, generator: torch.Gen
     if top_k == 1:
         ids: Ids = logits.argmax(dim=-1).cpu().numpy()
         return ids
+    top_k = min(top_k, logits.shape[-1])
     best, candidates = (logits.float() / sampling.temperature).topk(top_k, dim=-1)
     drawn = torch.multinomial(best.softmax(-1).flatten(0, -2), 1, generator=generator)
     ids = candidates.gather(-1, drawn.view(*best.shape[:-1], 1))[..., 0].cpu().numpy()

@@ -56,7 +56,7 @@ def make_pairs(
     sources = sources_of(data)
     config = read_config(checkpoint)
     reader, answerer = open_reader(config, sources), Answerer(config)
-    named = list(questions_of(reader, "TQAA", max_questions))
+    named = questions_of(reader, "TQAA", max_questions)
     if not named:
         raise SettingsError("no question can be typed and answered aloud")
     hear = GrammarRecogniser(

@@ -94,6 +94,12 @@ def test_sampling_is_repeatable_and_the_seed_matters(model: DeepTalk) -> None:
     assert sampled(0) != sampled(1)
 
 
+def test_a_top_k_above_the_vocabulary_draws_from_all_of_it(model: DeepTalk) -> None:
+    sampling = Sampling(text_top_k=10**6, audio_top_k=10**6, temperature=3.0)
+    answer = generate(model, _prompts(1), speaker="ANS_A", sampling=sampling, max_rows=MAX_ROWS)[0]
+    assert len(set(answer.text_ids)) > 1
+
+
 def test_the_speaker_changes_the_speech_and_not_the_text(model: DeepTalk) -> None:
     """In batch-parallel mode text comes from the item without a speaker."""
     ours, theirs = (

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ from deeptalk_edge.training.data.samples import Sample, SampleWriter, heard_log_
 from deeptalk_edge.training.items import Batch, corrupt_codes, pad_items
 from deeptalk_edge.training.stages.objective import PreferenceBatch
 from deeptalk_edge.training.stages.recipe import Source
+
+T = TypeVar("T")
 
 POOL_BATCHES = 32
 """Batches' worth of samples that are sorted by length together."""
@@ -278,6 +280,12 @@ def recordings(reader: Reader, entries: Sequence[Entry]) -> list[tuple[Clip, ...
             turns = file.conversation(entry.line, entry.offset).turns
         found |= dict.fromkeys(t.clips for t in turns if t.role == "user" and t.clips)
     return list(found)
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` of the items, evenly over all of them."""
+    chosen = min(count, len(items))
+    return [items[i * len(items) // chosen] for i in range(chosen)]
 
 
 def evaluation_plans(entries: Sequence[Entry], batch_size: int) -> list[BatchPlan]:

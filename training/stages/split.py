@@ -20,6 +20,7 @@ from deeptalk_edge.training.data.dataset import (
     build_index,
     evaluation_plans,
     load_batch,
+    spread,
 )
 from deeptalk_edge.training.expert_split import (
     ExpertLoads,
@@ -89,7 +90,7 @@ def loads_of(
         raise SettingsError("no sample is good; `deeptalk-edge train check` says why")
     model = model_of(config).eval()
     loads = ExpertLoads(len(spec.decoder.moe_layers), spec.decoder.num_experts, by)
-    for plan in evaluation_plans(entries[:: max(1, len(entries) // max_samples)], BATCH_SIZE):
+    for plan in evaluation_plans(spread(entries, max_samples), BATCH_SIZE):
         batch = load_batch(reader, plan)
         assert isinstance(batch, Batch)
         count_loads(model, batch, encode_batch(model, batch), loads)

@@ -21,6 +21,7 @@ from deeptalk_edge.training.data.dataset import (
     evaluation_plans,
     held_out,
     load_batch,
+    spread,
 )
 from deeptalk_edge.training.items import NO_FRAME, Batch
 from deeptalk_edge.training.stages.recipe import Source, TaskName
@@ -151,3 +152,11 @@ def test_a_recording_that_goes_away_is_named(reader: Reader, tmp_path: Path) -> 
 def test_no_data_is_refused(reader: Reader) -> None:
     with pytest.raises(SettingsError, match="no sample is left"):
         Batches(reader, [], batch_size=4, accumulation=1, seed=0)
+
+
+@pytest.mark.parametrize(
+    "count, expected", [(1, "a"), (2, "ad"), (4, "abdf"), (7, "abcdefg"), (99, "abcdefg")]
+)
+def test_some_samples_are_spread_over_all(count: int, expected: str) -> None:
+    """A fixed stride would find 4 of 7 where 6 are wanted."""
+    assert "".join(spread("abcdefg", count)) == expected
