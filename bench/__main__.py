@@ -26,6 +26,7 @@ BENCHES = {
     "noise_hour": ("noise_hour", "the loop's reactions to an hour of noise, simulated"),
     "paging": ("paging.main", "expert paging at full size from this machine's disk"),
     "parity": ("parity", "compare a bundle's graphs with the torch reference"),
+    "preference": ("preference", "word errors before and after DPO, on an undertrained checkpoint"),
     "same_as": ("same_as", "compare this checkout's answers and graphs with another commit's"),
     "skewed_router": (
         "skewed_router",

@@ -19,6 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deeptalk_edge.flags import count, count_or_zero
+
 if TYPE_CHECKING:  # loading these takes longer than `--help` may
     from deeptalk_edge.bundle.reader import Bundle
     from deeptalk_edge.calibration.calibrate import CalibrateSettings, Findings
@@ -72,18 +74,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--bundle", type=Path, help="a float bundle of the checkpoint (--device cpu)"
     )
     parser.add_argument(
-        "--most-utterances", type=int, default=128, metavar="N", help="at most so many (128)"
+        "--most-utterances", type=count, default=128, metavar="N", help="at most so many (128)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of every choice (default 0)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    parser.add_argument("--seed", type=count_or_zero, default=0, help="of every choice (default 0)")
+    parser.add_argument("--threads", type=count, default=1, help="CPU threads (default 1)")
     parser.add_argument(
         "--pool", metavar="N", help="experts of the float model kept in memory, as for `run`"
     )
     parser.add_argument(
-        "--threshold", type=int, help="tokens below which an expert is topped up (256)"
+        "--threshold", type=count_or_zero, help="tokens below which an expert is topped up (256)"
     )
     parser.add_argument(
-        "--floor", type=int, help="routed tokens below which an expert fails the run (32)"
+        "--floor", type=count_or_zero, help="routed tokens below which an expert fails the run (32)"
     )
     parser.add_argument(
         "--fit-routers",

@@ -13,41 +13,17 @@ train eval              score a checkpoint on data
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
 
-from deeptalk_edge.model.noise import check_seed
-
-
-def _count(text: str) -> int:
-    return _whole(text, least=1)
-
-
-def _count_or_none(text: str) -> int:
-    return _whole(text, least=0)
-
-
-def _whole(text: str, least: int) -> int:
-    """A flag's whole number; argparse says what is wrong with another one."""
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"{text}: expected a whole number, {least} or more")
-    return int(text)
-
-
-def _amount(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: expected a number above 0")
-    return value
+from deeptalk_edge.flags import amount, count, count_or_zero
 
 
 def _seed(text: str) -> int:
-    value = _count_or_none(text)
+    from deeptalk_edge.model.noise import check_seed
+
+    value = count_or_zero(text)
     check_seed(value)
     return value
 
@@ -112,7 +88,7 @@ def _declare_split(parser: argparse.ArgumentParser) -> None:
         "--by", choices=get_args(LoadBy), default="hits", help="how load is counted"
     )
     parser.add_argument("--page", type=Path, help="an HTML page with the table and the heat map")
-    parser.add_argument("--max-samples", type=_count, default=2000, help="to look at (default 2000)")
+    parser.add_argument("--max-samples", type=count, default=2000, help="to look at (default 2000)")
 
 
 def _split(args: argparse.Namespace) -> int:
@@ -138,7 +114,7 @@ def _declare_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", type=Path, required=True, help="whose vocabulary and tokenizer they meet"
     )
-    parser.add_argument("--max-rows", type=_count, default=1000)
+    parser.add_argument("--max-rows", type=count, default=1000)
     parser.add_argument("--preference", action="store_true", help="the data are pairs for DPO")
 
 
@@ -159,9 +135,12 @@ def _declare_speak(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("csv", type=Path, help="columns question, answer; see the page")
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("-o", "--out", type=Path, required=True, help="directory to make")
-    parser.add_argument("--takes", type=_count, default=24, help="voices a question (default 24)")
+    parser.add_argument("--takes", type=count, default=24, help="voices a question (default 24)")
     parser.add_argument(
-        "--held-out", type=_count_or_none, default=3, help="voices more that training never hears (default 3)"
+        "--held-out",
+        type=count_or_zero,
+        default=3,
+        help="voices more that training never hears (default 3)",
     )
     parser.add_argument("--seed", type=_seed, default=0)
 
@@ -203,10 +182,10 @@ def _declare_pairs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("data", nargs="+", help="TASK=PATH of conversations, or PATH")
     parser.add_argument("-o", "--out", type=Path, required=True, help="the JSONL to write")
-    parser.add_argument("--samples", type=_count, default=4, help="answers to each question")
-    parser.add_argument("--temperature", type=_amount, default=1.0)
-    parser.add_argument("--top-k", type=_count, default=10, help="codes to draw from (default 10)")
-    parser.add_argument("--max-samples", type=_count, default=200, help="questions (default 200)")
+    parser.add_argument("--samples", type=count, default=4, help="answers to each question")
+    parser.add_argument("--temperature", type=amount, default=1.0)
+    parser.add_argument("--top-k", type=count, default=10, help="codes to draw from (default 10)")
+    parser.add_argument("--max-samples", type=count, default=200, help="questions (default 200)")
     parser.add_argument("--seed", type=_seed, default=0)
 
 
@@ -232,11 +211,13 @@ def _pairs(args: argparse.Namespace) -> int:
 def _declare_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a TOML file, or the name of one of ours")
     _add_set(parser)
-    parser.add_argument("--gpus", type=_count, default=8)
-    parser.add_argument("--gpu-gb", type=_amount, default=80.0, help="memory of one (default 80)")
-    parser.add_argument("--samples", type=_count, help="of an epoch, for the time")
-    parser.add_argument("--rows", type=_count, default=600, help="mean rows of a sample (default 600)")
-    parser.add_argument("--tflops", type=_amount, default=300.0, help="that one GPU reaches in bf16")
+    parser.add_argument("--gpus", type=count, default=8)
+    parser.add_argument("--gpu-gb", type=amount, default=80.0, help="memory of one (default 80)")
+    parser.add_argument("--samples", type=count, help="of an epoch, for the time")
+    parser.add_argument(
+        "--rows", type=count, default=600, help="mean rows of a sample (default 600)"
+    )
+    parser.add_argument("--tflops", type=amount, default=300.0, help="that one GPU reaches in bf16")
 
 
 def _plan(args: argparse.Namespace) -> int:
@@ -255,7 +236,7 @@ def _declare_eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("data", nargs="+", help="TASK=PATH of conversations, or PATH")
     parser.add_argument("--base", type=Path, help="a checkpoint to compare the language with")
-    parser.add_argument("--max-samples", type=_count, default=200)
+    parser.add_argument("--max-samples", type=count, default=200)
     parser.add_argument("--json", action="store_true", help="a JSON object on stdout")
 
 

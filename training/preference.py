@@ -1,7 +1,8 @@
 """`train pairs`: answers to prefer and answers to avoid, from the checkpoint itself.
 
 sample    every question is answered several times; text greedily, codes drawn
-score     word errors of what a recogniser hears, against the *requested* text
+score     word errors of what a recogniser hears, against the *requested* text; an answer with
+          another text is left out, for DPO changes the speech alone
 pick      the best and the worst answer, if the worst has more errors; ties are no preference
 
 The reward is the released data's (word error rate, lower is better); how its pairs were made was
@@ -74,36 +75,44 @@ def make_pairs(
     for (_, question), answers in zip(named, zip(*takes, strict=True), strict=True):
         scored = []
         for said in answers:
-            heard = hear(answerer.sound_of(said.frames)) if len(said.frames) else ""
-            rate = score([question.answer], [heard]).word_error_rate
-            scored.append(Scored(said=said, word_error_rate=rate))
-            rates.append(rate)
-        if (pair := pick(scored, question.answer)) is not None:
+            if can_be_paired(said, question.answer):
+                heard = hear(answerer.sound_of(said.frames))
+                rate = score([question.answer], [heard]).word_error_rate
+                scored.append(Scored(said=said, word_error_rate=rate))
+                rates.append(rate)
+        if (pair := pick(scored)) is not None:
             lines.append(json.dumps(_line(question.text, question.answer, *pair)))
+    found = f"{len(rates)} of {len(named) * num_samples} answers have the requested text"
     if not lines:
         raise SettingsError(
-            f"all answers to each of {len(named)} questions are equally good: there is nothing to "
+            f"{found}, and none to the same question is better than another: there is nothing to "
             "prefer; sample more widely with --temperature or --samples"
         )
     write_file(out, ("\n".join(lines) + "\n").encode())
     mean = sum(rates) / len(rates)
-    return f"{out}: {len(lines)} pairs of {len(named)} questions; mean word error rate {mean:.3f}"
+    return (
+        f"{out}: {len(lines)} pairs of {len(named)} questions; {found}; their mean word error rate "
+        f"is {mean:.3f}"
+    )
 
 
-def pick(scored: Sequence[Scored], answer: str) -> tuple[Scored, Scored] | None:
-    """The best and the worst of some answers, among those whose text is the requested one; None if
-    none is better than another."""
-    usable = [
-        one
-        for one in scored
-        if 0 < one.said.frames.size < MAX_CODES
-        and normalise(one.said.text) == normalise(answer)
-        and _has_room(one.said)
-    ]
-    if len(usable) < 2:
+def can_be_paired(said: Said, answer: str) -> bool:
+    """Whether the text of an answer is the requested one, and the speech neither too long nor
+    broken off."""
+    return (
+        0 < said.frames.size < MAX_CODES
+        and normalise(said.text) == normalise(answer)
+        and _has_room(said)
+    )
+
+
+def pick(scored: Sequence[Scored]) -> tuple[Scored, Scored] | None:
+    """The best and the worst of some answers to one question; None if none is better than
+    another."""
+    if len(scored) < 2:
         return None
-    best = min(usable, key=lambda one: one.word_error_rate)
-    worst = max(usable, key=lambda one: one.word_error_rate)
+    best = min(scored, key=lambda one: one.word_error_rate)
+    worst = max(scored, key=lambda one: one.word_error_rate)
     return (best, worst) if worst.word_error_rate > best.word_error_rate else None
 
 

@@ -15,7 +15,7 @@ from deeptalk_edge.training.losses import (
     code_log_probabilities,
     preference_losses,
 )
-from deeptalk_edge.training.preference import Scored, pick
+from deeptalk_edge.training.preference import Scored, can_be_paired, pick
 from deeptalk_edge.training.stages.objective import PreferenceBatch, _aligned_to_the_end
 
 
@@ -54,22 +54,26 @@ def _batch(codes: list[int]) -> Batch:
     return Batch(rows=targets, targets=targets, frames=nothing - 1, live=nothing == 0)
 
 
-def _scored(rate: float, text: str = "gate one", num_frames: int = 3) -> Scored:
-    said = Said(
-        text=text,
-        word_frames=(1, 2),
-        frames=np.zeros((num_frames, 7), np.int64),
-    )
-    return Scored(said=said, word_error_rate=rate)
+def _said(text: str = "gate one", num_frames: int = 3) -> Said:
+    return Said(text=text, word_frames=(1, 2), frames=np.zeros((num_frames, 7), np.int64))
 
 
-def test_the_best_and_the_worst_answer_with_the_wanted_text_make_a_pair() -> None:
-    answers = [_scored(0.5), _scored(0.0), _scored(1.0), _scored(2.0, text="gate two")]
-    pair = pick(answers, "gate one")
-    assert pair is not None
-    assert [one.word_error_rate for one in pair] == [0.0, 1.0]
+def test_the_best_and_the_worst_answer_make_a_pair() -> None:
+    answers = [Scored(said=_said(), word_error_rate=rate) for rate in (0.5, 0.0, 1.0)]
+    assert pick(answers) == (answers[1], answers[2])
 
 
 def test_answers_that_are_equally_good_make_no_pair() -> None:
-    assert pick([_scored(0.0), _scored(0.0)], "gate one") is None
-    assert pick([_scored(0.0), _scored(1.0, num_frames=200)], "gate one") is None
+    alone = Scored(said=_said(), word_error_rate=0.0)
+    assert pick([alone, alone]) is None
+    assert pick([alone]) is None
+    assert pick([]) is None
+
+
+def test_only_the_requested_text_in_speech_of_a_fitting_length_can_be_paired() -> None:
+    assert can_be_paired(_said(), "Gate one.")
+    assert not can_be_paired(_said("gate two"), "gate one")
+    assert not can_be_paired(_said(num_frames=0), "gate one")
+    assert not can_be_paired(_said(num_frames=143), "gate one"), "longer than the loader takes"
+    late = Said(text="gate one", word_frames=(1, 6), frames=np.zeros((3, 7), np.int64))
+    assert not can_be_paired(late, "gate one"), "the speech ends before the text"

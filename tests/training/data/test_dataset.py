@@ -155,7 +155,7 @@ def test_no_data_is_refused(reader: Reader) -> None:
 
 
 @pytest.mark.parametrize(
-    "count, expected", [(1, "a"), (2, "ad"), (4, "abdf"), (7, "abcdefg"), (99, "abcdefg")]
+    ("count", "expected"), [(1, "a"), (2, "ad"), (4, "abdf"), (7, "abcdefg"), (99, "abcdefg")]
 )
 def test_some_samples_are_spread_over_all(count: int, expected: str) -> None:
     """A fixed stride would find 4 of 7 where 6 are wanted."""
