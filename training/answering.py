@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from deeptalk_edge.checkpoint.config import CheckpointConfig
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.model.rows import Ids
+from deeptalk_edge.progress import progress
 from deeptalk_edge.training.checkpoint import model_of
 from deeptalk_edge.training.data.conversations import BadSample
 from deeptalk_edge.training.data.dataset import Reader, build_index, open_tokenizer, spread
@@ -71,7 +71,7 @@ class Answerer:
             for i in range(0, len(places), BATCH_SIZE)
         ]
         said: dict[int, Said] = {}
-        for group in tqdm(groups, desc="answer", unit="batch", mininterval=5, disable=None):
+        for group in progress(groups, name="answer", unit="batch"):
             answers = self._generate([questions[i] for i in group], sampling)
             said |= zip(group, map(self._said, answers), strict=True)
         return [said[i] for i in range(len(questions))]

@@ -23,13 +23,13 @@ from typing import Any
 
 import numpy as np
 import soxr
-from tqdm import tqdm
 
 from deeptalk_edge.checkpoint.config import read_codec_spec, read_config
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.files import staged_directory
 from deeptalk_edge.model.features import RATE_HZ
 from deeptalk_edge.model.prompt import folded
+from deeptalk_edge.progress import progress
 from deeptalk_edge.sound.sound_file import read_sound
 from deeptalk_edge.sound.wav import WavWriter
 from deeptalk_edge.training.answering import Answerer, open_reader
@@ -94,7 +94,7 @@ def speak_table(
                 for number, pair in enumerate(pairs)
             ]
             for pair, job in zip(
-                tqdm(pairs, desc="speak", unit="pair", mininterval=5, disable=None),
+                progress(pairs, name="speak", unit="pair"),
                 jobs,
                 strict=True,
             ):

@@ -22,10 +22,10 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from deeptalk_edge.errors import ArtifactError, TrainingFailed
 from deeptalk_edge.model.noise import SEED_LIMIT, check_seed
+from deeptalk_edge.progress import progress
 from deeptalk_edge.training.losses import Losses, added
 from deeptalk_edge.training.ranks import (
     add_up_gradients,
@@ -158,20 +158,15 @@ def train(
     """
     optimiser = make_optimiser(model, settings)
     first = keeper.resume(model, optimiser, settings) if keeper else 0
-    progress = tqdm(
-        total=settings.num_steps,
-        initial=first,
-        desc=name,
-        unit="step",
-        mininterval=5,
-        disable=None if is_first() else True,  # None: where stderr is no terminal
+    bar = progress(
+        name=name, unit="step", total=settings.num_steps, first=first, is_shown=is_first()
     )
     guard, best, num_done = _Guard(name, settings.explosion), math.inf, first
     began, since = time.monotonic(), 0
     for step, batches in _stream(plans_at, load, settings, first):
         losses, norm = _take_step(model, optimiser, step, batches, losses_of, settings, guard)
         num_done, since = step + 1, since + 1
-        progress.update()
+        bar.update()
         if num_done % settings.log_every == 0 or num_done == settings.num_steps:
             report = StepReport(
                 num_done=num_done,
@@ -183,7 +178,7 @@ def train(
             )
             shown = watch(report) if watch and is_first() else None
             spelt = {k: f"{v:.3f}" for k, v in report.losses.items()}
-            progress.set_postfix(spelt | dict(shown or {}))
+            bar.set_postfix(spelt | dict(shown or {}), refresh=False)
             began, since = time.monotonic(), 0
         score, is_over = _judge(evaluate, settings, num_done)
         is_best = score is not None and score < best
@@ -192,7 +187,7 @@ def train(
             keeper.save(model, optimiser, settings, num_done, score)
         if is_over:
             break
-    progress.close()
+    bar.close()
     return num_done
 
 

@@ -11,11 +11,9 @@ import logging
 import random
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-
-from tqdm import tqdm
 
 from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.bundle.understanding import LINE, Understanding, read_understanding
@@ -31,6 +29,7 @@ from deeptalk_edge.calibration.understanding.recordings import (
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.model.prompt import folded
 from deeptalk_edge.model.word_head import WordHead
+from deeptalk_edge.progress import progress
 
 log = logging.getLogger(__name__)
 
@@ -95,15 +94,8 @@ def say(found: Understanding, output: Path) -> None:
 def _measured(
     bundle: Bundle, recordings: Sequence[Recording], args: argparse.Namespace, name: str
 ) -> list[Measured]:
-    bar: Iterable[Measured] = tqdm(
-        measure(bundle, recordings, args.threads),
-        desc=name,
-        total=len(recordings),
-        unit="clip",
-        mininterval=5,
-        disable=None,
-    )
-    found = list(bar)
+    measured = measure(bundle, recordings, args.threads)
+    found: list[Measured] = list(progress(measured, name=name, unit="clip", total=len(recordings)))
     if len(found) < len(recordings):
         log.warning("%s: %d recordings could not be asked", name, len(recordings) - len(found))
     return found

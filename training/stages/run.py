@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.files import write_file
+from deeptalk_edge.progress import progress
 from deeptalk_edge.training.data.conversations import Clip
 from deeptalk_edge.training.data.dataset import (
     Batches,
@@ -227,7 +227,7 @@ def _remember(prepared: Prepared, device: str) -> tuple[Prepared, Tensor]:
     heard |= dict.fromkeys(recordings(judge, [entry for p in plans for entry in p.entries]))
     starts: dict[tuple[Clip, ...], int] = {}
     features, first = [], 0
-    for clips in tqdm(heard, desc="hear", unit="clip", mininterval=5, disable=None):
+    for clips in progress(heard, name="hear", unit="clip"):
         mel = torch.from_numpy(heard_log_mel(clips, model.spec))[None].to(device)
         with precision(mel.device, recipe.precision == "bfloat16"):
             features.append(model.encode(mel)[0, : num_frames_of(clips)].half())

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from deeptalk_edge.model.spec import CodecSpec
+from deeptalk_edge.progress import progress
 from deeptalk_edge.training.snac import Snac, scales_from_rows
 from deeptalk_edge.training.tiny.corpus import Clips, Samples, as_samples
 from deeptalk_edge.training.tiny.domain import random_answer
@@ -125,10 +125,8 @@ def train_decoder(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
         optimiser, settings.num_steps, settings.learning_rate * settings.final_rate
     )
-    progress = tqdm(
-        range(settings.num_steps), desc="decoder", unit="step", mininterval=5, disable=None
-    )
-    for step in progress:
+    bar = progress(range(settings.num_steps), name="decoder", unit="step")
+    for step in bar:
         found, wanted = decode_segments(codec, tape, settings)
         loss, mel_error = spectral_loss(found, wanted)
         optimiser.zero_grad()
@@ -137,7 +135,7 @@ def train_decoder(
         optimiser.step()
         schedule.step()
         if step % 20 == 0:
-            progress.set_postfix(loss=f"{loss.item():.3f}", mel=f"{mel_error.item():.3f}")
+            bar.set_postfix(loss=f"{loss.item():.3f}", mel=f"{mel_error.item():.3f}", refresh=False)
     codec.eval()
     return codec, _held_out_mel_error(codec, speech, tokeniser, spectral_loss)
 

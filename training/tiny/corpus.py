@@ -22,10 +22,10 @@ from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.files import staged_directory
+from deeptalk_edge.progress import progress
 from deeptalk_edge.training.tiny.domain import Question, Split, answers, questions
 from deeptalk_edge.training.tiny.voices import (
     ANSWER_VOICE,
@@ -199,9 +199,7 @@ def _codec_texts(seed: int) -> list[str]:
 def _speak_all(lines: list[tuple[str, Voice]], rate_hz: int, name: str, workers: int) -> Clips:
     with ThreadPoolExecutor(workers) as pool:
         spoken: Iterable[Pcm] = pool.map(lambda line: speak(*line, rate_hz=rate_hz), lines)
-        clips = list(
-            tqdm(spoken, desc=name, total=len(lines), unit="clip", mininterval=2, disable=None)
-        )
+        clips = list(progress(spoken, name=name, unit="clip", total=len(lines)))
     offsets = np.cumsum([0, *map(len, clips)], dtype=np.int64)
     return Clips(np.concatenate(clips), offsets, rate_hz)
 

@@ -20,8 +20,8 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 import torch
-from tqdm import tqdm
 
+from deeptalk_edge.progress import progress
 from deeptalk_edge.training.snac import Snac
 from deeptalk_edge.training.tiny.corpus import Corpus
 from deeptalk_edge.training.tiny.domain import Split
@@ -88,9 +88,7 @@ def evaluate(
         chosen = corpus.select(split, is_test=is_test)[::every]
         wanted = [normalise(corpus.utterances[i].answer) for i in chosen]
         texts, heard, heard_open = [], [], []
-        for number, i in enumerate(
-            tqdm(chosen, desc=split.value, unit="question", mininterval=5, disable=None)
-        ):
+        for number, i in enumerate(progress(chosen, name=split.value, unit="question")):
             text, samples = answer(corpus.questions[i])
             texts.append(normalise(text))
             heard.append(closed(samples))

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from deeptalk_edge.model.prompt import Typed
 from deeptalk_edge.model.rows import Ids
+from deeptalk_edge.progress import progress
 from deeptalk_edge.training.checkpoint import load_model
 from deeptalk_edge.training.data.codes import CODEC_ENCODER
 from deeptalk_edge.training.data.dataset import open_template
@@ -77,7 +77,7 @@ def own_answers(checkpoint: Path, count: int, *, seed: int = 0) -> list[Ids]:
         by_length[len(rows)].append(rows)
     frames = []
     groups = [(rows[i : i + 16]) for rows in by_length.values() for i in range(0, len(rows), 16)]
-    for group in tqdm(groups, desc="answers", unit="batch", mininterval=5, disable=None):
+    for group in progress(groups, name="answers", unit="batch"):
         answers = generate(model, np.stack(group), speaker=SPEAKER, mode="single", max_rows=100)
         frames += [answer.frames for answer in answers if len(answer.frames) > CLIP_FRAMES]
     random.Random(seed).shuffle(frames)

@@ -19,9 +19,9 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from deeptalk_edge.files import write_file
+from deeptalk_edge.progress import progress
 from deeptalk_edge.training.expert_split import ExpertLoads, split_experts
 from deeptalk_edge.training.experts import Router, Routing
 from deeptalk_edge.training.items import Batch
@@ -98,7 +98,7 @@ def remember(
     spans: dict[int, tuple[int, int]] = {}
     first = 0
     starts = range(0, len(utterances), batch_size)
-    for start in tqdm(starts, desc="remember", unit="batch", mininterval=5, disable=None):
+    for start in progress(starts, name="remember", unit="batch"):
         chosen = utterances[start : start + batch_size]
         takes = ear.plan(chosen, rng, strength, full_margins=True)
         with precision(ear.device, bfloat16):

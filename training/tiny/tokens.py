@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
 from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.files import write_file
 from deeptalk_edge.model.spec import CodecSpec
+from deeptalk_edge.progress import progress
 from deeptalk_edge.training.snac import ResidualQuantizer, rows_from_scales
 from deeptalk_edge.training.tiny.codebooks import CodeUsage, start_codebooks
 from deeptalk_edge.training.tiny.corpus import Clips
@@ -157,10 +157,8 @@ def train_tokens(
         optimiser, settings.learning_rate, settings.num_steps, pct_start=0.1
     )
     usage = CodeUsage(tokeniser.quantizer)
-    progress = tqdm(
-        range(settings.num_steps), desc="tokens", unit="step", mininterval=2, disable=None
-    )
-    for step in progress:
+    bar = progress(range(settings.num_steps), name="tokens", unit="step")
+    for step in bar:
         if step == settings.quantise_from:
             start = _random_clips(frames, 300, settings.clip_frames)
             start_codebooks(tokeniser.quantizer, tokeniser.encoder(start))
@@ -180,7 +178,7 @@ def train_tokens(
         optimiser.step()
         schedule.step()
         if step % 50 == 0:
-            progress.set_postfix(mel=f"{mel_error.item():.3f}")
+            bar.set_postfix(mel=f"{mel_error.item():.3f}", refresh=False)
     tokeniser.eval()
     with torch.inference_mode():
         errors = [

@@ -17,10 +17,10 @@ from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from deeptalk_edge.errors import ArtifactError
 from deeptalk_edge.files import write_file
+from deeptalk_edge.progress import progress
 from deeptalk_edge.training.tiny.corpus import as_samples
 from deeptalk_edge.training.tiny.domain import FIXED, GREETING, PLACES, TENS, answers
 from deeptalk_edge.training.tiny.tokens import Tokeniser
@@ -165,7 +165,7 @@ def build_units(tokeniser: Tokeniser) -> UnitVoice:
     Raises SettingsError if flite is missing.
     """
     need_synthesisers()
-    names = tqdm(unit_names(answers()), desc="units", unit="unit", mininterval=2, disable=None)
+    names = progress(unit_names(answers()), name="units", unit="unit")
     return UnitVoice({name: _speak_unit(name, tokeniser) for name in names})
 
 
