@@ -62,7 +62,7 @@ from deeptalk_edge.runtime.understanding import ANSWER_ALL
 from deeptalk_edge.training.tiny.corpus import load_corpus, synthesise
 from deeptalk_edge.training.tiny.domain import Split
 from deeptalk_edge.training.tiny.evaluate import HELD_OUT
-from deeptalk_edge.training.tiny.scorer import GrammarRecogniser, normalise
+from deeptalk_edge.training.tiny.scorer import KioskRecogniser, normalise
 
 Array = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -89,7 +89,7 @@ class Ear:
         settings = ConversationSettings.of(bundle)
         self._codec = open_backend(bundle, "auto", settings.for_backend()).codec
         self._entry = bundle.manifest.codec
-        self._hear = GrammarRecogniser()
+        self._hear = KioskRecogniser()
         self._known: dict[str, str] = {}
 
     def __call__(self, codes: Ids) -> str:

@@ -41,7 +41,7 @@ from deeptalk_edge.training.tiny.evaluate import (
     run_controls,
 )
 from deeptalk_edge.training.tiny.quality import CodecScore, codec_quality
-from deeptalk_edge.training.tiny.scorer import GrammarRecogniser, Recogniser, WhisperRecogniser
+from deeptalk_edge.training.tiny.scorer import KioskRecogniser, Recogniser, WhisperRecogniser
 from deeptalk_edge.training.tiny.tokens import Tokeniser
 from deeptalk_edge.training.tiny.units import UnitVoice
 
@@ -110,7 +110,7 @@ class _Judge:
         self.corpus = load_corpus(args.work / "corpus")
         self.units = UnitVoice.load(args.work / "units.npz")
         self.codec = load_snac(args.snac)
-        self.closed, self.opened = GrammarRecogniser(), WhisperRecogniser(threads=1)
+        self.closed, self.opened = KioskRecogniser(), WhisperRecogniser(threads=1)
 
 
 _judges: list[_Judge] = []  # one in a worker process

@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 from deeptalk_edge.bench.harness import BUNDLE, arguments, measured
 from deeptalk_edge.bench.noise import KINDS, make_noise
 from deeptalk_edge.bundle.reader import Bundle
-from deeptalk_edge.calibration.recogniser import word_errors
 from deeptalk_edge.calibration.understanding.recordings import framed
+from deeptalk_edge.calibration.word_errors import word_errors
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.model.features import RATE_HZ
 from deeptalk_edge.runtime.conversation import Conversation, ConversationSettings

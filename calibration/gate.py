@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from deeptalk_edge.bundle.calibration import Gate, Measure
 from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.calibration.corpus import Utterance
-from deeptalk_edge.calibration.recogniser import WordRecogniser, spelled, word_errors
 from deeptalk_edge.calibration.tape import Tape
 from deeptalk_edge.calibration.taped_model import AskedUtterance, TapedModel
+from deeptalk_edge.calibration.word_errors import spelled, word_errors
 from deeptalk_edge.devices.profile import GateLimits
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.runtime.lm.engine import Logits
+from deeptalk_edge.sound.recogniser import WordRecogniser
 
 Array = NDArray[np.float32]
 Floats = NDArray[np.float64]
@@ -192,18 +193,18 @@ def _spoken_measures(
 ) -> dict[str, Measure]:
     names = ("spoken_word_errors", "spoken_word_errors_float", "spoken_word_errors_rise")
     wanted = [
-        [answer or text for answer, text in zip(u.answers, one.texts, strict=True)]
+        [spelled(answer or text) for answer, text in zip(u.answers, one.texts, strict=True)]
         for u, one in zip(utterances, floats, strict=True)
     ]
     try:
         hear = WordRecogniser((text for texts in wanted for text in texts), rate_hz)
-    except ValueError as error:
+    except SettingsError as error:
         return {name: Measure(value=None, reason=str(error)) for name in names}
     rates: tuple[list[float], list[float]] = ([], [])
     for texts, one, other in zip(wanted, floats, found, strict=True):
         for place, asked in zip(rates, (other, one), strict=True):
             errors = [
-                word_errors(spelled(text), hear(pcm)) / max(len(spelled(text)), 1)
+                word_errors(hear.fold(text).split(), hear(pcm).split()) / max(len(text.split()), 1)
                 for text, pcm in zip(texts, asked.sounds, strict=True)
             ]
             place.append(float(np.mean(errors)))

@@ -22,7 +22,7 @@ from deeptalk_edge.runtime.lm.codec_stream import Codec, StreamingCodec
 from deeptalk_edge.sound.wav import read_wav
 from deeptalk_edge.training.snac import Snac
 from deeptalk_edge.training.tiny.evaluate import decode_frames
-from deeptalk_edge.training.tiny.scorer import GrammarRecogniser, normalise
+from deeptalk_edge.training.tiny.scorer import KioskRecogniser, normalise
 from tests.places import TINY
 
 CHECKPOINT = TINY
@@ -63,12 +63,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def closed() -> GrammarRecogniser:
-    return GrammarRecogniser()
+def closed() -> KioskRecogniser:
+    return KioskRecogniser()
 
 
 @pytest.fixture(scope="module")
-def heard(bundle: Bundle, closed: GrammarRecogniser) -> list[Heard]:
+def heard(bundle: Bundle, closed: KioskRecogniser) -> list[Heard]:
     """Answers to every clip, each in a new conversation."""
     results = []
     with Conversation(bundle) as talk:
@@ -107,7 +107,7 @@ def test_the_example_asks_and_writes_the_answer(bundle: Bundle, tmp_path: Path) 
 
 
 def test_shuffled_codes_have_no_recognisable_words(
-    heard: list[Heard], bundle: Bundle, closed: GrammarRecogniser
+    heard: list[Heard], bundle: Bundle, closed: KioskRecogniser
 ) -> None:
     """The recogniser depends on the voice, not only on its grammar."""
     rng, entry = np.random.default_rng(0), bundle.manifest.codec
@@ -119,7 +119,7 @@ def test_shuffled_codes_have_no_recognisable_words(
 
 
 def test_an_untrained_decoder_has_no_recognisable_words(
-    heard: list[Heard], bundle: Bundle, closed: GrammarRecogniser
+    heard: list[Heard], bundle: Bundle, closed: KioskRecogniser
 ) -> None:
     torch.manual_seed(0)
     untrained = Snac(bundle.manifest.codec.spec, with_encoder=False).eval()

@@ -24,6 +24,7 @@ import torch
 
 from deeptalk_edge.checkpoint.config import read_config
 from deeptalk_edge.model.rows import Ids
+from deeptalk_edge.sound.recogniser import SentenceRecogniser, WordRecogniser
 from deeptalk_edge.training.answering import Answerer, Samples, open_reader, questions_of
 from deeptalk_edge.training.data.check import sources_of
 from deeptalk_edge.training.data.dataset import (
@@ -39,12 +40,10 @@ from deeptalk_edge.training.model import DeepTalk
 from deeptalk_edge.training.stages.objective import encode_batch, run
 from deeptalk_edge.training.stages.recipe import Source
 from deeptalk_edge.training.tiny.scorer import (
-    GrammarRecogniser,
     Recogniser,
     normalise,
+    pronounce,
     score,
-    sentences_grammar,
-    words_grammar,
 )
 
 _Z = 1.959964  # 95 %
@@ -169,17 +168,17 @@ def score_answers(
     if not questions:
         return None
     wanted = [normalise(question.answer) for question in questions]
+    rate_hz = answerer.codec.spec.sampling_rate
+    closed = SentenceRecogniser(wanted, rate_hz, pronounce)
+    opened = WordRecogniser(wanted, rate_hz, pronounce)
     said = answerer.answers(questions)
     texts = [normalise(one.text) for one in said]
-    rate_hz = answerer.codec.spec.sampling_rate
-    closed = GrammarRecogniser(rate_hz, grammar=sentences_grammar(wanted))
-    opened = GrammarRecogniser(rate_hz, grammar=words_grammar(wanted))
     frames = [one.frames for one in said]
     heard, words = zip(*hear_answers(frames, answerer.sound_of, (closed, opened)), strict=True)
     return AnswerScores(
         text_exact=_share_equal(texts, wanted),
         spoken_exact=_share_equal(heard, wanted),
-        spoken_word_error_rate=score(wanted, words).word_error_rate,
+        spoken_word_error_rate=score([*map(opened.fold, wanted)], words).word_error_rate,
         agreed=_share_equal(heard, texts),
     )
 

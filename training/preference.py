@@ -19,10 +19,11 @@ from pathlib import Path
 from deeptalk_edge.checkpoint.config import read_config
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.files import check_output, write_file
+from deeptalk_edge.sound.recogniser import WordRecogniser
 from deeptalk_edge.training.answering import Answerer, Said, open_reader, questions_of
 from deeptalk_edge.training.data.check import sources_of
 from deeptalk_edge.training.generate import Sampling
-from deeptalk_edge.training.tiny.scorer import GrammarRecogniser, normalise, score, words_grammar
+from deeptalk_edge.training.tiny.scorer import normalise, pronounce, score
 
 _LAST_WORD_ROWS = 6  # ids of the last word, EOS and EOT
 
@@ -60,9 +61,10 @@ def make_pairs(
     named = questions_of(reader, "TQAA", max_questions)
     if not named:
         raise SettingsError("no question can be typed and answered aloud")
-    hear = GrammarRecogniser(
+    hear = WordRecogniser(
+        (normalise(question.answer) for _, question in named),
         answerer.codec.spec.sampling_rate,
-        grammar=words_grammar(question.answer for _, question in named),
+        pronounce,
     )
     takes = [
         answerer.answers(
@@ -77,7 +79,7 @@ def make_pairs(
         for said in answers:
             if can_be_paired(said, question.answer):
                 heard = hear(answerer.sound_of(said.frames))
-                rate = score([question.answer], [heard]).word_error_rate
+                rate = score([hear.fold(normalise(question.answer))], [heard]).word_error_rate
                 scored.append(Scored(said=said, word_error_rate=rate))
                 rates.append(rate)
         if (pair := pick(scored)) is not None:

@@ -42,6 +42,7 @@ def test_the_shipped_checkpoint_answers_typed_and_spoken(
     for kind in ("spoken", "typed"):
         assert scores[kind]["text_exact"]["share"] == 1.0
         assert scores[kind]["spoken_exact"]["share"] == 1.0
+        assert scores[kind]["spoken_word_error_rate"] == 0.0
         assert scores[kind]["agreed"]["n"] == 2
     assert scores["language_drop"] == 0.0
     assert len(scores["codebook_accuracy"]) == 7

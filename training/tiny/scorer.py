@@ -9,25 +9,24 @@ Text that the model wrote proves nothing about what it said, so an answer counts
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import jiwer
-import numpy as np
-import soxr
 
 from deeptalk_edge.errors import SettingsError
+from deeptalk_edge.sound.recogniser import GrammarRecogniser, padded
 from deeptalk_edge.training.tiny.corpus import Samples
 from deeptalk_edge.training.tiny.domain import UNITS, answer_grammar, number
+from deeptalk_edge.training.tiny.voices import need_synthesisers, phones_of
 
 Recogniser = Callable[[Samples], str]
 """Takes 24 kHz samples in -1..1; returns what it heard, normalised."""
 
-HEARD_RATE_HZ = 16000
-SILENCE_MS = 200
+_PHONES = {"ax": "AH"}  # flite's schwa; it writes the others as pocketsphinx does
 
 SPELLINGS = {
     "&": " and ",
@@ -53,25 +52,16 @@ class SpokenScore:
     word_error_rate: float
 
 
-class GrammarRecogniser:
-    """The closed one. Hears one of the grammar's sentences, or "" where none fits."""
+class KioskRecogniser:
+    """The closed one. Hears one of the kiosk's answers, or "" where none fits."""
 
-    def __init__(self, rate_hz: int = 24000, *, grammar: str | None = None) -> None:
-        """The kiosk's answers, unless another JSGF grammar is given. Raises SettingsError if
-        pocketsphinx is not installed."""
-        sphinx = _need_package("pocketsphinx", "pocketsphinx")
-        self._rate_hz = rate_hz
-        self._decoder = sphinx.Decoder(samprate=HEARD_RATE_HZ, lm=None, loglevel="FATAL")
-        self._decoder.add_jsgf_string("answers", grammar or answer_grammar())
-        self._decoder.activate_search("answers")
+    def __init__(self, rate_hz: int = 24000) -> None:
+        """Raises SettingsError if pocketsphinx is not installed."""
+        self._hear = GrammarRecogniser(rate_hz)
+        self._hear.listen_for(answer_grammar())
 
     def __call__(self, samples: Samples) -> str:
-        heard = np.clip(_prepare(samples, self._rate_hz), -1, 1)
-        self._decoder.start_utt()
-        self._decoder.process_raw((heard * 32767).astype(np.int16).tobytes(), full_utt=True)
-        self._decoder.end_utt()
-        hypothesis = self._decoder.hyp()
-        return normalise(hypothesis.hypstr) if hypothesis else ""
+        return normalise(self._hear(samples))
 
 
 class WhisperRecogniser:
@@ -91,7 +81,7 @@ class WhisperRecogniser:
 
     def __call__(self, samples: Samples) -> str:
         segments, _ = self._model.transcribe(
-            _prepare(samples, self._rate_hz),
+            padded(samples, self._rate_hz),
             beam_size=1,
             language="en",
             temperature=0.0,
@@ -101,19 +91,13 @@ class WhisperRecogniser:
         return normalise(" ".join(segment.text for segment in segments))
 
 
-def sentences_grammar(sentences: Iterable[str]) -> str:
-    """The JSGF grammar of some sentences, for a recogniser that tells which one it was."""
-    choices = " | ".join(sorted({normalise(sentence) for sentence in sentences}))
-    return f"#JSGF V1.0; grammar answers; public <answer> = {choices};"
+def pronounce(word: str) -> str:
+    """How flite says a word, for a recogniser whose dictionary lacks it.
 
-
-def words_grammar(sentences: Iterable[str]) -> str:
-    """Any string of the sentences' words: stricter, and it can count wrong words.
-
-    Written as a recursion: pocketsphinx hears the same with `(...)+`, in three times the time.
+    Raises SettingsError if there is no flite.
     """
-    words = " | ".join(sorted({w for text in sentences for w in normalise(text).split()}))
-    return f"#JSGF V1.0; grammar answers; public <answer> = <word> [<answer>]; <word> = {words};"
+    need_synthesisers()
+    return " ".join(_PHONES.get(phone, phone.upper()) for phone in phones_of(word))
 
 
 def score(references: Sequence[str], heard: Sequence[str]) -> SpokenScore:
@@ -146,14 +130,6 @@ def _spell(digits: str) -> str:
     if value > 20 and value % 10:
         return f"{number(value // 10 * 10)} {number(value % 10)}"
     return number(value) if value else UNITS[0]
-
-
-def _prepare(samples: Samples, rate_hz: int) -> Samples:
-    """Silence on both sides, at the recognisers' rate."""
-    silence = np.zeros(rate_hz * SILENCE_MS // 1000, np.float32)
-    quiet = np.concatenate([silence, samples.astype(np.float32), silence])
-    heard: Samples = soxr.resample(quiet, rate_hz, HEARD_RATE_HZ)
-    return heard
 
 
 def _need_package(module: str, package: str) -> Any:
