@@ -23,7 +23,7 @@ from deeptalk_edge.bundle.reader import Bundle
 from deeptalk_edge.calibration.corpus import Utterance
 from deeptalk_edge.calibration.tape import Tape
 from deeptalk_edge.calibration.taped_model import AskedUtterance, TapedModel
-from deeptalk_edge.calibration.word_errors import spelled, word_errors
+from deeptalk_edge.calibration.word_errors import plain, spelled, word_errors
 from deeptalk_edge.devices.profile import GateLimits
 from deeptalk_edge.errors import SettingsError
 from deeptalk_edge.runtime.lm.engine import Logits
@@ -170,10 +170,10 @@ def _text_measures(
     same, right, right_float = [], [], []
     for utterance, one, other in zip(utterances, floats, found, strict=True):
         for text, other_text, answer in zip(one.texts, other.texts, utterance.answers, strict=True):
-            same.append(float(spelled(text) == spelled(other_text)))
+            same.append(float(plain(text) == plain(other_text)))
             if answer is not None:
-                right.append(float(spelled(other_text) == spelled(answer)))
-                right_float.append(float(spelled(text) == spelled(answer)))
+                right.append(float(plain(other_text) == plain(answer)))
+                right_float.append(float(plain(text) == plain(answer)))
     drop = [a - b for a, b in zip(right_float, right, strict=True)]
     return {
         "same_text": _measure(same, seed, most=False),
@@ -202,10 +202,13 @@ def _spoken_measures(
         return {name: Measure(value=None, reason=str(error)) for name in names}
     rates: tuple[list[float], list[float]] = ([], [])
     for texts, one, other in zip(wanted, floats, found, strict=True):
+        if not any(texts):
+            continue
         for place, asked in zip(rates, (other, one), strict=True):
             errors = [
-                word_errors(hear.fold(text).split(), hear(pcm).split()) / max(len(text.split()), 1)
+                word_errors(hear.fold(text).split(), hear(pcm).split()) / len(text.split())
                 for text, pcm in zip(texts, asked.sounds, strict=True)
+                if text
             ]
             place.append(float(np.mean(errors)))
     rise = [a - b for a, b in zip(*rates, strict=True)]

@@ -6,8 +6,13 @@ import re
 from collections.abc import Sequence
 
 
+def plain(text: str) -> str:
+    """The words of a text, of any script, in lower case without punctuation: to compare texts."""
+    return " ".join(re.findall(r"[^\W_]+(?:'[^\W_]+)*", text.lower()))
+
+
 def spelled(text: str) -> str:
-    """The words of a text in lower case, without punctuation."""
+    """The words that pocketsphinx may know, in English letters: to compare with what is heard."""
     return " ".join(re.findall(r"[a-z']+", text.lower()))
 
 

@@ -183,6 +183,14 @@ def test_a_printed_command_runs(command: str, place: Path, monkeypatch: pytest.M
         assert main(argv) in (0, int(command in MAY_FAIL)), each
 
 
+@pytest.mark.parametrize("command", [c for c, why in NOT_RUN.items() if why in (KIOSK, CALIBRATED)])
+def test_a_printed_command_that_is_not_run_is_understood(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(argv_of(command)) == 1, "its files are missing here; 2 says that a flag is wrong"
+
+
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make")])
 def test_a_printed_target_exists(command: str) -> None:
     argv = shlex.split(command)

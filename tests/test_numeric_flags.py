@@ -31,7 +31,7 @@ _VERBS = {
         ("pairs", "--top-k", "0", "1 or more"),
         ("pairs", "--seed", "-1", "0 or more"),
         ("check", "--max-rows", "0", "1 or more"),
-        ("speak", "--takes", "many", "1 or more"),
+        ("speak", "--takes", "many", "0 or more"),
         ("speak", "--held-out", "-1", "0 or more"),
         ("plan", "--gpus", "0", "1 or more"),
         ("plan", "--rows", "0", "1 or more"),

@@ -135,7 +135,9 @@ def _declare_speak(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("csv", type=Path, help="columns question, answer; see the page")
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("-o", "--out", type=Path, required=True, help="directory to make")
-    parser.add_argument("--takes", type=count, default=24, help="voices a question (default 24)")
+    parser.add_argument(
+        "--takes", type=count_or_zero, default=24, help="voices a question (default 24)"
+    )
     parser.add_argument(
         "--held-out",
         type=count_or_zero,

@@ -8,8 +8,9 @@ codebooks  the share of the data's codes that the model would have chosen, each 
            history
 language   the loss of the text on typed questions beside the base model's: what adapting has cost
 
-Rates come with Wilson's 95 % interval. The recogniser is pocketsphinx with the grammar of all
-wanted answers for `exact`, and with any string of their words for the word errors.
+Rates come with Wilson's 95 % interval and their n: only answers in English letters are heard. The
+recogniser is pocketsphinx with the grammar of all wanted answers for `exact`, and with any string
+of their words for the word errors.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from deeptalk_edge.training.stages.objective import encode_batch, run
 from deeptalk_edge.training.stages.recipe import Source
 from deeptalk_edge.training.tiny.scorer import (
     Recogniser,
+    can_be_heard,
     normalise,
     pronounce,
     score,
@@ -75,12 +77,12 @@ def wilson(hits: int, n: int) -> Rate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerScores:
-    """Answers to questions of one kind."""
+    """Answers to questions of one kind; None where no answer can be heard."""
 
     text_exact: Rate
-    spoken_exact: Rate
-    spoken_word_error_rate: float
-    agreed: Rate
+    spoken_exact: Rate | None
+    spoken_word_error_rate: float | None
+    agreed: Rate | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,9 +113,11 @@ class Scores:
             if scores is None:
                 lines.append(f"{name}: none")
                 continue
+            lines += [f"{name}:", f"  text exact     {scores.text_exact}"]
+            if scores.spoken_word_error_rate is None:
+                lines.append("  spoken         not heard: the recogniser knows English alone")
+                continue
             lines += [
-                f"{name}:",
-                f"  text exact     {scores.text_exact}",
                 f"  spoken exact   {scores.spoken_exact}",
                 f"  spoken WER     {scores.spoken_word_error_rate:.3f}",
                 f"  text = speech  {scores.agreed}",
@@ -168,18 +172,25 @@ def score_answers(
     if not questions:
         return None
     wanted = [normalise(question.answer) for question in questions]
-    rate_hz = answerer.codec.spec.sampling_rate
-    closed = SentenceRecogniser(wanted, rate_hz, pronounce)
-    opened = WordRecogniser(wanted, rate_hz, pronounce)
+    english = [i for i, text in enumerate(wanted) if can_be_heard(text)]
+    if english:
+        some, rate_hz = [wanted[i] for i in english], answerer.codec.spec.sampling_rate
+        closed = SentenceRecogniser(some, rate_hz, pronounce)
+        opened = WordRecogniser(some, rate_hz, pronounce)
     said = answerer.answers(questions)
     texts = [normalise(one.text) for one in said]
-    frames = [one.frames for one in said]
+    text_exact = _share_equal(texts, wanted)
+    if not english:
+        return AnswerScores(
+            text_exact=text_exact, spoken_exact=None, spoken_word_error_rate=None, agreed=None
+        )
+    frames = [said[i].frames for i in english]
     heard, words = zip(*hear_answers(frames, answerer.sound_of, (closed, opened)), strict=True)
     return AnswerScores(
-        text_exact=_share_equal(texts, wanted),
-        spoken_exact=_share_equal(heard, wanted),
-        spoken_word_error_rate=score([*map(opened.fold, wanted)], words).word_error_rate,
-        agreed=_share_equal(heard, texts),
+        text_exact=text_exact,
+        spoken_exact=_share_equal(heard, some),
+        spoken_word_error_rate=score([*map(opened.fold, some)], words).word_error_rate,
+        agreed=_share_equal(heard, [texts[i] for i in english]),
     )
 
 

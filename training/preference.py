@@ -23,7 +23,7 @@ from deeptalk_edge.sound.recogniser import WordRecogniser
 from deeptalk_edge.training.answering import Answerer, Said, open_reader, questions_of
 from deeptalk_edge.training.data.check import sources_of
 from deeptalk_edge.training.generate import Sampling
-from deeptalk_edge.training.tiny.scorer import normalise, pronounce, score
+from deeptalk_edge.training.tiny.scorer import can_be_heard, normalise, pronounce, score
 
 _LAST_WORD_ROWS = 6  # ids of the last word, EOS and EOT
 
@@ -62,7 +62,7 @@ def make_pairs(
     if not named:
         raise SettingsError("no question can be typed and answered aloud")
     hear = WordRecogniser(
-        (normalise(question.answer) for _, question in named),
+        filter(can_be_heard, (normalise(question.answer) for _, question in named)),
         answerer.codec.spec.sampling_rate,
         pronounce,
     )
@@ -104,6 +104,7 @@ def can_be_paired(said: Said, answer: str) -> bool:
     return (
         0 < said.frames.size < MAX_CODES
         and normalise(said.text) == normalise(answer)
+        and can_be_heard(normalise(answer))
         and _has_room(said)
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deeptalk_edge.calibration.word_errors import spelled, word_errors
+from deeptalk_edge.calibration.word_errors import plain, spelled, word_errors
 
 
 @pytest.mark.parametrize(
@@ -18,4 +18,10 @@ def test_word_errors_count_insertions_deletions_and_replacements(
 
 
 def test_words_are_compared_without_case_and_punctuation() -> None:
+    assert plain("Hello, I'm HERE!  5") == "hello i'm here 5"
     assert spelled("Hello, I'm HERE!  5") == "hello i'm here"
+
+
+def test_texts_of_any_script_are_told_apart() -> None:
+    assert plain("你好") != plain("再见")
+    assert spelled("你好") == ""

@@ -47,6 +47,7 @@ ANSWERS = (
         ("No, you can't smoke", "no you can not smoke"),
         ("the 1st floor & the 2nd", "the first floor and the second"),
         ("room 0", "room zero"),
+        ("Das Café, 你好!", "das café 你好"),
         ("21", "twenty one"),
     ],
 )

@@ -7,6 +7,7 @@ preference   the text's loss and DPO on the codes, against a frozen reference
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ from deeptalk_edge.training.losses import (
 from deeptalk_edge.training.model import DeepTalk
 
 PreferenceMode: TypeAlias = Literal["proper", "released"]
+
+# Norms keep float32 weights under autocast; torch says once that it has no fused kernel for that.
+warnings.filterwarnings("ignore", "Mismatch dtype between input and weight", UserWarning)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

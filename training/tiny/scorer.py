@@ -91,6 +91,11 @@ class WhisperRecogniser:
         return normalise(" ".join(segment.text for segment in segments))
 
 
+def can_be_heard(text: str) -> bool:
+    """Whether a normalised text is in English letters, which alone can be pronounced here."""
+    return bool(text) and text.isascii()
+
+
 def pronounce(word: str) -> str:
     """How flite says a word, for a recogniser whose dictionary lacks it.
 
@@ -112,14 +117,17 @@ def score(references: Sequence[str], heard: Sequence[str]) -> SpokenScore:
 
 
 def normalise(text: str) -> str:
-    """Spell a transcript as the kiosk does: lower case, no punctuation, numbers in words."""
+    """Spell a transcript as the kiosk does: lower case, no punctuation, numbers in words.
+
+    Letters of any script stay.
+    """
     text = text.lower()
     for found, wanted in SPELLINGS.items():
         text = text.replace(found, wanted)
     text = re.sub(r"£\s*(\d+)", r"\1 pounds", text)
     text = re.sub(r"(\d+):00", r"\1", text)
     text = re.sub(r"\d+", lambda digits: f" {_spell(digits.group())} ", text)
-    return " ".join(re.sub(r"[^a-z' ]+", " ", text).split())
+    return " ".join(re.sub(r"[^\w']+|_", " ", text).split())
 
 
 def _spell(digits: str) -> str:
