@@ -11,7 +11,7 @@ from pathlib import Path
 
 from deeptalk_edge.devices.report import Distribution, distribution
 from deeptalk_edge.files import write_file
-from deeptalk_edge.runtime.events import TurnDone
+from deeptalk_edge.runtime.events import Stopped, TurnDone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +44,7 @@ class Sample:
     was_speculative: bool
     num_prompt_rows: int
     num_rows: int
+    stopped: Stopped
 
 
 def sample_of(number: int, done: TurnDone, start_s: float, *, is_warmup: bool) -> Sample:
@@ -75,6 +76,7 @@ def sample_of(number: int, done: TurnDone, start_s: float, *, is_warmup: bool) -
         was_speculative=voice.was_speculative,
         num_prompt_rows=metrics.num_prompt_rows,
         num_rows=metrics.num_rows,
+        stopped=metrics.stopped,
     )
 
 

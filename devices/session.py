@@ -307,6 +307,11 @@ def _warnings(start: State, end: State, turns: Sequence[Sample], monitor: Monito
         yield f"the power mode changed: {start.power_mode} to {end.power_mode}"
     if start.throttled is not None and end.throttled != start.throttled:
         yield f"the machine was throttled: {start.throttled} to {end.throttled}"
+    if refused := sum(turn.stopped == "not_understood" for turn in turns):
+        yield (
+            f"{refused} of {len(turns)} turns were not understood: their answer is the bundle's "
+            "line, and the figures mix both; `deeptalk-edge run --wav` shows what is understood"
+        )
     if len(turns) < 20:
         yield f"{len(turns)} turns: fewer than 20 say little of a tail"
     if start.governor not in (None, "performance"):

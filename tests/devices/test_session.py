@@ -59,6 +59,17 @@ def test_turns_are_asked_by_voice_and_every_figure_is_there(
     assert turns[1]["heard_s"] < 2  # the answer of the fake backend is longer than was heard
 
 
+def test_turns_that_were_not_understood_are_counted(tmp_path: Path) -> None:
+    assert main(["export", str(ROOT / "checkpoints/tiny"), "-o", str(tmp_path / "tiny")]) == 0
+    backwards = tmp_path / "backwards.wav"
+    pcm = read_sound(ROOT / "checkpoints/tiny/questions/both_new-0.wav").pcm[::-1]
+    backwards.write_bytes(wav_bytes(encode(pcm, PCM, 16)))
+    report = profile_bundle(
+        tmp_path / "tiny", Script(questions=(backwards,), turns=1, warmup_turns=0)
+    )
+    assert any("1 of 1 turns were not understood" in warning for warning in report.warnings)
+
+
 def test_what_experts_count_in_a_warmup_turn_is_not_reported(
     bundle_path: Path, question: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
