@@ -36,7 +36,7 @@ def progress(
         total=total,
         initial=first,
         mininterval=interval_s,
-        maxinterval=max(interval_s, 10.0),
+        miniters=1,  # else tqdm's own thread writes, too
         delay=delay_s,
         file=file,
         disable=not is_shown,
