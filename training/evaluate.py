@@ -72,7 +72,7 @@ def wilson(hits: int, n: int) -> Rate:
     share, square = hits / n, _Z * _Z
     middle = (share + square / (2 * n)) / (1 + square / n)
     half = _Z / (1 + square / n) * math.sqrt(share * (1 - share) / n + square / (4 * n * n))
-    return Rate(share, middle - half, middle + half, n)
+    return Rate(share, max(0.0, middle - half), min(1.0, middle + half), n)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
