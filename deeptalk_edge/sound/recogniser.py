@@ -48,10 +48,12 @@ class GrammarRecogniser:
 
     def phones_of(self, word: str, pronounce: Pronounce | None) -> str | None:
         """How a word sounds; None if neither the dictionary nor `pronounce` has it."""
-        if self._decoder.lookup_word(word) is None and pronounce is not None:
-            self._decoder.add_word(word, pronounce(word), True)
-        phones: str | None = self._decoder.lookup_word(word)
-        return phones
+        is_known = self._decoder.lookup_word(word) is not None
+        # A word without phones would end the process.
+        if not is_known and pronounce is not None and (phones := pronounce(word)):
+            self._decoder.add_word(word, phones, True)
+        known: str | None = self._decoder.lookup_word(word)
+        return known
 
     def listen_for(self, grammar: str) -> None:
         """From now on hear what `grammar` allows."""

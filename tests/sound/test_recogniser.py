@@ -59,6 +59,10 @@ def test_a_word_that_the_dictionary_lacks_is_heard_if_it_can_be_pronounced(
     assert hear(composed[1]) == sentence
 
 
+def test_a_word_without_phones_is_never_heard() -> None:
+    assert WordRecogniser(["gate ' one"], 24000, lambda word: "").fold("gate ' one") == "gate ' one"
+
+
 @pytest.mark.parametrize("sentences", [[], [""], ["qqxzw"]])
 @pytest.mark.parametrize("kind", [SentenceRecogniser, WordRecogniser])
 def test_no_known_word_is_refused(

@@ -48,6 +48,7 @@ ANSWERS = (
         ("the 1st floor & the 2nd", "the first floor and the second"),
         ("room 0", "room zero"),
         ("Das Café, 你好!", "das café 你好"),
+        ("I'll wait ' here'", "i'll wait here'"),
         ("21", "twenty one"),
     ],
 )

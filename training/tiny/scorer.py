@@ -127,7 +127,7 @@ def normalise(text: str) -> str:
     text = re.sub(r"£\s*(\d+)", r"\1 pounds", text)
     text = re.sub(r"(\d+):00", r"\1", text)
     text = re.sub(r"\d+", lambda digits: f" {_spell(digits.group())} ", text)
-    return " ".join(re.sub(r"[^\w']+|_", " ", text).split())
+    return " ".join(re.sub(r"[^\w']+|_|(?<!\w)'(?!\w)", " ", text).split())
 
 
 def _spell(digits: str) -> str:
