@@ -41,6 +41,12 @@ sys.exit(cli.as_program(work))
 """
 
 
+def _heed_signals() -> None:
+    """A shell may start its children with SIGINT ignored; `nohup make test` ignores SIGHUP."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @contextmanager
 def _working(*before: str, patience_s: float = 60.0) -> Iterator[subprocess.Popen[str]]:
     """A child in the middle of its work; it closes when it gets a line."""
@@ -51,8 +57,7 @@ def _working(*before: str, patience_s: float = 60.0) -> Iterator[subprocess.Pope
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell may start its children with SIGINT ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
+        preexec_fn=_heed_signals,
     ) as child:
         try:
             assert child.stdout is not None
