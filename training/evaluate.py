@@ -173,17 +173,20 @@ def score_answers(
         return None
     wanted = [normalise(question.answer) for question in questions]
     english = [i for i, text in enumerate(wanted) if can_be_heard(text)]
-    if english:
-        some, rate_hz = [wanted[i] for i in english], answerer.codec.spec.sampling_rate
-        closed = SentenceRecogniser(some, rate_hz, pronounce)
-        opened = WordRecogniser(some, rate_hz, pronounce)
+    some, rate_hz = [wanted[i] for i in english], answerer.codec.spec.sampling_rate
+    recognisers = (  # before the answers take their time: one may be missing
+        (SentenceRecogniser(some, rate_hz, pronounce), WordRecogniser(some, rate_hz, pronounce))
+        if some
+        else None
+    )
     said = answerer.answers(questions)
     texts = [normalise(one.text) for one in said]
     text_exact = _share_equal(texts, wanted)
-    if not english:
+    if recognisers is None:
         return AnswerScores(
             text_exact=text_exact, spoken_exact=None, spoken_word_error_rate=None, agreed=None
         )
+    closed, opened = recognisers
     frames = [said[i].frames for i in english]
     heard, words = zip(*hear_answers(frames, answerer.sound_of, (closed, opened)), strict=True)
     return AnswerScores(

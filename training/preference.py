@@ -58,11 +58,15 @@ def make_pairs(
     sources = sources_of(data)
     config = read_config(checkpoint)
     reader, answerer = open_reader(config, sources), Answerer(config)
-    named = questions_of(reader, "TQAA", max_questions)
+    named = [
+        (name, question)
+        for name, question in questions_of(reader, "TQAA", max_questions)
+        if can_be_heard(normalise(question.answer))
+    ]
     if not named:
-        raise SettingsError("no question can be typed and answered aloud")
+        raise SettingsError("no question can be typed and answered aloud in English letters")
     hear = WordRecogniser(
-        filter(can_be_heard, (normalise(question.answer) for _, question in named)),
+        (normalise(question.answer) for _, question in named),
         answerer.codec.spec.sampling_rate,
         pronounce,
     )
@@ -75,11 +79,11 @@ def make_pairs(
     ]
     lines, rates = [], []
     for (_, question), answers in zip(named, zip(*takes, strict=True), strict=True):
-        scored = []
+        wanted, scored = hear.fold(normalise(question.answer)), []
         for said in answers:
             if can_be_paired(said, question.answer):
                 heard = hear(answerer.sound_of(said.frames))
-                rate = score([hear.fold(normalise(question.answer))], [heard]).word_error_rate
+                rate = score([wanted], [heard]).word_error_rate
                 scored.append(Scored(said=said, word_error_rate=rate))
                 rates.append(rate)
         if (pair := pick(scored)) is not None:
@@ -104,7 +108,6 @@ def can_be_paired(said: Said, answer: str) -> bool:
     return (
         0 < said.frames.size < MAX_CODES
         and normalise(said.text) == normalise(answer)
-        and can_be_heard(normalise(answer))
         and _has_room(said)
     )
 

@@ -8,7 +8,7 @@ Words that the dictionary lacks are heard if the caller can say how they are pro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from importlib import import_module
 from typing import Any
 
@@ -131,8 +131,8 @@ def padded(samples: Array, rate_hz: int) -> Array:
     return heard
 
 
-def _need(known: Iterable[str]) -> None:
-    if not list(known):
+def _need(known: Collection[str]) -> None:
+    if not known:
         raise SettingsError(
             "pocketsphinx knows none of the words of the answers; its dictionary is English"
         )

@@ -38,6 +38,10 @@ def test_a_pause_is_no_word(composed: list[Array]) -> None:
     assert [hear(sound) for sound in composed] == [hear.fold(s) for s in SENTENCES]
 
 
+def test_no_word_is_heard_in_silence() -> None:
+    assert WordRecogniser(["hello"], 24000)(np.zeros(24000, np.float32)) == ""
+
+
 def test_words_that_sound_alike_count_as_one() -> None:
     hear = WordRecogniser(["two tickets to rome", "for four"], 24000)
     assert hear.fold("two to too") == "to to too", "only words of the sentences are folded"
