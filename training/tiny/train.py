@@ -71,7 +71,7 @@ _SPLIT_STEP = 10**6  # batches that no stage trains on
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSettings:
-    """The whole course, sized for 90 minutes on two cores that multiply bfloat16."""
+    """The whole course: some 100 minutes on two cores that multiply bfloat16."""
 
     hearing: HearingPlan = field(default_factory=HearingPlan)
     hearing_rate: float = 2e-3
